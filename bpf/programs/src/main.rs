@@ -1,0 +1,2 @@
+//! veer-bpf-programs
+fn main() {}

@@ -1,0 +1,1 @@
+//! veer-e2e-cluster

@@ -1,0 +1,2 @@
+//! veer-e2e-demo
+fn main() {}

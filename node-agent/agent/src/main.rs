@@ -1,0 +1,2 @@
+//! veer-agent
+fn main() {}

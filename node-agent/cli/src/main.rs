@@ -1,0 +1,2 @@
+//! veer-cli
+fn main() {}

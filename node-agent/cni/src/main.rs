@@ -1,0 +1,2 @@
+//! veer-cni
+fn main() {}

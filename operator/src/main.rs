@@ -1,0 +1,2 @@
+//! veer-operator
+fn main() {}
