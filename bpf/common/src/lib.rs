@@ -1,1 +1,65 @@
-//! veer-bpf-common
+//! What kernel and user space share, defined once: keys and values of every
+//! map, the list of the maps themselves, identities, packet marks, verdicts and
+//! drop reasons.
+//!
+//! Invariants: every type is `#[repr(C)]`, made of integers and byte arrays
+//! only, with named zeroed padding, because kernel hash maps compare padding
+//! too. Addresses, ports and MACs are in network byte order inside `[u8; N]`;
+//! integers are in host byte order. A change of any layout bumps
+//! [`LAYOUT_VERSION`], which is part of the pin path.
+
+#![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "a call across BPF functions costs registers and verifier state"
+)]
+
+pub mod identity;
+pub mod key;
+pub mod maps;
+pub mod mark;
+pub mod outcome;
+pub mod value;
+
+/// Version of the layout of all maps together. Part of the pin path
+/// (`/sys/fs/bpf/veer/maps-v1`), so maps of two layouts never mix.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// UDP port of VXLAN as Linux had it first and most pod networks use it
+/// (IANA's own is 4789).
+pub const DEFAULT_TUNNEL_PORT: u16 = 8472;
+
+/// Bytes that VXLAN over IPv4 adds in front of the inner IP packet: outer IPv4
+/// (20), UDP (8), VXLAN (8), inner Ethernet (14).
+pub const VXLAN_OVERHEAD_V4: u32 = 50;
+
+/// The same over IPv6.
+pub const VXLAN_OVERHEAD_V6: u32 = 70;
+
+/// Names of the BPF programs, one per attach point; the agent attaches by them.
+pub mod program {
+    /// tc ingress of the host side of a pod's veth: what the pod sends.
+    pub const POD_EGRESS: &str = "pod_egress";
+    /// tc egress of the host side of a pod's veth: what the stack sends to the pod.
+    pub const POD_INGRESS: &str = "pod_ingress";
+    /// tc ingress of the VXLAN device.
+    pub const OVERLAY_INGRESS: &str = "overlay_ingress";
+    /// tc egress of the VXLAN device.
+    pub const OVERLAY_EGRESS: &str = "overlay_egress";
+    /// tc ingress of an uplink.
+    pub const UPLINK_INGRESS: &str = "uplink_ingress";
+    /// tc egress of an uplink.
+    pub const UPLINK_EGRESS: &str = "uplink_egress";
+    /// XDP on an uplink.
+    pub const UPLINK_XDP: &str = "uplink_xdp";
+    /// All of them, in the order of [`crate::outcome::Program`].
+    pub const ALL: [&str; 7] = [
+        POD_EGRESS,
+        POD_INGRESS,
+        OVERLAY_INGRESS,
+        OVERLAY_EGRESS,
+        UPLINK_INGRESS,
+        UPLINK_EGRESS,
+        UPLINK_XDP,
+    ];
+}

@@ -1,0 +1,116 @@
+//! The maps: their names, kinds and sizes, as both the object and the agent's
+//! check of existing pins have them.
+
+use crate::{
+    key::{FlowKey, FragmentKey, IpKey},
+    outcome::{OUTCOMES_PER_PROGRAM, Program},
+    value::{
+        Config, Counter, Decision, Endpoint, FlowNote, FragmentPorts, Interface, IpcacheEntry,
+        Remote,
+    },
+};
+
+/// Name of the map of [`Config`].
+pub const CONFIG: &str = "CONFIG";
+/// Name of the map of [`Endpoint`] by address.
+pub const ENDPOINTS: &str = "ENDPOINTS";
+/// Name of the map of [`Interface`] by interface index.
+pub const INTERFACES: &str = "INTERFACES";
+/// Name of the longest-prefix map of [`IpcacheEntry`].
+pub const IPCACHE: &str = "IPCACHE";
+/// Name of the map of node ids by node address.
+pub const NODES: &str = "NODES";
+/// Name of the array of [`Remote`] by node id.
+pub const REMOTES: &str = "REMOTES";
+/// Name of the map of [`FlowNote`] by tuple.
+pub const FLOWS: &str = "FLOWS";
+/// Name of the map of [`FragmentPorts`].
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Name of the per-CPU array of [`Counter`].
+pub const COUNTERS: &str = "COUNTERS";
+/// Name of the per-CPU array of [`Decision`] by [`Program`].
+pub const DECISIONS: &str = "DECISIONS";
+
+/// Local pods on one node, per address.
+pub const ENDPOINTS_MAX: usize = 4096;
+/// Veths of local pods.
+pub const INTERFACES_MAX: usize = 4096;
+/// Rows of the ipcache: pods of the cluster and one per pod CIDR and node address.
+pub const IPCACHE_MAX: usize = 131_072;
+/// Addresses of nodes.
+pub const NODES_MAX: usize = 16_384;
+/// Nodes.
+pub const REMOTES_MAX: usize = 8192;
+/// Noted flows.
+pub const FLOWS_MAX: usize = 65_536;
+/// Datagrams in fragments under way.
+pub const FRAGMENTS_MAX: usize = 8192;
+/// Counters.
+pub const COUNTERS_MAX: usize = Program::ALL.len() * OUTCOMES_PER_PROGRAM as usize;
+/// Decision records.
+pub const DECISIONS_MAX: usize = Program::ALL.len();
+
+/// `BPF_F_NO_PREALLOC` (`include/uapi/linux/bpf.h`): memory by use, not by capacity.
+pub const NO_PREALLOC: u32 = 1;
+
+/// `enum bpf_map_type` values used here (`include/uapi/linux/bpf.h`).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// `BPF_MAP_TYPE_HASH`.
+    Hash = 1,
+    /// `BPF_MAP_TYPE_ARRAY`.
+    Array = 2,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+    PerCpuArray = 6,
+    /// `BPF_MAP_TYPE_LRU_HASH`.
+    LruHash = 9,
+    /// `BPF_MAP_TYPE_LPM_TRIE`.
+    LpmTrie = 11,
+}
+
+/// What a map must look like. A pin that differs is not ours to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Its name in the object and under the pin path.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: MapKind,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// `map_flags`.
+    pub flags: u32,
+}
+
+const fn spec<K, V>(name: &'static str, kind: MapKind, max_entries: usize, flags: u32) -> MapSpec {
+    MapSpec {
+        name,
+        kind,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        max_entries: max_entries as u32,
+        flags,
+    }
+}
+
+/// The key of a longest-prefix map as the kernel sees it: prefix length first.
+#[repr(C)]
+struct LpmIpKey(u32, IpKey);
+
+/// All maps.
+pub const ALL: [MapSpec; 10] = [
+    spec::<u32, Config>(CONFIG, MapKind::Array, 1, 0),
+    spec::<IpKey, Endpoint>(ENDPOINTS, MapKind::Hash, ENDPOINTS_MAX, NO_PREALLOC),
+    spec::<u32, Interface>(INTERFACES, MapKind::Hash, INTERFACES_MAX, NO_PREALLOC),
+    spec::<LpmIpKey, IpcacheEntry>(IPCACHE, MapKind::LpmTrie, IPCACHE_MAX, NO_PREALLOC),
+    spec::<IpKey, u32>(NODES, MapKind::Hash, NODES_MAX, NO_PREALLOC),
+    spec::<u32, Remote>(REMOTES, MapKind::Array, REMOTES_MAX, 0),
+    spec::<FlowKey, FlowNote>(FLOWS, MapKind::LruHash, FLOWS_MAX, 0),
+    spec::<FragmentKey, FragmentPorts>(FRAGMENTS, MapKind::LruHash, FRAGMENTS_MAX, 0),
+    spec::<u32, Counter>(COUNTERS, MapKind::PerCpuArray, COUNTERS_MAX, 0),
+    spec::<u32, Decision>(DECISIONS, MapKind::PerCpuArray, DECISIONS_MAX, 0),
+];

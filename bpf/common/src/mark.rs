@@ -1,0 +1,25 @@
+//! The packet mark (`skb->mark`) by which veer's programs know their own
+//! packets in a later hook.
+//!
+//! Only the programs set it: `pod_egress` clears what a pod brought. The low
+//! half is left to others (kube-proxy uses 0x4000 and 0x8000), so everything
+//! here reads and writes through [`MASK`].
+
+/// The bits that are veer's.
+pub const MASK: u32 = 0xffff_0000;
+/// A program redirected this packet: the egress hook of the target device lets
+/// it pass untouched.
+pub const REDIRECTED: u32 = 0x7ee1_0000;
+/// A program sent this packet up the stack on purpose (a noted flow, or one too
+/// big for its path): it is not noted again.
+pub const TO_STACK: u32 = 0x7ee2_0000;
+
+/// `mark` with veer's bits replaced by `ours`, the rest kept.
+pub const fn set(mark: u32, ours: u32) -> u32 {
+    (mark & !MASK) | (ours & MASK)
+}
+
+/// Veer's bits of `mark`.
+pub const fn get(mark: u32) -> u32 {
+    mark & MASK
+}

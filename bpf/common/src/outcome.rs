@@ -1,0 +1,161 @@
+//! How a program ends: a verdict or a drop with a reason, and the numbers under
+//! which both are counted.
+
+/// Makes a `#[repr(u32)]` enum with its names and its list in one place.
+macro_rules! numbered {
+    ($(#[$attr:meta])* $name:ident { $($(#[$vattr:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
+        $(#[$attr])*
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$vattr])* $variant = $number,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name that tools and metrics print.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// A program, as the high part of a counter's index.
+    Program {
+        /// See [`crate::program::POD_EGRESS`].
+        PodEgress = 0, "pod_egress";
+        /// See [`crate::program::POD_INGRESS`].
+        PodIngress = 1, "pod_ingress";
+        /// See [`crate::program::OVERLAY_INGRESS`].
+        OverlayIngress = 2, "overlay_ingress";
+        /// See [`crate::program::OVERLAY_EGRESS`].
+        OverlayEgress = 3, "overlay_egress";
+        /// See [`crate::program::UPLINK_INGRESS`].
+        UplinkIngress = 4, "uplink_ingress";
+        /// See [`crate::program::UPLINK_EGRESS`].
+        UplinkEgress = 5, "uplink_egress";
+        /// See [`crate::program::UPLINK_XDP`].
+        UplinkXdp = 6, "uplink_xdp";
+    }
+}
+
+numbered! {
+    /// A packet goes on.
+    Verdict {
+        /// Untouched, to the next program or the stack.
+        Pass = 0, "pass";
+        /// To the stack because its destination is this host or the world.
+        ToStack = 1, "to-stack";
+        /// To the stack because the flow is noted as translated there.
+        ToStackNoted = 2, "to-stack-noted";
+        /// To the stack, which answers with an ICMP error (too big, TTL over).
+        ToStackException = 3, "to-stack-exception";
+        /// Delivered into a local pod by `bpf_redirect_peer`.
+        Deliver = 4, "deliver";
+        /// Sent into the tunnel.
+        Overlay = 5, "to-overlay";
+        /// Sent out of an uplink by `bpf_redirect_neigh`.
+        Native = 6, "to-network";
+        /// Answered by the program itself (ARP, ND).
+        Answer = 7, "answer";
+        /// Passed after noting its flow as translated by the stack.
+        PassNoted = 8, "pass-noted";
+    }
+}
+
+numbered! {
+    /// A packet ends here, for this reason. Numbers never change their meaning.
+    DropReason {
+        /// EtherType below 0x600, i.e. an 802.3 length.
+        UnsupportedL2 = 128, "unsupported-l2";
+        /// Neither IPv4 nor IPv6 nor ARP.
+        UnsupportedL3 = 129, "unsupported-l3";
+        /// A header lies about its length or the packet ends within it.
+        Malformed = 130, "malformed";
+        /// Source MAC is not the pod's.
+        SpoofedMac = 131, "spoofed-mac";
+        /// Source address is not the pod's.
+        SpoofedAddress = 132, "spoofed-address";
+        /// The veth is not one that the agent wired.
+        UnknownInterface = 133, "unknown-interface";
+        /// A later fragment whose first was not seen.
+        FragmentWithoutFirst = 134, "fragment-without-first";
+        /// Outer source of a tunnel packet is no node of the cluster.
+        TunnelSourceNotNode = 135, "tunnel-source-not-node";
+        /// Inner source does not belong to the node that sent the tunnel packet.
+        TunnelSourceNotOnNode = 136, "tunnel-source-not-on-node";
+        /// A VNI that no sender of veer writes.
+        ReservedVni = 137, "reserved-vni";
+        /// A bare packet claims a pod or node from which the native form is not
+        /// accepted now.
+        NativeNotAccepted = 138, "native-not-accepted";
+        /// A packet from outside claims an address of this node's own pods.
+        OwnSourceFromOutside = 139, "own-source-from-outside";
+        /// No pod has this address of the node's pod CIDR.
+        NoSuchEndpoint = 140, "no-such-endpoint";
+        /// The remote node's entry is missing or has no usable form.
+        RemoteUnusable = 141, "remote-unusable";
+        /// A pod sends to the tunnel port of a node.
+        TunnelPortFromPod = 142, "tunnel-port-from-pod";
+        /// A helper failed (out of memory, or a device that is going away).
+        HelperFailed = 143, "helper-failed";
+        /// ARP or ND that asks for something other than the gateway.
+        NeighbourNotGateway = 144, "neighbour-not-gateway";
+        /// The node's configuration has not been written yet.
+        NotConfigured = 145, "not-configured";
+        /// Multicast, broadcast or another destination no pod network carries.
+        UnsupportedDestination = 146, "unsupported-destination";
+    }
+}
+
+/// How many outcomes one program can have; verdicts lie below 128, reasons
+/// from there to here.
+pub const OUTCOMES_PER_PROGRAM: u32 = 192;
+
+/// Index of a counter in [`crate::maps::COUNTERS`].
+#[inline(always)]
+pub const fn counter_index(program: Program, outcome: u32) -> u32 {
+    program as u32 * OUTCOMES_PER_PROGRAM + outcome
+}
+
+/// The name of an outcome's number, of either kind.
+pub fn outcome_name(outcome: u32) -> Option<&'static str> {
+    let verdict = Verdict::ALL
+        .iter()
+        .find(|v| **v as u32 == outcome)
+        .map(|v| v.name());
+    verdict.or_else(|| {
+        DropReason::ALL
+            .iter()
+            .find(|r| **r as u32 == outcome)
+            .map(|r| r.name())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_a_counter_of_its_own() {
+        assert!(Verdict::ALL.iter().all(|v| (*v as u32) < 128));
+        assert!(
+            DropReason::ALL
+                .iter()
+                .all(|r| (128..OUTCOMES_PER_PROGRAM).contains(&(*r as u32)))
+        );
+        let mut numbers: Vec<u32> = DropReason::ALL.iter().map(|r| *r as u32).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), DropReason::ALL.len());
+    }
+
+    extern crate std;
+    use std::vec::Vec;
+}

@@ -1,0 +1,213 @@
+//! Values of the maps.
+
+/// Node id in [`IpcacheEntry::node_id`] for what is not on any node.
+pub const NODE_ID_NONE: u32 = 0;
+/// Node id of the node itself.
+pub const NODE_ID_LOCAL: u32 = 1;
+/// The first id of another node; ids are this agent's own, not cluster-wide,
+/// and index [`crate::maps::REMOTES`].
+pub const NODE_ID_FIRST_REMOTE: u32 = 2;
+
+/// What every program needs to know of its node. One entry, index 0. Fields are
+/// independent of each other, so a reader may see one new and one old.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Interface index of the VXLAN device.
+    pub vxlan_ifindex: u32,
+    /// Largest inner IP packet, in bytes, for a path through the tunnel.
+    pub tunnel_mtu: u32,
+    /// Largest IP packet, in bytes, for a natively routed path.
+    pub native_mtu: u32,
+    /// Zero.
+    pub flags: u32,
+    /// The gateway address pods have as next hop, network byte order; zeros: none.
+    pub gateway_v4: [u8; 4],
+    /// As [`Config::gateway_v4`] for IPv6.
+    pub gateway_v6: [u8; 16],
+    /// UDP port of the tunnel, network byte order.
+    pub tunnel_port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// A local pod by one of its addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Interface index of the host side of its veth (in the host's namespace).
+    pub ifindex: u32,
+    /// Its security identity.
+    pub identity: u32,
+    /// Its number on this node, for people and counters.
+    pub endpoint_id: u16,
+    /// Zero.
+    pub flags: u16,
+    /// MAC of its eth0.
+    pub mac: [u8; 6],
+    /// MAC of the host side of its veth.
+    pub node_mac: [u8; 6],
+}
+
+/// What may come in from a pod's veth, by the interface index of its host side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// The pod's security identity.
+    pub identity: u32,
+    /// As in [`Endpoint`].
+    pub endpoint_id: u16,
+    /// Zero.
+    pub flags: u16,
+    /// The only source MAC it may use.
+    pub mac: [u8; 6],
+    /// MAC of the host side.
+    pub node_mac: [u8; 6],
+    /// The only IPv4 source it may use; zeros: none.
+    pub v4: [u8; 4],
+    /// The only global IPv6 source it may use; zeros: none.
+    pub v6: [u8; 16],
+}
+
+/// Who a prefix is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IpcacheEntry {
+    /// Security identity.
+    pub identity: u32,
+    /// Where it is: [`NODE_ID_LOCAL`], a remote's id, or [`NODE_ID_NONE`].
+    pub node_id: u32,
+}
+
+/// [`Remote::form`]: never been probed or told; nothing may be sent.
+pub const FORM_NONE: u8 = 0;
+/// [`Remote::form`]: VXLAN with the sender's identity as VNI.
+pub const FORM_TUNNEL: u8 = 1;
+/// [`Remote::form`]: the bare packet by `bpf_redirect_neigh`.
+pub const FORM_NATIVE: u8 = 2;
+
+/// [`Remote::flags`]: bare packets with a source of this node are accepted on
+/// the uplinks.
+pub const REMOTE_ACCEPT_NATIVE: u32 = 1;
+
+/// Another node, by its id.
+///
+/// Switching a pair is one write of this entry. The next hop is filled long
+/// before `form` says native, so a reader that sees a half-written entry sees a
+/// usable one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remote {
+    /// Nanoseconds of `CLOCK_MONOTONIC` (what `bpf_ktime_get_ns` counts) after
+    /// which `previous_form` holds again; 0: never.
+    pub revert_at: u64,
+    /// Outer destination of the tunnel, as in [`crate::key::IpKey`].
+    pub tunnel_address: [u8; 16],
+    /// Next hop of the native form, as in [`crate::key::IpKey`].
+    pub next_hop: [u8; 16],
+    /// Uplink of the native form.
+    pub ifindex: u32,
+    /// `REMOTE_*`.
+    pub flags: u32,
+    /// Number of the routing epoch that wrote this entry, its low 32 bits.
+    pub epoch: u32,
+    /// `FORM_*`.
+    pub form: u8,
+    /// `FORM_*` before the last switch.
+    pub previous_form: u8,
+    /// Family of `tunnel_address`, as [`crate::key::FAMILY_V4`]; 0: unused entry.
+    pub tunnel_family: u8,
+    /// Family of `next_hop`; 0: no native path known.
+    pub next_hop_family: u8,
+}
+
+/// A flow that the host's stack translated; its replies go up the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowNote {
+    /// Nanoseconds as `bpf_ktime_get_ns` counts, after which the note is void.
+    pub expires_at: u64,
+    /// `FLOW_*` states seen.
+    pub state: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// [`FlowNote::state`]: a reply was seen.
+pub const FLOW_REPLIED: u32 = 1;
+/// [`FlowNote::state`]: FIN or RST was seen.
+pub const FLOW_CLOSING: u32 = 2;
+
+/// Ports of the first fragment of a datagram, network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentPorts {
+    /// As in [`crate::key::FlowKey`].
+    pub source_port: [u8; 2],
+    /// As in [`crate::key::FlowKey`].
+    pub destination_port: [u8; 2],
+}
+
+/// Packets and bytes of one program with one outcome, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// How many packets.
+    pub packets: u64,
+    /// Their `skb->len` (or XDP frame length) together.
+    pub bytes: u64,
+}
+
+/// What the last packet of one program on one CPU was decided to be. A redirect
+/// verdict does not tell its target; this does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// [`crate::outcome::Verdict`] or [`crate::outcome::DropReason`] as a number.
+    pub outcome: u32,
+    /// Redirect target; 0: none.
+    pub ifindex: u32,
+    /// VNI written; 0: none.
+    pub vni: u32,
+    /// Id of the remote node; 0: none.
+    pub node_id: u32,
+    /// Identity of the sender as derived here.
+    pub source_identity: u32,
+    /// Identity of the destination as derived here.
+    pub destination_identity: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Config>() == 40);
+    assert!(size_of::<Endpoint>() == 24);
+    assert!(size_of::<Interface>() == 40);
+    assert!(size_of::<IpcacheEntry>() == 8);
+    assert!(size_of::<Remote>() == 56);
+    assert!(size_of::<FlowNote>() == 16);
+    assert!(size_of::<FragmentPorts>() == 4);
+    assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<Decision>() == 24);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), integers and byte arrays only, no hidden padding (the
+    // sizes asserted above are the sums of the fields).
+    unsafe impl aya::Pod for super::Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Endpoint {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Interface {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::IpcacheEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Remote {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowNote {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FragmentPorts {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Decision {}
+}
