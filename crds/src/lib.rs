@@ -1,1 +1,9 @@
-//! veer-crds
+//! The API of veer: resource types with their validation, and the one function
+//! that makes a pod's canonical label set.
+//!
+//! Users write `ClusterNetwork`; everything else is written by the operator or
+//! the agents (each type says by whom). Nothing here talks to a cluster.
+
+pub mod labels;
+pub mod names;
+pub mod v1alpha1;

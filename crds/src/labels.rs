@@ -1,0 +1,155 @@
+//! The canonical label set of a pod: what an identity stands for.
+//!
+//! Operator and agents both derive it, by this one function, so that a pod gets
+//! the same number whoever looks.
+
+use std::collections::BTreeMap;
+
+use crate::v1alpha1::IdentityLabels;
+
+/// Key of the pod's namespace in a canonical set.
+pub const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+/// Prefix of the namespace's own labels in a canonical set.
+pub const NAMESPACE_LABELS: &str = "io.veer.k8s.namespace.labels.";
+/// Key of the service account in a canonical set.
+pub const SERVICE_ACCOUNT: &str = "io.veer.k8s.serviceaccount";
+
+/// Labels that differ per pod or per revision and so never count: with them
+/// every pod would be an identity of its own.
+const NEVER: [&str; 9] = [
+    "controller-revision-hash",
+    "pod-template-hash",
+    "pod-template-generation",
+    "statefulset.kubernetes.io/pod-name",
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/job-completion-index",
+    "batch.kubernetes.io/controller-uid",
+    "controller-uid",
+    "job-name",
+];
+
+/// What of a pod counts for its identity.
+#[derive(Clone, Copy, Debug)]
+pub struct PodIdentityInput<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// That namespace's labels.
+    pub namespace_labels: &'a BTreeMap<String, String>,
+    /// Its service account; empty counts as `default`.
+    pub service_account: &'a str,
+    /// Its own labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+/// The canonical set of a pod under a filter.
+pub fn canonical(pod: PodIdentityInput<'_>, filter: &IdentityLabels) -> BTreeMap<String, String> {
+    let account = if pod.service_account.is_empty() {
+        "default"
+    } else {
+        pod.service_account
+    };
+    let mut set = BTreeMap::from([
+        (NAMESPACE.to_owned(), pod.namespace.to_owned()),
+        (SERVICE_ACCOUNT.to_owned(), account.to_owned()),
+    ]);
+    for (key, value) in pod.namespace_labels {
+        set.insert(format!("{NAMESPACE_LABELS}{key}"), value.clone());
+    }
+    for (key, value) in pod.labels.iter().filter(|(key, _)| counts(key, filter)) {
+        set.insert(key.clone(), value.clone());
+    }
+    // A pod's own label must not pass for what only the cluster can say.
+    set.insert(NAMESPACE.to_owned(), pod.namespace.to_owned());
+    set.insert(SERVICE_ACCOUNT.to_owned(), account.to_owned());
+    set
+}
+
+fn counts(key: &str, filter: &IdentityLabels) -> bool {
+    let named = |list: &[String]| list.iter().any(|p| key.starts_with(p.as_str()));
+    !NEVER.contains(&key)
+        && !key.starts_with(NAMESPACE_LABELS)
+        && (filter.include.is_empty() || named(&filter.include))
+        && !named(&filter.exclude)
+}
+
+/// A 64-bit hash of a canonical set, the same in every process and version
+/// (FNV-1a over length-prefixed keys and values); the seed of its number.
+pub fn hash(set: &BTreeMap<String, String>) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let mut h = OFFSET;
+    let mut eat = |bytes: &[u8]| {
+        for b in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
+            h = (h ^ u64::from(*b)).wrapping_mul(PRIME);
+        }
+    };
+    for (key, value) in set {
+        eat(key.as_bytes());
+        eat(value.as_bytes());
+    }
+    h
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    fn set(labels: &[(&str, &str)], filter: &IdentityLabels) -> BTreeMap<String, String> {
+        canonical(
+            PodIdentityInput {
+                namespace: "shop",
+                namespace_labels: &map(&[("team", "blue")]),
+                service_account: "",
+                labels: &map(labels),
+            },
+            filter,
+        )
+    }
+
+    #[test]
+    fn pods_of_two_revisions_share_a_set() {
+        let none = IdentityLabels::default();
+        let a = set(&[("app", "web"), ("pod-template-hash", "aaaa")], &none);
+        let b = set(&[("app", "web"), ("pod-template-hash", "bbbb")], &none);
+        assert_eq!(a, b);
+        assert_eq!(hash(&a), hash(&b));
+    }
+
+    #[test]
+    fn a_pod_cannot_claim_another_namespace_by_label() {
+        let none = IdentityLabels::default();
+        let forged = set(
+            &[(NAMESPACE, "kube-system"), (SERVICE_ACCOUNT, "admin")],
+            &none,
+        );
+        assert_eq!(forged, set(&[], &none));
+        let ns = format!("{NAMESPACE_LABELS}team");
+        assert_eq!(set(&[(ns.as_str(), "red")], &none), set(&[], &none));
+    }
+
+    #[test]
+    fn exclude_is_stronger_than_include() {
+        let filter = IdentityLabels {
+            include: vec!["app".into()],
+            exclude: vec!["app.build".into()],
+        };
+        let got = set(
+            &[("app", "web"), ("app.build", "7"), ("tier", "x")],
+            &filter,
+        );
+        assert!(got.contains_key("app"));
+        assert!(!got.contains_key("app.build") && !got.contains_key("tier"));
+    }
+
+    #[test]
+    fn sets_that_concatenate_alike_hash_apart() {
+        assert_ne!(hash(&map(&[("ab", "c")])), hash(&map(&[("a", "bc")])));
+    }
+}

@@ -1,0 +1,297 @@
+//! ClusterNetwork: what the user asks of the network of the whole cluster.
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The pod network of the cluster. There is one, named `default`; its spec is
+/// the user's and its status the operator's.
+#[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[kube(
+    group = "veer.dev",
+    version = "v1alpha1",
+    kind = "ClusterNetwork",
+    plural = "clusternetworks",
+    singular = "clusternetwork",
+    shortname = "cn",
+    category = "veer",
+    status = "ClusterNetworkStatus",
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".status.activeMode"}"#,
+    printcolumn = r#"{"name":"Target","type":"string","jsonPath":".status.targetMode"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Nodes","type":"integer","jsonPath":".status.nodes.total"}"#,
+    printcolumn = r#"{"name":"Switched","type":"integer","jsonPath":".status.nodes.switched"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterNetworkSpec {
+    /// Address blocks for pods, at least one, none overlapping another.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<PodCidrEntry>,
+    /// How pod traffic moves between nodes.
+    #[serde(default)]
+    pub routing: Routing,
+    /// How a change of mode is carried out.
+    #[serde(default)]
+    pub rollout: RolloutPolicy,
+    /// MTU of the underlay in bytes; 0 takes it from each node's uplink.
+    #[serde(default)]
+    pub mtu: i32,
+    /// Source translation of traffic that leaves the cluster.
+    #[serde(default)]
+    pub masquerade: Masquerade,
+    /// Whether and how an XDP program sits on the uplinks.
+    #[serde(default)]
+    pub xdp: XdpMode,
+    /// Which pod labels make an identity.
+    #[serde(default)]
+    pub identity_labels: IdentityLabels,
+    /// When network policies are enforced.
+    #[serde(default)]
+    pub policy_enforcement: PolicyEnforcement,
+    /// Uplinks by name; empty: the devices of the default routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uplinks: Vec<String>,
+}
+
+/// A block of pod addresses that nodes get their share of.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCidrEntry {
+    /// The block, for example `10.244.0.0/16`, with no host bits set.
+    #[schemars(with = "String")]
+    pub cidr: IpNet,
+    /// Prefix length of each node's share. Cannot be changed.
+    pub node_mask_size: i32,
+    /// Draining blocks give out no new shares.
+    #[serde(default)]
+    pub state: PodCidrState,
+}
+
+/// Whether a block gives out shares.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum PodCidrState {
+    /// It does.
+    #[default]
+    Active,
+    /// It does not; those given out stay until their nodes are gone.
+    Draining,
+}
+
+/// How pod traffic moves between nodes.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Routing {
+    /// Tunnel or Native.
+    #[serde(default)]
+    pub mode: RoutingMode,
+    /// The tunnel's settings.
+    #[serde(default)]
+    pub tunnel: Tunnel,
+    /// The native mode's settings.
+    #[serde(default)]
+    pub native: NativeRouting,
+}
+
+/// The two routing modes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum RoutingMode {
+    /// VXLAN between nodes; the VNI is the sender's identity.
+    #[default]
+    Tunnel,
+    /// Bare packets; the underlay must carry pod addresses.
+    Native,
+}
+
+/// Settings of the tunnel.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tunnel {
+    /// UDP port. Cannot be changed.
+    #[serde(default = "default_tunnel_port")]
+    pub port: i32,
+}
+
+fn default_tunnel_port() -> i32 {
+    8472
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            port: default_tunnel_port(),
+        }
+    }
+}
+
+/// Settings of the native mode.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NativeRouting {
+    /// The block that the underlay routes; absent: the pod CIDRs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cidr: Option<IpNet>,
+    /// Send straight to nodes on the same link, without a router that knows pod
+    /// addresses.
+    #[serde(default = "yes")]
+    pub auto_direct_node_routes: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How a change of mode is carried out.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutPolicy {
+    /// Nodes that switch first; absent: none before the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<LabelSelector>,
+    /// How many nodes switch at once; 0: all.
+    #[serde(default)]
+    pub max_concurrent: i32,
+    /// Stay where the rollout is.
+    #[serde(default)]
+    pub paused: bool,
+    /// Seconds in which a switched node must confirm, before it falls back.
+    #[serde(default = "default_confirm_timeout")]
+    pub confirm_timeout_seconds: i32,
+}
+
+fn default_confirm_timeout() -> i32 {
+    30
+}
+
+/// Source translation of pod traffic that leaves the cluster.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Masquerade {
+    /// Translate to the node's address what pods send to the world.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Destinations that see pod addresses all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub exclude: Vec<IpNet>,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            exclude: Vec::new(),
+        }
+    }
+}
+
+/// Whether and how an XDP program sits on the uplinks.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Driver mode where it costs no offload; otherwise none.
+    #[default]
+    Auto,
+    /// Driver mode.
+    Driver,
+    /// Generic mode.
+    Generic,
+    /// None.
+    Off,
+}
+
+/// Which pod labels make an identity. Keys that differ per pod or revision
+/// (`pod-template-hash`, …) never do.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityLabels {
+    /// Key prefixes that count; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Key prefixes that do not count, stronger than `include`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+/// When network policies are enforced. (Enforcement itself is not there yet.)
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum PolicyEnforcement {
+    /// For pods that a policy selects.
+    #[default]
+    Default,
+    /// For all pods.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What the operator sees and does.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterNetworkStatus {
+    /// The mode traffic moves by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_mode: Option<RoutingMode>,
+    /// The mode it is being moved to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_mode: Option<RoutingMode>,
+    /// Where the change is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<super::Phase>,
+    /// The epoch that nodes are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<super::Epoch>,
+    /// Nodes by what they reported.
+    #[serde(default)]
+    pub nodes: NodeCounts,
+    /// Capacity and use of each block.
+    #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidrs: Vec<PodCidrStatus>,
+    /// `Ready`, `CIDRsAvailable`, `Progressing` and others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Generation of the spec that this status speaks of.
+    #[serde(default)]
+    pub observed_generation: i64,
+}
+
+/// Nodes by what they reported of the current epoch.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCounts {
+    /// All.
+    #[serde(default)]
+    pub total: i32,
+    /// With a ready agent.
+    #[serde(default)]
+    pub ready: i32,
+    /// Accepting both forms, at the smaller MTU.
+    #[serde(default)]
+    pub prepared: i32,
+    /// Sending in the target form.
+    #[serde(default)]
+    pub switched: i32,
+    /// Not ready when the change began, or since.
+    #[serde(default)]
+    pub excluded: i32,
+}
+
+/// Capacity and use of a block.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCidrStatus {
+    /// The block.
+    #[schemars(with = "String")]
+    pub cidr: IpNet,
+    /// How many nodes' shares it has.
+    pub capacity: i64,
+    /// How many are claimed.
+    pub claimed: i64,
+    /// No share is claimed and none will be: the entry may be removed.
+    #[serde(default)]
+    pub drained: bool,
+}

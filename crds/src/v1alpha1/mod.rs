@@ -1,0 +1,27 @@
+//! API version `veer.dev/v1alpha1`.
+
+mod cluster_network;
+mod node_network;
+mod pod_cidr;
+mod pod_endpoint;
+mod security_identity;
+
+pub use cluster_network::{
+    ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, IdentityLabels, Masquerade,
+    NativeRouting, NodeCounts, PodCidrEntry, PodCidrState, PodCidrStatus, PolicyEnforcement,
+    RolloutPolicy, Routing, RoutingMode, Tunnel, XdpMode,
+};
+pub use node_network::{
+    Epoch, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, Phase, UplinkStatus,
+};
+pub use pod_cidr::{PodCIDR, PodCIDRSpec, PodCIDRStatus};
+pub use pod_endpoint::{PodEndpoint, PodEndpointSpec, PodEndpointState};
+pub use security_identity::{
+    IdentityState, SecurityIdentity, SecurityIdentitySpec, SecurityIdentityStatus,
+};
+
+/// Name of the one ClusterNetwork.
+pub const CLUSTER_NETWORK: &str = "default";
+
+/// Taint of a node whose agent has not reported since the node's boot.
+pub const TAINT_AGENT_NOT_READY: &str = "node.veer.dev/agent-not-ready";

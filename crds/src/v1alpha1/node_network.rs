@@ -1,0 +1,147 @@
+//! NodeNetwork: one node's share of the network.
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+use super::{RoutingMode, XdpMode};
+
+/// One node's share of the network, named like the node. The operator writes
+/// the spec, the node's agent the status (the condition `CIDRAllocated` is the
+/// operator's).
+#[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[kube(
+    group = "veer.dev",
+    version = "v1alpha1",
+    kind = "NodeNetwork",
+    plural = "nodenetworks",
+    singular = "nodenetwork",
+    shortname = "nn",
+    category = "veer",
+    status = "NodeNetworkStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn = r#"{"name":"PodCIDRs","type":"string","jsonPath":".spec.podCIDRs"}"#,
+    printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".status.addresses"}"#,
+    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".status.applied.mode"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.applied.phase"}"#,
+    printcolumn = r#"{"name":"MTU","type":"integer","jsonPath":".status.mtu"}"#,
+    printcolumn = r#"{"name":"Routing","type":"string","jsonPath":".status.hostRouting"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeNetworkSpec {
+    /// The node's blocks of pod addresses, one of each family in use.
+    #[serde(default, rename = "podCIDRs")]
+    #[schemars(with = "Vec<String>")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// UID of the Node this is for; another one is another machine.
+    #[serde(default)]
+    pub node_uid: String,
+    /// The routing epoch the node is to be in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+    /// Detach and remove everything of veer: set at uninstall.
+    #[serde(default)]
+    pub decommission: bool,
+}
+
+/// A step of a change of mode. Agents act on difference, not on order.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Epoch {
+    /// UID of the ClusterNetwork that counts.
+    #[serde(default)]
+    pub cluster_network_uid: String,
+    /// Higher with every change by the user.
+    pub number: i64,
+    /// The mode this epoch leads to.
+    pub mode: RoutingMode,
+    /// The step.
+    pub phase: Phase,
+    /// Higher with every new attempt of the operator at the same step.
+    #[serde(default)]
+    pub attempt: i32,
+}
+
+/// Steps of a change of mode.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub enum Phase {
+    /// Probing the target form between all pairs.
+    Preflight,
+    /// Accepting both forms, at the smaller MTU of the two.
+    Prepare,
+    /// Sending in the target form.
+    Switch,
+    /// Taking the target's MTU, no longer accepting the other form.
+    Finalize,
+    /// Nothing is under way.
+    #[default]
+    Ready,
+}
+
+/// What the node's agent reports.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeNetworkStatus {
+    /// Blocks the agent holds on disk and assigns from.
+    #[serde(default, rename = "heldPodCIDRs")]
+    #[schemars(with = "Vec<String>")]
+    pub held_pod_cidrs: Vec<IpNet>,
+    /// All global addresses of the node, the primary of each family first.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The epoch applied in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<Epoch>,
+    /// resourceVersion of the newest SecurityIdentity seen.
+    #[serde(default)]
+    pub identity_serial: String,
+    /// Uplinks in use.
+    #[serde(default)]
+    pub uplinks: Vec<UplinkStatus>,
+    /// MTU of pod routes to other nodes now, in bytes.
+    #[serde(default)]
+    pub mtu: i32,
+    /// `BPF` or `Legacy`: whether pod traffic passes the host's stack.
+    #[serde(default)]
+    pub host_routing: String,
+    /// Pods wired on this node.
+    #[serde(default)]
+    pub endpoints: i32,
+    /// The kernel's boot id, to tell a reboot.
+    #[serde(default, rename = "bootID")]
+    pub boot_id: String,
+    /// Version of the agent.
+    #[serde(default)]
+    pub agent_version: String,
+    /// Everything of veer is gone from the node (after `spec.decommission`).
+    #[serde(default)]
+    pub decommissioned: bool,
+    /// `Ready` and `Degraded` of the agent, `CIDRAllocated` of the operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// One uplink of a node.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct UplinkStatus {
+    /// Device name.
+    pub name: String,
+    /// Its MTU in bytes.
+    pub mtu: i32,
+    /// `Driver`, `Generic` or `Off`.
+    pub xdp: XdpMode,
+    /// Why XDP is as it is.
+    #[serde(default)]
+    pub xdp_reason: String,
+    /// Whether veer's programs come first on its hooks.
+    pub first: bool,
+}
