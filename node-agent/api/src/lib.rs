@@ -1,0 +1,294 @@
+//! What veer-cni and the `veer` command ask the agent over its socket.
+//!
+//! One request per connection: a JSON object on one line, answered by a JSON
+//! object on one line. The socket is root's alone (mode 0600).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the agent listens.
+pub const SOCKET: &str = "/run/veer/agent.sock";
+/// Where veer-cni leaves a DEL that found no agent.
+pub const DELETE_QUEUE: &str = "/var/lib/veer/queue";
+/// Longest request or answer, in bytes, the newline included.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// CNI error codes (CNI specification 1.1, "Error").
+pub mod code {
+    /// Invalid environment variables.
+    pub const INVALID_ENVIRONMENT: u32 = 4;
+    /// Failed to decode content.
+    pub const DECODE: u32 = 6;
+    /// Invalid network configuration.
+    pub const INVALID_CONFIG: u32 = 7;
+    /// Try again later.
+    pub const TRY_AGAIN: u32 = 11;
+    /// The plugin is not available: it cannot serve ADD.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// Anything else.
+    pub const INTERNAL: u32 = 999;
+}
+
+/// A request.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Wire a pod's sandbox.
+    Add(Add),
+    /// Unwire it; succeeds when there is nothing to do.
+    Del(Del),
+    /// Is it still wired as ADD left it?
+    Check(Check),
+    /// Unwire all but these.
+    Gc {
+        /// Attachments that are still wanted.
+        valid: Vec<Attachment>,
+    },
+    /// Can ADD be served?
+    Status,
+    /// The node at a glance.
+    NodeStatus,
+    /// Local pods.
+    Endpoints,
+    /// Identities known.
+    Identities,
+    /// Rows of the ipcache map.
+    Ipcache,
+    /// Other nodes.
+    Remotes,
+    /// Counters of the programs.
+    Counters,
+    /// Noted flows.
+    Flows,
+}
+
+/// One interface of one sandbox.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+/// See [`Request::Add`].
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Add {
+    /// Which interface of which sandbox.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Path of its network namespace.
+    pub netns: String,
+    /// `K8S_POD_NAMESPACE`.
+    pub pod_namespace: String,
+    /// `K8S_POD_NAME`.
+    pub pod_name: String,
+    /// `K8S_POD_UID`; a static pod's is its config hash.
+    #[serde(default)]
+    pub pod_uid: String,
+}
+
+/// See [`Request::Del`].
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Del {
+    /// Which interface of which sandbox.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Path of its network namespace, where there still is one.
+    #[serde(default)]
+    pub netns: Option<String>,
+}
+
+/// See [`Request::Check`].
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Check {
+    /// Which interface of which sandbox.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Path of its network namespace.
+    pub netns: String,
+    /// Addresses that the result of ADD named.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What ADD did.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Added {
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The gateway of each family in use.
+    pub gateways: Vec<IpAddr>,
+    /// Host side of the veth.
+    pub host_ifname: String,
+    /// Its MAC.
+    pub host_mac: String,
+    /// MAC of the pod's side.
+    pub container_mac: String,
+    /// MTU of the pod's default route, in bytes.
+    pub mtu: u32,
+}
+
+/// Why not.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct Failure {
+    /// See [`code`].
+    pub code: u32,
+    /// One line: what is wrong, for which pod, what to do.
+    pub msg: String,
+    /// More, or nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub details: String,
+}
+
+/// An answer: the value asked for, or why not.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer<T> {
+    /// The value.
+    Ok(T),
+    /// Why not.
+    Error(Failure),
+}
+
+/// Answer of [`Request::NodeStatus`].
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: String,
+    /// Whether pods can be wired, and if not, why.
+    pub ready: bool,
+    /// One line that says why not.
+    pub reason: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Running kernel.
+    pub kernel: String,
+    /// `Tunnel` or `Native`, as applied.
+    pub mode: String,
+    /// Phase of the applied epoch.
+    pub phase: String,
+    /// Number of the applied epoch.
+    pub epoch: i64,
+    /// `BPF` or `Legacy`.
+    pub host_routing: String,
+    /// Blocks of pod addresses.
+    pub pod_cidrs: Vec<String>,
+    /// Gateways of the pods.
+    pub gateways: Vec<IpAddr>,
+    /// Addresses of the node.
+    pub addresses: Vec<IpAddr>,
+    /// Uplinks.
+    pub uplinks: Vec<String>,
+    /// MTU of routes to pods of other nodes, in bytes.
+    pub mtu: u32,
+    /// `tcx` or `clsact`.
+    pub attach: String,
+    /// Pods wired here.
+    pub endpoints: usize,
+    /// Pods of other nodes known here.
+    pub remote_endpoints: usize,
+    /// Other nodes known here.
+    pub remotes: usize,
+    /// Identities known here.
+    pub identities: usize,
+    /// How often something that another program changed was put back, by what.
+    pub repairs: Vec<(String, u64)>,
+}
+
+/// A local pod.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct EndpointRow {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its number on this node.
+    pub id: u16,
+    /// Its security identity.
+    pub identity: u32,
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// Interface index of the host side of its veth.
+    pub ifindex: u32,
+    /// Name of that device.
+    pub ifname: String,
+    /// MAC of its eth0.
+    pub mac: String,
+    /// MAC of the host side.
+    pub node_mac: String,
+}
+
+/// A security identity.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct IdentityRow {
+    /// The number.
+    pub identity: u32,
+    /// `Reserved`, `Active` or `Retiring`.
+    pub state: String,
+    /// `key=value`, sorted; a reserved number has `reserved:<name>`.
+    pub labels: Vec<String>,
+}
+
+/// A row of the ipcache map.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct IpcacheRow {
+    /// Prefix.
+    pub prefix: String,
+    /// Security identity.
+    pub identity: u32,
+    /// Address of the node it is on; unspecified (0.0.0.0) for local pods.
+    pub tunnel_endpoint: IpAddr,
+    /// The agent's number for that node.
+    pub node_id: u32,
+}
+
+/// Another node, or this one (its pod CIDRs belong in the table too).
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct RemoteRow {
+    /// The node.
+    pub node: String,
+    /// The agent's number for it.
+    pub node_id: u32,
+    /// Its pod CIDRs.
+    pub pod_cidrs: Vec<String>,
+    /// Where tunnel packets for it go.
+    pub address: IpAddr,
+    /// `tunnel`, `native`, `local` or `none`.
+    pub form: String,
+    /// Next hop of the native form.
+    pub next_hop: Option<IpAddr>,
+    /// Uplink of the native form.
+    pub uplink: String,
+    /// Whether bare packets from it are accepted.
+    pub accept_native: bool,
+    /// Epoch that wrote the entry.
+    pub epoch: u32,
+}
+
+/// A counter of the programs.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct CounterRow {
+    /// The program.
+    pub program: String,
+    /// Verdict or reason.
+    pub outcome: String,
+    /// Whether the outcome is a drop.
+    pub drop: bool,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A noted flow.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct FlowRow {
+    /// `tcp`, `udp`, `icmp` or a number.
+    pub protocol: String,
+    /// Source address and port.
+    pub source: String,
+    /// Destination address and port.
+    pub destination: String,
+    /// Seconds until the note is void.
+    pub expires_in: u64,
+}
