@@ -1,1 +1,37 @@
-//! veer-e2e-cluster
+//! A real Kubernetes on one machine, for tests and the demo.
+//!
+//! etcd, API server, controller manager, scheduler, CoreDNS, kube-proxy,
+//! containerd and kubelet are the real programs; a node is a set of
+//! namespaces with its own disk. What the cluster does not have is a pod
+//! network: that is the product's.
+//!
+//! Invariants: everything made carries the cluster's name; nothing has to be
+//! remembered to remove it (processes are found by control group, and all
+//! else ends with them); nothing leaves the machine.
+
+mod addons;
+mod cgroup;
+mod cluster;
+mod control;
+mod error;
+mod kubectl;
+mod machine;
+mod node;
+pub mod paths;
+mod pki;
+mod progress;
+mod run;
+mod state;
+mod underlay;
+mod wait;
+
+pub use cluster::Cluster;
+pub use control::{API_SERVICE, COMPONENTS, DNS_SERVICE, POD_CIDR, SERVICE_CIDR};
+pub use error::{Error, Result};
+pub use kubectl::Kubectl;
+pub use machine::Machine;
+pub use progress::Progress;
+pub use run::Output;
+pub use state::{Config, NodeInfo, ProxyMode, Role, State, Underlay};
+pub use underlay::OUTSIDE;
+pub use wait::await_condition;

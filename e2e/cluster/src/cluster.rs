@@ -1,0 +1,529 @@
+//! A cluster as a whole: up, attach, down, and what tests ask of it.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    addons,
+    cgroup::{self, Cgroup},
+    control,
+    error::{Error, IoContext, Result},
+    kubectl::Kubectl,
+    machine::{Kind, Machine},
+    node,
+    paths::{self, Paths, STATE_ROOT},
+    pki::Pki,
+    progress::Progress,
+    run::Output,
+    state::{self, Config, NodeInfo, Role, State, check_name},
+    underlay::{self, Plan},
+    wait::await_condition,
+};
+
+/// The machine that holds the bridges, or routes between the nodes' links.
+const SWITCH: &str = "switch";
+/// The machine that plays the world outside.
+const WORLD: &str = "world";
+/// Image archives that every cluster has on every node.
+const IMAGES: [&str; 3] = ["pause", "coredns", "tools"];
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    pub(crate) paths: Paths,
+    pub(crate) state: State,
+    pub(crate) progress: Progress,
+}
+
+impl Cluster {
+    /// Starts a cluster. A cluster of that name that is there, whole or in
+    /// pieces, is removed first. Returns when all nodes have registered; they
+    /// are NotReady until a pod network is installed.
+    ///
+    /// # Errors
+    /// Something needed is missing, or a step failed; what was made until
+    /// then is left to be looked at, for [`Cluster::down_by_name`] to remove.
+    pub fn up(config: Config) -> Result<Self> {
+        Self::up_with(config, Progress::start())
+    }
+
+    /// [`Cluster::up`] with a given clock for its progress.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn up_with(config: Config, progress: Progress) -> Result<Self> {
+        config.check()?;
+        preflight()?;
+        let paths = Paths::of(&config.name);
+        if is_there(&config.name)? {
+            sweep(&config.name)?;
+            progress.done("removed what was left of a cluster of that name");
+        }
+        let mut cluster = Self::record(config, paths, progress)?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// Takes an index and writes the record.
+    fn record(config: Config, paths: Paths, progress: Progress) -> Result<Self> {
+        let _lock = state::lock()?;
+        let index = state::free_index()?;
+        let plan = Plan::new(index, config.underlay);
+        let mut nodes = Vec::new();
+        for number in 1..=config.workers + 1 {
+            let (name, role) = if number == 1 {
+                ("control".to_owned(), Role::ControlPlane)
+            } else {
+                (format!("worker{}", number - 1), Role::Worker)
+            };
+            let address = plan.link(number, false)?.address;
+            nodes.push(NodeInfo { name, role, number, address });
+        }
+        let dir = paths.root();
+        fs::create_dir_all(dir).what(|| format!("make {}", dir.display()))?;
+        let state = State { config, index, nodes };
+        state.save(&paths)?;
+        Ok(Self { paths, state, progress })
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let pki = Pki::create(self.paths.pki())?;
+        let control = self.state.control()?.clone();
+        let server = control::server(control.address);
+        let admin = Some("system:masters");
+        pki.kubeconfig(&self.paths.kubeconfig(), &server, "kubernetes-admin", admin)?;
+        Cgroup::of_cluster(&self.state.config.name).create()?;
+        let (switch, world) = (self.switch(), self.world());
+        switch.start()?;
+        world.start()?;
+        underlay::wire_world(self.plan(), &self.state.config, &switch, &world)?;
+        self.progress.done("underlay and world");
+
+        let first = self.machine(&control.name);
+        node::prepare(&pki, &self.state.config, control.address, &first, &control)?;
+        control::prepare(&pki, &first, control.address)?;
+        self.start_machine(&control)?;
+        self.start_control_plane()?;
+        let cluster = &*self;
+        let joined: Vec<Result<()>> = thread::scope(|scope| {
+            let threads: Vec<_> = cluster
+                .state
+                .nodes
+                .iter()
+                .map(|info| scope.spawn(move || cluster.join(info)))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(panicked()))).collect()
+        });
+        joined.into_iter().collect::<Result<()>>()?;
+        self.kubectl().apply(&addons::manifests())?;
+        self.progress.done("CoreDNS applied (it starts once there is a pod network)");
+        self.await_registered()?;
+        self.progress.done(&format!(
+            "{} nodes registered; KUBECONFIG={}",
+            self.state.nodes.len(),
+            self.paths.kubeconfig().display()
+        ));
+        Ok(())
+    }
+
+    /// Starts etcd, API server, controller manager and scheduler.
+    fn start_control_plane(&self) -> Result<()> {
+        let control = self.state.control()?;
+        let first = self.machine(&control.name);
+        for component in &control::COMPONENTS[..2] {
+            control::start(&first, component, control.address)?;
+        }
+        control::await_ready(&self.kubectl(), &first)?;
+        self.progress.done("etcd and API server ready");
+        for component in &control::COMPONENTS[2..] {
+            control::start(&first, component, control.address)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a node's namespaces and plugs it in.
+    fn start_machine(&self, info: &NodeInfo) -> Result<()> {
+        let machine = self.machine(&info.name);
+        node::write_names(&self.state, &self.paths.machine(&info.name))?;
+        machine.start()?;
+        underlay::attach_node(self.plan(), &self.state.config, &self.switch(), &machine, info)
+    }
+
+    /// Brings a node from nothing, or from its disk, into the cluster.
+    fn join(&self, info: &NodeInfo) -> Result<()> {
+        let machine = self.machine(&info.name);
+        if info.role != Role::ControlPlane {
+            let pki = Pki::at(self.paths.pki());
+            let api = self.state.control()?.address;
+            node::prepare(&pki, &self.state.config, api, &machine, info)?;
+            self.start_machine(info)?;
+        }
+        if info.role == Role::Light {
+            return Ok(());
+        }
+        node::start_containerd(&machine)?;
+        for image in IMAGES {
+            node::import_image(&machine, &paths::images().join(format!("{image}.tar")))?;
+        }
+        node::start_kubelet(&machine, info)?;
+        node::start_proxy(&machine, info, &self.state.config)?;
+        self.progress.done(&format!("{} ({}) started", info.name, info.address));
+        Ok(())
+    }
+
+    /// Waits until every node has registered, and labels the first one.
+    fn await_registered(&self) -> Result<()> {
+        let wanted: Vec<&str> = self
+            .state
+            .nodes
+            .iter()
+            .filter(|n| n.role != Role::Light)
+            .map(|n| n.name.as_str())
+            .collect();
+        await_condition("all nodes have registered", Duration::from_secs(120), || {
+            let out = self.kubectl().any(&["get", "nodes", "-o", "name"]);
+            let out = out.map_err(|e| e.to_string())?;
+            let missing: Vec<String> = wanted
+                .iter()
+                .filter(|name| !out.stdout.lines().any(|l| l == format!("node/{name}")))
+                .map(|name| format!("{name}: {}", self.machine(name).log_tail("kubelet")))
+                .collect();
+            if missing.is_empty() { Ok(Some(())) } else { Err(missing.join("; ")) }
+        })?;
+        let first = self.state.control()?.name.clone();
+        let label = "node-role.kubernetes.io/control-plane=";
+        self.kubectl().run(&["label", "--overwrite", "node", &first, label])?;
+        Ok(())
+    }
+
+    /// A cluster that is up.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn attach(name: &str) -> Result<Self> {
+        check_name(name)?;
+        let paths = Paths::of(name);
+        let state = State::load(&paths)?;
+        Ok(Self { paths, state, progress: Progress::start() })
+    }
+
+    /// Removes the cluster: no process, mount, namespace, control group,
+    /// device or file of it stays.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn down(self) -> Result<()> {
+        Self::down_by_name(&self.state.config.name)
+    }
+
+    /// [`Cluster::down`] for a cluster in any condition, also half made or
+    /// crashed. One that is not there is fine.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn down_by_name(name: &str) -> Result<()> {
+        check_name(name)?;
+        sweep(name)
+    }
+
+    /// The names of all clusters of which there is anything.
+    ///
+    /// # Errors
+    /// The control groups cannot be read.
+    pub fn all() -> Result<Vec<String>> {
+        let mut names = cgroup::clusters()?;
+        names.extend(state::recorded());
+        Ok(names.into_iter().collect())
+    }
+
+    /// What is recorded of the cluster.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.paths.kubeconfig()
+    }
+
+    /// kubectl as the administrator.
+    pub fn kubectl(&self) -> Kubectl {
+        Kubectl::new(self.paths.kubeconfig())
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        Plan::new(self.state.index, self.state.config.underlay)
+    }
+
+    pub(crate) fn machine(&self, name: &str) -> Machine {
+        Machine::new(&self.paths, name, Kind::Node)
+    }
+
+    /// The machine with the bridges, or the router.
+    pub fn switch(&self) -> Machine {
+        Machine::new(&self.paths, SWITCH, Kind::Network)
+    }
+
+    /// The world outside.
+    pub fn world(&self) -> Machine {
+        Machine::new(&self.paths, WORLD, Kind::Network)
+    }
+
+    /// A node, to run commands on.
+    ///
+    /// # Errors
+    /// The cluster has no such node.
+    pub fn node(&self, name: &str) -> Result<Machine> {
+        Ok(self.machine(&self.state.node(name)?.name))
+    }
+
+    /// A node's address on its first uplink.
+    ///
+    /// # Errors
+    /// The cluster has no such node.
+    pub fn address(&self, name: &str) -> Result<Ipv4Addr> {
+        Ok(self.state.node(name)?.address)
+    }
+
+    /// Names of all nodes that run a kubelet, the control plane's first.
+    pub fn node_names(&self) -> Vec<String> {
+        let real = self.state.nodes.iter().filter(|n| n.role != Role::Light);
+        real.map(|n| n.name.clone()).collect()
+    }
+
+    /// Imports an image archive (OCI or docker) on every node.
+    ///
+    /// # Errors
+    /// A node refuses it.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        let results: Vec<Result<()>> = thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .node_names()
+                .into_iter()
+                .map(|n| scope.spawn(move || node::import_image(&self.machine(&n), archive)))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(panicked()))).collect()
+        });
+        results.into_iter().collect()
+    }
+
+    /// Adds a worker while the cluster runs.
+    ///
+    /// # Errors
+    /// The name is taken or bad, or a step fails.
+    pub fn add_node(&mut self, name: &str, role: Role) -> Result<()> {
+        check_name(name)?;
+        if self.state.nodes.iter().any(|n| n.name == name) || [SWITCH, WORLD].contains(&name) {
+            return Err(Error::State(format!("there is a {name} already; take another name")));
+        }
+        let used: Vec<u8> = self.state.nodes.iter().map(|n| n.number).collect();
+        let number = (1..=254).find(|n| !used.contains(n)).unwrap_or(255);
+        let address = self.plan().link(number, false)?.address;
+        let info = NodeInfo { name: name.to_owned(), role, number, address };
+        self.state.nodes.push(info.clone());
+        self.state.save(&self.paths)?;
+        self.join(&info)?;
+        self.await_registered()
+    }
+
+    /// Removes a node: its object, its machine, its disk.
+    ///
+    /// # Errors
+    /// It is the control plane's, or a step fails.
+    pub fn remove_node(&mut self, name: &str) -> Result<()> {
+        let info = self.worker(name)?;
+        self.machine(name).stop()?;
+        let dir = self.paths.machine(name);
+        remove_dir(&dir)?;
+        self.state.nodes.retain(|n| n.name != name);
+        self.state.save(&self.paths)?;
+        if info.role != Role::Light {
+            self.kubectl().run(&["delete", "node", "--ignore-not-found", name])?;
+        }
+        Ok(())
+    }
+
+    /// Ends all processes and namespaces of a node at once, as a power cut
+    /// does, and starts it again from its disk.
+    ///
+    /// # Errors
+    /// A step fails.
+    pub fn reboot_node(&self, name: &str) -> Result<()> {
+        let info = self.state.node(name)?.clone();
+        self.machine(name).stop()?;
+        if info.role == Role::ControlPlane {
+            self.start_machine(&info)?;
+            self.start_control_plane()?;
+        }
+        self.join(&info)
+    }
+
+    /// Stops every process of a node, pods' included, where it is.
+    ///
+    /// # Errors
+    /// The cluster has no such node, or the control group refuses.
+    pub fn pause_node(&self, name: &str) -> Result<()> {
+        self.node(name)?.freeze(true)
+    }
+
+    /// Lets a paused node go on.
+    ///
+    /// # Errors
+    /// As [`Cluster::pause_node`].
+    pub fn resume_node(&self, name: &str) -> Result<()> {
+        self.node(name)?.freeze(false)
+    }
+
+    /// Gives a worker another address on its link while it runs; the kubelet
+    /// is restarted with it, as an administrator would.
+    ///
+    /// # Errors
+    /// It is the control plane's node, or a step fails.
+    pub fn readdress_node(&mut self, name: &str) -> Result<Ipv4Addr> {
+        let mut info = self.worker(name)?;
+        let machine = self.machine(name);
+        let plan = self.plan();
+        let new = underlay::spare_address(plan, &info)?;
+        self.stop_process(name, "kubelet")?;
+        underlay::readdress(plan, &machine, info.number, info.address, new)?;
+        info.address = new;
+        for node in &mut self.state.nodes {
+            if node.name == name {
+                node.address = new;
+            }
+        }
+        self.state.save(&self.paths)?;
+        node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, &info)?;
+        node::start_kubelet(&machine, &info)?;
+        Ok(new)
+    }
+
+    /// Ends a daemon of a node (kubelet, kube-proxy, containerd, or one of
+    /// [`control::COMPONENTS`] on the first) by SIGKILL and waits for it.
+    ///
+    /// # Errors
+    /// It outlives that.
+    pub fn stop_process(&self, node: &str, name: &str) -> Result<()> {
+        let machine = self.node(node)?;
+        await_condition(&format!("{name} on {node} has ended"), Duration::from_secs(20), || {
+            let pids = machine.pids_of(name).map_err(|e| e.to_string())?;
+            for pid in &pids {
+                cgroup::kill_one(*pid);
+            }
+            if pids.is_empty() { Ok(Some(())) } else { Err(format!("processes {pids:?}")) }
+        })
+    }
+
+    /// Starts a daemon that [`Cluster::stop_process`] ended.
+    ///
+    /// # Errors
+    /// The name is none of a daemon.
+    pub fn start_process(&self, node: &str, name: &str) -> Result<()> {
+        let info = self.state.node(node)?;
+        let machine = self.node(node)?;
+        match name {
+            "kubelet" => node::start_kubelet(&machine, info),
+            "kube-proxy" => node::start_proxy(&machine, info, &self.state.config),
+            "containerd" => node::start_containerd(&machine),
+            _ if control::COMPONENTS.contains(&name) => {
+                control::start(&machine, name, info.address)?;
+                if name == "kube-apiserver" {
+                    control::await_ready(&self.kubectl(), &machine)?;
+                }
+                Ok(())
+            }
+            _ => Err(Error::State(format!("{name} is no daemon of a node"))),
+        }
+    }
+
+    fn worker(&self, name: &str) -> Result<NodeInfo> {
+        let info = self.state.node(name)?.clone();
+        if info.role == Role::ControlPlane {
+            return Err(Error::State(format!(
+                "{name} runs the control plane: take a worker for this"
+            )));
+        }
+        Ok(info)
+    }
+
+    /// Runs a command in a pod's first container.
+    ///
+    /// # Errors
+    /// kubectl exec fails, or the command does.
+    pub fn exec_in_pod(&self, namespace: &str, pod: &str, words: &[&str]) -> Result<Output> {
+        let mut args = vec!["-n", namespace, "exec", pod, "--"];
+        args.extend(words);
+        self.kubectl().run(&args)
+    }
+}
+
+fn panicked() -> Error {
+    Error::State("a thread of the harness panicked".to_owned())
+}
+
+/// What must be there before a cluster can start.
+fn preflight() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::State("a cluster needs root: run it with sudo".to_owned()));
+    }
+    for component in control::COMPONENTS.iter().chain(&["kubelet", "kube-proxy", "kubectl"]) {
+        let path = paths::programs().join(component);
+        if !path.exists() {
+            return Err(Error::State(format!("{} is missing: run make setup", path.display())));
+        }
+    }
+    for image in IMAGES {
+        let path = paths::images().join(format!("{image}.tar"));
+        if !path.exists() {
+            return Err(Error::State(format!(
+                "{} is missing: run e2e/images/build",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn is_there(name: &str) -> Result<bool> {
+    Ok(Paths::of(name).root().exists() || Cgroup::of_cluster(name).exists()?)
+}
+
+/// Removes everything of a cluster, whatever is there of it.
+fn sweep(name: &str) -> Result<()> {
+    let paths = Paths::of(name);
+    let group = Cgroup::of_cluster(name);
+    // Killing the processes ends the namespaces, and with them devices,
+    // mounts and rules.
+    group.kill()?;
+    if group.exists()? {
+        group.remove()?;
+    }
+    let _lock = state::lock()?;
+    if let Ok(state) = State::load(&paths) {
+        underlay::unwire_harness(state.index);
+    }
+    remove_dir(paths.root())?;
+    if state::recorded().is_empty() {
+        // The last one: no trace of there having been any.
+        let _others = fs::remove_file(Path::new(STATE_ROOT).join(".lock"));
+        let _others = fs::remove_dir(STATE_ROOT);
+    }
+    Ok(())
+}
+
+/// Removes a directory; the mounts that hold its files end with the last
+/// process of their namespace, which may take a moment.
+fn remove_dir(dir: &Path) -> Result<()> {
+    await_condition(&format!("{} is removed", dir.display()), Duration::from_secs(20), || {
+        match fs::remove_dir_all(dir) {
+            Ok(()) => Ok(Some(())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(())),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+}

@@ -1,0 +1,201 @@
+//! What is remembered of a cluster between two calls: its configuration and
+//! its nodes. Processes are not remembered; they are found by their control
+//! group.
+
+use std::{fs, net::Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, IoContext, Result},
+    paths::{Paths, STATE_ROOT},
+};
+
+/// The network between the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Underlay {
+    /// All nodes and the world on one link.
+    Bridge,
+    /// Each node and the world on a link of its own, a router between them.
+    Router,
+}
+
+/// How kube-proxy translates services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    /// By nftables.
+    Nftables,
+    /// By iptables.
+    Iptables,
+    /// No kube-proxy at all.
+    None,
+}
+
+/// What a cluster is to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    /// The name: 1 to 20 lower-case letters and digits. Everything made
+    /// carries it.
+    pub name: String,
+    /// Nodes beside the control plane's, 0 to 20.
+    pub workers: u8,
+    /// The network between the nodes.
+    pub underlay: Underlay,
+    /// MTU of the underlay's links in bytes.
+    pub mtu: u16,
+    /// kube-proxy's mode.
+    pub proxy_mode: ProxyMode,
+    /// Whether each node has a second uplink, eth1, in a network of its own.
+    pub second_uplink: bool,
+}
+
+impl Config {
+    /// Two workers on one link with an MTU of 1500.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            workers: 2,
+            underlay: Underlay::Bridge,
+            mtu: 1500,
+            proxy_mode: ProxyMode::Nftables,
+            second_uplink: false,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        check_name(&self.name)?;
+        if self.workers > 20 {
+            return Err(Error::State(format!("{} workers: at most 20", self.workers)));
+        }
+        if self.mtu < 576 {
+            return Err(Error::State(format!("an MTU of {}: at least 576", self.mtu)));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let good = !name.is_empty()
+        && name.len() <= 20
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if good {
+        return Ok(());
+    }
+    Err(Error::State(format!(
+        "the name {name:?} of a cluster or node: take 1 to 20 lower-case letters and digits"
+    )))
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Runs the control plane, and a kubelet.
+    ControlPlane,
+    /// Runs a kubelet.
+    Worker,
+    /// Runs nothing; the harness calls the CNI plugin.
+    Light,
+}
+
+/// One node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name, as Kubernetes knows it.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// 1 for the first node; chooses the link in a router underlay.
+    pub number: u8,
+    /// Its address on eth0.
+    pub address: Ipv4Addr,
+}
+
+/// A cluster as recorded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// What it was asked to be.
+    pub config: Config,
+    /// Distinguishes the addresses of clusters on one machine.
+    pub index: u8,
+    /// All nodes, the control plane's first.
+    pub nodes: Vec<NodeInfo>,
+}
+
+impl State {
+    pub(crate) fn load(paths: &Paths) -> Result<Self> {
+        let path = paths.state();
+        let text = fs::read(&path).what(|| {
+            format!(
+                "read {}: is there a cluster {}? veer-cluster up {} makes it",
+                path.display(),
+                paths.cluster(),
+                paths.cluster()
+            )
+        })?;
+        serde_json::from_slice(&text)
+            .map_err(|source| Error::Json { what: path.display().to_string(), source })
+    }
+
+    pub(crate) fn save(&self, paths: &Paths) -> Result<()> {
+        let path = paths.state();
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|source| Error::Json { what: path.display().to_string(), source })?;
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, text).what(|| format!("write {}", temporary.display()))?;
+        fs::rename(&temporary, &path).what(|| format!("write {}", path.display()))
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Result<&NodeInfo> {
+        self.nodes.iter().find(|n| n.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.nodes.iter().map(|n| n.name.as_str()).collect();
+            Error::State(format!("no node {name}; there are {}", names.join(", ")))
+        })
+    }
+
+    /// The node that runs the control plane.
+    pub(crate) fn control(&self) -> Result<&NodeInfo> {
+        self.nodes
+            .iter()
+            .find(|n| n.role == Role::ControlPlane)
+            .ok_or_else(|| Error::State("the cluster has no control plane node".to_owned()))
+    }
+}
+
+/// A lock on the names and indices of clusters, held until dropped.
+pub(crate) fn lock() -> Result<fs::File> {
+    fs::create_dir_all(STATE_ROOT).what(|| format!("make {STATE_ROOT}"))?;
+    let path = format!("{STATE_ROOT}/.lock");
+    let file = fs::File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .open(&path)
+        .what(|| format!("open {path}"))?;
+    file.lock().what(|| format!("lock {path}"))?;
+    Ok(file)
+}
+
+/// Clusters with a directory of state.
+pub(crate) fn recorded() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(STATE_ROOT) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|e| e.path().is_dir())
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect()
+}
+
+/// The lowest index that no recorded cluster has. Call under [`lock`].
+pub(crate) fn free_index() -> Result<u8> {
+    let used: Vec<u8> = recorded()
+        .iter()
+        .filter_map(|name| State::load(&Paths::of(name)).ok())
+        .map(|state| state.index)
+        .collect();
+    (0..=255)
+        .find(|i| !used.contains(i))
+        .ok_or_else(|| Error::State("256 clusters exist; veer-cluster down --all".to_owned()))
+}

@@ -1,0 +1,251 @@
+//! The network between the nodes, and the world outside.
+//!
+//! Cluster number `n` has 172.30.n.0/24 (second uplinks 172.31.n.0/24). With
+//! one link, the world is .1 and node number `i` is .10+i. With a router,
+//! every machine has a /29 of its own: the router at 8i+1, the node at 8i+2;
+//! the world's is the one with i = 0. The world also has [`OUTSIDE`], the
+//! address that plays the internet, and is or leads to everyone's default
+//! route. It has no default route itself, so nothing leaves the machine.
+//!
+//! The harness's own network namespace gets one device, `veer-e2e-<n>`, a
+//! point-to-point link (172.29.n.0/30) to the world, by which kubectl reaches
+//! the API server. The world lets no connection through it from the cluster.
+
+use std::net::Ipv4Addr;
+
+use crate::{
+    error::{Error, Result},
+    machine::Machine,
+    run::sh,
+    state::{Config, NodeInfo, Underlay},
+};
+
+/// An address of the world that is on no underlay link: the internet.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// The addresses of a cluster's underlay.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    index: u8,
+    kind: Underlay,
+}
+
+/// An address with its prefix length and the way out of its link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Link {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) prefix: u8,
+    pub(crate) gateway: Ipv4Addr,
+}
+
+impl Plan {
+    pub(crate) fn new(index: u8, kind: Underlay) -> Self {
+        Self { index, kind }
+    }
+
+    /// Where node number `number` (0: the world) is attached, on its first
+    /// uplink or its second.
+    pub(crate) fn link(&self, number: u8, second: bool) -> Result<Link> {
+        let net = if second { 31 } else { 30 };
+        let at = |last| Ipv4Addr::new(172, net, self.index, last);
+        match self.kind {
+            Underlay::Bridge => {
+                let last = if number == 0 { Some(1) } else { number.checked_add(10) };
+                let last = last.filter(|l| *l < 255).ok_or_else(|| full(number))?;
+                Ok(Link { address: at(last), prefix: 24, gateway: at(1) })
+            }
+            Underlay::Router => {
+                let base = number.checked_mul(8).ok_or_else(|| full(number))?;
+                Ok(Link { address: at(base + 2), prefix: 29, gateway: at(base + 1) })
+            }
+        }
+    }
+
+    /// Everything the nodes can have as addresses.
+    fn networks(&self) -> [String; 2] {
+        [format!("172.30.{}.0/24", self.index), format!("172.31.{}.0/24", self.index)]
+    }
+
+    /// The device in the harness's namespace.
+    pub(crate) fn device(&self) -> String {
+        device(self.index)
+    }
+}
+
+/// The device in the harness's namespace of cluster number `index`.
+pub(crate) fn device(index: u8) -> String {
+    format!("veer-e2e-{index}")
+}
+
+fn full(number: u8) -> Error {
+    Error::State(format!("no address left for node number {number}: the underlay is full"))
+}
+
+/// Wires the switch (and router) and the world. `switch` carries the bridges;
+/// in a router underlay it is the router.
+pub(crate) fn wire_world(
+    plan: Plan,
+    config: &Config,
+    switch: &Machine,
+    world: &Machine,
+) -> Result<()> {
+    let mtu = config.mtu.to_string();
+    if config.underlay == Underlay::Bridge {
+        for bridge in ["br0", "br1"].iter().take(if config.second_uplink { 2 } else { 1 }) {
+            let add = ["ip", "link", "add", bridge, "mtu", &mtu, "type", "bridge"];
+            switch.exec(&add)?;
+            switch.exec(&["ip", "link", "set", bridge, "type", "bridge", "mcast_snooping", "0"])?;
+            switch.exec(&["ip", "link", "set", bridge, "up"])?;
+        }
+    } else {
+        switch.exec(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])?;
+    }
+    attach(plan, config, switch, world, 0, false)?;
+    if config.second_uplink {
+        attach(plan, config, switch, world, 0, true)?;
+    }
+    if config.underlay == Underlay::Router {
+        let gateway = plan.link(0, false)?;
+        let via = gateway.address.to_string();
+        switch.exec(&["ip", "route", "replace", "default", "via", &via])?;
+        // The world knows the nodes' links by the router.
+        for network in plan.networks() {
+            let via = gateway.gateway.to_string();
+            world.exec(&["ip", "route", "replace", &network, "via", &via])?;
+        }
+        world.exec(&["ip", "route", "del", "default"])?;
+    }
+    world.exec(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])?;
+    world.exec(&["ip", "address", "add", &format!("{OUTSIDE}/32"), "dev", "lo"])?;
+    wire_harness(plan, world)
+}
+
+/// The link by which the harness reaches the cluster.
+fn wire_harness(plan: Plan, world: &Machine) -> Result<()> {
+    let device = plan.device();
+    let init = world.init()?.to_string();
+    let ours = format!("172.29.{}.1/30", plan.index);
+    let theirs = format!("172.29.{}.2/30", plan.index);
+    sh(&[
+        "ip", "link", "add", &device, "type", "veth", "peer", "name", "harness", "netns", &init,
+    ])?;
+    world.exec(&["ip", "address", "add", &theirs, "dev", "harness"])?;
+    world.exec(&["ip", "link", "set", "harness", "up"])?;
+    sh(&["ip", "address", "add", &ours, "dev", &device])?;
+    sh(&["ip", "link", "set", &device, "up"])?;
+    let via = format!("172.29.{}.2", plan.index);
+    sh(&["ip", "route", "replace", &plan.networks()[0], "via", &via, "dev", &device])?;
+    // Answers may pass to the harness, connections and datagrams may not.
+    // Stateless, so that the world tracks no connections because of it.
+    let rules = "table inet harness {\n\
+         chain guard { type filter hook forward priority 0;\n\
+         oifname \"harness\" meta l4proto != { tcp, icmp } drop\n\
+         oifname \"harness\" tcp flags & (syn | ack) == syn drop\n}\n}\n";
+    world.exec_with_input(&["nft", "-f", "-"], rules.as_bytes())?;
+    Ok(())
+}
+
+/// Plugs a machine into the underlay as its number says.
+fn attach(
+    plan: Plan,
+    config: &Config,
+    switch: &Machine,
+    machine: &Machine,
+    number: u8,
+    second: bool,
+) -> Result<()> {
+    let mtu = config.mtu.to_string();
+    let (port, device) = if second {
+        (format!("{}-1", machine.name()), "eth1")
+    } else {
+        (format!("{}-0", machine.name()), "eth0")
+    };
+    // Names of ports are cut to what the kernel takes (IFNAMSIZ 16 with the
+    // final zero); numbers keep them apart.
+    let port = if port.len() > 15 { format!("n{number}-{device}") } else { port };
+    let init = machine.init()?.to_string();
+    // A port of a machine that went away vanishes with it, but later.
+    let _absent = switch.exec_any(&["ip", "link", "del", &port]);
+    // In the harness's PID namespace, where the id of `init` means something.
+    switch.network_exec(&[
+        "ip", "link", "add", &port, "mtu", &mtu, "type", "veth", "peer", "name", device, "mtu",
+        &mtu, "netns", &init,
+    ])?;
+    let link = plan.link(number, second)?;
+    match config.underlay {
+        Underlay::Bridge => {
+            let bridge = if second { "br1" } else { "br0" };
+            switch.exec(&["ip", "link", "set", &port, "master", bridge, "up"])?;
+        }
+        Underlay::Router => {
+            let address = format!("{}/{}", link.gateway, link.prefix);
+            switch.exec(&["ip", "address", "add", &address, "dev", &port])?;
+            switch.exec(&["ip", "link", "set", &port, "up"])?;
+        }
+    }
+    let address = format!("{}/{}", link.address, link.prefix);
+    machine.exec(&["ip", "address", "add", &address, "dev", device])?;
+    machine.exec(&["ip", "link", "set", device, "up"])?;
+    let is_gateway = config.underlay == Underlay::Bridge && number == 0;
+    if !second && !is_gateway {
+        let via = link.gateway.to_string();
+        machine.exec(&["ip", "route", "replace", "default", "via", &via, "dev", device])?;
+    }
+    Ok(())
+}
+
+/// Plugs a node in.
+pub(crate) fn attach_node(
+    plan: Plan,
+    config: &Config,
+    switch: &Machine,
+    node: &Machine,
+    info: &NodeInfo,
+) -> Result<()> {
+    attach(plan, config, switch, node, info.number, false)?;
+    if config.second_uplink {
+        attach(plan, config, switch, node, info.number, true)?;
+    }
+    let planned = plan.link(info.number, false)?;
+    if planned.address != info.address {
+        readdress(plan, node, info.number, planned.address, info.address)?;
+    }
+    Ok(())
+}
+
+/// Moves eth0 of a running node from one address to another of its link.
+pub(crate) fn readdress(
+    plan: Plan,
+    node: &Machine,
+    number: u8,
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+) -> Result<()> {
+    let link = plan.link(number, false)?;
+    let add = format!("{to}/{}", link.prefix);
+    let del = format!("{from}/{}", link.prefix);
+    node.exec(&["ip", "address", "add", &add, "dev", "eth0"])?;
+    node.exec(&["ip", "address", "del", &del, "dev", "eth0"])?;
+    let via = link.gateway.to_string();
+    node.exec(&["ip", "route", "replace", "default", "via", &via, "dev", "eth0"])?;
+    Ok(())
+}
+
+/// An unused address on a node's link, for readdressing.
+pub(crate) fn spare_address(plan: Plan, info: &NodeInfo) -> Result<Ipv4Addr> {
+    let first = plan.link(info.number, false)?.address.octets();
+    let step = match plan.kind {
+        Underlay::Bridge => 100,
+        Underlay::Router => 2,
+    };
+    let planned = Ipv4Addr::from(first);
+    if info.address != planned {
+        return Ok(planned);
+    }
+    Ok(Ipv4Addr::new(first[0], first[1], first[2], first[3] + step))
+}
+
+/// Removes the harness's device, if there.
+pub(crate) fn unwire_harness(index: u8) {
+    let _absent = sh(&["ip", "link", "del", &device(index)]);
+}

@@ -1,0 +1,67 @@
+//! Conditions awaited with a deadline. The only pause between two looks in
+//! the whole crate is here; whoever waits says what for, and a wait that
+//! fails says what it saw last.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::error::{Error, Result};
+
+/// Pause between two looks. Short against what is waited for (tens of
+/// milliseconds and more), long against the cost of a look.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Calls `look` until it returns `Ok(Some(value))` or `deadline` has passed.
+///
+/// `look` returns `Ok(None)` or `Err(what was seen)` while the condition does
+/// not hold: an error is not fatal, since what is waited for often begins
+/// with errors (a server that is not up yet).
+///
+/// # Errors
+/// [`Error::Timeout`] with the last sight.
+pub fn await_condition<T>(
+    what: &str,
+    deadline: Duration,
+    mut look: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T> {
+    let start = Instant::now();
+    let mut seen = "nothing yet".to_owned();
+    loop {
+        match look() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => {}
+            Err(sight) => seen = sight,
+        }
+        if start.elapsed() >= deadline {
+            return Err(Error::Timeout { what: what.to_owned(), waited: start.elapsed(), seen });
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_comes_true_gives_its_value() {
+        let mut looks = 0;
+        let value = await_condition("third look", Duration::from_secs(5), || {
+            looks += 1;
+            if looks == 3 { Ok(Some(looks)) } else { Err(format!("look {looks}")) }
+        });
+        assert_eq!(value.expect("comes true"), 3);
+    }
+
+    #[test]
+    fn a_condition_that_stays_false_reports_the_last_sight() {
+        let error = await_condition::<()>("never", Duration::from_millis(1), || {
+            Err("two of three".to_owned())
+        })
+        .expect_err("cannot come true");
+        let text = error.to_string();
+        assert!(text.contains("never") && text.contains("two of three"), "{text}");
+    }
+}
