@@ -1,0 +1,40 @@
+//! DEL: has the agent unwire a sandbox, now or, when it does not answer, later.
+//!
+//! A DEL that fails keeps its pod from going away, so only one that can be
+//! neither carried out nor kept does.
+
+use serde::de::IgnoredAny;
+use veer_agent_api::{Del, Request};
+
+use crate::agent;
+use crate::config::Config;
+use crate::environment::Environment;
+use crate::error::Error;
+use crate::queue;
+
+/// Unwires the sandbox.
+pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Error> {
+    let attachment = environment.attachment()?;
+    // A namespace that is gone took the pod's side with it; the agent removes
+    // the rest by the attachment.
+    let netns = environment
+        .netns()
+        .and_then(|netns| super::resolve_netns(netns, environment).ok());
+    let request = Request::Del(Del {
+        attachment: attachment.clone(),
+        netns,
+    });
+    let answer = agent::ask::<IgnoredAny>(
+        config.socket(),
+        &request,
+        &environment.subject(),
+        super::LONG,
+    );
+    match answer {
+        Ok(IgnoredAny) => Ok(()),
+        Err(Error::AgentAbsent { .. } | Error::DecodeAnswer { .. }) => {
+            queue::keep(config.queue(), &attachment, &request).map(|_| ())
+        }
+        Err(error) => Err(error),
+    }
+}

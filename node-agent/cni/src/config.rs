@@ -1,0 +1,126 @@
+//! The network configuration: what the runtime passes of the conflist.
+//!
+//! Fields that are not veer's are let pass, as the specification asks.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use veer_agent_api::{Attachment, DELETE_QUEUE, SOCKET};
+
+use crate::error::Error;
+
+/// The configuration of one call.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Config {
+    /// CNI version that the result must have.
+    #[serde(default)]
+    pub(crate) cni_version: String,
+    /// Name of the network.
+    #[serde(default)]
+    pub(crate) name: String,
+    /// Where the agent listens, when not at the usual place.
+    socket: Option<PathBuf>,
+    /// Where DELs are kept, when not at the usual place.
+    queue: Option<PathBuf>,
+    /// Result of the plugin before this one, or (CHECK, DEL) of the whole ADD.
+    pub(crate) prev_result: Option<PreviousResult>,
+    /// GC: attachments that are still wanted.
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// What is read of an earlier result.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PreviousResult {
+    #[serde(default)]
+    ips: Vec<PreviousAddress>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PreviousAddress {
+    /// `address/prefix length`.
+    address: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+impl Config {
+    /// Parses what came on standard input.
+    pub(crate) fn parse(input: &[u8]) -> Result<Self, Error> {
+        serde_json::from_slice(input).map_err(Error::DecodeConfig)
+    }
+
+    /// Where the agent listens.
+    pub(crate) fn socket(&self) -> &Path {
+        self.socket.as_deref().unwrap_or(Path::new(SOCKET))
+    }
+
+    /// Where DELs that found no agent are kept.
+    pub(crate) fn queue(&self) -> &Path {
+        self.queue.as_deref().unwrap_or(Path::new(DELETE_QUEUE))
+    }
+
+    /// The attachments to keep. Their absence is an error and not an empty list,
+    /// because everything else is removed.
+    pub(crate) fn valid_attachments(&self) -> Result<Vec<Attachment>, Error> {
+        let valid = self.valid_attachments.as_ref().ok_or(Error::InvalidConfig(
+            "GC without cni.dev/valid-attachments would unwire every pod: the runtime must pass \
+             the list",
+        ))?;
+        Ok(valid
+            .iter()
+            .map(|one| Attachment {
+                container_id: one.container_id.clone(),
+                ifname: one.ifname.clone(),
+            })
+            .collect())
+    }
+
+    /// Addresses that the result of ADD named; of those that cannot be read none.
+    pub(crate) fn previous_addresses(&self) -> Vec<IpAddr> {
+        let rows = self.prev_result.iter().flat_map(|result| &result.ips);
+        rows.filter_map(|row| row.address.split('/').next()?.parse().ok())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn garbage_collection_without_a_list_is_refused_and_an_empty_list_is_not() {
+        let none = Config::parse(br#"{"cniVersion":"1.1.0","name":"veer"}"#).unwrap();
+        assert!(matches!(
+            none.valid_attachments(),
+            Err(Error::InvalidConfig(_))
+        ));
+        let empty = Config::parse(br#"{"cni.dev/valid-attachments":[]}"#).unwrap();
+        assert_eq!(empty.valid_attachments().unwrap(), []);
+    }
+
+    #[test]
+    fn unknown_fields_pass_and_usual_paths_are_assumed() {
+        let config = Config::parse(br#"{"type":"veer-cni","capabilities":{"x":true}}"#).unwrap();
+        assert_eq!(config.socket(), Path::new(SOCKET));
+        assert_eq!(config.queue(), Path::new(DELETE_QUEUE));
+    }
+
+    #[test]
+    fn addresses_of_the_earlier_result_lose_their_prefix_length() {
+        let config =
+            Config::parse(br#"{"prevResult":{"ips":[{"address":"10.0.1.7/32"},{"address":"?"}]}}"#)
+                .unwrap();
+        assert_eq!(
+            config.previous_addresses(),
+            ["10.0.1.7".parse::<IpAddr>().unwrap()]
+        );
+    }
+}

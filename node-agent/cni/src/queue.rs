@@ -1,0 +1,122 @@
+//! DELs that found no agent, kept as files until it is back.
+//!
+//! One file per attachment, so that a DEL repeated is kept once. A file appears
+//! whole or not at all: it is written under a temporary name, synced and renamed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use veer_agent_api::{Attachment, Request};
+
+use crate::error::Error;
+
+/// Whether a DEL was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It was; the agent will carry it out.
+    Queued,
+    /// The directory above `queue` is not there: veer is uninstalled, and nothing
+    /// of the sandbox is left to remove.
+    NothingToDo,
+}
+
+/// Keeps `request`, the DEL of `attachment`, in the directory `queue`.
+pub(crate) fn keep(
+    queue: &Path,
+    attachment: &Attachment,
+    request: &Request,
+) -> Result<Kept, Error> {
+    let failed = |source| Error::Queue {
+        path: queue.to_owned(),
+        source,
+    };
+    match fs::create_dir(queue) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::NothingToDo),
+        Err(error) => return Err(failed(error)),
+    }
+    let name = format!("{}-{}.json", attachment.container_id, attachment.ifname);
+    let body = serde_json::to_vec(request).map_err(Error::Encode)?;
+    write_whole(queue, &name, &body).map_err(failed)?;
+    Ok(Kept::Queued)
+}
+
+fn write_whole(directory: &Path, name: &str, body: &[u8]) -> io::Result<()> {
+    // The leading dot and the process id keep readers and a second DEL of the
+    // same sandbox away from a file that is half written.
+    let temporary = directory.join(format!(".{name}.{}", std::process::id()));
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        file.write_all(body)?;
+        file.sync_all()?;
+        fs::rename(&temporary, directory.join(name))
+    })();
+    if written.is_err() {
+        // What is left of it is of no use; the first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+        return written;
+    }
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use veer_agent_api::Del;
+
+    fn del() -> (Attachment, Request) {
+        let attachment = Attachment {
+            container_id: "ab12".to_owned(),
+            ifname: "eth0".to_owned(),
+        };
+        let request = Request::Del(Del {
+            attachment: attachment.clone(),
+            netns: None,
+        });
+        (attachment, request)
+    }
+
+    #[test]
+    fn repeated_del_is_kept_once_and_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = directory.path().join("queue");
+        let (attachment, request) = del();
+        for _ in 0..2 {
+            assert_eq!(keep(&queue, &attachment, &request).unwrap(), Kept::Queued);
+        }
+        let files: Vec<_> = fs::read_dir(&queue)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(files, ["ab12-eth0.json"]);
+        let kept = fs::read(queue.join("ab12-eth0.json")).unwrap();
+        assert_eq!(serde_json::from_slice::<Request>(&kept).unwrap(), request);
+    }
+
+    #[test]
+    fn without_the_state_directory_there_is_nothing_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let (attachment, request) = del();
+        let queue = directory.path().join("gone/queue");
+        assert_eq!(
+            keep(&queue, &attachment, &request).unwrap(),
+            Kept::NothingToDo
+        );
+        assert!(!queue.exists());
+    }
+
+    #[test]
+    fn queue_that_is_a_file_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (attachment, request) = del();
+        let queue = directory.path().join("queue");
+        fs::write(&queue, "").unwrap();
+        let error = keep(&queue, &attachment, &request).unwrap_err();
+        assert!(
+            error.to_string().contains(queue.to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
