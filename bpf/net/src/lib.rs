@@ -1,1 +1,28 @@
-//! veer-bpf-net
+//! Packet logic of veer's programs: what a header says, which flow a packet
+//! belongs to, how long a note of it lasts, how a header changes on the way.
+//!
+//! Nothing here knows of BPF: packets are read through [`bytes::Bytes`], which
+//! the programs implement for `__sk_buff` and XDP frames and this crate for
+//! slices, so that the very same code is tested on the host.
+//!
+//! Invariants: no read beyond what the frame *and* the headers' own lengths
+//! allow; nothing is believed of a packet that is shorter than it says.
+
+#![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "a call across BPF functions costs registers and verifier state"
+)]
+
+pub mod arp;
+pub mod bytes;
+pub mod checksum;
+pub mod ethernet;
+pub mod flow;
+pub mod ipv4;
+pub mod note;
+pub mod size;
+pub mod vxlan;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,38 @@
+//! How packet bytes are read.
+
+/// A frame that begins with its Ethernet header.
+pub trait Bytes {
+    /// Bytes of the whole frame, data outside its linear part included.
+    fn length(&self) -> u32;
+
+    /// `N` bytes at an offset that is a constant in BPF. Only the first
+    /// [`HEAD`] bytes are promised to be reachable this way.
+    fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// `N` bytes at an offset computed from the packet.
+    fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+/// Bytes that [`Bytes::head`] must reach where the frame has them: Ethernet
+/// (14), IPv4 without options (20), TCP without options (20).
+pub const HEAD: usize = 54;
+
+/// A frame in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a>(pub &'a [u8]);
+
+impl Bytes for Slice<'_> {
+    fn length(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
+    fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        debug_assert!(offset + N <= HEAD, "beyond what skbs promise");
+        self.anywhere(offset)
+    }
+
+    fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let end = offset.checked_add(N)?;
+        self.0.get(offset..end)?.try_into().ok()
+    }
+}
