@@ -5,5 +5,7 @@
 //! the agents (each type says by whom). Nothing here talks to a cluster.
 
 pub mod labels;
+pub mod manifests;
 pub mod names;
+mod rules;
 pub mod v1alpha1;

@@ -6,6 +6,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rules::{self, CONDITIONS_KEYS, rules};
+
 /// The pod network of the cluster. There is one, named `default`; its spec is
 /// the user's and its status the operator's.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -28,9 +30,15 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[rules::NATIVE_FAMILY])))]
 pub struct ClusterNetworkSpec {
     /// Address blocks for pods, at least one, none overlapping another.
     #[serde(rename = "podCIDRs")]
+    #[schemars(length(min = 1, max = 16), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["cidr"],
+        "x-kubernetes-validations" = rules(&[rules::NO_OVERLAP]),
+    ))]
     pub pod_cidrs: Vec<PodCidrEntry>,
     /// How pod traffic moves between nodes.
     #[serde(default)]
@@ -40,6 +48,9 @@ pub struct ClusterNetworkSpec {
     pub rollout: RolloutPolicy,
     /// MTU of the underlay in bytes; 0 takes it from each node's uplink.
     #[serde(default)]
+    #[schemars(range(min = 0, max = 65535), extend(
+        "x-kubernetes-validations" = rules(&[rules::MTU]),
+    ))]
     pub mtu: i32,
     /// Source translation of traffic that leaves the cluster.
     #[serde(default)]
@@ -55,17 +66,26 @@ pub struct ClusterNetworkSpec {
     pub policy_enforcement: PolicyEnforcement,
     /// Uplinks by name; empty: the devices of the default routes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 15)))]
     pub uplinks: Vec<String>,
 }
 
 /// A block of pod addresses that nodes get their share of.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    rules::UNICAST_BLOCK, rules::MASK_FAMILY, rules::MASK_RANGE, rules::MASK_SHARES,
+])))]
 pub struct PodCidrEntry {
     /// The block, for example `10.244.0.0/16`, with no host bits set.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", length(max = 43), extend(
+        "x-kubernetes-validations" = rules(&rules::BLOCK),
+    ))]
     pub cidr: IpNet,
     /// Prefix length of each node's share. Cannot be changed.
+    #[schemars(range(min = 1, max = 128), extend(
+        "x-kubernetes-validations" = rules(&[rules::MASK_IMMUTABLE]),
+    ))]
     pub node_mask_size: i32,
     /// Draining blocks give out no new shares.
     #[serde(default)]
@@ -113,6 +133,9 @@ pub enum RoutingMode {
 pub struct Tunnel {
     /// UDP port. Cannot be changed.
     #[serde(default = "default_tunnel_port")]
+    #[schemars(range(min = 1, max = 65535), extend(
+        "x-kubernetes-validations" = rules(&[rules::PORT_IMMUTABLE]),
+    ))]
     pub port: i32,
 }
 
@@ -129,12 +152,14 @@ impl Default for Tunnel {
 }
 
 /// Settings of the native mode.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NativeRouting {
     /// The block that the underlay routes; absent: the pod CIDRs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<String>", length(max = 43), extend(
+        "x-kubernetes-validations" = rules(&rules::BLOCK),
+    ))]
     pub cidr: Option<IpNet>,
     /// Send straight to nodes on the same link, without a router that knows pod
     /// addresses.
@@ -142,12 +167,21 @@ pub struct NativeRouting {
     pub auto_direct_node_routes: bool,
 }
 
+impl Default for NativeRouting {
+    fn default() -> Self {
+        Self {
+            cidr: None,
+            auto_direct_node_routes: true,
+        }
+    }
+}
+
 fn yes() -> bool {
     true
 }
 
 /// How a change of mode is carried out.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutPolicy {
     /// Nodes that switch first; absent: none before the others.
@@ -155,17 +189,30 @@ pub struct RolloutPolicy {
     pub canary: Option<LabelSelector>,
     /// How many nodes switch at once; 0: all.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub max_concurrent: i32,
     /// Stay where the rollout is.
     #[serde(default)]
     pub paused: bool,
     /// Seconds in which a switched node must confirm, before it falls back.
     #[serde(default = "default_confirm_timeout")]
+    #[schemars(range(min = 1, max = 3600))]
     pub confirm_timeout_seconds: i32,
 }
 
 fn default_confirm_timeout() -> i32 {
     30
+}
+
+impl Default for RolloutPolicy {
+    fn default() -> Self {
+        Self {
+            canary: None,
+            max_concurrent: 0,
+            paused: false,
+            confirm_timeout_seconds: default_confirm_timeout(),
+        }
+    }
 }
 
 /// Source translation of pod traffic that leaves the cluster.
@@ -177,7 +224,9 @@ pub struct Masquerade {
     pub enabled: bool,
     /// Destinations that see pod addresses all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<String>", length(max = 64), inner(length(max = 43)), extend(
+        "x-kubernetes-validations" = rules(&[rules::EXCLUDE_BLOCKS]),
+    ))]
     pub exclude: Vec<IpNet>,
 }
 
@@ -211,9 +260,11 @@ pub enum XdpMode {
 pub struct IdentityLabels {
     /// Key prefixes that count; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
     pub include: Vec<String>,
     /// Key prefixes that do not count, stronger than `include`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
     pub exclude: Vec<String>,
 }
 
@@ -250,9 +301,17 @@ pub struct ClusterNetworkStatus {
     pub nodes: NodeCounts,
     /// Capacity and use of each block.
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["cidr"],
+    ))]
     pub pod_cidrs: Vec<PodCidrStatus>,
     /// `Ready`, `CIDRsAvailable`, `Progressing` and others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
+    ))]
     pub conditions: Vec<Condition>,
     /// Generation of the spec that this status speaks of.
     #[serde(default)]
@@ -285,7 +344,7 @@ pub struct NodeCounts {
 #[serde(rename_all = "camelCase")]
 pub struct PodCidrStatus {
     /// The block.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", length(max = 43))]
     pub cidr: IpNet,
     /// How many nodes' shares it has.
     pub capacity: i64,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
 use super::{RoutingMode, XdpMode};
+use crate::rules::{self, CONDITIONS_KEYS, rules};
 
 /// One node's share of the network, named like the node. The operator writes
 /// the spec, the node's agent the status (the condition `CIDRAllocated` is the
@@ -37,7 +38,9 @@ use super::{RoutingMode, XdpMode};
 pub struct NodeNetworkSpec {
     /// The node's blocks of pod addresses, one of each family in use.
     #[serde(default, rename = "podCIDRs")]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<String>", length(max = 2), inner(length(max = 43)), extend(
+        "x-kubernetes-validations" = rules(&[rules::ONE_BLOCK_PER_FAMILY]),
+    ))]
     pub pod_cidrs: Vec<IpNet>,
     /// UID of the Node this is for; another one is another machine.
     #[serde(default)]
@@ -96,6 +99,7 @@ pub struct NodeNetworkStatus {
     pub held_pod_cidrs: Vec<IpNet>,
     /// All global addresses of the node, the primary of each family first.
     #[serde(default)]
+    #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpAddr>,
     /// The epoch applied in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -126,6 +130,10 @@ pub struct NodeNetworkStatus {
     pub decommissioned: bool,
     /// `Ready` and `Degraded` of the agent, `CIDRAllocated` of the operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
+    ))]
     pub conditions: Vec<Condition>,
 }
 

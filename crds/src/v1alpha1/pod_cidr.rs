@@ -6,9 +6,11 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A claim of a block by a node. Its name is made from the block
-/// ([`crate::names::pod_cidr_name`]), so a block cannot be claimed twice. Written
-/// by the operator only; the spec never changes.
+use crate::rules::{self, CONDITIONS_KEYS, rules};
+
+/// A claim of a block by a node. Its name is made from the block (the base
+/// address with dashes), so a block cannot be claimed twice. Written by the
+/// operator only; the spec never changes.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[kube(
     group = "veer.dev",
@@ -26,14 +28,19 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[rules::CLAIM_IMMUTABLE])))]
 pub struct PodCIDRSpec {
     /// The block.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", length(max = 43), extend(
+        "x-kubernetes-validations" = rules(&rules::BLOCK),
+    ))]
     pub cidr: IpNet,
     /// The node it belongs to.
+    #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
     /// UID of that Node when the claim was made.
     #[serde(rename = "nodeUID")]
+    #[schemars(length(max = 64))]
     pub node_uid: String,
 }
 
@@ -53,5 +60,9 @@ pub struct PodCIDRStatus {
     pub orphaned_since: Option<String>,
     /// Conditions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
+    ))]
     pub conditions: Vec<Condition>,
 }

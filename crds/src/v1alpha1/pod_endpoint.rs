@@ -5,8 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
-/// A wired pod, in the pod's namespace, named by
-/// [`crate::names::pod_endpoint_name`]. Written by the pod's node's agent only.
+use crate::rules::{self, rules};
+
+/// A wired pod, in the pod's namespace, named by the pod's name and eight
+/// digits of its UID. Written by the pod's node's agent only.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[kube(
     group = "veer.dev",
@@ -26,19 +28,28 @@ use std::net::IpAddr;
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules(&[rules::ENDPOINT_IMMUTABLE])))]
 pub struct PodEndpointSpec {
     /// The pod.
+    #[schemars(length(min = 1, max = 253))]
     pub pod_name: String,
     /// Its UID.
     #[serde(rename = "podUID")]
+    #[schemars(length(min = 1, max = 64))]
     pub pod_uid: String,
     /// The node it runs on.
+    #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
     /// Its number on that node (1 to 65535).
+    #[schemars(range(min = 1, max = 65535))]
     pub endpoint_id: i32,
     /// Its addresses, at most one of each family.
+    #[schemars(with = "Vec<String>", length(min = 1, max = 2), inner(length(max = 45)), extend(
+        "x-kubernetes-validations" = rules(&[rules::ONE_ADDRESS_PER_FAMILY]),
+    ))]
     pub addresses: Vec<IpAddr>,
     /// Its security identity.
+    #[schemars(range(min = 1, max = 16_777_215))]
     pub identity: i64,
     /// Rises with each allocation on the node: of two claims of one address the
     /// higher wins.

@@ -7,6 +7,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rules::{self, CONDITIONS_KEYS, rules};
+
 /// A security identity. Its name is the number (256 to 16777215), so a number
 /// never means two sets. Written by the operator only.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -26,7 +28,10 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SecurityIdentitySpec {
-    /// The canonical label set ([`crate::labels::canonical`]). Cannot be changed.
+    /// The canonical label set. Cannot be changed.
+    #[schemars(length(min = 1, max = 512), extend(
+        "x-kubernetes-validations" = rules(&[rules::LABELS_IMMUTABLE]),
+    ))]
     pub labels: BTreeMap<String, String>,
     /// Whether agents may assign it.
     #[serde(default)]
@@ -52,5 +57,9 @@ pub struct SecurityIdentityStatus {
     pub unused_since: Option<String>,
     /// Conditions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
+    ))]
     pub conditions: Vec<Condition>,
 }
