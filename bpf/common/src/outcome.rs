@@ -70,6 +70,14 @@ numbered! {
 }
 
 numbered! {
+    /// Seen on the way and counted beside the outcome.
+    Observation {
+        /// The VNI of a tunnel packet is not the identity known of its source.
+        IdentityMismatch = 64, "identity-mismatch";
+    }
+}
+
+numbered! {
     /// A packet ends here, for this reason. Numbers never change their meaning.
     DropReason {
         /// EtherType below 0x600, i.e. an 802.3 length.
@@ -114,8 +122,8 @@ numbered! {
     }
 }
 
-/// How many outcomes one program can have; verdicts lie below 128, reasons
-/// from there to here.
+/// How many outcomes one program can have; verdicts lie below 64, observations
+/// below 128, reasons from there to here.
 pub const OUTCOMES_PER_PROGRAM: u32 = 192;
 
 /// Index of a counter in [`crate::maps::COUNTERS`].
@@ -124,18 +132,16 @@ pub const fn counter_index(program: Program, outcome: u32) -> u32 {
     program as u32 * OUTCOMES_PER_PROGRAM + outcome
 }
 
-/// The name of an outcome's number, of either kind.
+/// The name of an outcome's number, of any kind.
 pub fn outcome_name(outcome: u32) -> Option<&'static str> {
-    let verdict = Verdict::ALL
-        .iter()
-        .find(|v| **v as u32 == outcome)
-        .map(|v| v.name());
-    verdict.or_else(|| {
-        DropReason::ALL
-            .iter()
-            .find(|r| **r as u32 == outcome)
-            .map(|r| r.name())
-    })
+    let verdicts = Verdict::ALL.iter().map(|v| (*v as u32, v.name()));
+    let observations = Observation::ALL.iter().map(|o| (*o as u32, o.name()));
+    let reasons = DropReason::ALL.iter().map(|r| (*r as u32, r.name()));
+    verdicts
+        .chain(observations)
+        .chain(reasons)
+        .find(|(number, _)| *number == outcome)
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -144,7 +150,12 @@ mod tests {
 
     #[test]
     fn every_outcome_has_a_counter_of_its_own() {
-        assert!(Verdict::ALL.iter().all(|v| (*v as u32) < 128));
+        assert!(Verdict::ALL.iter().all(|v| (*v as u32) < 64));
+        assert!(
+            Observation::ALL
+                .iter()
+                .all(|o| (64..128).contains(&(*o as u32)))
+        );
         assert!(
             DropReason::ALL
                 .iter()

@@ -251,7 +251,11 @@ mod tests {
             let frame = packet.frame();
             let h = Ipv4::parse(&Slice(&frame), ETH).unwrap();
             assert_eq!(
-                (h.is_first_fragment(), h.is_later_fragment(), h.dont_fragment()),
+                (
+                    h.is_first_fragment(),
+                    h.is_later_fragment(),
+                    h.dont_fragment()
+                ),
                 (first, later, df),
                 "{word:#x}"
             );

@@ -137,7 +137,10 @@ mod tests {
     #[test]
     fn a_note_is_written_at_most_once_a_second() {
         let note = new(&flow(UDP, 0), NOW);
-        assert_eq!(refreshed(&note, &flow(UDP, 0), false, NOW + SECOND - 1), None);
+        assert_eq!(
+            refreshed(&note, &flow(UDP, 0), false, NOW + SECOND - 1),
+            None
+        );
         assert!(refreshed(&note, &flow(UDP, 0), false, NOW + SECOND).is_some());
     }
 

@@ -1,2 +1,44 @@
-//! veer-bpf-programs
-fn main() {}
+//! veer's BPF programs, one per attach point, in one object.
+//!
+//! Every program has the same shape: an inner function of its own file looks at
+//! the packet and returns `Result<Verdict, DropReason>`; [`exit`] alone turns
+//! that into the code for the kernel, the counter and the decision record. What
+//! two programs do alike is in a module of its own: [`skb`] (reading and
+//! changing an `__sk_buff`), [`lookup`] (maps), [`flows`] (notes and
+//! fragments), [`deliver`] (into a local pod), [`remote`] (to another node).
+//!
+//! Built for the host this is only for the linter: nothing here runs there.
+
+#![no_std]
+#![no_main]
+#![allow(
+    clippy::inline_always,
+    reason = "a call across BPF functions costs registers and verifier state"
+)]
+
+mod deliver;
+mod exit;
+mod flows;
+mod lookup;
+mod maps;
+mod overlay_egress;
+mod overlay_ingress;
+mod pod_egress;
+mod pod_ingress;
+mod remote;
+mod skb;
+mod uplink_egress;
+mod uplink_ingress;
+mod uplink_xdp;
+
+/// The helpers for redirects and tunnel keys are open to GPL-compatible
+/// programs only; the kernel knows this string as one.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses programs in which this could be reached.
+    loop {}
+}

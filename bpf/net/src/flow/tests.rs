@@ -122,11 +122,7 @@ fn an_icmp_error_is_looked_up_by_what_it_carries() {
     for kind in [3, 4, 5, 11, 12] {
         let inner = testing::udp();
         let expected = flow(&inner.frame(), &Table::default()).unwrap().key;
-        let f = flow(
-            &testing::error(kind, &inner).frame(),
-            &Table::default(),
-        )
-        .unwrap();
+        let f = flow(&testing::error(kind, &inner).frame(), &Table::default()).unwrap();
         assert_eq!((f.key, f.is_error), (expected, true), "type {kind}");
     }
 }
@@ -161,7 +157,10 @@ fn an_icmp_error_about_a_later_fragment_has_no_ports() {
     let mut inner = testing::udp();
     inner.fragment = 0x0005;
     let f = flow(&testing::error(11, &inner).frame(), &Table::default()).unwrap();
-    assert_eq!((f.key.source_port, f.key.destination_port), ([0; 2], [0; 2]));
+    assert_eq!(
+        (f.key.source_port, f.key.destination_port),
+        ([0; 2], [0; 2])
+    );
 }
 
 #[test]

@@ -1,0 +1,35 @@
+//! Into a local pod, past the host's stack.
+
+use veer_bpf_common::{
+    mark,
+    outcome::{DropReason, Verdict},
+};
+use veer_bpf_net::{flow::Flow, ipv4::Ipv4};
+
+use crate::{exit::Outcome, flows, lookup, skb::Skb};
+
+/// Delivers to the pod with the packet's destination: one hop, the MACs of the
+/// pod's own link, and over to its end of the veth. Not where the flow is noted
+/// as translated, and not with a TTL that ends here: those the stack gets.
+#[inline(always)]
+pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, flow: &Flow) -> Outcome {
+    let pod = lookup::endpoint(ip.destination).ok_or(DropReason::NoSuchEndpoint)?;
+    skb.decision.destination_identity = pod.identity;
+    if let Some(verdict) = flows::to_stack(skb, flow) {
+        return Ok(verdict);
+    }
+    if ip.ttl <= 1 {
+        return Ok(exception(skb));
+    }
+    skb.hop(ip, pod.mac, pod.node_mac)?;
+    skb.set_for_host();
+    skb.redirect_peer(pod.ifindex)?;
+    Ok(Verdict::Deliver)
+}
+
+/// To the stack, which answers with an ICMP error, or fragments.
+#[inline(always)]
+pub(crate) fn exception(skb: &Skb) -> Verdict {
+    skb.set_mark(mark::TO_STACK);
+    Verdict::ToStackException
+}

@@ -1,0 +1,84 @@
+//! The one way out of every program: outcome → code, counter, decision record.
+
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use veer_bpf_common::{
+    outcome::{DropReason, Observation, Program, Verdict, counter_index},
+    value::Decision,
+};
+
+use crate::maps::{COUNTERS, DECISIONS};
+
+/// What an inner function returns.
+pub(crate) type Outcome = Result<Verdict, DropReason>;
+
+/// Ends a tc program.
+///
+/// A packet that passes does so with `TC_ACT_UNSPEC`: unlike `TC_ACT_OK` it lets
+/// the other programs of the device run (`sch_handle_ingress`, and
+/// `bpf_mprog` since kernel commit e420bed02507).
+#[inline(always)]
+pub(crate) fn tc(program: Program, length: u32, decision: &Decision, outcome: Outcome) -> i32 {
+    account(program, length, decision, outcome);
+    match outcome {
+        Ok(
+            Verdict::Pass
+            | Verdict::PassNoted
+            | Verdict::ToStack
+            | Verdict::ToStackNoted
+            | Verdict::ToStackException,
+        ) => TC_ACT_UNSPEC,
+        // On the tunnel device itself the packet only has to go on.
+        Ok(Verdict::Overlay) if matches!(program, Program::OverlayEgress) => TC_ACT_UNSPEC,
+        Ok(Verdict::Deliver | Verdict::Overlay | Verdict::Native | Verdict::Answer) => {
+            TC_ACT_REDIRECT as i32
+        }
+        Err(_) => TC_ACT_SHOT as i32,
+    }
+}
+
+/// Ends an XDP program, whose only verdicts are to pass and to drop.
+#[inline(always)]
+pub(crate) fn xdp(program: Program, length: u32, decision: &Decision, outcome: Outcome) -> u32 {
+    account(program, length, decision, outcome);
+    match outcome {
+        Ok(_) => xdp_action::XDP_PASS,
+        Err(_) => xdp_action::XDP_DROP,
+    }
+}
+
+/// Counts something seen on the way that is not the outcome.
+#[inline(always)]
+pub(crate) fn observe(program: Program, length: u32, what: Observation) {
+    count(program, length, what as u32);
+}
+
+/// Counts and records.
+#[inline(always)]
+fn account(program: Program, length: u32, decision: &Decision, outcome: Outcome) {
+    let number = match outcome {
+        Ok(verdict) => verdict as u32,
+        Err(reason) => reason as u32,
+    };
+    count(program, length, number);
+    if let Some(record) = DECISIONS.get_ptr_mut(program as u32) {
+        // SAFETY: a slot of this CPU in a preallocated array; BPF programs do
+        // not migrate while they run.
+        unsafe {
+            *record = Decision {
+                outcome: number,
+                ..*decision
+            };
+        }
+    }
+}
+
+#[inline(always)]
+fn count(program: Program, length: u32, number: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(program, number)) {
+        // SAFETY: as in `account`.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(length);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Reading the maps that the agent writes.
+
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_ns};
+use veer_bpf_common::{
+    identity,
+    key::{IP_KEY_TAG_BITS, IpKey},
+    value::{
+        Config, Endpoint, Interface, IpcacheEntry, NODE_ID_FIRST_REMOTE, NODE_ID_LOCAL,
+        NODE_ID_NONE, Remote,
+    },
+};
+
+use crate::maps::{CONFIG, ENDPOINTS, INTERFACES, IPCACHE, NODES, REMOTES};
+
+/// Prefix length that asks for one IPv4 address.
+const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// The node's configuration. An array's element always exists.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Who an address is.
+#[derive(Clone, Copy)]
+pub(crate) enum Who {
+    /// Neither a pod nor a node.
+    World,
+    /// An address of this node's host stack.
+    Host,
+    /// In this node's pod CIDR; whether a pod has it, the endpoints say.
+    LocalPod(u32),
+    /// A pod on another node: identity and node id.
+    RemotePod(u32, u32),
+    /// An address of another node's host stack: its id.
+    RemoteNode(u32),
+}
+
+impl Who {
+    /// Its security identity.
+    #[inline(always)]
+    pub(crate) const fn identity(self) -> u32 {
+        match self {
+            Self::World => identity::WORLD,
+            Self::Host => identity::HOST,
+            Self::LocalPod(identity) | Self::RemotePod(identity, _) => identity,
+            Self::RemoteNode(_) => identity::REMOTE_NODE,
+        }
+    }
+
+    /// The other node it is on.
+    #[inline(always)]
+    pub(crate) const fn remote_node(self) -> Option<u32> {
+        match self {
+            Self::RemotePod(_, node) | Self::RemoteNode(node) => Some(node),
+            Self::World | Self::Host | Self::LocalPod(_) => None,
+        }
+    }
+
+    /// Whether packets from here to a pod or node, or from there to here, take
+    /// a redirect: pods and other nodes do.
+    #[inline(always)]
+    pub(crate) const fn takes_redirects(self) -> bool {
+        match self {
+            Self::World | Self::Host => false,
+            Self::LocalPod(_) | Self::RemotePod(..) | Self::RemoteNode(_) => true,
+        }
+    }
+}
+
+/// Who has an IPv4 address, by the longest prefix of the ipcache.
+#[inline(always)]
+pub(crate) fn who(address: [u8; 4]) -> Who {
+    let Some(entry) = IPCACHE.get(&Key::new(WHOLE_V4, IpKey::v4(address))) else {
+        return Who::World;
+    };
+    let IpcacheEntry { identity, node_id } = *entry;
+    match (identity, node_id) {
+        (identity::WORLD, _) | (_, NODE_ID_NONE) => Who::World,
+        (identity::HOST, _) => Who::Host,
+        (_, NODE_ID_LOCAL) => Who::LocalPod(identity),
+        (identity::REMOTE_NODE, node) => Who::RemoteNode(node),
+        (_, node) => Who::RemotePod(identity, node),
+    }
+}
+
+/// The local pod with an IPv4 address.
+#[inline(always)]
+pub(crate) fn endpoint(address: [u8; 4]) -> Option<&'static Endpoint> {
+    // SAFETY: the kernel frees elements of this map only after a grace period,
+    // which a running program holds up; the agent never changes one in a way
+    // that would make it invalid.
+    unsafe { ENDPOINTS.get(IpKey::v4(address)) }
+}
+
+/// What may come from the pod behind this device.
+#[inline(always)]
+pub(crate) fn interface(ifindex: u32) -> Option<&'static Interface> {
+    // SAFETY: as in `endpoint`.
+    unsafe { INTERFACES.get(ifindex) }
+}
+
+/// The id of the other node that has an IPv4 address.
+#[inline(always)]
+pub(crate) fn node(address: [u8; 4]) -> Option<u32> {
+    // SAFETY: as in `endpoint`.
+    let id = unsafe { NODES.get(IpKey::v4(address)) }?;
+    (*id >= NODE_ID_FIRST_REMOTE).then_some(*id)
+}
+
+/// Another node by its id.
+#[inline(always)]
+pub(crate) fn remote(id: u32) -> Option<&'static Remote> {
+    REMOTES.get(id)
+}

@@ -1,0 +1,60 @@
+//! What the host's stack sends to another node or a pod on it.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use veer_bpf_common::{
+    identity, mark,
+    outcome::{DropReason, Program, Verdict},
+};
+use veer_bpf_net::{
+    ethernet::{self, Ethernet},
+    ipv4::Ipv4,
+};
+
+use crate::{
+    exit::Outcome,
+    flows,
+    lookup::{self, Who},
+    remote,
+    skb::{self, Skb},
+};
+
+/// Device: the VXLAN device; direction: egress. Expects `pod_egress`'s packets,
+/// which have their tunnel key, and what the stack routed to remote pods and
+/// nodes. Emits the latter with a key, or out of an uplink, by the remote's
+/// form; notes those that were translated.
+#[classifier]
+fn overlay_egress(ctx: TcContext) -> i32 {
+    skb::run(Program::OverlayEgress, ctx.skb.skb, inner)
+}
+
+#[inline(always)]
+fn inner(skb: &mut Skb) -> Outcome {
+    let mark = skb.mark();
+    if mark == mark::REDIRECTED {
+        return Ok(Verdict::Pass);
+    }
+    skb.pull_head();
+    if Ethernet::parse(skb)?.ether_type != ethernet::IPV4 {
+        return Err(DropReason::UnsupportedL3);
+    }
+    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
+    let destination = lookup::who(ip.destination);
+    skb.decision.destination_identity = destination.identity();
+    let node = destination
+        .remote_node()
+        .ok_or(DropReason::RemoteUnusable)?;
+    let source = lookup::who(ip.source);
+    skb.decision.source_identity = source.identity();
+    if mark != mark::TO_STACK && source.takes_redirects() {
+        flows::note(skb, &ip);
+    }
+    let tunnelled = match source {
+        Who::Host => Ok(identity::REMOTE_NODE),
+        Who::LocalPod(identity) => Ok(identity),
+        // The other side would refuse it for the same reason.
+        Who::World | Who::RemotePod(..) | Who::RemoteNode(_) => {
+            Err(DropReason::TunnelSourceNotOnNode)
+        }
+    };
+    remote::from_stack(skb, node, tunnelled)
+}

@@ -1,0 +1,73 @@
+//! What arrives through the tunnel.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use veer_bpf_common::{
+    identity,
+    outcome::{DropReason, Observation, Program, Verdict},
+};
+use veer_bpf_net::{
+    bytes::Bytes,
+    ethernet::{self, Ethernet},
+    ipv4::Ipv4,
+};
+
+use crate::{
+    deliver, exit,
+    exit::Outcome,
+    flows,
+    lookup::{self, Who},
+    skb::{self, Skb},
+};
+
+/// Device: the VXLAN device; direction: ingress. Expects decapsulated packets
+/// with their tunnel key. Emits them to a local pod or, for the node's own
+/// addresses, to the stack; drops what its sender could not have sent.
+#[classifier]
+fn overlay_ingress(ctx: TcContext) -> i32 {
+    skb::run(Program::OverlayIngress, ctx.skb.skb, inner)
+}
+
+#[inline(always)]
+fn inner(skb: &mut Skb) -> Outcome {
+    let (vni, outer) = skb.tunnel().ok_or(DropReason::TunnelSourceNotNode)?;
+    skb.decision.vni = vni;
+    let node = lookup::node(outer).ok_or(DropReason::TunnelSourceNotNode)?;
+    skb.decision.node_id = node;
+    skb.pull_head();
+    if Ethernet::parse(skb)?.ether_type != ethernet::IPV4 {
+        return Err(DropReason::UnsupportedL3);
+    }
+    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
+    let source = lookup::who(ip.source);
+    skb.decision.source_identity = source.identity();
+    if source.remote_node() != Some(node) {
+        return Err(DropReason::TunnelSourceNotOnNode);
+    }
+    check_vni(skb, vni, source)?;
+    // The inner MAC is the sender's affair, never this device's.
+    skb.set_for_host();
+    let destination = lookup::who(ip.destination);
+    skb.decision.destination_identity = destination.identity();
+    match destination {
+        Who::LocalPod(_) => {
+            let flow = flows::of(skb, &ip)?;
+            deliver::to_pod(skb, &ip, &flow)
+        }
+        Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::ToStack),
+    }
+}
+
+/// The VNI grants nothing. It must be one that a sender writes, and of the
+/// sender's kind; where it is not the number known here, that is counted: the
+/// sender's pod may be younger than the row that tells of it.
+#[inline(always)]
+fn check_vni(skb: &Skb, vni: u32, source: Who) -> Result<(), DropReason> {
+    let from_node = matches!(source, Who::RemoteNode(_));
+    if !identity::allowed_on_wire(vni) || (vni == identity::REMOTE_NODE) != from_node {
+        return Err(DropReason::ReservedVni);
+    }
+    if vni != source.identity() {
+        exit::observe(skb.program, skb.length(), Observation::IdentityMismatch);
+    }
+    Ok(())
+}

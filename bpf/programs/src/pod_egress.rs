@@ -1,0 +1,125 @@
+//! What a pod sends.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use veer_bpf_common::{
+    mark,
+    outcome::{DropReason, Program, Verdict},
+    value::Interface,
+};
+use veer_bpf_net::{
+    arp::Arp,
+    ethernet::{self, Ethernet},
+    flow::Flow,
+    ipv4::{Ipv4, UDP},
+};
+
+use crate::{
+    deliver,
+    exit::Outcome,
+    flows,
+    lookup::{self, Who},
+    remote,
+    skb::{self, Skb},
+};
+
+/// Device: the host side of a pod's veth; direction: ingress. Expects whatever
+/// a pod may send. Emits it to a local pod, into the tunnel, out of an uplink
+/// or to the stack; answers ARP for the gateway; drops what is not the pod's.
+#[classifier]
+fn pod_egress(ctx: TcContext) -> i32 {
+    skb::run(Program::PodEgress, ctx.skb.skb, inner)
+}
+
+#[inline(always)]
+fn inner(skb: &mut Skb) -> Outcome {
+    if skb.mark() != 0 {
+        skb.set_mark(0);
+    }
+    skb.pull_head();
+    let frame = Ethernet::parse(skb)?;
+    let interface = lookup::interface(skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
+    skb.decision.source_identity = interface.identity;
+    if frame.source != interface.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    if skb.has_vlan() {
+        return Err(DropReason::UnsupportedL3);
+    }
+    match frame.ether_type {
+        ethernet::IPV4 => ipv4(skb, interface),
+        ethernet::ARP => arp(skb, interface),
+        _ => Err(DropReason::UnsupportedL3),
+    }
+}
+
+/// Answers for the gateway, from the host side of the same veth.
+#[inline(always)]
+fn arp(skb: &mut Skb, interface: &Interface) -> Outcome {
+    let request = Arp::parse(skb)?;
+    if request.sender_mac != interface.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    if request.sender != interface.v4 {
+        return Err(DropReason::SpoofedAddress);
+    }
+    let config = lookup::config().ok_or(DropReason::NotConfigured)?;
+    if config.gateway_v4 == [0; 4] || !request.asks_for(config.gateway_v4) {
+        return Err(DropReason::NeighbourNotGateway);
+    }
+    skb.write_arp(&request.reply(interface.node_mac))?;
+    skb.set_mark(mark::REDIRECTED);
+    skb.redirect(skb.ifindex())?;
+    Ok(Verdict::Answer)
+}
+
+#[inline(always)]
+fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
+    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
+    if ip.source != interface.v4 || interface.v4 == [0; 4] {
+        return Err(DropReason::SpoofedAddress);
+    }
+    if !ip.is_unicast() {
+        return Err(DropReason::UnsupportedDestination);
+    }
+    let destination = lookup::who(ip.destination);
+    skb.decision.destination_identity = destination.identity();
+    match destination {
+        Who::World => Ok(Verdict::ToStack),
+        Who::Host => {
+            not_the_tunnel(&flows::of(skb, &ip)?)?;
+            Ok(Verdict::ToStack)
+        }
+        Who::LocalPod(_) => {
+            let flow = flows::of(skb, &ip)?;
+            deliver::to_pod(skb, &ip, &flow)
+        }
+        Who::RemotePod(_, node) => {
+            let flow = flows::of(skb, &ip)?;
+            to_remote(skb, &ip, &flow, node, interface.identity)
+        }
+        Who::RemoteNode(node) => {
+            let flow = flows::of(skb, &ip)?;
+            not_the_tunnel(&flow)?;
+            to_remote(skb, &ip, &flow, node, interface.identity)
+        }
+    }
+}
+
+#[inline(always)]
+fn to_remote(skb: &mut Skb, ip: &Ipv4, flow: &Flow, node: u32, identity: u32) -> Outcome {
+    if let Some(verdict) = flows::to_stack(skb, flow) {
+        return Ok(verdict);
+    }
+    remote::from_pod(skb, ip, node, identity)
+}
+
+/// A pod that could send to the tunnel port of a node could forge what other
+/// pods send.
+#[inline(always)]
+fn not_the_tunnel(flow: &Flow) -> Result<(), DropReason> {
+    let config = lookup::config().ok_or(DropReason::NotConfigured)?;
+    if flow.key.protocol == UDP && flow.key.destination_port == config.tunnel_port {
+        return Err(DropReason::TunnelPortFromPod);
+    }
+    Ok(())
+}

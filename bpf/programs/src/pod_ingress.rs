@@ -1,0 +1,50 @@
+//! What the host's stack delivers to a pod.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use veer_bpf_common::{
+    mark,
+    outcome::{Program, Verdict},
+};
+use veer_bpf_net::{
+    ethernet::{self, Ethernet},
+    ipv4::Ipv4,
+};
+
+use crate::{
+    exit::Outcome,
+    flows, lookup,
+    skb::{self, Skb},
+};
+
+/// Device: the host side of a pod's veth; direction: egress. Expects what the
+/// stack routed to the pod and `pod_egress`'s ARP answers; `bpf_redirect_peer`
+/// never passes here. Emits all of it, and notes the flows of pods and other
+/// nodes: only translation brings those this way.
+#[classifier]
+fn pod_ingress(ctx: TcContext) -> i32 {
+    skb::run(Program::PodIngress, ctx.skb.skb, inner)
+}
+
+#[inline(always)]
+fn inner(skb: &mut Skb) -> Outcome {
+    if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
+        return Ok(Verdict::Pass);
+    }
+    skb.pull_head();
+    let Ok(Ethernet {
+        ether_type: ethernet::IPV4,
+        ..
+    }) = Ethernet::parse(skb)
+    else {
+        return Ok(Verdict::Pass);
+    };
+    let Ok(ip) = Ipv4::parse(skb, ethernet::HEADER_LENGTH) else {
+        return Ok(Verdict::Pass);
+    };
+    let source = lookup::who(ip.source);
+    skb.decision.source_identity = source.identity();
+    if !source.takes_redirects() {
+        return Ok(Verdict::Pass);
+    }
+    Ok(flows::note(skb, &ip))
+}

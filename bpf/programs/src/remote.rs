@@ -1,0 +1,107 @@
+//! To another node, in the form its entry says.
+
+use veer_bpf_common::{
+    key::FAMILY_V4,
+    mark,
+    outcome::{DropReason, Verdict},
+    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+};
+use veer_bpf_net::{ipv4::Ipv4, size};
+
+use crate::{
+    deliver::exception,
+    exit::Outcome,
+    lookup::{self, now},
+    skb::Skb,
+};
+
+/// The form that holds now: once `revert_at` has passed, the one before the
+/// last switch.
+#[inline(always)]
+fn form(remote: &Remote) -> u8 {
+    if remote.revert_at != 0 && now() > remote.revert_at {
+        remote.previous_form
+    } else {
+        remote.form
+    }
+}
+
+#[inline(always)]
+const fn v4(address: &[u8; 16]) -> [u8; 4] {
+    [address[0], address[1], address[2], address[3]]
+}
+
+/// A pod's packet to the node `id` or a pod on it.
+///
+/// What does not fit the path goes to the stack, whose route has the path's
+/// `mtu`: it answers with the inner MTU where DF is set and fragments for the
+/// native form otherwise. For the tunnel the outer packet is fragmented.
+#[inline(always)]
+pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outcome {
+    let remote = find(skb, id)?;
+    let config = lookup::config().ok_or(DropReason::NotConfigured)?;
+    match form(remote) {
+        FORM_TUNNEL => {
+            if ip.dont_fragment() && size::exceeds(skb, ip, skb.gso_size(), config.tunnel_mtu) {
+                return Ok(exception(skb));
+            }
+            if config.vxlan_ifindex == 0 {
+                return Err(DropReason::NotConfigured);
+            }
+            tunnel(skb, remote, identity)?;
+            skb.set_mark(mark::REDIRECTED);
+            skb.redirect(config.vxlan_ifindex)?;
+            Ok(Verdict::Overlay)
+        }
+        FORM_NATIVE => {
+            if ip.ttl <= 1 || size::exceeds(skb, ip, skb.gso_size(), config.native_mtu) {
+                return Ok(exception(skb));
+            }
+            // The MACs are the neighbour's; what is written here for them is
+            // replaced.
+            skb.hop(ip, [0; 6], [0; 6])?;
+            native(skb, remote)
+        }
+        _ => Err(DropReason::RemoteUnusable),
+    }
+}
+
+/// A packet that the stack sends out of the tunnel device to the node `id` or a
+/// pod on it. The stack has counted the hop and seen to the size. `tunnelled`
+/// is the identity for the VNI, or why the tunnel must not carry it.
+#[inline(always)]
+pub(crate) fn from_stack(skb: &mut Skb, id: u32, tunnelled: Result<u32, DropReason>) -> Outcome {
+    let remote = find(skb, id)?;
+    match form(remote) {
+        FORM_TUNNEL => {
+            tunnel(skb, remote, tunnelled?)?;
+            Ok(Verdict::Overlay)
+        }
+        FORM_NATIVE => native(skb, remote),
+        _ => Err(DropReason::RemoteUnusable),
+    }
+}
+
+#[inline(always)]
+fn find(skb: &mut Skb, id: u32) -> Result<&'static Remote, DropReason> {
+    skb.decision.node_id = id;
+    lookup::remote(id).ok_or(DropReason::RemoteUnusable)
+}
+
+#[inline(always)]
+fn tunnel(skb: &mut Skb, remote: &Remote, identity: u32) -> Result<(), DropReason> {
+    if remote.tunnel_family != FAMILY_V4 {
+        return Err(DropReason::RemoteUnusable);
+    }
+    skb.set_tunnel(identity, v4(&remote.tunnel_address))
+}
+
+#[inline(always)]
+fn native(skb: &mut Skb, remote: &Remote) -> Outcome {
+    if remote.next_hop_family != FAMILY_V4 {
+        return Err(DropReason::RemoteUnusable);
+    }
+    skb.set_mark(mark::REDIRECTED);
+    skb.redirect_neighbour(remote.ifindex, v4(&remote.next_hop))?;
+    Ok(Verdict::Native)
+}

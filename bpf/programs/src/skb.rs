@@ -1,0 +1,319 @@
+//! A packet as tc programs see it, with the decision taken on it so far.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
+    },
+    helpers::generated::{
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
+        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_skb_store_bytes,
+    },
+};
+use core::mem::{MaybeUninit, offset_of};
+use veer_bpf_common::{
+    mark,
+    outcome::{DropReason, Program},
+    value::Decision,
+};
+use veer_bpf_net::{
+    arp,
+    bytes::{Bytes, HEAD},
+    checksum, ethernet,
+    ipv4::Ipv4,
+};
+
+use crate::exit::{self, Outcome};
+
+/// `PACKET_HOST` (`include/uapi/linux/if_packet.h`): the stack takes the packet.
+const PACKET_HOST: u32 = 0;
+/// `AF_INET`.
+const AF_INET: u32 = 2;
+/// TTL of the tunnel's outer packets.
+const OUTER_TTL: u8 = 64;
+/// The part of `struct bpf_tunnel_key` that every kernel since 4.5 knows; the
+/// local address came later (kernel commit 26101f5ab6bd, v6.0) and kernels
+/// before it refuse a longer structure.
+const TUNNEL_KEY_SIZE: u32 = offset_of!(bpf_tunnel_key, __bindgen_anon_3) as u32;
+
+/// A packet in a tc program.
+pub(crate) struct Skb {
+    raw: *mut __sk_buff,
+    /// Which program this is.
+    pub(crate) program: Program,
+    /// What is found out on the way, for the decision record.
+    pub(crate) decision: Decision,
+}
+
+/// Runs `inner` as the tc program `program`.
+#[inline(always)]
+pub(crate) fn run(
+    program: Program,
+    raw: *mut __sk_buff,
+    inner: impl FnOnce(&mut Skb) -> Outcome,
+) -> i32 {
+    let mut skb = Skb {
+        raw,
+        program,
+        decision: Decision::default(),
+    };
+    let length = skb.length();
+    let outcome = inner(&mut skb);
+    exit::tc(program, length, &skb.decision, outcome)
+}
+
+/// Reads a field of `__sk_buff`.
+macro_rules! field {
+    ($self:ident . $name:ident) => {{
+        // Volatile: fields are read as wide as the kernel has them, each time.
+        // SAFETY: the kernel hands a valid context to the program.
+        unsafe { (&raw const (*$self.raw).$name).read_volatile() }
+    }};
+}
+
+impl Skb {
+    /// `skb->mark`, only veer's bits of it.
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> u32 {
+        mark::get(field!(self.mark))
+    }
+
+    /// Replaces veer's bits of the mark.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, ours: u32) {
+        let mark = mark::set(field!(self.mark), ours);
+        // Volatile: the kernel takes a write of all four bytes only, and the
+        // compiler would write the half that changes.
+        // SAFETY: a valid context; the mark is writable in tc programs.
+        unsafe { (&raw mut (*self.raw).mark).write_volatile(mark) }
+    }
+
+    /// Index of the device the program is attached to.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        field!(self.ifindex)
+    }
+
+    /// Whether the frame had a VLAN tag, which the kernel has taken off.
+    #[inline(always)]
+    pub(crate) fn has_vlan(&self) -> bool {
+        field!(self.vlan_present) != 0
+    }
+
+    /// Payload bytes of the segments it will be cut into; 0: of none.
+    #[inline(always)]
+    pub(crate) fn gso_size(&self) -> u32 {
+        field!(self.gso_size)
+    }
+
+    /// Makes the first [`HEAD`] bytes reachable for [`Bytes::head`] where the
+    /// packet has them. Costs nothing where they are linear already, which is
+    /// the rule.
+    #[inline(always)]
+    pub(crate) fn pull_head(&self) {
+        let wanted = core::cmp::min(self.length(), HEAD as u32);
+        let linear = field!(self.data_end).wrapping_sub(field!(self.data));
+        if linear < wanted {
+            // SAFETY: a valid context. On failure reads beyond find nothing.
+            unsafe { bpf_skb_pull_data(self.raw, wanted) };
+        }
+    }
+
+    /// Says that the packet is for this host although its MAC does not.
+    /// `ip_rcv` drops it silently otherwise.
+    #[inline(always)]
+    pub(crate) fn set_for_host(&self) {
+        if field!(self.pkt_type) != PACKET_HOST {
+            // SAFETY: a valid context.
+            unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+        }
+    }
+
+    /// Writes bytes at the start of the frame.
+    #[inline(always)]
+    fn write_start<const N: usize>(&self, bytes: &[u8; N]) -> Result<(), DropReason> {
+        // SAFETY: a valid context, and N readable bytes. The helper makes the
+        // bytes writable and no more of the packet than those.
+        match unsafe { bpf_skb_store_bytes(self.raw, 0, bytes.as_ptr().cast(), N as u32, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::HelperFailed),
+        }
+    }
+
+    /// Takes one from the TTL and writes new MACs, in one piece of 26 bytes:
+    /// Ethernet and the IPv4 header up to its checksum.
+    #[inline(always)]
+    pub(crate) fn hop(
+        &self,
+        ip: &Ipv4,
+        destination: [u8; 6],
+        source: [u8; 6],
+    ) -> Result<(), DropReason> {
+        let (ttl, checksum) = checksum::decrement_ttl(ip.ttl, ip.checksum);
+        let (d, s, i) = (destination, source, ip.start);
+        self.write_start(&[
+            d[0],
+            d[1],
+            d[2],
+            d[3],
+            d[4],
+            d[5],
+            s[0],
+            s[1],
+            s[2],
+            s[3],
+            s[4],
+            s[5],
+            8,
+            0, //
+            i[0],
+            i[1],
+            i[2],
+            i[3],
+            i[4],
+            i[5],
+            i[6],
+            i[7], //
+            ttl,
+            ip.protocol,
+            checksum[0],
+            checksum[1],
+        ])
+    }
+
+    /// Writes an ARP answer over the request.
+    #[inline(always)]
+    pub(crate) fn write_arp(&self, frame: &[u8; arp::FRAME_LENGTH]) -> Result<(), DropReason> {
+        self.write_start(frame)
+    }
+
+    /// To the egress of a device of this namespace.
+    #[inline(always)]
+    pub(crate) fn redirect(&mut self, ifindex: u32) -> Result<(), DropReason> {
+        self.decision.ifindex = ifindex;
+        // SAFETY: no pointers.
+        redirected(unsafe { bpf_redirect(ifindex, 0) })
+    }
+
+    /// To the ingress of a veth's peer in another namespace.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(&mut self, ifindex: u32) -> Result<(), DropReason> {
+        self.decision.ifindex = ifindex;
+        // SAFETY: no pointers.
+        redirected(unsafe { bpf_redirect_peer(ifindex, 0) })
+    }
+
+    /// To a neighbour by its IPv4 address; the kernel fills in the MACs.
+    #[inline(always)]
+    pub(crate) fn redirect_neighbour(
+        &mut self,
+        ifindex: u32,
+        next_hop: [u8; 4],
+    ) -> Result<(), DropReason> {
+        self.decision.ifindex = ifindex;
+        let mut hop = bpf_redir_neigh {
+            nh_family: AF_INET,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [0; 4] },
+        };
+        hop.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(next_hop);
+        // SAFETY: an initialised structure of the size given.
+        redirected(unsafe {
+            bpf_redirect_neigh(
+                ifindex,
+                &raw mut hop,
+                size_of::<bpf_redir_neigh>() as i32,
+                0,
+            )
+        })
+    }
+
+    /// Says where the tunnel device is to send the packet, and with which VNI.
+    ///
+    /// The outer checksum is left out: the inner ones cover what matters, and
+    /// the tunnel's outer packets stay cheap to segment and to merge.
+    #[inline(always)]
+    pub(crate) fn set_tunnel(&mut self, vni: u32, outer: [u8; 4]) -> Result<(), DropReason> {
+        self.decision.vni = vni;
+        // SAFETY: integers only, for which zero is a value.
+        let mut key: bpf_tunnel_key = unsafe { MaybeUninit::zeroed().assume_init() };
+        key.tunnel_id = vni;
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(outer);
+        key.tunnel_ttl = OUTER_TTL;
+        // SAFETY: a valid context and TUNNEL_KEY_SIZE initialised bytes.
+        let result = unsafe {
+            bpf_skb_set_tunnel_key(
+                self.raw,
+                &raw mut key,
+                TUNNEL_KEY_SIZE,
+                u64::from(BPF_F_ZERO_CSUM_TX),
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(DropReason::HelperFailed),
+        }
+    }
+
+    /// VNI and outer source of a packet from the tunnel device; `None` for one
+    /// that did not come through the tunnel, or not over IPv4.
+    #[inline(always)]
+    pub(crate) fn tunnel(&self) -> Option<(u32, [u8; 4])> {
+        // SAFETY: integers only, for which zero is a value.
+        let mut key: bpf_tunnel_key = unsafe { MaybeUninit::zeroed().assume_init() };
+        // SAFETY: a valid context and TUNNEL_KEY_SIZE writable bytes.
+        let result = unsafe { bpf_skb_get_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, 0) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: both variants of the union are integers.
+        let outer = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+        Some((key.tunnel_id, outer.to_be_bytes()))
+    }
+}
+
+/// Whether a redirect helper took the packet.
+#[inline(always)]
+fn redirected(code: i64) -> Result<(), DropReason> {
+    if code == i64::from(TC_ACT_REDIRECT) {
+        Ok(())
+    } else {
+        Err(DropReason::HelperFailed)
+    }
+}
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        field!(self.len)
+    }
+
+    /// Direct packet access; the caller has seen to [`Skb::pull_head`].
+    #[inline(always)]
+    fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = field!(self.data) as usize + offset;
+        if start + N > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: within the packet's linear data, checked above.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: a valid context and N writable bytes; the helper checks the
+        // offset.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.raw.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        (result == 0).then_some(bytes)
+    }
+}
+
+const _: () = assert!(HEAD >= ethernet::HEADER_LENGTH + arp::LENGTH);

@@ -1,0 +1,54 @@
+//! What leaves by an uplink.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use veer_bpf_common::{
+    mark,
+    outcome::{Program, Verdict},
+};
+use veer_bpf_net::{
+    ethernet::{self, Ethernet},
+    ipv4::Ipv4,
+};
+
+use crate::{
+    exit::Outcome,
+    flows, lookup,
+    skb::{self, Skb},
+};
+
+/// Device: an uplink; direction: egress. Expects everything the node sends.
+/// Emits all of it, and notes the flows of local pods to other nodes and pods:
+/// only translation brings those down from the stack to here.
+#[classifier]
+fn uplink_egress(ctx: TcContext) -> i32 {
+    skb::run(Program::UplinkEgress, ctx.skb.skb, inner)
+}
+
+#[inline(always)]
+fn inner(skb: &mut Skb) -> Outcome {
+    if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
+        return Ok(Verdict::Pass);
+    }
+    skb.pull_head();
+    let Ok(Ethernet {
+        ether_type: ethernet::IPV4,
+        ..
+    }) = Ethernet::parse(skb)
+    else {
+        return Ok(Verdict::Pass);
+    };
+    let Ok(ip) = Ipv4::parse(skb, ethernet::HEADER_LENGTH) else {
+        return Ok(Verdict::Pass);
+    };
+    // A hash look-up tells most of a node's packets apart from a pod's.
+    let Some(pod) = lookup::endpoint(ip.source) else {
+        return Ok(Verdict::Pass);
+    };
+    skb.decision.source_identity = pod.identity;
+    let destination = lookup::who(ip.destination);
+    skb.decision.destination_identity = destination.identity();
+    if !destination.takes_redirects() {
+        return Ok(Verdict::Pass);
+    }
+    Ok(flows::note(skb, &ip))
+}

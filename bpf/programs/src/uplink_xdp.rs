@@ -1,0 +1,90 @@
+//! The tunnel's checks before an skb exists.
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use core::hint::black_box;
+use veer_bpf_common::{
+    outcome::{Program, Verdict},
+    value::Decision,
+};
+use veer_bpf_net::{
+    bytes::Bytes,
+    ethernet::{self, Ethernet},
+    ipv4::Ipv4,
+};
+
+use crate::{
+    exit::{self, Outcome},
+    uplink_ingress,
+};
+
+/// Device: an uplink; direction: ingress, before anything else. Expects
+/// anything from outside. Drops tunnel packets that no node sent, and tunnel
+/// packets and IPv4 headers that lie about their lengths; all else passes.
+#[xdp]
+fn uplink_xdp(ctx: XdpContext) -> u32 {
+    let frame = Frame {
+        start: ctx.data(),
+        end: ctx.data_end(),
+    };
+    exit::xdp(
+        Program::UplinkXdp,
+        frame.length(),
+        &Decision::default(),
+        inner(&frame),
+    )
+}
+
+#[inline(always)]
+fn inner(frame: &Frame) -> Outcome {
+    let Ok(Ethernet {
+        ether_type: ethernet::IPV4,
+        ..
+    }) = Ethernet::parse(frame)
+    else {
+        return Ok(Verdict::Pass);
+    };
+    let ip = Ipv4::parse(frame, ethernet::HEADER_LENGTH)?;
+    Ok(uplink_ingress::tunnel(frame, &ip)?.unwrap_or(Verdict::Pass))
+}
+
+/// The first buffer of an XDP frame.
+struct Frame {
+    start: usize,
+    end: usize,
+}
+
+/// The longest IPv4 header and what may lie before it; bounds an offset for the
+/// verifier.
+const OFFSET_MASK: usize = 0x7f;
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.end - self.start) as u32
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = self.start + offset;
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: within the frame, checked above.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > OFFSET_MASK {
+            return None;
+        }
+        // The verifier must see the pointer that is checked and the one that is
+        // read as the same; left alone, the compiler adds up each on its own.
+        let start = black_box(self.start + (offset & OFFSET_MASK));
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: within the frame, checked above.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+}
