@@ -1,0 +1,54 @@
+# The front door. Logic lives in crates and in e2e/setup; this only names it.
+# Every target does its own set-up first and says what it is doing.
+
+SHELL := /bin/bash
+CACHE := $(or $(VEER_CACHE),$(HOME)/.cache/veer)
+export VEER_CACHE := $(CACHE)
+# Tools that setup installed, where the machine had none.
+ENV   := source $(CACHE)/env
+CARGO := $(ENV) && cargo
+E2E   := $(CARGO) run --quiet --release -p
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-conformance lint bench image crds clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing on this machine (Debian 12, root)
+	@e2e/setup/setup
+
+image: setup ## build the two container images into build/images
+	@$(ENV) && charts/build-images
+
+demo: image ## three real nodes, veer by helm, traffic on all three paths (KEEP=1 leaves it up)
+	@$(E2E) veer-e2e-demo -- up $(if $(KEEP),--keep)
+
+demo-down: ## remove every trace of the demo
+	@$(E2E) veer-e2e-demo -- down
+
+test: test-unit test-kernel test-api test-e2e ## everything that must hold
+
+test-unit: setup ## what needs no kernel and no cluster
+	@$(CARGO) test --workspace --exclude veer-bpf-tests --exclude veer-bpf-programs --exclude veer-e2e-tests --exclude veer-operator
+test-kernel: setup ## the BPF programs in the kernel
+	@$(CARGO) test -p veer-bpf-tests
+test-api: setup ## operator, CRDs and admission against a real API server
+	@$(CARGO) test -p veer-operator
+test-e2e: image ## the real cluster
+	@$(CARGO) test --release -p veer-e2e-tests
+
+test-conformance: image ## Kubernetes' own network suite, in both modes
+	@$(E2E) veer-e2e-tests --bin veer-conformance
+
+bench: image ## round trips, streams, ns per packet, memory; as ratios
+	@$(E2E) veer-e2e-bench
+
+crds: setup ## write crds/manifests and the chart's copy from the types
+	@$(CARGO) run --quiet -p veer-crds --bin crdgen
+
+lint: setup ## fmt, clippy for host and BPF, generated files, licences, chart
+	@.ci/lint
+
+clean: ## remove what was built here (caches of setup stay)
+	@rm -rf build target
