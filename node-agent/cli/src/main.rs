@@ -1,2 +1,100 @@
-//! veer-cli
-fn main() {}
+//! The `veer` command, which kubectl also finds as `kubectl veer`.
+//!
+//! Input: the answers of a node's agent, over its socket on the node itself or
+//! through `kubectl exec` into the agent's pod (`--node`). Output: a table, JSON
+//! or YAML on standard output; errors with the next step on standard error.
+//!
+//! Invariant: it changes nothing.
+
+mod arguments;
+mod command;
+mod output;
+mod remote;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches};
+use veer_agent_api::client::{self, AskError};
+use veer_agent_api::{Request, SOCKET};
+
+use crate::arguments::{Arguments, Command};
+use crate::command::View;
+
+/// How long the agent may take for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The last resort for telling anything; if it fails too there is nobody.
+            let _ = writeln!(std::io::stderr().lock(), "veer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let mut definition = Arguments::command();
+    if std::env::args()
+        .next()
+        .is_some_and(|name| name.ends_with("kubectl-veer"))
+    {
+        definition = definition.bin_name("kubectl veer");
+    }
+    let arguments = Arguments::from_arg_matches(&definition.get_matches())?;
+    let text = if let Some(view) = View::of(&arguments.command) {
+        if let Some(node) = &arguments.node {
+            return remote::run(node, &arguments, view);
+        }
+        command::show(view, arguments.output, &|request| ask(&arguments, request))?
+    } else if let Command::Completion { shell } = arguments.command {
+        completion(shell)?
+    } else {
+        format!("veer {}", env!("CARGO_PKG_VERSION"))
+    };
+    print(text.trim_end())
+}
+
+/// Asks this node's agent.
+fn ask(arguments: &Arguments, request: &Request) -> anyhow::Result<serde_json::Value> {
+    match client::ask(&arguments.socket, request, DEADLINE) {
+        Ok(value) => Ok(value),
+        Err(AskError::Absent(error)) if !arguments.socket.exists() => Err(error).context(format!(
+            "there is no agent at {}: from another machine name a node (veer --node NODE status), \
+             on the node look at its agent (kubectl get pods -A -o wide -l {})",
+            arguments.socket.display(),
+            remote::SELECTOR
+        )),
+        Err(AskError::Absent(error)) => Err(error).context(format!(
+            "veer-agent does not answer on {}: run as root, or look at its log (kubectl logs -n \
+             kube-system -l {})",
+            arguments.socket.display(),
+            remote::SELECTOR
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> anyhow::Result<String> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "veer", &mut script);
+    String::from_utf8(script).context("the completion script is not text")
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        // `veer … | head` is nobody's error.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Where the agent listens unless told otherwise.
+const fn default_socket() -> &'static str {
+    SOCKET
+}

@@ -1,0 +1,130 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Shows what veer knows and does on a node.
+#[derive(Debug, Parser)]
+#[command(name = "veer", version, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    /// How to print.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+
+    /// Ask the agent of this node, through `kubectl exec`, and not this machine's.
+    #[arg(long, global = true, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+
+    /// With --node: the kubeconfig file that kubectl is to use.
+    #[arg(long, global = true, value_name = "FILE", requires = "node")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// With --node: the context that kubectl is to use.
+    #[arg(long, global = true, value_name = "NAME", requires = "node")]
+    pub(crate) context: Option<String>,
+
+    /// Where this machine's agent listens.
+    #[arg(long, global = true, value_name = "PATH", default_value = crate::default_socket())]
+    pub(crate) socket: PathBuf,
+
+    /// What to show.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For both.
+    Yaml,
+}
+
+impl Format {
+    /// The value of `--output`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Json => "json",
+            Self::Yaml => "yaml",
+        }
+    }
+}
+
+/// What to show.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The node at a glance: mode, host routing, addresses, what is wrong.
+    Status,
+    /// Pods wired on the node.
+    #[command(subcommand, visible_alias = "endpoints", alias = "ep")]
+    Endpoint(List),
+    /// Security identities and the labels behind each number.
+    #[command(subcommand, visible_alias = "identities", alias = "id")]
+    Identity(List),
+    /// Which prefix has which identity and is on which node.
+    #[command(subcommand)]
+    Ipcache(List),
+    /// Which pod CIDR is tunnelled to which node address.
+    #[command(subcommand)]
+    Tunnel(List),
+    /// Nodes, and the form in which traffic to each of them travels.
+    #[command(subcommand, alias = "node")]
+    Remote(List),
+    /// Packets by program and by how they ended.
+    #[command(subcommand)]
+    Metrics(List),
+    /// Flows that the host's stack translates (Services, hostPorts).
+    #[command(subcommand)]
+    Flow(List),
+    /// The BPF maps, by the names that other tools of this kind use.
+    #[command(subcommand)]
+    Bpf(Bpf),
+    /// The version of this command; the agent's is in `status`.
+    Version,
+    /// A completion script, for example: source <(veer completion bash).
+    Completion {
+        /// The shell it is for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What can be done with a kind of thing.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum List {
+    /// All of them.
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+/// See [`Command::Bpf`].
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum Bpf {
+    /// Pods wired on the node.
+    #[command(subcommand)]
+    Endpoint(List),
+    /// Which prefix has which identity and is on which node.
+    #[command(subcommand)]
+    Ipcache(List),
+    /// Which pod CIDR is tunnelled to which node address.
+    #[command(subcommand)]
+    Tunnel(List),
+    /// Packets by program and by how they ended.
+    #[command(subcommand)]
+    Metrics(List),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

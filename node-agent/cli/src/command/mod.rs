@@ -1,0 +1,109 @@
+//! One module per thing shown: its question to the agent and its table.
+
+mod endpoint;
+mod flow;
+mod identity;
+mod ipcache;
+mod metrics;
+mod remote;
+mod status;
+mod tunnel;
+
+use anyhow::Context;
+use serde::de::DeserializeOwned;
+use veer_agent_api::Request;
+
+use crate::arguments::{Bpf, Command, Format};
+use crate::output;
+
+/// Asks the agent and gives back its answer.
+pub(crate) type Ask<'a> = &'a dyn Fn(&Request) -> anyhow::Result<serde_json::Value>;
+
+/// What a command asks and shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum View {
+    Status,
+    Endpoint,
+    Identity,
+    Ipcache,
+    Tunnel,
+    Remote,
+    Metrics,
+    Flow,
+}
+
+impl View {
+    /// The view of a command, if it is one that asks the agent.
+    pub(crate) fn of(command: &Command) -> Option<Self> {
+        match command {
+            Command::Status => Some(Self::Status),
+            Command::Endpoint(_) | Command::Bpf(Bpf::Endpoint(_)) => Some(Self::Endpoint),
+            Command::Identity(_) => Some(Self::Identity),
+            Command::Ipcache(_) | Command::Bpf(Bpf::Ipcache(_)) => Some(Self::Ipcache),
+            Command::Tunnel(_) | Command::Bpf(Bpf::Tunnel(_)) => Some(Self::Tunnel),
+            Command::Remote(_) => Some(Self::Remote),
+            Command::Metrics(_) | Command::Bpf(Bpf::Metrics(_)) => Some(Self::Metrics),
+            Command::Flow(_) => Some(Self::Flow),
+            Command::Version | Command::Completion { .. } => None,
+        }
+    }
+
+    /// The words of the command line that show it.
+    pub(crate) fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Status => &["status"],
+            Self::Endpoint => &["endpoint", "list"],
+            Self::Identity => &["identity", "list"],
+            Self::Ipcache => &["ipcache", "list"],
+            Self::Tunnel => &["tunnel", "list"],
+            Self::Remote => &["remote", "list"],
+            Self::Metrics => &["metrics", "list"],
+            Self::Flow => &["flow", "list"],
+        }
+    }
+}
+
+/// What `view` shows, as text.
+pub(crate) fn show(view: View, format: Format, ask: Ask<'_>) -> anyhow::Result<String> {
+    match view {
+        View::Status => {
+            let status = answer(ask, &Request::NodeStatus)?;
+            output::render(&status, format, status::table)
+        }
+        View::Endpoint => {
+            let rows: Vec<_> = answer(ask, &Request::Endpoints)?;
+            output::render(&rows, format, |rows| endpoint::table(rows))
+        }
+        View::Identity => {
+            let rows: Vec<_> = answer(ask, &Request::Identities)?;
+            output::render(&rows, format, |rows| identity::table(rows))
+        }
+        View::Ipcache => {
+            let rows: Vec<_> = answer(ask, &Request::Ipcache)?;
+            output::render(&rows, format, |rows| ipcache::table(rows))
+        }
+        View::Tunnel => {
+            let rows = tunnel::rows(answer(ask, &Request::Remotes)?);
+            output::render(&rows, format, |rows| tunnel::table(rows))
+        }
+        View::Remote => {
+            let rows: Vec<_> = answer(ask, &Request::Remotes)?;
+            output::render(&rows, format, |rows| remote::table(rows))
+        }
+        View::Metrics => {
+            let rows: Vec<_> = answer(ask, &Request::Counters)?;
+            output::render(&rows, format, |rows| metrics::table(rows))
+        }
+        View::Flow => {
+            let rows: Vec<_> = answer(ask, &Request::Flows)?;
+            output::render(&rows, format, |rows| flow::table(rows))
+        }
+    }
+}
+
+fn answer<T: DeserializeOwned>(ask: Ask<'_>, request: &Request) -> anyhow::Result<T> {
+    serde_json::from_value(ask(request)?).context(
+        "the answer of veer-agent is not understood: command and agent may differ in version \
+         (veer version, kubectl get nodenetworks -o yaml)",
+    )
+}
