@@ -4,20 +4,28 @@ use veer_bpf_common::{
     mark,
     outcome::{DropReason, Verdict},
 };
-use veer_bpf_net::{flow::Flow, ipv4::Ipv4};
+use veer_bpf_net::ipv4::Ipv4;
 
 use crate::{exit::Outcome, flows, lookup, skb::Skb};
 
-/// Delivers to the pod with the packet's destination: one hop, the MACs of the
-/// pod's own link, and over to its end of the veth. Not where the flow is noted
-/// as translated, and not with a TTL that ends here: those the stack gets.
+/// What came from another node to this node's pods: to the stack where the flow
+/// was translated there, else delivered.
 #[inline(always)]
-pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, flow: &Flow) -> Outcome {
-    let pod = lookup::endpoint(ip.destination).ok_or(DropReason::NoSuchEndpoint)?;
-    skb.decision.destination_identity = pod.identity;
-    if let Some(verdict) = flows::to_stack(skb, flow) {
+pub(crate) fn from_remote(skb: &mut Skb, ip: &Ipv4) -> Outcome {
+    let flow = flows::of(skb, ip)?;
+    if let Some(verdict) = flows::to_stack(skb, &flow) {
         return Ok(verdict);
     }
+    to_pod(skb, ip)
+}
+
+/// Delivers to the pod with the packet's destination: one hop, the MACs of the
+/// pod's own link, and over to its end of the veth. A TTL that ends here is the
+/// stack's affair.
+#[inline(always)]
+pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4) -> Outcome {
+    let pod = lookup::endpoint(ip.destination).ok_or(DropReason::NoSuchEndpoint)?;
+    skb.decision.destination_identity = pod.identity;
     if ip.ttl <= 1 {
         return Ok(exception(skb));
     }

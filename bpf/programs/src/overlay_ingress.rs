@@ -14,7 +14,6 @@ use veer_bpf_net::{
 use crate::{
     deliver, exit,
     exit::Outcome,
-    flows,
     lookup::{self, Who},
     skb::{self, Skb},
 };
@@ -49,10 +48,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     let destination = lookup::who(ip.destination);
     skb.decision.destination_identity = destination.identity();
     match destination {
-        Who::LocalPod(_) => {
-            let flow = flows::of(skb, &ip)?;
-            deliver::to_pod(skb, &ip, &flow)
-        }
+        Who::LocalPod(_) => deliver::from_remote(skb, &ip),
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::ToStack),
     }
 }

@@ -83,34 +83,23 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     }
     let destination = lookup::who(ip.destination);
     skb.decision.destination_identity = destination.identity();
-    match destination {
-        Who::World => Ok(Verdict::ToStack),
-        Who::Host => {
-            not_the_tunnel(&flows::of(skb, &ip)?)?;
-            Ok(Verdict::ToStack)
-        }
-        Who::LocalPod(_) => {
-            let flow = flows::of(skb, &ip)?;
-            deliver::to_pod(skb, &ip, &flow)
-        }
-        Who::RemotePod(_, node) => {
-            let flow = flows::of(skb, &ip)?;
-            to_remote(skb, &ip, &flow, node, interface.identity)
-        }
-        Who::RemoteNode(node) => {
-            let flow = flows::of(skb, &ip)?;
-            not_the_tunnel(&flow)?;
-            to_remote(skb, &ip, &flow, node, interface.identity)
-        }
+    if matches!(destination, Who::World) {
+        return Ok(Verdict::ToStack);
     }
-}
-
-#[inline(always)]
-fn to_remote(skb: &mut Skb, ip: &Ipv4, flow: &Flow, node: u32, identity: u32) -> Outcome {
-    if let Some(verdict) = flows::to_stack(skb, flow) {
+    let flow = flows::of(skb, &ip)?;
+    if matches!(destination, Who::Host | Who::RemoteNode(_)) {
+        not_the_tunnel(&flow)?;
+    }
+    if matches!(destination, Who::Host) {
+        return Ok(Verdict::ToStack);
+    }
+    if let Some(verdict) = flows::to_stack(skb, &flow) {
         return Ok(verdict);
     }
-    remote::from_pod(skb, ip, node, identity)
+    match destination.remote_node() {
+        Some(node) => remote::from_pod(skb, &ip, node, interface.identity),
+        None => deliver::to_pod(skb, &ip),
+    }
 }
 
 /// A pod that could send to the tunnel port of a node could forge what other

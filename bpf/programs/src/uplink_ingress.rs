@@ -15,7 +15,6 @@ use veer_bpf_net::{
 use crate::{
     deliver,
     exit::Outcome,
-    flows,
     lookup::{self, Who},
     skb::{self, Skb},
 };
@@ -90,8 +89,7 @@ fn bare(skb: &mut Skb, ip: &Ipv4, id: u32) -> Outcome {
             if !accepted {
                 return Err(DropReason::NativeNotAccepted);
             }
-            let flow = flows::of(skb, ip)?;
-            deliver::to_pod(skb, ip, &flow)
+            deliver::from_remote(skb, ip)
         }
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::Pass),
     }
