@@ -1,4 +1,4 @@
-//! What a cluster has beside its own components: CoreDNS on pod addresses
+//! What a cluster has beside its own components: `CoreDNS` on pod addresses
 //! (it starts once there is a pod network) under the usual service.
 
 use crate::control::DNS_SERVICE;
@@ -33,7 +33,9 @@ data:
   Corefile: |
     .:53 {
         errors
-        health { lameduck 2s }
+        health {
+            lameduck 2s
+        }
         ready
         kubernetes cluster.local in-addr.arpa ip6.arpa {
             pods insecure

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,7 +32,9 @@ fn hierarchies() -> Result<Vec<(PathBuf, bool)>> {
     let mut found = Vec::new();
     for line in text.lines() {
         // "... root mountpoint options - type source superoptions" (proc(5)).
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
         let kind = right.split(' ').next().unwrap_or_default();
         let point = left.split(' ').nth(4).unwrap_or_default();
         if (kind == "cgroup" || kind == "cgroup2") && point.starts_with("/sys/fs/cgroup") {
@@ -45,12 +47,16 @@ fn hierarchies() -> Result<Vec<(PathBuf, bool)>> {
 impl Cgroup {
     /// The group of a whole cluster.
     pub(crate) fn of_cluster(cluster: &str) -> Self {
-        Self { path: format!("veer-e2e-{cluster}") }
+        Self {
+            path: format!("veer-e2e-{cluster}"),
+        }
     }
 
     /// A group inside this one.
     pub(crate) fn child(&self, name: &str) -> Self {
-        Self { path: format!("{}/{name}", self.path) }
+        Self {
+            path: format!("{}/{name}", self.path),
+        }
     }
 
     /// The path as the kubelet takes it: below the root, with a slash.
@@ -60,12 +66,19 @@ impl Cgroup {
 
     /// This group's directory in every hierarchy, existing or not.
     fn dirs(&self) -> Result<Vec<PathBuf>> {
-        Ok(hierarchies()?.into_iter().map(|(root, _)| root.join(&self.path)).collect())
+        Ok(hierarchies()?
+            .into_iter()
+            .map(|(root, _)| root.join(&self.path))
+            .collect())
     }
 
     /// The files a process writes `0` to, to enter the group.
     pub(crate) fn entrances(&self) -> Result<Vec<PathBuf>> {
-        Ok(self.dirs()?.into_iter().map(|d| d.join("cgroup.procs")).collect())
+        Ok(self
+            .dirs()?
+            .into_iter()
+            .map(|d| d.join("cgroup.procs"))
+            .collect())
     }
 
     /// Makes the group and its parents. Existing ones are kept.
@@ -101,7 +114,11 @@ impl Cgroup {
         for dir in self.dirs()? {
             walk(&dir, &mut |d| {
                 let text = fs::read_to_string(d.join("cgroup.procs")).unwrap_or_default();
-                pids.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()).filter(|p| *p != 0));
+                pids.extend(
+                    text.lines()
+                        .filter_map(|l| l.parse::<u32>().ok())
+                        .filter(|p| *p != 0),
+                );
             });
         }
         Ok(pids)
@@ -112,7 +129,11 @@ impl Cgroup {
         let mut pids = BTreeSet::new();
         for file in self.entrances()? {
             let text = fs::read_to_string(file).unwrap_or_default();
-            pids.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()).filter(|p| *p != 0));
+            pids.extend(
+                text.lines()
+                    .filter_map(|l| l.parse::<u32>().ok())
+                    .filter(|p| *p != 0),
+            );
         }
         Ok(pids)
     }
@@ -132,21 +153,52 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Stops (`true`) or continues every process of the group at once.
+    /// Stops (`true`) or continues every process of the group, and returns
+    /// when all of them stand or run.
+    ///
+    /// # Errors
+    /// They do not within 10 s.
     pub(crate) fn freeze(&self, frozen: bool) -> Result<()> {
         for (root, v2) in hierarchies()? {
             let dir = root.join(&self.path);
-            let (file, value) = if v2 {
-                ("cgroup.freeze", if frozen { "1" } else { "0" })
-            } else {
-                ("freezer.state", if frozen { "FROZEN" } else { "THAWED" })
-            };
-            let path = dir.join(file);
             // With both versions mounted, v1's freezer is the one to use: the
             // v2 tree then carries no pods.
-            if path.exists() && !(v2 && root.ends_with("unified")) {
-                fs::write(&path, value).what(|| format!("write {}", path.display()))?;
+            let (file, value, shown, sign) = match (v2, frozen) {
+                (true, _) if root.ends_with("unified") => continue,
+                (true, true) => ("cgroup.freeze", "1", "cgroup.events", "frozen 1"),
+                (true, false) => ("cgroup.freeze", "0", "cgroup.events", "frozen 0"),
+                (false, true) => ("freezer.state", "FROZEN", "freezer.state", "FROZEN"),
+                (false, false) => ("freezer.state", "THAWED", "freezer.state", "THAWED"),
+            };
+            let path = dir.join(file);
+            if !path.exists() {
+                continue;
             }
+            fs::write(&path, value).what(|| format!("write {}", path.display()))?;
+            let what = format!("{} says {value}", path.display());
+            await_condition(&what, Duration::from_secs(10), || {
+                let now = fs::read_to_string(dir.join(shown)).map_err(|e| e.to_string())?;
+                if now.contains(sign) {
+                    Ok(Some(()))
+                } else {
+                    Err(now)
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Lets this group and every group below go on, in both versions.
+    fn thaw_all(&self) -> Result<()> {
+        for dir in self.dirs()? {
+            walk(&dir, &mut |d| {
+                for (file, value) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+                    if d.join(file).exists() {
+                        // A group that just vanished needs no thawing.
+                        let _gone = fs::write(d.join(file), value);
+                    }
+                }
+            });
         }
         Ok(())
     }
@@ -160,19 +212,25 @@ impl Cgroup {
             return Ok(());
         }
         // v1: a frozen process does not even die.
-        self.freeze(false)?;
+        self.thaw_all()?;
+        // First the first processes of PID namespaces only: the kernel ends
+        // the rest of them, and those that wait for them reap them and end.
+        // Killed together, orphans would be left to the machine's init.
+        let start = Instant::now();
         await_condition(
             &format!("no process is left in {}", self.path),
             Duration::from_secs(30),
             || {
                 let pids = self.processes().map_err(|e| e.to_string())?;
-                for pid in &pids {
-                    if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
-                        // Gone in between is what is wanted.
-                        let _gone = kill_process(pid, Signal::KILL);
-                    }
+                let all = start.elapsed() > Duration::from_secs(3);
+                for pid in pids.iter().filter(|p| all || is_first(**p)) {
+                    kill_one(*pid);
                 }
-                if pids.is_empty() { Ok(Some(())) } else { Err(format!("processes {pids:?}")) }
+                if pids.is_empty() {
+                    Ok(Some(()))
+                } else {
+                    Err(format!("processes {pids:?}"))
+                }
             },
         )
     }
@@ -210,9 +268,14 @@ impl Cgroup {
 pub(crate) fn clusters() -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for (root, _) in hierarchies()? {
-        let Ok(entries) = fs::read_dir(&root) else { continue };
+        let Ok(entries) = fs::read_dir(&root) else {
+            continue;
+        };
         names.extend(entries.flatten().filter_map(|e| {
-            e.file_name().to_str()?.strip_prefix("veer-e2e-").map(str::to_owned)
+            e.file_name()
+                .to_str()?
+                .strip_prefix("veer-e2e-")
+                .map(str::to_owned)
         }));
     }
     Ok(names)
@@ -240,6 +303,17 @@ fn walk(dir: &Path, visit: &mut impl FnMut(&Path)) {
         }
     }
     visit(dir);
+}
+
+/// Whether the process is the first of a PID namespace below ours.
+fn is_first(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status
+        .lines()
+        .find_map(|l| l.strip_prefix("NSpid:"))
+        .unwrap_or_default();
+    let ids: Vec<&str> = ids.split_whitespace().collect();
+    ids.len() > 1 && ids.last() == Some(&"1")
 }
 
 /// Kills one process; one that is gone is fine.

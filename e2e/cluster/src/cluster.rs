@@ -26,9 +26,9 @@ use crate::{
 };
 
 /// The machine that holds the bridges, or routes between the nodes' links.
-const SWITCH: &str = "switch";
+pub(crate) const SWITCH: &str = "switch";
 /// The machine that plays the world outside.
-const WORLD: &str = "world";
+pub(crate) const WORLD: &str = "world";
 /// Image archives that every cluster has on every node.
 const IMAGES: [&str; 3] = ["pause", "coredns", "tools"];
 
@@ -43,7 +43,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a cluster. A cluster of that name that is there, whole or in
     /// pieces, is removed first. Returns when all nodes have registered; they
-    /// are NotReady until a pod network is installed.
+    /// are `NotReady` until a pod network is installed.
     ///
     /// # Errors
     /// Something needed is missing, or a step failed; what was made until
@@ -82,13 +82,26 @@ impl Cluster {
                 (format!("worker{}", number - 1), Role::Worker)
             };
             let address = plan.link(number, false)?.address;
-            nodes.push(NodeInfo { name, role, number, address });
+            nodes.push(NodeInfo {
+                name,
+                role,
+                number,
+                address,
+            });
         }
         let dir = paths.root();
         fs::create_dir_all(dir).what(|| format!("make {}", dir.display()))?;
-        let state = State { config, index, nodes };
+        let state = State {
+            config,
+            index,
+            nodes,
+        };
         state.save(&paths)?;
-        Ok(Self { paths, state, progress })
+        Ok(Self {
+            paths,
+            state,
+            progress,
+        })
     }
 
     fn start(&mut self) -> Result<()> {
@@ -117,11 +130,15 @@ impl Cluster {
                 .iter()
                 .map(|info| scope.spawn(move || cluster.join(info)))
                 .collect();
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(panicked()))).collect()
+            threads
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(|_| Err(panicked())))
+                .collect()
         });
         joined.into_iter().collect::<Result<()>>()?;
         self.kubectl().apply(&addons::manifests())?;
-        self.progress.done("CoreDNS applied (it starts once there is a pod network)");
+        self.progress
+            .done("CoreDNS applied (it starts once there is a pod network)");
         self.await_registered()?;
         self.progress.done(&format!(
             "{} nodes registered; KUBECONFIG={}",
@@ -132,7 +149,7 @@ impl Cluster {
     }
 
     /// Starts etcd, API server, controller manager and scheduler.
-    fn start_control_plane(&self) -> Result<()> {
+    pub(crate) fn start_control_plane(&self) -> Result<()> {
         let control = self.state.control()?;
         let first = self.machine(&control.name);
         for component in &control::COMPONENTS[..2] {
@@ -147,15 +164,21 @@ impl Cluster {
     }
 
     /// Starts a node's namespaces and plugs it in.
-    fn start_machine(&self, info: &NodeInfo) -> Result<()> {
+    pub(crate) fn start_machine(&self, info: &NodeInfo) -> Result<()> {
         let machine = self.machine(&info.name);
         node::write_names(&self.state, &self.paths.machine(&info.name))?;
         machine.start()?;
-        underlay::attach_node(self.plan(), &self.state.config, &self.switch(), &machine, info)
+        underlay::attach_node(
+            self.plan(),
+            &self.state.config,
+            &self.switch(),
+            &machine,
+            info,
+        )
     }
 
     /// Brings a node from nothing, or from its disk, into the cluster.
-    fn join(&self, info: &NodeInfo) -> Result<()> {
+    pub(crate) fn join(&self, info: &NodeInfo) -> Result<()> {
         let machine = self.machine(&info.name);
         if info.role != Role::ControlPlane {
             let pki = Pki::at(self.paths.pki());
@@ -172,12 +195,13 @@ impl Cluster {
         }
         node::start_kubelet(&machine, info)?;
         node::start_proxy(&machine, info, &self.state.config)?;
-        self.progress.done(&format!("{} ({}) started", info.name, info.address));
+        self.progress
+            .done(&format!("{} ({}) started", info.name, info.address));
         Ok(())
     }
 
     /// Waits until every node has registered, and labels the first one.
-    fn await_registered(&self) -> Result<()> {
+    pub(crate) fn await_registered(&self) -> Result<()> {
         let wanted: Vec<&str> = self
             .state
             .nodes
@@ -185,7 +209,7 @@ impl Cluster {
             .filter(|n| n.role != Role::Light)
             .map(|n| n.name.as_str())
             .collect();
-        await_condition("all nodes have registered", Duration::from_secs(120), || {
+        await_condition("all nodes have registered", Duration::from_mins(2), || {
             let out = self.kubectl().any(&["get", "nodes", "-o", "name"]);
             let out = out.map_err(|e| e.to_string())?;
             let missing: Vec<String> = wanted
@@ -193,11 +217,16 @@ impl Cluster {
                 .filter(|name| !out.stdout.lines().any(|l| l == format!("node/{name}")))
                 .map(|name| format!("{name}: {}", self.machine(name).log_tail("kubelet")))
                 .collect();
-            if missing.is_empty() { Ok(Some(())) } else { Err(missing.join("; ")) }
+            if missing.is_empty() {
+                Ok(Some(()))
+            } else {
+                Err(missing.join("; "))
+            }
         })?;
         let first = self.state.control()?.name.clone();
         let label = "node-role.kubernetes.io/control-plane=";
-        self.kubectl().run(&["label", "--overwrite", "node", &first, label])?;
+        self.kubectl()
+            .run(&["label", "--overwrite", "node", &first, label])?;
         Ok(())
     }
 
@@ -209,7 +238,11 @@ impl Cluster {
         check_name(name)?;
         let paths = Paths::of(name);
         let state = State::load(&paths)?;
-        Ok(Self { paths, state, progress: Progress::start() })
+        Ok(Self {
+            paths,
+            state,
+            progress: Progress::start(),
+        })
     }
 
     /// Removes the cluster: no process, mount, namespace, control group,
@@ -282,6 +315,15 @@ impl Cluster {
         Ok(self.machine(&self.state.node(name)?.name))
     }
 
+    /// A node, the world or the switch by name.
+    pub(crate) fn any_machine(&self, name: &str) -> Result<Machine> {
+        match name {
+            SWITCH => Ok(self.switch()),
+            WORLD => Ok(self.world()),
+            _ => self.node(name),
+        }
+    }
+
     /// A node's address on its first uplink.
     ///
     /// # Errors
@@ -307,148 +349,12 @@ impl Cluster {
                 .into_iter()
                 .map(|n| scope.spawn(move || node::import_image(&self.machine(&n), archive)))
                 .collect();
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(panicked()))).collect()
+            threads
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(|_| Err(panicked())))
+                .collect()
         });
         results.into_iter().collect()
-    }
-
-    /// Adds a worker while the cluster runs.
-    ///
-    /// # Errors
-    /// The name is taken or bad, or a step fails.
-    pub fn add_node(&mut self, name: &str, role: Role) -> Result<()> {
-        check_name(name)?;
-        if self.state.nodes.iter().any(|n| n.name == name) || [SWITCH, WORLD].contains(&name) {
-            return Err(Error::State(format!("there is a {name} already; take another name")));
-        }
-        let used: Vec<u8> = self.state.nodes.iter().map(|n| n.number).collect();
-        let number = (1..=254).find(|n| !used.contains(n)).unwrap_or(255);
-        let address = self.plan().link(number, false)?.address;
-        let info = NodeInfo { name: name.to_owned(), role, number, address };
-        self.state.nodes.push(info.clone());
-        self.state.save(&self.paths)?;
-        self.join(&info)?;
-        self.await_registered()
-    }
-
-    /// Removes a node: its object, its machine, its disk.
-    ///
-    /// # Errors
-    /// It is the control plane's, or a step fails.
-    pub fn remove_node(&mut self, name: &str) -> Result<()> {
-        let info = self.worker(name)?;
-        self.machine(name).stop()?;
-        let dir = self.paths.machine(name);
-        remove_dir(&dir)?;
-        self.state.nodes.retain(|n| n.name != name);
-        self.state.save(&self.paths)?;
-        if info.role != Role::Light {
-            self.kubectl().run(&["delete", "node", "--ignore-not-found", name])?;
-        }
-        Ok(())
-    }
-
-    /// Ends all processes and namespaces of a node at once, as a power cut
-    /// does, and starts it again from its disk.
-    ///
-    /// # Errors
-    /// A step fails.
-    pub fn reboot_node(&self, name: &str) -> Result<()> {
-        let info = self.state.node(name)?.clone();
-        self.machine(name).stop()?;
-        if info.role == Role::ControlPlane {
-            self.start_machine(&info)?;
-            self.start_control_plane()?;
-        }
-        self.join(&info)
-    }
-
-    /// Stops every process of a node, pods' included, where it is.
-    ///
-    /// # Errors
-    /// The cluster has no such node, or the control group refuses.
-    pub fn pause_node(&self, name: &str) -> Result<()> {
-        self.node(name)?.freeze(true)
-    }
-
-    /// Lets a paused node go on.
-    ///
-    /// # Errors
-    /// As [`Cluster::pause_node`].
-    pub fn resume_node(&self, name: &str) -> Result<()> {
-        self.node(name)?.freeze(false)
-    }
-
-    /// Gives a worker another address on its link while it runs; the kubelet
-    /// is restarted with it, as an administrator would.
-    ///
-    /// # Errors
-    /// It is the control plane's node, or a step fails.
-    pub fn readdress_node(&mut self, name: &str) -> Result<Ipv4Addr> {
-        let mut info = self.worker(name)?;
-        let machine = self.machine(name);
-        let plan = self.plan();
-        let new = underlay::spare_address(plan, &info)?;
-        self.stop_process(name, "kubelet")?;
-        underlay::readdress(plan, &machine, info.number, info.address, new)?;
-        info.address = new;
-        for node in &mut self.state.nodes {
-            if node.name == name {
-                node.address = new;
-            }
-        }
-        self.state.save(&self.paths)?;
-        node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, &info)?;
-        node::start_kubelet(&machine, &info)?;
-        Ok(new)
-    }
-
-    /// Ends a daemon of a node (kubelet, kube-proxy, containerd, or one of
-    /// [`control::COMPONENTS`] on the first) by SIGKILL and waits for it.
-    ///
-    /// # Errors
-    /// It outlives that.
-    pub fn stop_process(&self, node: &str, name: &str) -> Result<()> {
-        let machine = self.node(node)?;
-        await_condition(&format!("{name} on {node} has ended"), Duration::from_secs(20), || {
-            let pids = machine.pids_of(name).map_err(|e| e.to_string())?;
-            for pid in &pids {
-                cgroup::kill_one(*pid);
-            }
-            if pids.is_empty() { Ok(Some(())) } else { Err(format!("processes {pids:?}")) }
-        })
-    }
-
-    /// Starts a daemon that [`Cluster::stop_process`] ended.
-    ///
-    /// # Errors
-    /// The name is none of a daemon.
-    pub fn start_process(&self, node: &str, name: &str) -> Result<()> {
-        let info = self.state.node(node)?;
-        let machine = self.node(node)?;
-        match name {
-            "kubelet" => node::start_kubelet(&machine, info),
-            "kube-proxy" => node::start_proxy(&machine, info, &self.state.config),
-            "containerd" => node::start_containerd(&machine),
-            _ if control::COMPONENTS.contains(&name) => {
-                control::start(&machine, name, info.address)?;
-                if name == "kube-apiserver" {
-                    control::await_ready(&self.kubectl(), &machine)?;
-                }
-                Ok(())
-            }
-            _ => Err(Error::State(format!("{name} is no daemon of a node"))),
-        }
-    }
-
-    fn worker(&self, name: &str) -> Result<NodeInfo> {
-        let info = self.state.node(name)?.clone();
-        if info.role == Role::ControlPlane {
-            return Err(Error::State(format!(
-                "{name} runs the control plane: take a worker for this"
-            )));
-        }
-        Ok(info)
     }
 
     /// Runs a command in a pod's first container.
@@ -469,12 +375,20 @@ fn panicked() -> Error {
 /// What must be there before a cluster can start.
 fn preflight() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::State("a cluster needs root: run it with sudo".to_owned()));
+        return Err(Error::State(
+            "a cluster needs root: run it with sudo".to_owned(),
+        ));
     }
-    for component in control::COMPONENTS.iter().chain(&["kubelet", "kube-proxy", "kubectl"]) {
+    for component in control::COMPONENTS
+        .iter()
+        .chain(&["kubelet", "kube-proxy", "kubectl"])
+    {
         let path = paths::programs().join(component);
         if !path.exists() {
-            return Err(Error::State(format!("{} is missing: run make setup", path.display())));
+            return Err(Error::State(format!(
+                "{} is missing: run make setup",
+                path.display()
+            )));
         }
     }
     for image in IMAGES {
@@ -518,12 +432,14 @@ fn sweep(name: &str) -> Result<()> {
 
 /// Removes a directory; the mounts that hold its files end with the last
 /// process of their namespace, which may take a moment.
-fn remove_dir(dir: &Path) -> Result<()> {
-    await_condition(&format!("{} is removed", dir.display()), Duration::from_secs(20), || {
-        match fs::remove_dir_all(dir) {
+pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
+    await_condition(
+        &format!("{} is removed", dir.display()),
+        Duration::from_secs(20),
+        || match fs::remove_dir_all(dir) {
             Ok(()) => Ok(Some(())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some(())),
             Err(error) => Err(error.to_string()),
-        }
-    })
+        },
+    )
 }

@@ -31,8 +31,12 @@ const PKI: &str = "/etc/kubernetes/pki";
 
 /// The components that run beside the kubelet on the first node, in the order
 /// in which they start.
-pub const COMPONENTS: [&str; 4] =
-    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+pub const COMPONENTS: [&str; 4] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+];
 
 /// The API server's address for everyone.
 pub(crate) fn server(address: Ipv4Addr) -> String {
@@ -43,12 +47,16 @@ pub(crate) fn server(address: Ipv4Addr) -> String {
 pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()> {
     let dir = node.disk().join("kubernetes/pki");
     for file in ["ca.crt", "ca.key", "sa.key", "sa.pub"] {
-        let text = std::fs::read_to_string(pki.path(file)).map_err(|source| {
-            crate::error::Error::Io { what: format!("read {file} of the authority"), source }
-        })?;
+        let text =
+            std::fs::read_to_string(pki.path(file)).map_err(|source| crate::error::Error::Io {
+                what: format!("read {file} of the authority"),
+                source,
+            })?;
         write_secret(&dir.join(file), &text)?;
     }
-    let addresses: Vec<IpAddr> = [address, API_SERVICE, Ipv4Addr::LOCALHOST].map(IpAddr::V4).into();
+    let addresses: Vec<IpAddr> = [address, API_SERVICE, Ipv4Addr::LOCALHOST]
+        .map(IpAddr::V4)
+        .into();
     let names = [
         "kubernetes",
         "kubernetes.default",
@@ -56,7 +64,14 @@ pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()
         "kubernetes.default.svc.cluster.local",
         "localhost",
     ];
-    pki.issue_to(&dir, "apiserver", "kube-apiserver", None, &addresses, &names)?;
+    pki.issue_to(
+        &dir,
+        "apiserver",
+        "kube-apiserver",
+        None,
+        &addresses,
+        &names,
+    )?;
     pki.issue_to(
         &dir,
         "apiserver-kubelet-client",
@@ -67,7 +82,12 @@ pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()
     )?;
     for component in ["kube-controller-manager", "kube-scheduler"] {
         let path = node.disk().join(format!("kubernetes/{component}.conf"));
-        pki.kubeconfig(&path, &server(address), &format!("system:{component}"), None)?;
+        pki.kubeconfig(
+            &path,
+            &server(address),
+            &format!("system:{component}"),
+            None,
+        )?;
     }
     Ok(())
 }
@@ -140,8 +160,15 @@ fn arguments(component: &str, address: Ipv4Addr) -> Vec<String> {
 /// Waits until the API server answers and its bootstrap roles exist.
 pub(crate) fn await_ready(kubectl: &Kubectl, node: &Machine) -> Result<()> {
     await_condition("the API server is ready", Duration::from_secs(90), || {
-        if node.pids_of("kube-apiserver").map_err(|e| e.to_string())?.is_empty() {
-            return Err(format!("it does not run; log: {}", node.log_tail("kube-apiserver")));
+        if node
+            .pids_of("kube-apiserver")
+            .map_err(|e| e.to_string())?
+            .is_empty()
+        {
+            return Err(format!(
+                "it does not run; log: {}",
+                node.log_tail("kube-apiserver")
+            ));
         }
         match kubectl.any(&["get", "--raw", "/readyz"]) {
             Ok(out) if out.code == 0 => Ok(Some(())),

@@ -52,8 +52,10 @@ impl Kubectl {
         let mut args = args.to_vec();
         args.extend(["-o", "json"]);
         let out = self.run(&args)?;
-        serde_json::from_str(&out.stdout)
-            .map_err(|source| Error::Json { what: format!("kubectl {}", args.join(" ")), source })
+        serde_json::from_str(&out.stdout).map_err(|source| Error::Json {
+            what: format!("kubectl {}", args.join(" ")),
+            source,
+        })
     }
 
     /// `kubectl apply` of YAML text.

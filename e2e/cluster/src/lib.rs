@@ -1,6 +1,6 @@
 //! A real Kubernetes on one machine, for tests and the demo.
 //!
-//! etcd, API server, controller manager, scheduler, CoreDNS, kube-proxy,
+//! etcd, API server, controller manager, scheduler, `CoreDNS`, kube-proxy,
 //! containerd and kubelet are the real programs; a node is a set of
 //! namespaces with its own disk. What the cluster does not have is a pod
 //! network: that is the product's.
@@ -10,26 +10,38 @@
 //! else ends with them); nothing leaves the machine.
 
 mod addons;
+mod capture;
 mod cgroup;
+mod change;
 mod cluster;
 mod control;
+pub mod decode;
 mod error;
 mod kubectl;
 mod machine;
+mod netfilter;
 mod node;
 pub mod paths;
+pub mod pcap;
 mod pki;
+mod pod;
 mod progress;
+mod ready;
 mod run;
 mod state;
 mod underlay;
 mod wait;
 
+pub use capture::Capture;
 pub use cluster::Cluster;
 pub use control::{API_SERVICE, COMPONENTS, DNS_SERVICE, POD_CIDR, SERVICE_CIDR};
+pub use decode::{Mac, Packet, Transport};
 pub use error::{Error, Result};
 pub use kubectl::Kubectl;
 pub use machine::Machine;
+pub use netfilter::{HOOKS, NetfilterCounters};
+pub use pcap::Captured;
+pub use pod::{Device, Pod};
 pub use progress::Progress;
 pub use run::Output;
 pub use state::{Config, NodeInfo, ProxyMode, Role, State, Underlay};

@@ -77,7 +77,14 @@ impl Machine {
     /// Starts the machine: groups, namespaces, mounts. The network has only
     /// the loopback device yet.
     pub(crate) fn start(&self) -> Result<()> {
-        for sub in ["logs", "disk/var/log", "disk/var/tmp", "disk/tmp", "disk/etc", "disk/opt"] {
+        for sub in [
+            "logs",
+            "disk/var/log",
+            "disk/var/tmp",
+            "disk/tmp",
+            "disk/etc",
+            "disk/opt",
+        ] {
             let dir = self.dir.join(sub);
             fs::create_dir_all(&dir).what(|| format!("make {}", dir.display()))?;
         }
@@ -91,21 +98,33 @@ impl Machine {
             setup.display()
         );
         self.detach("init", &script)?;
-        await_condition(&format!("{} has started", self.name), Duration::from_secs(20), || {
-            let pid = self.init().map_err(|e| e.to_string())?;
-            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if comm.trim() == "pause" {
-                return Ok(Some(()));
-            }
-            Err(format!("still in {}; its log: {}", comm.trim(), self.log_tail("init")))
-        })
+        await_condition(
+            &format!("{} has started", self.name),
+            Duration::from_secs(20),
+            || {
+                let pid = self.init().map_err(|e| e.to_string())?;
+                let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                if comm.trim() == "pause" {
+                    return Ok(Some(()));
+                }
+                Err(format!(
+                    "still in {}; its log: {}",
+                    comm.trim(),
+                    self.log_tail("init")
+                ))
+            },
+        )
     }
 
     /// Ends every process of the machine and so its namespaces. The disk
     /// stays. A machine that does not run is left as it is.
     pub(crate) fn stop(&self) -> Result<()> {
         self.cgroup.kill()?;
-        if self.cgroup.exists()? { self.cgroup.remove() } else { Ok(()) }
+        if self.cgroup.exists()? {
+            self.cgroup.remove()
+        } else {
+            Ok(())
+        }
     }
 
     /// Shell text that makes the mounts and ends as the machine's first
@@ -161,17 +180,19 @@ impl Machine {
             script.push_str("mount --bind $d/disk/var /var\n");
         }
         script.push_str("mount --make-rshared /\n");
-        script.push_str(&format!("exec {pause}\n"));
+        script.push_str("exec ");
+        script.push_str(&pause.to_string());
+        script.push('\n');
         script
     }
 
     /// Shell text that moves the shell itself into the machine's group.
     fn enter_cgroup(&self) -> Result<String> {
-        let mut text = String::new();
-        for file in self.system().entrances()? {
-            text.push_str(&format!("echo 0 >{} || exit 1; ", file.display()));
-        }
-        Ok(text)
+        let files = self.system().entrances()?;
+        let moves = files
+            .iter()
+            .map(|file| format!("echo 0 >{} || exit 1; ", file.display()));
+        Ok(moves.collect())
     }
 
     /// Runs shell text detached from this process, its output in a log.
@@ -182,7 +203,9 @@ impl Machine {
             .append(true)
             .open(&path)
             .what(|| format!("open {}", path.display()))?;
-        let copy = file.try_clone().what(|| format!("open {}", path.display()))?;
+        let copy = file
+            .try_clone()
+            .what(|| format!("open {}", path.display()))?;
         let status = Command::new("setsid")
             .args(["--fork", "sh", "-c", script])
             .env("PATH", paths::search_path())
@@ -194,7 +217,10 @@ impl Machine {
         if status.success() {
             return Ok(());
         }
-        Err(Error::State(format!("cannot start {log} on {}: setsid ended with {status}", self.name)))
+        Err(Error::State(format!(
+            "cannot start {log} on {}: setsid ended with {status}",
+            self.name
+        )))
     }
 
     /// The last lines of a daemon's log, for error texts.
@@ -228,7 +254,16 @@ impl Machine {
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new("nsenter");
         command
-            .args(["-t", &self.init()?.to_string(), "-n", "-m", "-u", "-p", "--", program])
+            .args([
+                "-t",
+                &self.init()?.to_string(),
+                "-n",
+                "-m",
+                "-u",
+                "-p",
+                "--",
+                program,
+            ])
             .env("PATH", paths::search_path())
             .env("HOME", "/tmp");
         Ok(command)
@@ -250,8 +285,9 @@ impl Machine {
     /// # Errors
     /// The machine does not run, or the command fails.
     pub fn network_exec(&self, words: &[&str]) -> Result<Output> {
-        let (program, args) =
-            words.split_first().ok_or_else(|| Error::State("an empty command".to_owned()))?;
+        let (program, args) = words
+            .split_first()
+            .ok_or_else(|| Error::State("an empty command".to_owned()))?;
         run(self.network_command(program)?.args(args))
     }
 
@@ -280,8 +316,9 @@ impl Machine {
     }
 
     fn command_of(&self, words: &[&str]) -> Result<Command> {
-        let (program, args) =
-            words.split_first().ok_or_else(|| Error::State("an empty command".to_owned()))?;
+        let (program, args) = words
+            .split_first()
+            .ok_or_else(|| Error::State("an empty command".to_owned()))?;
         let mut command = self.command(program)?;
         command.args(args);
         Ok(command)
@@ -293,8 +330,10 @@ impl Machine {
     /// # Errors
     /// The machine does not run.
     pub fn daemon(&self, log: &str, words: &[&str]) -> Result<()> {
-        let quoted: Vec<String> =
-            words.iter().map(|w| format!("'{}'", w.replace('\'', r"'\''"))).collect();
+        let quoted: Vec<String> = words
+            .iter()
+            .map(|w| format!("'{}'", w.replace('\'', r"'\''")))
+            .collect();
         let script = format!(
             "{} HOME=/tmp exec nsenter -t {} -n -m -u -p -- {}",
             self.enter_cgroup()?,
@@ -314,7 +353,12 @@ impl Machine {
         let named = |pid: &u32| {
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == comm)
         };
-        Ok(self.system().processes()?.into_iter().filter(named).collect())
+        Ok(self
+            .system()
+            .processes()?
+            .into_iter()
+            .filter(named)
+            .collect())
     }
 
     /// Stops or continues all processes of the machine and its pods.
@@ -339,7 +383,9 @@ impl Machine {
     pub(crate) fn has(&self, path: &Path) -> bool {
         self.init().is_ok_and(|pid| {
             let relative = path.strip_prefix("/").unwrap_or(path);
-            Path::new(&format!("/proc/{pid}/root")).join(relative).exists()
+            Path::new(&format!("/proc/{pid}/root"))
+                .join(relative)
+                .exists()
         })
     }
 }

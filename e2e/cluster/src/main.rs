@@ -1,5 +1,8 @@
 //! veer-cluster: makes, describes and removes test clusters by hand.
-#![expect(clippy::print_stdout, reason = "a command line program prints its result")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a command line program prints its result"
+)]
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -8,7 +11,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Role, Underlay};
 
 #[derive(Parser)]
-#[command(version, about = "A real Kubernetes on this machine, whose nodes are namespaces")]
+#[command(
+    version,
+    about = "A real Kubernetes on this machine, whose nodes are namespaces"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Action,
@@ -112,7 +118,14 @@ fn main() -> ExitCode {
 
 fn act(action: Action) -> Result<ExitCode> {
     match action {
-        Action::Up { name, workers, underlay, mtu, proxy_mode, second_uplink } => {
+        Action::Up {
+            name,
+            workers,
+            underlay,
+            mtu,
+            proxy_mode,
+            second_uplink,
+        } => {
             let underlay = match underlay {
                 UnderlayArg::Bridge => Underlay::Bridge,
                 UnderlayArg::Router => Underlay::Router,
@@ -122,7 +135,14 @@ fn act(action: Action) -> Result<ExitCode> {
                 ProxyArg::Iptables => ProxyMode::Iptables,
                 ProxyArg::None => ProxyMode::None,
             };
-            Cluster::up(Config { name, workers, underlay, mtu, proxy_mode, second_uplink })?;
+            Cluster::up(Config {
+                name,
+                workers,
+                underlay,
+                mtu,
+                proxy_mode,
+                second_uplink,
+            })?;
         }
         Action::Describe { name, output } => describe(&name, output.is_some())?,
         Action::List => {
@@ -132,13 +152,21 @@ fn act(action: Action) -> Result<ExitCode> {
         }
         Action::Down { name, all } => {
             let progress = Progress::start();
-            let names = if all { Cluster::all()? } else { name.into_iter().collect() };
+            let names = if all {
+                Cluster::all()?
+            } else {
+                name.into_iter().collect()
+            };
             for name in names {
                 Cluster::down_by_name(&name)?;
                 progress.done(&format!("{name} is gone"));
             }
         }
-        Action::Exec { name, node, command } => return exec(&name, &node, &command),
+        Action::Exec {
+            name,
+            node,
+            command,
+        } => return exec(&name, &node, &command),
         Action::LoadImage { name, files } => {
             let progress = Progress::start();
             let cluster = Cluster::attach(&name)?;
@@ -163,12 +191,18 @@ fn describe(name: &str, json: bool) -> Result<()> {
     }
     println!("cluster     {name}");
     println!("kubeconfig  {}", cluster.kubeconfig().display());
-    println!("underlay    {:?}, MTU {}", state.config.underlay, state.config.mtu);
+    println!(
+        "underlay    {:?}, MTU {}",
+        state.config.underlay, state.config.mtu
+    );
     println!("kube-proxy  {:?}", state.config.proxy_mode);
     for node in &state.nodes {
         let pid = cluster.node(&node.name)?.init();
         let pid = pid.map_or_else(|e| e.to_string(), |pid| format!("pid {pid}"));
-        println!("node        {:<10} {:<15} {:?}, {pid}", node.name, node.address, node.role);
+        println!(
+            "node        {:<10} {:<15} {:?}, {pid}",
+            node.name, node.address, node.role
+        );
     }
     Ok(())
 }
@@ -181,8 +215,15 @@ fn exec(name: &str, node: &str, words: &[String]) -> Result<ExitCode> {
         _ => cluster.node(node)?,
     };
     let (program, args) = words.split_first().context("no command given")?;
-    let status = machine.command(program)?.args(args).status().context("start nsenter")?;
-    Ok(status.code().and_then(|c| u8::try_from(c).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    let status = machine
+        .command(program)?
+        .args(args)
+        .status()
+        .context("start nsenter")?;
+    Ok(status
+        .code()
+        .and_then(|c| u8::try_from(c).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn change_node(action: NodeAction) -> Result<()> {

@@ -3,7 +3,7 @@
 //! its own.
 
 use std::{
-    fs,
+    fs, iter,
     net::{IpAddr, Ipv4Addr},
     path::Path,
     time::Duration,
@@ -31,14 +31,20 @@ const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// The names every node resolves by its hosts file.
 pub(crate) fn write_names(state: &State, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).what(|| format!("make {}", dir.display()))?;
-    let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
-    for node in &state.nodes {
-        hosts.push_str(&format!("{} {}\n", node.address, node.name));
-    }
+    let nodes = state
+        .nodes
+        .iter()
+        .map(|node| format!("{} {}\n", node.address, node.name));
+    let hosts: String = iter::once("127.0.0.1 localhost\n::1 localhost\n".to_owned())
+        .chain(nodes)
+        .collect();
     write(&dir.join("hosts"), &hosts)?;
     // The world: nobody answers there unless a test puts a server up, and the
     // refusal is immediate.
-    write(&dir.join("resolv.conf"), &format!("nameserver {}\n", crate::underlay::OUTSIDE))
+    write(
+        &dir.join("resolv.conf"),
+        &format!("nameserver {}\n", crate::underlay::OUTSIDE),
+    )
 }
 
 /// Writes everything the node's daemons read to its disk.
@@ -55,7 +61,10 @@ pub(crate) fn prepare(
     for plugin in PLUGINS {
         let from = Path::new(PLUGINS_FROM).join(plugin);
         fs::copy(&from, plugins.join(plugin)).what(|| {
-            format!("copy {} (package containernetworking-plugins)", from.display())
+            format!(
+                "copy {} (package containernetworking-plugins)",
+                from.display()
+            )
         })?;
     }
     if info.role == Role::Light {
@@ -69,10 +78,23 @@ pub(crate) fn prepare(
     write_kubelet_certificate(pki, node, info)?;
     let user = format!("system:node:{}", info.name);
     let server = server(api);
-    pki.kubeconfig(&dir.join("kubelet.conf"), &server, &user, Some("system:nodes"))?;
-    pki.kubeconfig(&dir.join("kube-proxy.conf"), &server, "system:kube-proxy", None)?;
+    pki.kubeconfig(
+        &dir.join("kubelet.conf"),
+        &server,
+        &user,
+        Some("system:nodes"),
+    )?;
+    pki.kubeconfig(
+        &dir.join("kube-proxy.conf"),
+        &server,
+        "system:kube-proxy",
+        None,
+    )?;
     write(&dir.join("containerd.toml"), &containerd_config())?;
-    write(&dir.join("kubelet.yaml"), &kubelet_config(&config.name, node))
+    write(
+        &dir.join("kubelet.yaml"),
+        &kubelet_config(&config.name, node),
+    )
 }
 
 /// The certificate that the kubelet serves with carries its address.
@@ -90,14 +112,23 @@ pub(crate) fn write_kubelet_certificate(pki: &Pki, node: &Machine, info: &NodeIn
 
 /// Starts containerd and waits for its socket.
 pub(crate) fn start_containerd(node: &Machine) -> Result<()> {
-    node.daemon("containerd", &["containerd", "--config", "/etc/kubernetes/containerd.toml"])?;
+    node.daemon(
+        "containerd",
+        &["containerd", "--config", "/etc/kubernetes/containerd.toml"],
+    )?;
     let what = format!("containerd of {} answers", node.name());
-    await_condition(&what, Duration::from_secs(60), || {
+    await_condition(&what, Duration::from_mins(1), || {
         if !node.has(Path::new(CONTAINERD)) {
             return Err(format!("no socket; log: {}", node.log_tail("containerd")));
         }
-        let out = node.exec_any(&["ctr", "version"]).map_err(|e| e.to_string())?;
-        if out.code == 0 { Ok(Some(())) } else { Err(out.stderr) }
+        let out = node
+            .exec_any(&["ctr", "version"])
+            .map_err(|e| e.to_string())?;
+        if out.code == 0 {
+            Ok(Some(()))
+        } else {
+            Err(out.stderr)
+        }
     })
 }
 
@@ -106,7 +137,9 @@ pub(crate) fn start_containerd(node: &Machine) -> Result<()> {
 pub(crate) fn import_image(node: &Machine, archive: &Path) -> Result<()> {
     let file = fs::File::open(archive).what(|| format!("open {}", archive.display()))?;
     let mut command = node.command("ctr")?;
-    command.args(["-n", "k8s.io", "image", "import", "-"]).stdin(file);
+    command
+        .args(["-n", "k8s.io", "image", "import", "-"])
+        .stdin(file);
     let out = command.output().what(|| "start ctr".to_owned())?;
     if out.status.success() {
         return Ok(());

@@ -29,9 +29,19 @@ pub fn images() -> PathBuf {
     cache().join("images")
 }
 
+/// Where a failed test leaves its captures: `$VEER_E2E_OUT`, else a folder
+/// of the machine's temporary ones.
+pub fn output() -> PathBuf {
+    env::var_os("VEER_E2E_OUT")
+        .map_or_else(|| env::temp_dir().join("veer-e2e-output"), PathBuf::from)
+}
+
 /// The search path of everything the harness starts.
 pub(crate) fn search_path() -> String {
-    format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", programs().display())
+    format!(
+        "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        programs().display()
+    )
 }
 
 /// The files of one cluster.
@@ -43,7 +53,10 @@ pub(crate) struct Paths {
 
 impl Paths {
     pub(crate) fn of(cluster: &str) -> Self {
-        Self { cluster: cluster.to_owned(), root: Path::new(STATE_ROOT).join(cluster) }
+        Self {
+            cluster: cluster.to_owned(),
+            root: Path::new(STATE_ROOT).join(cluster),
+        }
     }
 
     pub(crate) fn cluster(&self) -> &str {

@@ -30,7 +30,10 @@ pub(crate) struct Issued {
 }
 
 fn failed(subject: &str) -> impl Fn(rcgen::Error) -> Error + use<'_> {
-    move |source| Error::Certificate { subject: subject.to_owned(), source }
+    move |source| Error::Certificate {
+        subject: subject.to_owned(),
+        source,
+    }
 }
 
 impl Pki {
@@ -45,7 +48,10 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let key = KeyPair::generate().map_err(failed(name))?;
         let key_pem = key.serialize_pem();
         let issuer = CertifiedIssuer::self_signed(params, key).map_err(failed(name))?;
@@ -81,11 +87,15 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         if let Some(group) = group {
-            params.distinguished_name.push(DnType::OrganizationName, group);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, group);
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         params.subject_alt_names = addresses.iter().map(|a| SanType::IpAddress(*a)).collect();
         for dns in names {
             let dns = (*dns).try_into().map_err(failed(name))?;
@@ -93,7 +103,10 @@ impl Pki {
         }
         let key = KeyPair::generate().map_err(failed(name))?;
         let certificate = params.signed_by(&key, &issuer).map_err(failed(name))?;
-        Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(Issued {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
     }
 
     /// Issues a certificate into `dir/<file>.crt` and `.key`.
@@ -158,7 +171,9 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte))
+        let bits = chunk
+            .iter()
+            .fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte))
             << (8 * (3 - chunk.len()));
         for place in 0..4 {
             if place <= chunk.len() {
@@ -196,8 +211,15 @@ mod tests {
     fn a_certificate_verifies_against_the_authority() {
         let dir = tempfile::tempdir().expect("a directory");
         let pki = Pki::create(dir.path().to_owned()).expect("an authority");
-        pki.issue_to(dir.path(), "node", "system:node:a", Some("system:nodes"), &[], &["a"])
-            .expect("a certificate");
+        pki.issue_to(
+            dir.path(),
+            "node",
+            "system:node:a",
+            Some("system:nodes"),
+            &[],
+            &["a"],
+        )
+        .expect("a certificate");
         let ca = dir.path().join("ca.crt");
         let leaf = dir.path().join("node.crt");
         let out = std::process::Command::new("openssl")
@@ -206,6 +228,10 @@ mod tests {
             .arg(leaf)
             .output()
             .expect("openssl runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
 }

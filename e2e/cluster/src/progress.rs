@@ -13,12 +13,18 @@ pub struct Progress {
 impl Progress {
     /// Starts the clock.
     pub fn start() -> Self {
-        Self { start: Instant::now(), quiet: false }
+        Self {
+            start: Instant::now(),
+            quiet: false,
+        }
     }
 
     /// Prints nothing.
     pub fn quiet() -> Self {
-        Self { start: Instant::now(), quiet: true }
+        Self {
+            start: Instant::now(),
+            quiet: true,
+        }
     }
 
     /// Reports a finished step.

@@ -78,9 +78,17 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Outp
     let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
     if out.status.success() {
-        return Ok(Output { stdout, stderr, code: 0 });
+        return Ok(Output {
+            stdout,
+            stderr,
+            code: 0,
+        });
     }
-    let said = if stderr.trim().is_empty() { &stdout } else { &stderr };
+    let said = if stderr.trim().is_empty() {
+        &stdout
+    } else {
+        &stderr
+    };
     Err(Error::Command {
         command: line(command),
         status: out.status,

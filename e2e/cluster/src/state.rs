@@ -67,10 +67,16 @@ impl Config {
     pub(crate) fn check(&self) -> Result<()> {
         check_name(&self.name)?;
         if self.workers > 20 {
-            return Err(Error::State(format!("{} workers: at most 20", self.workers)));
+            return Err(Error::State(format!(
+                "{} workers: at most 20",
+                self.workers
+            )));
         }
         if self.mtu < 576 {
-            return Err(Error::State(format!("an MTU of {}: at least 576", self.mtu)));
+            return Err(Error::State(format!(
+                "an MTU of {}: at least 576",
+                self.mtu
+            )));
         }
         Ok(())
     }
@@ -79,7 +85,9 @@ impl Config {
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let good = !name.is_empty()
         && name.len() <= 20
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if good {
         return Ok(());
     }
@@ -135,14 +143,18 @@ impl State {
                 paths.cluster()
             )
         })?;
-        serde_json::from_slice(&text)
-            .map_err(|source| Error::Json { what: path.display().to_string(), source })
+        serde_json::from_slice(&text).map_err(|source| Error::Json {
+            what: path.display().to_string(),
+            source,
+        })
     }
 
     pub(crate) fn save(&self, paths: &Paths) -> Result<()> {
         let path = paths.state();
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|source| Error::Json { what: path.display().to_string(), source })?;
+        let text = serde_json::to_vec_pretty(self).map_err(|source| Error::Json {
+            what: path.display().to_string(),
+            source,
+        })?;
         let temporary = path.with_extension("new");
         fs::write(&temporary, text).what(|| format!("write {}", temporary.display()))?;
         fs::rename(&temporary, &path).what(|| format!("write {}", path.display()))
@@ -180,7 +192,9 @@ pub(crate) fn lock() -> Result<fs::File> {
 
 /// Clusters with a directory of state.
 pub(crate) fn recorded() -> Vec<String> {
-    let Ok(entries) = fs::read_dir(STATE_ROOT) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(STATE_ROOT) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter(|e| e.path().is_dir())

@@ -45,29 +45,44 @@ impl Plan {
 
     /// Where node number `number` (0: the world) is attached, on its first
     /// uplink or its second.
-    pub(crate) fn link(&self, number: u8, second: bool) -> Result<Link> {
+    pub(crate) fn link(self, number: u8, second: bool) -> Result<Link> {
         let net = if second { 31 } else { 30 };
         let at = |last| Ipv4Addr::new(172, net, self.index, last);
         match self.kind {
             Underlay::Bridge => {
-                let last = if number == 0 { Some(1) } else { number.checked_add(10) };
+                let last = if number == 0 {
+                    Some(1)
+                } else {
+                    number.checked_add(10)
+                };
                 let last = last.filter(|l| *l < 255).ok_or_else(|| full(number))?;
-                Ok(Link { address: at(last), prefix: 24, gateway: at(1) })
+                Ok(Link {
+                    address: at(last),
+                    prefix: 24,
+                    gateway: at(1),
+                })
             }
             Underlay::Router => {
                 let base = number.checked_mul(8).ok_or_else(|| full(number))?;
-                Ok(Link { address: at(base + 2), prefix: 29, gateway: at(base + 1) })
+                Ok(Link {
+                    address: at(base + 2),
+                    prefix: 29,
+                    gateway: at(base + 1),
+                })
             }
         }
     }
 
     /// Everything the nodes can have as addresses.
-    fn networks(&self) -> [String; 2] {
-        [format!("172.30.{}.0/24", self.index), format!("172.31.{}.0/24", self.index)]
+    fn networks(self) -> [String; 2] {
+        [
+            format!("172.30.{}.0/24", self.index),
+            format!("172.31.{}.0/24", self.index),
+        ]
     }
 
     /// The device in the harness's namespace.
-    pub(crate) fn device(&self) -> String {
+    pub(crate) fn device(self) -> String {
         device(self.index)
     }
 }
@@ -78,7 +93,9 @@ pub(crate) fn device(index: u8) -> String {
 }
 
 fn full(number: u8) -> Error {
-    Error::State(format!("no address left for node number {number}: the underlay is full"))
+    Error::State(format!(
+        "no address left for node number {number}: the underlay is full"
+    ))
 }
 
 /// Wires the switch (and router) and the world. `switch` carries the bridges;
@@ -91,10 +108,22 @@ pub(crate) fn wire_world(
 ) -> Result<()> {
     let mtu = config.mtu.to_string();
     if config.underlay == Underlay::Bridge {
-        for bridge in ["br0", "br1"].iter().take(if config.second_uplink { 2 } else { 1 }) {
+        for bridge in ["br0", "br1"]
+            .iter()
+            .take(if config.second_uplink { 2 } else { 1 })
+        {
             let add = ["ip", "link", "add", bridge, "mtu", &mtu, "type", "bridge"];
             switch.exec(&add)?;
-            switch.exec(&["ip", "link", "set", bridge, "type", "bridge", "mcast_snooping", "0"])?;
+            switch.exec(&[
+                "ip",
+                "link",
+                "set",
+                bridge,
+                "type",
+                "bridge",
+                "mcast_snooping",
+                "0",
+            ])?;
             switch.exec(&["ip", "link", "set", bridge, "up"])?;
         }
     } else {
@@ -116,7 +145,14 @@ pub(crate) fn wire_world(
         world.exec(&["ip", "route", "del", "default"])?;
     }
     world.exec(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])?;
-    world.exec(&["ip", "address", "add", &format!("{OUTSIDE}/32"), "dev", "lo"])?;
+    world.exec(&[
+        "ip",
+        "address",
+        "add",
+        &format!("{OUTSIDE}/32"),
+        "dev",
+        "lo",
+    ])?;
     wire_harness(plan, world)
 }
 
@@ -134,7 +170,16 @@ fn wire_harness(plan: Plan, world: &Machine) -> Result<()> {
     sh(&["ip", "address", "add", &ours, "dev", &device])?;
     sh(&["ip", "link", "set", &device, "up"])?;
     let via = format!("172.29.{}.2", plan.index);
-    sh(&["ip", "route", "replace", &plan.networks()[0], "via", &via, "dev", &device])?;
+    sh(&[
+        "ip",
+        "route",
+        "replace",
+        &plan.networks()[0],
+        "via",
+        &via,
+        "dev",
+        &device,
+    ])?;
     // Answers may pass to the harness, connections and datagrams may not.
     // Stateless, so that the world tracks no connections because of it.
     let rules = "table inet harness {\n\
@@ -162,7 +207,11 @@ fn attach(
     };
     // Names of ports are cut to what the kernel takes (IFNAMSIZ 16 with the
     // final zero); numbers keep them apart.
-    let port = if port.len() > 15 { format!("n{number}-{device}") } else { port };
+    let port = if port.len() > 15 {
+        format!("n{number}-{device}")
+    } else {
+        port
+    };
     let init = machine.init()?.to_string();
     // A port of a machine that went away vanishes with it, but later.
     let _absent = switch.exec_any(&["ip", "link", "del", &port]);
@@ -189,7 +238,9 @@ fn attach(
     let is_gateway = config.underlay == Underlay::Bridge && number == 0;
     if !second && !is_gateway {
         let via = link.gateway.to_string();
-        machine.exec(&["ip", "route", "replace", "default", "via", &via, "dev", device])?;
+        machine.exec(&[
+            "ip", "route", "replace", "default", "via", &via, "dev", device,
+        ])?;
     }
     Ok(())
 }
@@ -224,10 +275,14 @@ pub(crate) fn readdress(
     let link = plan.link(number, false)?;
     let add = format!("{to}/{}", link.prefix);
     let del = format!("{from}/{}", link.prefix);
-    node.exec(&["ip", "address", "add", &add, "dev", "eth0"])?;
+    // In this order: with the old one there, the new one would be secondary
+    // and vanish with it.
     node.exec(&["ip", "address", "del", &del, "dev", "eth0"])?;
+    node.exec(&["ip", "address", "add", &add, "dev", "eth0"])?;
     let via = link.gateway.to_string();
-    node.exec(&["ip", "route", "replace", "default", "via", &via, "dev", "eth0"])?;
+    node.exec(&[
+        "ip", "route", "replace", "default", "via", &via, "dev", "eth0",
+    ])?;
     Ok(())
 }
 

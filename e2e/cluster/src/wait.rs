@@ -35,7 +35,11 @@ pub fn await_condition<T>(
             Err(sight) => seen = sight,
         }
         if start.elapsed() >= deadline {
-            return Err(Error::Timeout { what: what.to_owned(), waited: start.elapsed(), seen });
+            return Err(Error::Timeout {
+                what: what.to_owned(),
+                waited: start.elapsed(),
+                seen,
+            });
         }
         thread::sleep(PAUSE);
     }
@@ -50,7 +54,11 @@ mod tests {
         let mut looks = 0;
         let value = await_condition("third look", Duration::from_secs(5), || {
             looks += 1;
-            if looks == 3 { Ok(Some(looks)) } else { Err(format!("look {looks}")) }
+            if looks == 3 {
+                Ok(Some(looks))
+            } else {
+                Err(format!("look {looks}"))
+            }
         });
         assert_eq!(value.expect("comes true"), 3);
     }
@@ -62,6 +70,9 @@ mod tests {
         })
         .expect_err("cannot come true");
         let text = error.to_string();
-        assert!(text.contains("never") && text.contains("two of three"), "{text}");
+        assert!(
+            text.contains("never") && text.contains("two of three"),
+            "{text}"
+        );
     }
 }

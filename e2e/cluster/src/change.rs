@@ -1,0 +1,173 @@
+//! Changing a running cluster: nodes come, go, lose power, stand still, move;
+//! single daemons end and start.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use crate::{
+    cgroup,
+    cluster::{Cluster, SWITCH, WORLD, remove_dir},
+    control,
+    error::{Error, Result},
+    node,
+    pki::Pki,
+    state::{NodeInfo, Role, check_name},
+    underlay,
+    wait::await_condition,
+};
+
+impl Cluster {
+    /// Adds a worker while the cluster runs.
+    ///
+    /// # Errors
+    /// The name is taken or bad, or a step fails.
+    pub fn add_node(&mut self, name: &str, role: Role) -> Result<()> {
+        check_name(name)?;
+        if self.state.nodes.iter().any(|n| n.name == name) || [SWITCH, WORLD].contains(&name) {
+            return Err(Error::State(format!(
+                "there is a {name} already; take another name"
+            )));
+        }
+        let used: Vec<u8> = self.state.nodes.iter().map(|n| n.number).collect();
+        let number = (1..=254).find(|n| !used.contains(n)).unwrap_or(255);
+        let address = self.plan().link(number, false)?.address;
+        let info = NodeInfo {
+            name: name.to_owned(),
+            role,
+            number,
+            address,
+        };
+        self.state.nodes.push(info.clone());
+        self.state.save(&self.paths)?;
+        self.join(&info)?;
+        self.await_registered()
+    }
+
+    /// Removes a node: its object, its machine, its disk.
+    ///
+    /// # Errors
+    /// It is the control plane's, or a step fails.
+    pub fn remove_node(&mut self, name: &str) -> Result<()> {
+        let info = self.worker(name)?;
+        self.machine(name).stop()?;
+        let dir = self.paths.machine(name);
+        remove_dir(&dir)?;
+        self.state.nodes.retain(|n| n.name != name);
+        self.state.save(&self.paths)?;
+        if info.role != Role::Light {
+            self.kubectl()
+                .run(&["delete", "node", "--ignore-not-found", name])?;
+        }
+        Ok(())
+    }
+
+    /// Ends all processes and namespaces of a node at once, as a power cut
+    /// does, and starts it again from its disk.
+    ///
+    /// # Errors
+    /// A step fails.
+    pub fn reboot_node(&self, name: &str) -> Result<()> {
+        let info = self.state.node(name)?.clone();
+        self.machine(name).stop()?;
+        if info.role == Role::ControlPlane {
+            self.start_machine(&info)?;
+            self.start_control_plane()?;
+        }
+        self.join(&info)
+    }
+
+    /// Stops every process of a node, pods' included, where it is.
+    ///
+    /// # Errors
+    /// The cluster has no such node, or the control group refuses.
+    pub fn pause_node(&self, name: &str) -> Result<()> {
+        self.node(name)?.freeze(true)
+    }
+
+    /// Lets a paused node go on.
+    ///
+    /// # Errors
+    /// As [`Cluster::pause_node`].
+    pub fn resume_node(&self, name: &str) -> Result<()> {
+        self.node(name)?.freeze(false)
+    }
+
+    /// Gives a worker another address on its link while it runs; the kubelet
+    /// is restarted with it, as an administrator would.
+    ///
+    /// # Errors
+    /// It is the control plane's node, or a step fails.
+    pub fn readdress_node(&mut self, name: &str) -> Result<Ipv4Addr> {
+        let mut info = self.worker(name)?;
+        let machine = self.machine(name);
+        let plan = self.plan();
+        let new = underlay::spare_address(plan, &info)?;
+        self.stop_process(name, "kubelet")?;
+        underlay::readdress(plan, &machine, info.number, info.address, new)?;
+        info.address = new;
+        for node in &mut self.state.nodes {
+            if node.name == name {
+                node.address = new;
+            }
+        }
+        self.state.save(&self.paths)?;
+        node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, &info)?;
+        node::start_kubelet(&machine, &info)?;
+        Ok(new)
+    }
+
+    /// Ends a daemon of a node (kubelet, kube-proxy, containerd, or one of
+    /// [`control::COMPONENTS`] on the first) by SIGKILL and waits for it.
+    ///
+    /// # Errors
+    /// It outlives that.
+    pub fn stop_process(&self, node: &str, name: &str) -> Result<()> {
+        let machine = self.node(node)?;
+        await_condition(
+            &format!("{name} on {node} has ended"),
+            Duration::from_secs(20),
+            || {
+                let pids = machine.pids_of(name).map_err(|e| e.to_string())?;
+                for pid in &pids {
+                    cgroup::kill_one(*pid);
+                }
+                if pids.is_empty() {
+                    Ok(Some(()))
+                } else {
+                    Err(format!("processes {pids:?}"))
+                }
+            },
+        )
+    }
+
+    /// Starts a daemon that [`Cluster::stop_process`] ended.
+    ///
+    /// # Errors
+    /// The name is none of a daemon.
+    pub fn start_process(&self, node: &str, name: &str) -> Result<()> {
+        let info = self.state.node(node)?;
+        let machine = self.node(node)?;
+        match name {
+            "kubelet" => node::start_kubelet(&machine, info),
+            "kube-proxy" => node::start_proxy(&machine, info, &self.state.config),
+            "containerd" => node::start_containerd(&machine),
+            _ if control::COMPONENTS.contains(&name) => {
+                control::start(&machine, name, info.address)?;
+                if name == "kube-apiserver" {
+                    control::await_ready(&self.kubectl(), &machine)?;
+                }
+                Ok(())
+            }
+            _ => Err(Error::State(format!("{name} is no daemon of a node"))),
+        }
+    }
+
+    fn worker(&self, name: &str) -> Result<NodeInfo> {
+        let info = self.state.node(name)?.clone();
+        if info.role == Role::ControlPlane {
+            return Err(Error::State(format!(
+                "{name} runs the control plane: take a worker for this"
+            )));
+        }
+        Ok(info)
+    }
+}
