@@ -1,1 +1,17 @@
-//! veer-e2e-tests
+//! What the end-to-end tests, the demo and the benchmark share: a cluster with
+//! the product on it, pods to send from, and evidence of the path that packets
+//! take.
+//!
+//! The product is known here only as its users know it: by its chart, its
+//! resources, its command line, and packets. Evidence comes from tcpdump,
+//! bpftool, nft and ethtool, never from the product's own word.
+
+pub mod client;
+pub mod conformance;
+pub mod evidence;
+pub mod lab;
+pub mod maps;
+pub mod pods;
+pub mod site;
+pub mod stream;
+pub mod workloads;

@@ -1,0 +1,238 @@
+//! Clients of netexec (the test image's server) and ping, run at a [`Site`].
+//!
+//! Every wait has an end, and an error says from where to where.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::site::Site;
+
+/// How long one answer may take. Long against a slow machine, since a lost
+/// packet is never made good by waiting.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Datagrams have nobody who repeats them; one may fall to a service rule that
+/// is being written.
+const UDP_ATTEMPTS: usize = 3;
+
+/// One HTTP/1.0 GET; returns the body.
+pub fn http_get(from: &Site, to: SocketAddr, path: &str) -> Result<String> {
+    from.within(|| get(to, path))
+        .with_context(|| format!("{} → http://{to}{path}", from.name))
+}
+
+fn get(to: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: e2e\r\nConnection: close\r\n\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .context("send the request")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).context("read the answer")?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| anyhow!("no HTTP answer: {answer:?}"))?;
+    let status = head.lines().next().unwrap_or_default();
+    ensure!(status.contains(" 200"), "answered {status:?}: {body}");
+    Ok(body.to_owned())
+}
+
+/// One datagram and its answer (netexec's commands: `hostname`, `clientip`,
+/// `echo TEXT`).
+pub fn udp_ask(from: &Site, to: SocketAddr, text: &str) -> Result<String> {
+    from.within(|| ask(to, text))
+        .with_context(|| format!("{} → udp {to} ({} octets)", from.name, text.len()))
+}
+
+fn ask(to: SocketAddr, text: &str) -> Result<String> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(PATIENCE / 3))?;
+    let mut last = None;
+    for _ in 0..UDP_ATTEMPTS {
+        let mut answer = [0; 65_535];
+        match socket
+            .send(text.as_bytes())
+            .and_then(|_| socket.recv(&mut answer))
+        {
+            Ok(length) => {
+                return Ok(String::from_utf8_lossy(&answer[..length]).into_owned());
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| anyhow!("not sent"), Into::into))
+}
+
+/// What happened to a datagram that nobody listens for: the error of the
+/// socket, `ConnectionRefused` where an ICMP error came back to it.
+pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
+    from.within(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let sent = socket.send(b"hostname").map(|_| ());
+        match sent.and_then(|()| socket.recv(&mut [0; 64])) {
+            Ok(_) => bail!("somebody answered {to}; nobody was to listen there"),
+            Err(error) => Ok(error.kind()),
+        }
+    })
+}
+
+/// A TCP connection that asks again and again over the same socket.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Conversation {
+    /// Connects from `from`; the socket stays there wherever it is used.
+    pub fn open(from: &Site, to: SocketAddr) -> Result<Self> {
+        let stream = from
+            .within(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
+            .with_context(|| format!("{} → tcp {to}: connect", from.name))?;
+        stream.set_read_timeout(Some(PATIENCE * 3))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// One request on the open connection; returns the body.
+    pub fn ask(&mut self, path: &str) -> Result<String> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: e2e\r\n\r\n");
+        self.stream.write_all(request.as_bytes())?;
+        self.buffer.clear();
+        let head = loop {
+            if let Some(end) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+                break end + 4;
+            }
+            self.more()?;
+        };
+        let text = String::from_utf8_lossy(&self.buffer[..head]).to_lowercase();
+        let length: usize = text
+            .lines()
+            .find_map(|l| l.strip_prefix("content-length:"))
+            .and_then(|l| l.trim().parse().ok())
+            .ok_or_else(|| anyhow!("an answer without a length: {text}"))?;
+        while self.buffer.len() < head + length {
+            self.more()?;
+        }
+        Ok(String::from_utf8_lossy(&self.buffer[head..head + length]).into_owned())
+    }
+
+    fn more(&mut self) -> Result<()> {
+        let mut part = [0; 4096];
+        let read = self.stream.read(&mut part).context("read the answer")?;
+        ensure!(read > 0, "the other end closed the connection");
+        self.buffer.extend_from_slice(&part[..read]);
+        Ok(())
+    }
+}
+
+/// What ping saw.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pings {
+    /// Requests sent.
+    pub sent: u32,
+    /// Replies received.
+    pub received: u32,
+    /// TTL of the replies; `None` without one, or when they differ.
+    pub ttl: Option<u8>,
+    /// Median round trip in milliseconds.
+    pub median_ms: f64,
+    /// All it printed.
+    pub text: String,
+}
+
+impl Pings {
+    /// Whether every request was answered, once.
+    pub fn complete(&self) -> bool {
+        self.sent > 0 && self.sent == self.received
+    }
+}
+
+/// `ping -c count`, a tenth of a second apart, with further options.
+pub fn ping_with(from: &Site, to: IpAddr, count: u32, options: &[&str]) -> Result<Pings> {
+    let (count_text, to_text) = (count.to_string(), to.to_string());
+    let mut words = vec!["ping", "-n", "-c", &count_text, "-i", "0.1", "-W", "1"];
+    words.extend(options);
+    words.push(&to_text);
+    let out = from.exec_any(&words)?;
+    Ok(parse_ping(&(out.stdout + &out.stderr), count))
+}
+
+/// [`ping_with`] without further options.
+pub fn ping(from: &Site, to: IpAddr, count: u32) -> Result<Pings> {
+    ping_with(from, to, count, &[])
+}
+
+fn parse_ping(text: &str, sent: u32) -> Pings {
+    let field = |line: &str, name: &str| -> Option<f64> {
+        let rest = line.split(name).nth(1)?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    let replies: Vec<&str> = text
+        .lines()
+        .filter(|l| l.contains(" bytes from ") && !l.contains("DUP!"))
+        .collect();
+    let mut ttls: Vec<u8> = replies
+        .iter()
+        .filter_map(|l| {
+            l.split("ttl=")
+                .nth(1)?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    ttls.dedup();
+    let mut times: Vec<f64> = replies.iter().filter_map(|l| field(l, "time=")).collect();
+    times.sort_by(f64::total_cmp);
+    Pings {
+        sent,
+        received: u32::try_from(replies.len()).unwrap_or(u32::MAX),
+        ttl: if let [one] = ttls[..] {
+            Some(one)
+        } else {
+            None
+        },
+        median_ms: times.get(times.len() / 2).copied().unwrap_or_default(),
+        text: text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_are_read_as_iputils_prints_them() {
+        let text = "PING 10.244.1.2 (10.244.1.2) 56(84) bytes of data.\n\
+            64 bytes from 10.244.1.2: icmp_seq=1 ttl=63 time=0.120 ms\n\
+            64 bytes from 10.244.1.2: icmp_seq=2 ttl=63 time=0.050 ms\n\n\
+            --- 10.244.1.2 ping statistics ---\n\
+            3 packets transmitted, 2 received, 33.3333% packet loss, time 204ms\n";
+        let pings = parse_ping(text, 3);
+        assert_eq!((pings.sent, pings.received, pings.ttl), (3, 2, Some(63)));
+        assert!((pings.median_ms - 0.120).abs() < 1e-9);
+        assert!(!pings.complete());
+    }
+
+    #[test]
+    fn two_different_ttls_are_no_ttl() {
+        let line = |ttl: u8| format!("64 bytes from 1.1.1.1: icmp_seq=1 ttl={ttl} time=1 ms\n");
+        assert_eq!(parse_ping(&(line(63) + &line(62)), 2).ttl, None);
+    }
+}

@@ -1,0 +1,1 @@
+//! Kubernetes' own network suite against the cluster.

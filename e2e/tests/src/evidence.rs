@@ -1,0 +1,341 @@
+//! Evidence of the path a packet took: what tcpdump saw on each device, and
+//! whether netfilter's hooks saw it at all.
+//!
+//! A [`Watch`] is set up on chosen devices and nodes, something is sent, and
+//! the [`Trace`] says which device saw what. Every claim of a test or of the
+//! demo about a path is a question to a trace.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    thread,
+};
+
+use anyhow::{Context, Result, anyhow};
+use veer_e2e_cluster::{Capture, Mac, NetfilterCounters, Packet, decode::VXLAN_PORT};
+
+use crate::{
+    client::{self, Pings},
+    lab::Lab,
+    pods::{Pod, Wire},
+};
+
+/// The tunnel's device on every node.
+pub const TUNNEL: &str = "veer_vxlan";
+/// The nodes' uplink.
+pub const UPLINK: &str = "eth0";
+
+/// A place to watch.
+#[derive(Debug, Clone)]
+pub enum Place<'a> {
+    /// A device of a node, or of the world.
+    Node(&'a str, &'a str),
+    /// A pod's eth0.
+    Pod(&'a Pod),
+}
+
+/// What one wants to watch.
+#[derive(Debug, Default)]
+pub struct Plan<'a> {
+    devices: Vec<(String, Place<'a>, String)>,
+    hooks: Vec<(String, IpAddr, IpAddr)>,
+}
+
+/// Devices and hooks that are being watched.
+#[derive(Debug)]
+pub struct Watch {
+    captures: Vec<(String, Capture)>,
+    hooks: Vec<(String, NetfilterCounters)>,
+}
+
+/// What a [`Watch`] saw.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// Per device watched, by its label: its packets in order.
+    pub devices: Vec<(String, Vec<Packet>)>,
+    /// Per node watched: what each of its netfilter hooks counted of the pair.
+    pub hooks: Vec<(String, BTreeMap<String, u64>)>,
+}
+
+impl<'a> Plan<'a> {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A device, under a label; `filter` is tcpdump's.
+    #[must_use]
+    pub fn device(mut self, label: &str, place: Place<'a>, filter: &str) -> Self {
+        self.devices
+            .push((label.to_owned(), place, filter.to_owned()));
+        self
+    }
+
+    /// The netfilter hooks of a node, for packets between two addresses.
+    #[must_use]
+    pub fn hooks(mut self, node: &str, a: IpAddr, b: IpAddr) -> Self {
+        self.hooks.push((node.to_owned(), a, b));
+        self
+    }
+
+    /// Starts all of it at once.
+    pub fn start(self, lab: &Lab) -> Result<Watch> {
+        let start = |place: &Place<'_>, filter: &str| match place {
+            Place::Node(node, device) => lab.cluster.capture(node, device, filter),
+            Place::Pod(pod) => lab.cluster.capture_in_pod(&pod.inner, "eth0", filter),
+        };
+        let start = &start;
+        let captures: Result<Vec<(String, Capture)>> = thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .devices
+                .iter()
+                .map(|(label, place, filter)| (label, scope.spawn(move || start(place, filter))))
+                .collect();
+            threads
+                .into_iter()
+                .map(|(label, thread)| {
+                    let capture = thread.join().map_err(|_| anyhow!("a capture panicked"))?;
+                    Ok((
+                        label.clone(),
+                        capture.with_context(|| format!("watch {label}"))?,
+                    ))
+                })
+                .collect()
+        });
+        let hooks: Result<Vec<(String, NetfilterCounters)>> = self
+            .hooks
+            .iter()
+            .map(|(node, a, b)| {
+                let machine = lab.node(node)?;
+                Ok((node.clone(), machine.count_netfilter(*a, *b)?))
+            })
+            .collect();
+        Ok(Watch {
+            captures: captures?,
+            hooks: hooks?,
+        })
+    }
+}
+
+impl Watch {
+    /// Ends the watch.
+    pub fn stop(self) -> Result<Trace> {
+        let mut trace = Trace::default();
+        for (node, hooks) in self.hooks {
+            trace.hooks.push((node, hooks.read()?));
+        }
+        for (label, capture) in self.captures {
+            let packets = capture.finish().with_context(|| format!("watch {label}"))?;
+            trace
+                .devices
+                .push((label, packets.into_iter().map(|c| c.packet).collect()));
+        }
+        Ok(trace)
+    }
+}
+
+impl Trace {
+    /// The packets of a device.
+    pub fn of(&self, label: &str) -> &[Packet] {
+        self.devices
+            .iter()
+            .find(|(l, _)| l == label)
+            .map_or(&[], |(_, packets)| packets)
+    }
+
+    /// How many packets all hooks of all watched nodes saw of the pair.
+    pub fn hook_passes(&self) -> u64 {
+        self.hooks.iter().flat_map(|(_, h)| h.values()).sum()
+    }
+
+    /// The counters of all hooks, one line per node.
+    pub fn hooks_seen(&self) -> String {
+        let line = |(node, hooks): &(String, BTreeMap<String, u64>)| {
+            let counts: Vec<String> = veer_e2e_cluster::HOOKS
+                .iter()
+                .map(|hook| format!("{hook} {}", hooks.get(*hook).copied().unwrap_or_default()))
+                .collect();
+            format!("{node}: {}", counts.join(", "))
+        };
+        self.hooks.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// All of it, for error texts.
+    pub fn sight(&self) -> String {
+        let mut text = String::new();
+        for (label, packets) in &self.devices {
+            text.push_str(&format!("{label}: {} packets", packets.len()));
+            for packet in packets.iter().take(4) {
+                text.push_str(&format!("\n    {packet}"));
+            }
+            text.push('\n');
+        }
+        text + &self.hooks_seen()
+    }
+}
+
+/// Labels of the devices on the way of a ping between two pods.
+pub mod at {
+    /// eth0 of the pod that asks.
+    pub const SOURCE_POD: &str = "source eth0";
+    /// Host side of its veth.
+    pub const SOURCE_VETH: &str = "source veth";
+    /// Uplink of its node.
+    pub const SOURCE_UPLINK: &str = "source uplink";
+    /// Tunnel device of its node.
+    pub const SOURCE_TUNNEL: &str = "source veer_vxlan";
+    /// Uplink of the other node.
+    pub const TARGET_UPLINK: &str = "target uplink";
+    /// Tunnel device of the other node.
+    pub const TARGET_TUNNEL: &str = "target veer_vxlan";
+    /// Host side of the veth of the pod that answers.
+    pub const TARGET_VETH: &str = "target veth";
+    /// Its eth0.
+    pub const TARGET_POD: &str = "target eth0";
+}
+
+/// A ping from pod to pod with everything on its way watched.
+#[derive(Debug, Clone)]
+pub struct Walk {
+    /// Address of the pod that asks.
+    pub source: IpAddr,
+    /// Address of the pod that answers.
+    pub target: IpAddr,
+    /// Its wire.
+    pub source_wire: Wire,
+    /// The wire of the pod that answers.
+    pub target_wire: Wire,
+    /// What ping said.
+    pub pings: Pings,
+    /// What was seen.
+    pub trace: Trace,
+}
+
+/// Echo requests and replies of one walk on one device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Echoes {
+    /// Bare requests.
+    pub requests: usize,
+    /// Bare replies.
+    pub replies: usize,
+    /// VNIs of requests in the tunnel's packets.
+    pub request_vnis: BTreeSet<u32>,
+    /// VNIs of replies in the tunnel's packets.
+    pub reply_vnis: BTreeSet<u32>,
+    /// Requests in the tunnel's packets.
+    pub wrapped_requests: usize,
+    /// Replies in the tunnel's packets.
+    pub wrapped_replies: usize,
+    /// MACs (source, destination) around bare requests and replies.
+    pub macs: BTreeSet<(Mac, Mac)>,
+    /// MACs inside the tunnel's packets around requests.
+    pub inner_request_macs: BTreeSet<(Mac, Mac)>,
+    /// TTLs of all of them.
+    pub ttls: BTreeSet<u8>,
+}
+
+impl Echoes {
+    /// Whether the device saw nothing of it.
+    pub fn none(&self) -> bool {
+        self.requests + self.replies + self.wrapped_requests + self.wrapped_replies == 0
+    }
+}
+
+impl Walk {
+    /// Sends `count` pings from one pod to another under watch. One ping goes
+    /// before, unwatched: who asks for whose MAC is not the question.
+    pub fn ping(lab: &Lab, source: &Pod, target: &Pod, count: u32) -> Result<Self> {
+        let (from, to) = (IpAddr::V4(source.address), IpAddr::V4(target.address));
+        let (source_wire, target_wire) = (source.wire()?, target.wire()?);
+        let _warm = client::ping(&source.site, to, 1)?;
+        let uplink = format!("icmp or udp port {VXLAN_PORT}");
+        let (near, far) = (source.node.as_str(), target.node.as_str());
+        let mut plan = Plan::new()
+            .device(at::SOURCE_POD, Place::Pod(source), "icmp")
+            .device(
+                at::SOURCE_VETH,
+                Place::Node(near, &source_wire.host_name),
+                "icmp",
+            )
+            .device(at::SOURCE_UPLINK, Place::Node(near, UPLINK), &uplink)
+            .device(at::SOURCE_TUNNEL, Place::Node(near, TUNNEL), "icmp")
+            .device(
+                at::TARGET_VETH,
+                Place::Node(far, &target_wire.host_name),
+                "icmp",
+            )
+            .device(at::TARGET_POD, Place::Pod(target), "icmp")
+            .hooks(near, from, to);
+        if near != far {
+            plan = plan
+                .device(at::TARGET_UPLINK, Place::Node(far, UPLINK), &uplink)
+                .device(at::TARGET_TUNNEL, Place::Node(far, TUNNEL), "icmp")
+                .hooks(far, from, to);
+        }
+        let watch = plan.start(lab)?;
+        let pings = client::ping(&source.site, to, count)?;
+        let trace = watch.stop()?;
+        Ok(Self {
+            source: from,
+            target: to,
+            source_wire,
+            target_wire,
+            pings,
+            trace,
+        })
+    }
+
+    /// The walk's echoes on a device.
+    pub fn echoes(&self, label: &str) -> Echoes {
+        let mut echoes = Echoes::default();
+        for packet in self.trace.of(label) {
+            let inner = packet.innermost();
+            let request = inner.is_echo_request() && inner.is_between(self.source, self.target);
+            let reply = inner.is_echo_reply() && inner.is_between(self.target, self.source);
+            if !request && !reply {
+                continue;
+            }
+            echoes.ttls.extend(inner.ip.map(|ip| ip.ttl));
+            match &packet.vxlan {
+                None => {
+                    let count = if request {
+                        &mut echoes.requests
+                    } else {
+                        &mut echoes.replies
+                    };
+                    *count += 1;
+                    echoes
+                        .macs
+                        .insert((packet.source_mac, packet.destination_mac));
+                }
+                Some(vxlan) if request => {
+                    echoes.wrapped_requests += 1;
+                    echoes.request_vnis.insert(vxlan.vni);
+                    echoes
+                        .inner_request_macs
+                        .insert((inner.source_mac, inner.destination_mac));
+                }
+                Some(vxlan) => {
+                    echoes.wrapped_replies += 1;
+                    echoes.reply_vnis.insert(vxlan.vni);
+                }
+            }
+        }
+        echoes
+    }
+
+    /// The path in words, from what was seen.
+    pub fn path(&self) -> String {
+        let uplink = self.echoes(at::SOURCE_UPLINK);
+        if uplink.wrapped_requests > 0 {
+            return "VXLAN tunnel".to_owned();
+        }
+        if uplink.requests > 0 {
+            return "native routing".to_owned();
+        }
+        if self.echoes(at::TARGET_POD).requests > 0 {
+            return "redirect to the peer on the node".to_owned();
+        }
+        "nowhere".to_owned()
+    }
+}

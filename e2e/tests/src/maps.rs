@@ -1,0 +1,248 @@
+//! veer's pinned maps as bpftool dumps them, decoded by the documented layout
+//! (maps-v1): addresses, ports and MACs in network byte order, integers in the
+//! machine's. Nothing of the product's code is used, so a mistake there cannot
+//! hide here.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
+use veer_e2e_cluster::{Mac, Machine};
+
+/// Where the maps of layout 1 are pinned.
+pub const PINS: &str = "/sys/fs/bpf/veer/maps-v1";
+/// Outcomes of one program in COUNTERS; drop reasons begin at 128.
+const OUTCOMES: u32 = 192;
+/// First number of a drop reason.
+const FIRST_DROP: u32 = 128;
+
+/// Programs in the order of COUNTERS.
+pub const PROGRAMS: [&str; 7] = [
+    "pod_egress",
+    "pod_ingress",
+    "overlay_ingress",
+    "overlay_egress",
+    "uplink_ingress",
+    "uplink_egress",
+    "uplink_xdp",
+];
+
+/// Node id of the node itself in the ipcache.
+pub const LOCAL_NODE: u32 = 1;
+
+/// A local pod (map ENDPOINTS).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Interface index of the host side of its veth.
+    pub ifindex: u32,
+    /// Its identity.
+    pub identity: u32,
+    /// Its number on the node.
+    pub id: u16,
+    /// MAC of its eth0.
+    pub mac: Mac,
+    /// MAC of the host side.
+    pub node_mac: Mac,
+}
+
+/// A row of the map IPCACHE.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IpcacheRow {
+    /// Base address.
+    pub address: Ipv4Addr,
+    /// Prefix length.
+    pub prefix: u32,
+    /// Identity.
+    pub identity: u32,
+    /// 1: this node; from 2: another one, by this agent's count; 0: none.
+    pub node_id: u32,
+}
+
+/// Another node (map REMOTES).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// Outer destination in the tunnel.
+    pub tunnel_address: Ipv4Addr,
+    /// Next hop of the native form.
+    pub next_hop: Ipv4Addr,
+    /// 1: tunnel, 2: native.
+    pub form: u8,
+}
+
+/// One entry of a dump: key and value in octets.
+type Entry = (Vec<u8>, Vec<u8>);
+
+fn octets(value: &Value) -> Result<Vec<u8>> {
+    let list = value.as_array().context("bpftool printed no octets")?;
+    list.iter()
+        .map(|o| {
+            let text = o.as_str().context("an octet is a string")?;
+            u8::from_str_radix(text.trim_start_matches("0x"), 16).context("an octet")
+        })
+        .collect()
+}
+
+fn bpftool(node: &Machine, words: &[&str]) -> Result<Value> {
+    let mut all = vec!["bpftool", "-j"];
+    all.extend(words);
+    let out = node.exec(&all)?;
+    serde_json::from_str(&out.stdout)
+        .with_context(|| format!("bpftool {} on {}", words.join(" "), node.name()))
+}
+
+/// All entries of a map that has one value per key.
+pub fn dump(node: &Machine, map: &str) -> Result<Vec<Entry>> {
+    let path = format!("{PINS}/{map}");
+    let entries = bpftool(node, &["map", "dump", "pinned", &path])?;
+    let list = entries.as_array().context("bpftool printed no list")?;
+    list.iter()
+        .map(|e| Ok((octets(&e["key"])?, octets(&e["value"])?)))
+        .collect()
+}
+
+fn u32_of(bytes: &[u8], at: usize) -> Result<u32> {
+    let four = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
+    four.map(u32::from_ne_bytes)
+        .ok_or_else(|| anyhow!("a value of {} octets is too short", bytes.len()))
+}
+
+fn u64_of(bytes: &[u8], at: usize) -> Result<u64> {
+    let eight = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
+    eight
+        .map(u64::from_ne_bytes)
+        .ok_or_else(|| anyhow!("a value of {} octets is too short", bytes.len()))
+}
+
+fn mac_of(bytes: &[u8], at: usize) -> Result<Mac> {
+    let six = bytes.get(at..at + 6).and_then(|b| b.try_into().ok());
+    six.map(Mac)
+        .ok_or_else(|| anyhow!("a value of {} octets is too short", bytes.len()))
+}
+
+/// An address that begins at `at`.
+fn v4_of(bytes: &[u8], at: usize) -> Result<Ipv4Addr> {
+    let four: Option<[u8; 4]> = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
+    four.map(Ipv4Addr::from)
+        .ok_or_else(|| anyhow!("an address is cut short"))
+}
+
+/// The IPv4 pods of a node.
+pub fn endpoints(node: &Machine) -> Result<Vec<Endpoint>> {
+    let mut rows = Vec::new();
+    for (key, value) in dump(node, "ENDPOINTS")? {
+        if key.first() != Some(&4) {
+            continue;
+        }
+        let id = value.get(8..10).and_then(|b| b.try_into().ok());
+        rows.push(Endpoint {
+            address: v4_of(&key, 4)?,
+            ifindex: u32_of(&value, 0)?,
+            identity: u32_of(&value, 4)?,
+            id: id
+                .map(u16::from_ne_bytes)
+                .context("an endpoint is cut short")?,
+            mac: mac_of(&value, 12)?,
+            node_mac: mac_of(&value, 18)?,
+        });
+    }
+    rows.sort();
+    Ok(rows)
+}
+
+/// The IPv4 rows of a node's ipcache.
+pub fn ipcache(node: &Machine) -> Result<Vec<IpcacheRow>> {
+    let mut rows = Vec::new();
+    for (key, value) in dump(node, "IPCACHE")? {
+        // Prefix length first (tag of 32 bits included), then the tagged address.
+        if key.get(4) != Some(&4) {
+            continue;
+        }
+        let length = u32_of(&key, 0)?;
+        rows.push(IpcacheRow {
+            address: v4_of(&key, 8)?,
+            prefix: length
+                .checked_sub(32)
+                .context("a prefix shorter than its tag")?,
+            identity: u32_of(&value, 0)?,
+            node_id: u32_of(&value, 4)?,
+        });
+    }
+    rows.sort();
+    Ok(rows)
+}
+
+/// The entry of another node, by its id in the ipcache.
+pub fn remote(node: &Machine, id: u32) -> Result<Remote> {
+    let path = format!("{PINS}/REMOTES");
+    let key: Vec<String> = id.to_ne_bytes().iter().map(u8::to_string).collect();
+    let mut words = vec!["map", "lookup", "pinned", &path, "key"];
+    words.extend(key.iter().map(String::as_str));
+    let entry = bpftool(node, &words)?;
+    let value = octets(&entry["value"])?;
+    Ok(Remote {
+        tunnel_address: v4_of(&value, 8)?,
+        next_hop: v4_of(&value, 24)?,
+        form: *value.get(52).context("a remote is cut short")?,
+    })
+}
+
+/// Packets that one program of a node ended with one outcome, over all CPUs.
+pub fn counter(node: &Machine, program: &str, outcome: u32) -> Result<u64> {
+    let number = PROGRAMS
+        .iter()
+        .position(|p| *p == program)
+        .and_then(|p| u32::try_from(p).ok())
+        .with_context(|| format!("no program {program}"))?;
+    let index = number * OUTCOMES + outcome;
+    let path = format!("{PINS}/COUNTERS");
+    let key: Vec<String> = index.to_ne_bytes().iter().map(u8::to_string).collect();
+    let mut words = vec!["map", "lookup", "pinned", &path, "key"];
+    words.extend(key.iter().map(String::as_str));
+    let entry = bpftool(node, &words)?;
+    let cpus = entry["values"].as_array().context("no values per CPU")?;
+    cpus.iter().map(|c| u64_of(&octets(&c["value"])?, 0)).sum()
+}
+
+/// Packets that one program of a node dropped, for whatever reason.
+pub fn drops(node: &Machine, program: &str) -> Result<u64> {
+    let number = PROGRAMS
+        .iter()
+        .position(|p| *p == program)
+        .and_then(|p| u32::try_from(p).ok())
+        .with_context(|| format!("no program {program}"))?;
+    let first = number * OUTCOMES + FIRST_DROP;
+    let path = format!("{PINS}/COUNTERS");
+    let entries = bpftool(node, &["map", "dump", "pinned", &path])?;
+    let mut sum = 0;
+    for entry in entries.as_array().context("bpftool printed no list")? {
+        let index = u32_of(&octets(&entry["key"])?, 0)?;
+        if (first..first + OUTCOMES - FIRST_DROP).contains(&index) {
+            for cpu in entry["values"].as_array().context("no values per CPU")? {
+                sum += u64_of(&octets(&cpu["value"])?, 0)?;
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// Numbers of the drop reasons that tests look for.
+pub mod reason {
+    /// Source MAC is not the pod's.
+    pub const SPOOFED_MAC: u32 = 131;
+    /// Source address is not the pod's.
+    pub const SPOOFED_ADDRESS: u32 = 132;
+    /// Outer source of a tunnel packet is no node.
+    pub const TUNNEL_SOURCE_NOT_NODE: u32 = 135;
+    /// Inner source is not of the node that sent the tunnel packet.
+    pub const TUNNEL_SOURCE_NOT_ON_NODE: u32 = 136;
+    /// A VNI that no sender writes.
+    pub const RESERVED_VNI: u32 = 137;
+    /// A bare packet claims a pod from which none is accepted.
+    pub const NATIVE_NOT_ACCEPTED: u32 = 138;
+    /// A packet from outside claims one of the node's own pods.
+    pub const OWN_SOURCE_FROM_OUTSIDE: u32 = 139;
+    /// A pod sends to the tunnel port of a node.
+    pub const TUNNEL_PORT_FROM_POD: u32 = 142;
+}

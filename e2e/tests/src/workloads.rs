@@ -1,0 +1,165 @@
+//! What runs on the cluster to be talked to. All of it is the test image's
+//! netexec: HTTP on 8080, UDP on 8081.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{
+    lab::Lab,
+    pods::{self, Pod},
+};
+
+/// The test image.
+pub const IMAGE: &str = "veer.dev/e2e/tools:1";
+/// netexec's HTTP port in a pod.
+pub const HTTP: u16 = 8080;
+/// netexec's UDP port in a pod.
+pub const UDP: u16 = 8081;
+/// How long pods may take to be Ready.
+pub const STARTED: Duration = Duration::from_secs(90);
+
+/// A pod's spec that runs netexec; `ports` is YAML for the container's ports.
+fn netexec(extra: &str, ports: &str) -> String {
+    format!(
+        "{{terminationGracePeriodSeconds: 0, \
+         tolerations: [{{operator: Exists}}], {extra} \
+         containers: [{{name: netexec, image: {IMAGE}, imagePullPolicy: Never, \
+         args: [netexec, --http-port={HTTP}, --udp-port={UDP}], ports: [{ports}], \
+         readinessProbe: {{httpGet: {{path: /healthz, port: {HTTP}}}, periodSeconds: 1}}}}]}}"
+    )
+}
+
+/// The demo's workloads (REFERENCE A13): a `DaemonSet` with one pod per node, a
+/// Deployment of another label set with one pod on each worker, and a `NodePort`
+/// service of the first.
+pub fn demo(namespace: &str) -> String {
+    let everywhere = netexec("", "");
+    let workers = netexec(
+        "topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, \
+         whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: other}}}], \
+         affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+         {nodeSelectorTerms: [{matchExpressions: [{key: node-role.kubernetes.io/control-plane, \
+         operator: DoesNotExist}]}]}}},",
+        "",
+    );
+    format!(
+        r"
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {namespace}}}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: demo, namespace: {namespace}}}
+spec:
+  selector: {{matchLabels: {{app: demo}}}}
+  template: {{metadata: {{labels: {{app: demo}}}}, spec: {everywhere}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: other, namespace: {namespace}}}
+spec:
+  replicas: 2
+  selector: {{matchLabels: {{app: other}}}}
+  template: {{metadata: {{labels: {{app: other}}}}, spec: {workers}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: demo, namespace: {namespace}}}
+spec:
+  type: NodePort
+  selector: {{app: demo}}
+  ports:
+  - {{name: http, port: 80, targetPort: {HTTP}, protocol: TCP}}
+  - {{name: udp, port: 81, targetPort: {UDP}, protocol: UDP}}
+"
+    )
+}
+
+/// Ports on the node that [`fixed`]'s pods have as hostPorts, TCP.
+pub const HOST_HTTP: u16 = 18_080;
+/// The same for UDP.
+pub const HOST_UDP: u16 = 18_081;
+
+/// One bare pod per node, `at-NODE`, with hostPorts, and a `NodePort` service of
+/// its own for each: where a backend is, is known.
+pub fn fixed(namespace: &str, nodes: &[String]) -> String {
+    let mut text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n");
+    for node in nodes {
+        let spec = netexec(
+            &format!("nodeSelector: {{kubernetes.io/hostname: {node}}},"),
+            &format!(
+                "{{containerPort: {HTTP}, hostPort: {HOST_HTTP}, protocol: TCP}}, \
+                 {{containerPort: {UDP}, hostPort: {HOST_UDP}, protocol: UDP}}"
+            ),
+        );
+        text.push_str(&format!(
+            r"---
+apiVersion: v1
+kind: Pod
+metadata: {{name: at-{node}, namespace: {namespace}, labels: {{app: fixed, at: {node}}}}}
+spec: {spec}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: at-{node}, namespace: {namespace}}}
+spec:
+  type: NodePort
+  selector: {{at: {node}}}
+  ports:
+  - {{name: http, port: 80, targetPort: {HTTP}, protocol: TCP}}
+  - {{name: udp, port: 81, targetPort: {UDP}, protocol: UDP}}
+  - {{name: nobody, port: 82, targetPort: 9, protocol: UDP}}
+"
+        ));
+    }
+    text
+}
+
+/// A bare pod on one node, with labels (YAML flow) of the caller's.
+pub fn single(namespace: &str, name: &str, node: &str, labels: &str) -> String {
+    let spec = netexec(
+        &format!("nodeSelector: {{kubernetes.io/hostname: {node}}},"),
+        "",
+    );
+    format!(
+        "apiVersion: v1\nkind: Pod\n\
+         metadata: {{name: {name}, namespace: {namespace}, labels: {labels}}}\nspec: {spec}\n"
+    )
+}
+
+/// A Deployment that can be scaled, of pods that only exist.
+pub fn crowd(namespace: &str, replicas: u32) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {namespace}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: crowd, namespace: {namespace}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: crowd}}}}
+  template:
+    metadata: {{labels: {{app: crowd}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      tolerations: [{{operator: Exists}}]
+      containers:
+      - {{name: pause, image: 'registry.k8s.io/pause:3.10.1', imagePullPolicy: Never}}
+"
+    )
+}
+
+/// Applies [`demo`] and waits for it; returns the `DaemonSet`'s pods and the
+/// Deployment's.
+pub fn start_demo(lab: &Lab, namespace: &str) -> Result<(Vec<Pod>, Vec<Pod>)> {
+    lab.kubectl().apply(&demo(namespace))?;
+    let nodes = lab.cluster.node_names().len();
+    let demo = pods::await_ready(lab, namespace, "app=demo", nodes, STARTED)?;
+    let other = pods::await_ready(lab, namespace, "app=other", 2, STARTED)?;
+    Ok((demo, other))
+}
