@@ -1,1 +1,11 @@
-//! veer-bpf-tests
+//! What the tests of the BPF programs share: packets ([`packet`]), the loaded
+//! object with typed maps and test runs ([`datapath`]), network namespaces and
+//! captures ([`netns`]), and nodes with pods made of these ([`lab`]).
+//!
+//! The tests need root and a kernel with tcx (6.6 or later); they never skip.
+//! `prog_*` files hold tables for `BPF_PROG_TEST_RUN`; `netns_*` files prove
+//! delivery, which a redirect verdict does not.
+
+pub mod datapath;
+pub mod packet;
+pub mod world;

@@ -1,0 +1,341 @@
+//! The object loaded into the kernel, its maps by type, and test runs.
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie},
+    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
+};
+use std::{net::Ipv4Addr, time::Duration};
+use veer_bpf_common::{
+    key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
+    maps,
+    outcome::{Program, counter_index, outcome_name},
+    value::{Config, Counter, Decision, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
+};
+
+/// `outcome` of a record that no program has written since [`Datapath::run`]
+/// cleared it.
+const NOT_WRITTEN: u32 = u32::MAX;
+
+/// Fields of `struct __sk_buff` that `BPF_PROG_TEST_RUN` takes
+/// (`include/uapi/linux/bpf.h`; `convert___skb_to_skb` in `net/bpf/test_run.c`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context {
+    /// `skb->mark` before the program.
+    pub mark: u32,
+    /// `skb->gso_size`, with segments to go with it.
+    pub gso_size: u32,
+}
+
+/// Bytes of `struct __sk_buff`, and offsets in it.
+const SKB_CONTEXT: usize = 192;
+const MARK_AT: usize = 8;
+const GSO_SEGS_AT: usize = 164;
+const GSO_SIZE_AT: usize = 176;
+
+/// What a program made of a packet.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// TC or XDP code.
+    pub code: i32,
+    /// The program's record of its decision.
+    pub decision: Decision,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// `skb->mark` afterwards.
+    pub mark: u32,
+}
+
+/// One set of maps with programs.
+pub struct Datapath {
+    ebpf: Ebpf,
+}
+
+impl Datapath {
+    /// Loads the object and, of its programs, these.
+    pub fn load(programs: &[Program]) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().load(veer_bpf_object::OBJECT).context(
+            "load the BPF object; is this root, and was it built without VEER_BPF_SKIP?",
+        )?;
+        for program in programs {
+            let name = program.name();
+            let p = ebpf
+                .program_mut(name)
+                .with_context(|| format!("no program {name}"))?;
+            if *program == Program::UplinkXdp {
+                TryInto::<&mut Xdp>::try_into(p)?.load()
+            } else {
+                TryInto::<&mut SchedClassifier>::try_into(p)?.load()
+            }
+            .with_context(|| format!("the verifier on {name}"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// The object, for what this type does not wrap.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))?;
+        Ok(Array::try_from(map)?)
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))?;
+        Ok(HashMap::try_from(map)?)
+    }
+
+    fn per_cpu<T: Pod>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, T>> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))?;
+        Ok(PerCpuArray::try_from(map)?)
+    }
+
+    /// Writes the node's configuration.
+    pub fn set_config(&mut self, config: Config) -> Result<()> {
+        Ok(self.array(maps::CONFIG)?.set(0, config, 0)?)
+    }
+
+    /// Adds a local pod.
+    pub fn set_endpoint(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<()> {
+        let key = IpKey::v4(address.octets());
+        Ok(self.hash(maps::ENDPOINTS)?.insert(key, endpoint, 0)?)
+    }
+
+    /// Says what may come from a pod's veth.
+    pub fn set_interface(&mut self, ifindex: u32, interface: Interface) -> Result<()> {
+        Ok(self.hash(maps::INTERFACES)?.insert(ifindex, interface, 0)?)
+    }
+
+    /// Adds a row of the ipcache.
+    pub fn set_prefix(
+        &mut self,
+        (address, bits): (Ipv4Addr, u32),
+        identity: u32,
+        node_id: u32,
+    ) -> Result<()> {
+        let map = self.ebpf.map_mut(maps::IPCACHE).context("no ipcache")?;
+        let mut trie: LpmTrie<_, IpKey, IpcacheEntry> = LpmTrie::try_from(map)?;
+        let key = lpm_trie::Key::new(IP_KEY_TAG_BITS + bits, IpKey::v4(address.octets()));
+        Ok(trie.insert(&key, IpcacheEntry { identity, node_id }, 0)?)
+    }
+
+    /// Says which node has an address.
+    pub fn set_node(&mut self, address: Ipv4Addr, id: u32) -> Result<()> {
+        let key = IpKey::v4(address.octets());
+        Ok(self.hash(maps::NODES)?.insert(key, id, 0)?)
+    }
+
+    /// Writes another node's entry.
+    pub fn set_remote(&mut self, id: u32, remote: Remote) -> Result<()> {
+        Ok(self.array(maps::REMOTES)?.set(id, remote, 0)?)
+    }
+
+    /// Writes a note.
+    pub fn set_flow(&mut self, key: FlowKey, note: FlowNote) -> Result<()> {
+        Ok(self.hash(maps::FLOWS)?.insert(key, note, 0)?)
+    }
+
+    /// Reads a note.
+    pub fn flow(&mut self, key: &FlowKey) -> Result<Option<FlowNote>> {
+        match self.hash::<FlowKey, FlowNote>(maps::FLOWS)?.get(key, 0) {
+            Ok(note) => Ok(Some(note)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// How many notes there are.
+    pub fn flow_count(&mut self) -> Result<usize> {
+        let flows = self.hash::<FlowKey, FlowNote>(maps::FLOWS)?;
+        Ok(flows.keys().collect::<Result<Vec<_>, _>>()?.len())
+    }
+
+    /// Removes all notes.
+    pub fn clear_flows(&mut self) -> Result<()> {
+        let mut flows = self.hash::<FlowKey, FlowNote>(maps::FLOWS)?;
+        let keys = flows.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in keys {
+            flows.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn counters(&mut self, program: Program, outcome: u32) -> Result<PerCpuValues<Counter>> {
+        let index = counter_index(program, outcome);
+        Ok(self.per_cpu(maps::COUNTERS)?.get(&index, 0)?)
+    }
+
+    /// How many packets a program ended, or observed, so.
+    pub fn packets(&mut self, program: Program, outcome: u32) -> Result<u64> {
+        let values = self.counters(program, outcome)?;
+        Ok(values.iter().map(|c| c.packets).sum())
+    }
+
+    /// Their bytes together.
+    pub fn bytes(&mut self, program: Program, outcome: u32) -> Result<u64> {
+        let values = self.counters(program, outcome)?;
+        Ok(values.iter().map(|c| c.bytes).sum())
+    }
+
+    /// All outcomes of a program that were counted, for messages.
+    pub fn counted(&mut self, program: Program) -> Result<Vec<(&'static str, u64)>> {
+        let mut all = Vec::new();
+        for outcome in 0..veer_bpf_common::outcome::OUTCOMES_PER_PROGRAM {
+            let n = self.packets(program, outcome)?;
+            if n != 0 {
+                all.push((outcome_name(outcome).unwrap_or("?"), n));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Runs a tc program once.
+    pub fn run(&mut self, program: Program, packet: &[u8], context: Context) -> Result<Ran> {
+        self.clear_decision(program)?;
+        let mut context_in = [0; SKB_CONTEXT];
+        put(&mut context_in, MARK_AT, context.mark);
+        put(&mut context_in, GSO_SIZE_AT, context.gso_size);
+        if context.gso_size != 0 {
+            put(&mut context_in, GSO_SEGS_AT, 2);
+        }
+        let mut context_out = [0; SKB_CONTEXT];
+        let mut out = vec![0; packet.len() + 256];
+        let p: &SchedClassifier = self.program(program)?.try_into()?;
+        let result = p.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context_in),
+            ctx_out: Some(&mut context_out),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        let mark = context_out[MARK_AT..MARK_AT + 4].try_into()?;
+        Ok(Ran {
+            code: result.return_value.cast_signed(),
+            decision: self.decision(program)?,
+            packet: out,
+            mark: u32::from_ne_bytes(mark),
+        })
+    }
+
+    /// Runs the XDP program once.
+    pub fn run_xdp(&mut self, packet: &[u8]) -> Result<Ran> {
+        self.clear_decision(Program::UplinkXdp)?;
+        let mut out = vec![0; packet.len() + 256];
+        let p: &Xdp = self.program(Program::UplinkXdp)?.try_into()?;
+        let result = p.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Ran {
+            code: result.return_value.cast_signed(),
+            decision: self.decision(Program::UplinkXdp)?,
+            packet: out,
+            mark: 0,
+        })
+    }
+
+    /// Time of one run, as the kernel measures it over `repeat` runs.
+    pub fn time(&mut self, program: Program, packet: &[u8], repeat: u32) -> Result<Duration> {
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let p = self.program(program)?;
+        let result = if program == Program::UplinkXdp {
+            TryInto::<&Xdp>::try_into(p)?.test_run(options)
+        } else {
+            TryInto::<&SchedClassifier>::try_into(p)?.test_run(options)
+        }?;
+        Ok(result.duration)
+    }
+
+    fn program(&self, program: Program) -> Result<&aya::programs::Program> {
+        let name = program.name();
+        self.ebpf
+            .program(name)
+            .with_context(|| format!("no program {name}"))
+    }
+
+    fn clear_decision(&mut self, program: Program) -> Result<()> {
+        let blank = Decision {
+            outcome: NOT_WRITTEN,
+            ..Decision::default()
+        };
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
+        let values = PerCpuValues::try_from(vec![blank; cpus])?;
+        Ok(self
+            .per_cpu(maps::DECISIONS)?
+            .set(program as u32, values, 0)?)
+    }
+
+    fn decision(&mut self, program: Program) -> Result<Decision> {
+        let values = self
+            .per_cpu::<Decision>(maps::DECISIONS)?
+            .get(&(program as u32), 0)?;
+        let mut written = values.iter().filter(|d| d.outcome != NOT_WRITTEN);
+        match (written.next(), written.next()) {
+            (Some(d), None) => Ok(*d),
+            (None, _) => bail!("{} left no record", program.name()),
+            (Some(_), Some(_)) => bail!("{} ran on two CPUs", program.name()),
+        }
+    }
+
+    /// Attaches a tc program to a device of the calling thread's namespace.
+    pub fn attach(&mut self, program: Program, device: &str, at: TcAttachType) -> Result<()> {
+        let name = program.name();
+        let p = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("no program {name}"))?;
+        TryInto::<&mut SchedClassifier>::try_into(p)?
+            .attach(device, at)
+            .with_context(|| format!("attach {name} to {device}"))?;
+        Ok(())
+    }
+
+    /// Attaches the XDP program in generic mode.
+    pub fn attach_xdp(&mut self, device: &str) -> Result<()> {
+        let name = Program::UplinkXdp.name();
+        let p = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("no program {name}"))?;
+        TryInto::<&mut Xdp>::try_into(p)?
+            .attach(device, XdpMode::Skb)
+            .with_context(|| format!("attach {name} to {device}"))?;
+        Ok(())
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+}
+
+/// The key of an IPv4 flow.
+pub fn flow_key(protocol: u8, source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> FlowKey {
+    FlowKey {
+        source: *IpKey::v4(source.0.octets()).addr(),
+        destination: *IpKey::v4(destination.0.octets()).addr(),
+        source_port: source.1.to_be_bytes(),
+        destination_port: destination.1.to_be_bytes(),
+        protocol,
+        family: veer_bpf_common::key::FAMILY_V4,
+        pad: [0; 2],
+    }
+}

@@ -1,0 +1,202 @@
+//! One node's view of a small cluster, for test runs: pods A and B here, C on
+//! node 2, and a node 3 that has no form yet.
+
+use crate::{
+    datapath::Datapath,
+    packet::{Packet, Seen},
+};
+use anyhow::Result;
+use std::net::Ipv4Addr;
+use veer_bpf_common::{
+    DEFAULT_TUNNEL_PORT, identity,
+    key::{FAMILY_V4, IpKey},
+    outcome::{Program, outcome_name},
+    value::{
+        Config, Endpoint, FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Interface, NODE_ID_LOCAL,
+        REMOTE_ACCEPT_NATIVE, Remote,
+    },
+};
+
+/// Codes of tc programs.
+pub const UNSPEC: i32 = -1;
+/// See [`UNSPEC`].
+pub const SHOT: i32 = 2;
+/// See [`UNSPEC`].
+pub const REDIRECT: i32 = 7;
+
+/// A test run's packet comes in on the loopback device.
+pub const A_IFINDEX: u32 = 1;
+/// Local pod, the sender in `pod_egress`.
+pub const A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
+/// Its identity.
+pub const A_IDENTITY: u32 = 1000;
+/// Its MAC.
+pub const A_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x0a];
+/// The host side of its veth.
+pub const A_NODE_MAC: [u8; 6] = [0x0e, 0, 0, 0, 0, 0x0a];
+
+/// Local pod.
+pub const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 11);
+/// Its identity.
+pub const B_IDENTITY: u32 = 2000;
+/// Its MAC.
+pub const B_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x0b];
+/// The host side of its veth.
+pub const B_NODE_MAC: [u8; 6] = [0x0e, 0, 0, 0, 0, 0x0b];
+/// Index of the host side of its veth.
+pub const B_IFINDEX: u32 = 77;
+
+/// Pod on node 2.
+pub const C: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 20);
+/// Its identity.
+pub const C_IDENTITY: u32 = 3000;
+
+/// Pod on node 3.
+pub const D: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 30);
+
+/// The gateway of this node's pods.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+/// This node.
+pub const NODE_1: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Another node.
+pub const NODE_2: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// Another node, never told of a form.
+pub const NODE_3: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+/// Outside.
+pub const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+/// Id of [`NODE_2`].
+pub const ID_2: u32 = 2;
+/// Id of [`NODE_3`].
+pub const ID_3: u32 = 3;
+/// Index of the VXLAN device.
+pub const VXLAN: u32 = 55;
+/// Index of the uplink.
+pub const UPLINK: u32 = 66;
+
+/// Largest inner packet in the tunnel.
+pub const TUNNEL_MTU: u32 = 1450;
+/// Largest packet on the uplink.
+pub const NATIVE_MTU: u32 = 1500;
+
+/// [`NODE_2`]'s entry in this form.
+pub fn remote(form: u8) -> Remote {
+    Remote {
+        tunnel_address: *IpKey::v4(NODE_2.octets()).addr(),
+        next_hop: *IpKey::v4(NODE_2.octets()).addr(),
+        ifindex: UPLINK,
+        flags: if form == FORM_NATIVE {
+            REMOTE_ACCEPT_NATIVE
+        } else {
+            0
+        },
+        form,
+        previous_form: if form == FORM_NATIVE {
+            FORM_TUNNEL
+        } else {
+            FORM_NATIVE
+        },
+        tunnel_family: FAMILY_V4,
+        next_hop_family: FAMILY_V4,
+        ..Remote::default()
+    }
+}
+
+/// Loads these programs and fills the maps.
+pub fn load(programs: &[Program]) -> Result<Datapath> {
+    let mut node = Datapath::load(programs)?;
+    node.set_config(Config {
+        vxlan_ifindex: VXLAN,
+        tunnel_mtu: TUNNEL_MTU,
+        native_mtu: NATIVE_MTU,
+        gateway_v4: GATEWAY.octets(),
+        tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
+        ..Config::default()
+    })?;
+    node.set_interface(
+        A_IFINDEX,
+        Interface {
+            identity: A_IDENTITY,
+            endpoint_id: 1,
+            mac: A_MAC,
+            node_mac: A_NODE_MAC,
+            v4: A.octets(),
+            ..Interface::default()
+        },
+    )?;
+    node.set_endpoint(
+        A,
+        Endpoint {
+            ifindex: A_IFINDEX,
+            identity: A_IDENTITY,
+            endpoint_id: 1,
+            flags: 0,
+            mac: A_MAC,
+            node_mac: A_NODE_MAC,
+        },
+    )?;
+    node.set_endpoint(
+        B,
+        Endpoint {
+            ifindex: B_IFINDEX,
+            identity: B_IDENTITY,
+            endpoint_id: 2,
+            flags: 0,
+            mac: B_MAC,
+            node_mac: B_NODE_MAC,
+        },
+    )?;
+    let net = |a, b| (Ipv4Addr::new(10, 0, a, 0), b);
+    for (prefix, identity, node_id) in [
+        (net(1, 24), identity::INIT, NODE_ID_LOCAL),
+        (net(2, 24), identity::INIT, ID_2),
+        (net(3, 24), identity::INIT, ID_3),
+        ((GATEWAY, 32), identity::HOST, NODE_ID_LOCAL),
+        ((NODE_1, 32), identity::HOST, NODE_ID_LOCAL),
+        ((NODE_2, 32), identity::REMOTE_NODE, ID_2),
+        ((NODE_3, 32), identity::REMOTE_NODE, ID_3),
+        ((A, 32), A_IDENTITY, NODE_ID_LOCAL),
+        ((B, 32), B_IDENTITY, NODE_ID_LOCAL),
+        ((C, 32), C_IDENTITY, ID_2),
+    ] {
+        node.set_prefix(prefix, identity, node_id)?;
+    }
+    for (address, id) in [(NODE_1, NODE_ID_LOCAL), (NODE_2, ID_2), (NODE_3, ID_3)] {
+        node.set_node(address, id)?;
+    }
+    node.set_remote(ID_2, remote(FORM_TUNNEL))?;
+    node.set_remote(ID_3, remote(FORM_NONE))?;
+    Ok(node)
+}
+
+/// The packet as it leaves pod A.
+#[must_use]
+pub fn from_a(packet: Packet) -> Packet {
+    packet.macs(A_MAC, A_NODE_MAC)
+}
+
+/// UDP from A to `destination`, as it leaves A.
+pub fn a_to(destination: Ipv4Addr) -> Packet {
+    from_a(Packet::udp((A, 1111), (destination, 2222)))
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, as programs read it.
+pub fn now() -> Result<u64> {
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(t.tv_sec().cast_unsigned() * 1_000_000_000 + t.tv_nsec().cast_unsigned())
+}
+
+/// An outcome for messages.
+pub fn name(outcome: u32) -> &'static str {
+    outcome_name(outcome).unwrap_or("unknown")
+}
+
+/// The headers of a frame that must have some.
+///
+/// # Panics
+///
+/// Where the frame is not IPv4.
+#[allow(clippy::expect_used, reason = "an assertion of tests")]
+pub fn headers(frame: &[u8]) -> Seen {
+    Seen::of(frame).expect("an IPv4 frame")
+}

@@ -1,0 +1,364 @@
+//! Notes of flows that the stack translated, by `BPF_PROG_TEST_RUN`: who makes
+//! them, who follows them, and when they end.
+
+use anyhow::Result;
+use veer_bpf_common::{
+    key::FlowKey,
+    maps::FLOWS_MAX,
+    mark,
+    outcome::{Program, Verdict},
+    value::{FLOW_CLOSING, FLOW_REPLIED, FlowNote},
+};
+use veer_bpf_tests::{
+    datapath::{Context, Datapath, flow_key},
+    packet::{ACK, FIN, Packet, SYN},
+    world::{self, *},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn load() -> Result<Datapath> {
+    world::load(&[
+        Program::PodEgress,
+        Program::PodIngress,
+        Program::OverlayEgress,
+        Program::UplinkEgress,
+    ])
+}
+
+fn live(node: &mut Datapath, key: FlowKey) -> Result<()> {
+    node.set_flow(
+        key,
+        FlowNote {
+            expires_at: now()? + 60 * SECOND,
+            ..FlowNote::default()
+        },
+    )
+}
+
+/// Runs a packet with a mark; its outcome.
+fn outcome(node: &mut Datapath, program: Program, packet: &Packet, mark: u32) -> Result<u32> {
+    let context = Context {
+        mark,
+        ..Context::default()
+    };
+    Ok(node
+        .run(program, &packet.frame(), context)?
+        .decision
+        .outcome)
+}
+
+#[test]
+fn only_translated_flows_are_noted_at_a_pods_veth() -> Result<()> {
+    let mut node = load()?;
+    let udp = |source| Packet::udp((source, 5), (B, 6));
+    for (what, packet, mark, expected) in [
+        ("own pod", udp(A), 0, Verdict::PassNoted),
+        ("remote pod", udp(C), 0, Verdict::PassNoted),
+        ("another node", udp(NODE_2), 0, Verdict::PassNoted),
+        ("own node", udp(NODE_1), 0, Verdict::Pass),
+        ("world", udp(WORLD), 0, Verdict::Pass),
+        ("redirected", udp(A), mark::REDIRECTED, Verdict::Pass),
+        ("gone up for a note", udp(A), mark::TO_STACK, Verdict::Pass),
+        ("kube-proxy's mark", udp(A), 0x4000, Verdict::PassNoted),
+        (
+            "a later fragment",
+            udp(A).last_fragment(3),
+            0,
+            Verdict::Pass,
+        ),
+        (
+            "an ICMP error",
+            Packet::error(A, B, 3, &udp(A).reply()),
+            0,
+            Verdict::Pass,
+        ),
+        ("not IPv4", udp(A).ether_type(0x0806), 0, Verdict::Pass),
+    ] {
+        node.clear_flows()?;
+        let got = outcome(&mut node, Program::PodIngress, &packet, mark)?;
+        assert_eq!(name(got), name(expected as u32), "{what}");
+        let source = if what == "remote pod" {
+            C
+        } else if what == "another node" {
+            NODE_2
+        } else {
+            A
+        };
+        let noted = node.flow(&flow_key(17, (source, 5), (B, 6)))?.is_some();
+        assert_eq!(noted, expected == Verdict::PassNoted, "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_stack_sends_to_other_nodes_is_noted_where_it_was_translated() -> Result<()> {
+    let mut node = load()?;
+    let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
+    for (what, program, source, destination, mark, noted) in [
+        (
+            "pod by tunnel device",
+            Program::OverlayEgress,
+            A,
+            C,
+            0,
+            true,
+        ),
+        ("pod to node", Program::OverlayEgress, A, NODE_2, 0, true),
+        ("own node", Program::OverlayEgress, NODE_1, C, 0, false),
+        (
+            "too big",
+            Program::OverlayEgress,
+            A,
+            C,
+            mark::TO_STACK,
+            false,
+        ),
+        (
+            "direct",
+            Program::OverlayEgress,
+            A,
+            C,
+            mark::REDIRECTED,
+            false,
+        ),
+        ("pod by uplink", Program::UplinkEgress, A, NODE_2, 0, true),
+        ("pod to pod by uplink", Program::UplinkEgress, A, C, 0, true),
+        ("pod to world", Program::UplinkEgress, A, WORLD, 0, false),
+        (
+            "node to node",
+            Program::UplinkEgress,
+            NODE_1,
+            NODE_2,
+            0,
+            false,
+        ),
+        (
+            "direct by uplink",
+            Program::UplinkEgress,
+            A,
+            C,
+            mark::REDIRECTED,
+            false,
+        ),
+        (
+            "up and down again",
+            Program::UplinkEgress,
+            A,
+            C,
+            mark::TO_STACK,
+            false,
+        ),
+    ] {
+        node.clear_flows()?;
+        outcome(&mut node, program, &udp(source, destination), mark)?;
+        let key = flow_key(17, (source, 5), (destination, 6));
+        assert_eq!(node.flow(&key)?.is_some(), noted, "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
+    let mut node = load()?;
+    let about = Packet::udp((B, 2222), (A, 1111));
+    for (what, key, packet) in [
+        ("UDP", flow_key(17, (B, 2222), (A, 1111)), a_to(B)),
+        (
+            "UDP of a remote pod",
+            flow_key(17, (C, 2222), (A, 1111)),
+            a_to(C),
+        ),
+        (
+            "UDP of another node",
+            flow_key(17, (NODE_2, 2222), (A, 1111)),
+            a_to(NODE_2),
+        ),
+        (
+            "TCP",
+            flow_key(6, (B, 2), (A, 1)),
+            from_a(Packet::tcp((A, 1), (B, 2), SYN | ACK)),
+        ),
+        (
+            "echo",
+            flow_key(1, (B, 99), (A, 99)),
+            from_a(Packet::echo(B, A, 99).reply()),
+        ),
+        (
+            "an ICMP error about it",
+            flow_key(17, (B, 2222), (A, 1111)),
+            from_a(Packet::error(A, B, 3, &about)),
+        ),
+        (
+            "a protocol without ports",
+            flow_key(132, (B, 0), (A, 0)),
+            from_a(Packet::raw(A, B, 132)),
+        ),
+    ] {
+        node.clear_flows()?;
+        let direct = node.run(Program::PodEgress, &packet.frame(), Context::default())?;
+        assert_eq!(direct.code, REDIRECT, "{what}, without a note");
+        live(&mut node, key)?;
+        let ran = node.run(Program::PodEgress, &packet.frame(), Context::default())?;
+        assert_eq!(
+            name(ran.decision.outcome),
+            name(Verdict::ToStackNoted as u32),
+            "{what}"
+        );
+        assert_eq!((ran.code, ran.mark), (UNSPEC, mark::TO_STACK), "{what}");
+        assert_eq!(
+            ran.packet,
+            packet.frame(),
+            "{what}: the stack gets it as it was"
+        );
+        let note = node.flow(&key)?;
+        assert!(
+            note.is_some_and(|n| n.state & FLOW_REPLIED != 0),
+            "{what}: {note:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn all_fragments_of_a_noted_reply_go_up_the_stack() -> Result<()> {
+    let mut node = load()?;
+    live(&mut node, flow_key(17, (B, 2222), (A, 1111)))?;
+    for packet in [a_to(B).first_fragment(4), a_to(B).last_fragment(4)] {
+        let got = outcome(&mut node, Program::PodEgress, &packet, 0)?;
+        assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_note_of_one_direction_does_not_bind_the_other() -> Result<()> {
+    let mut node = load()?;
+    live(&mut node, flow_key(17, (A, 1111), (B, 2222)))?;
+    let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
+    assert_eq!(name(got), name(Verdict::Deliver as u32));
+    Ok(())
+}
+
+#[test]
+fn a_note_that_expired_binds_nobody() -> Result<()> {
+    let mut node = load()?;
+    let key = flow_key(17, (B, 2222), (A, 1111));
+    node.set_flow(
+        key,
+        FlowNote {
+            expires_at: now()? - 1,
+            ..FlowNote::default()
+        },
+    )?;
+    let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
+    assert_eq!(name(got), name(Verdict::Deliver as u32));
+    // The next translated packet makes it count again.
+    let packet = Packet::udp((B, 2222), (A, 1111));
+    outcome(&mut node, Program::PodIngress, &packet, 0)?;
+    let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
+    assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    Ok(())
+}
+
+#[test]
+fn a_direct_connection_on_the_tuple_deletes_the_note() -> Result<()> {
+    let mut node = load()?;
+    let key = flow_key(6, (A, 1), (B, 2));
+    for (flags, kept) in [(SYN | ACK, true), (ACK, true), (SYN, false)] {
+        live(&mut node, key)?;
+        let packet = from_a(Packet::tcp((A, 1), (B, 2), flags));
+        let got = outcome(&mut node, Program::PodEgress, &packet, 0)?;
+        assert_eq!(name(got), name(Verdict::Deliver as u32), "flags {flags:#x}");
+        assert_eq!(node.flow(&key)?.is_some(), kept, "flags {flags:#x}");
+    }
+    Ok(())
+}
+
+#[test]
+fn notes_expire_as_conntrack_entries_do() -> Result<()> {
+    let mut node = load()?;
+    let tcp = |flags| Packet::tcp((B, 2), (A, 1), flags);
+    let answer = |flags| from_a(Packet::tcp((A, 1), (B, 2), flags));
+    let key = flow_key(6, (B, 2), (A, 1));
+    let days = 5 * 24 * 3600;
+    for (what, program, packet, seconds, state) in [
+        ("SYN", Program::PodIngress, tcp(SYN), 120, 0),
+        (
+            "SYN-ACK",
+            Program::PodEgress,
+            answer(SYN | ACK),
+            days,
+            FLOW_REPLIED,
+        ),
+        ("ACK", Program::PodIngress, tcp(ACK), days, FLOW_REPLIED),
+        (
+            "FIN",
+            Program::PodIngress,
+            tcp(FIN | ACK),
+            120,
+            FLOW_REPLIED | FLOW_CLOSING,
+        ),
+        ("SYN again", Program::PodIngress, tcp(SYN), 120, 0),
+    ] {
+        let before = now()?;
+        outcome(&mut node, program, &packet, 0)?;
+        let Some(note) = node.flow(&key)? else {
+            anyhow::bail!("{what}: no note");
+        };
+        assert_eq!(note.state, state, "{what}");
+        let left = note.expires_at - before;
+        assert!(
+            left + SECOND > seconds * SECOND && left < (seconds + 5) * SECOND,
+            "{what}: {left} ns left, {seconds} s expected"
+        );
+    }
+    for (protocol, packet, seconds) in [
+        (17, Packet::udp((B, 7), (A, 8)), 30),
+        (132, Packet::raw(B, A, 132), 600),
+    ] {
+        let before = now()?;
+        outcome(&mut node, Program::PodIngress, &packet, 0)?;
+        let ports = if protocol == 17 { (7, 8) } else { (0, 0) };
+        let Some(note) = node.flow(&flow_key(protocol, (B, ports.0), (A, ports.1)))? else {
+            anyhow::bail!("protocol {protocol}: no note");
+        };
+        let left = note.expires_at - before;
+        assert!(left >= seconds * SECOND && left < (seconds + 5) * SECOND);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_map_loses_nothing_when_notes_are_brought_up_to_date() -> Result<()> {
+    let mut node = load()?;
+    let soon = FlowNote {
+        expires_at: now()? + 20 * SECOND,
+        ..FlowNote::default()
+    };
+    for i in 0..FLOWS_MAX {
+        let port = (i % 65_536) as u16;
+        node.set_flow(flow_key(17, (B, port), (A, 1111)), soon)?;
+    }
+    let before = node.flow_count()?;
+    let mut renewed = 0;
+    for port in 0..1000 {
+        let key = flow_key(17, (B, port), (A, 1111));
+        // Filling up has cost some of them.
+        if node.flow(&key)?.is_none() {
+            continue;
+        }
+        let packet = Packet::udp((B, port), (A, 1111));
+        outcome(&mut node, Program::PodIngress, &packet, 0)?;
+        renewed += usize::from(
+            node.flow(&key)?
+                .is_some_and(|n| n.expires_at > soon.expires_at),
+        );
+    }
+    assert!(
+        renewed > 100,
+        "only {renewed} of 1000 notes were there to renew"
+    );
+    assert_eq!(node.flow_count()?, before);
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The tunnel device's programs by `BPF_PROG_TEST_RUN`. A test run has no
+//! tunnel key, so what `overlay_ingress` does with one is in `netns_overlay`.
+
+use anyhow::Result;
+use std::net::Ipv4Addr;
+use veer_bpf_common::{
+    identity, mark,
+    outcome::{DropReason, Program, Verdict},
+    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+};
+use veer_bpf_tests::{
+    datapath::Context,
+    packet::Packet,
+    world::{self, *},
+};
+
+fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
+    Packet::udp((source, 5), (destination, 6))
+}
+
+#[test]
+fn a_packet_without_a_tunnel_key_is_refused() -> Result<()> {
+    let mut node = world::load(&[Program::OverlayIngress])?;
+    let ran = node.run(
+        Program::OverlayIngress,
+        &udp(C, B).frame(),
+        Context::default(),
+    )?;
+    assert_eq!(
+        name(ran.decision.outcome),
+        name(DropReason::TunnelSourceNotNode as u32)
+    );
+    assert_eq!(ran.code, SHOT);
+    Ok(())
+}
+
+#[test]
+fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
+    let mut node = world::load(&[Program::OverlayEgress])?;
+    let tunnel = (Verdict::Overlay as u32, UNSPEC);
+    let native = (Verdict::Native as u32, REDIRECT);
+    for (what, packet, form, (outcome, code), vni) in [
+        (
+            "host to pod",
+            udp(NODE_1, C),
+            FORM_TUNNEL,
+            tunnel,
+            identity::REMOTE_NODE,
+        ),
+        (
+            "host to node",
+            udp(NODE_1, NODE_2),
+            FORM_TUNNEL,
+            tunnel,
+            identity::REMOTE_NODE,
+        ),
+        ("translated pod", udp(A, C), FORM_TUNNEL, tunnel, A_IDENTITY),
+        ("host to pod", udp(NODE_1, C), FORM_NATIVE, native, 0),
+        ("translated pod", udp(A, NODE_2), FORM_NATIVE, native, 0),
+        (
+            "forwarded from outside",
+            udp(WORLD, C),
+            FORM_NATIVE,
+            native,
+            0,
+        ),
+        (
+            "forwarded from outside",
+            udp(WORLD, C),
+            FORM_TUNNEL,
+            (DropReason::TunnelSourceNotOnNode as u32, SHOT),
+            0,
+        ),
+        (
+            "to a pod here",
+            udp(NODE_1, B),
+            FORM_TUNNEL,
+            (DropReason::RemoteUnusable as u32, SHOT),
+            0,
+        ),
+        (
+            "to the world",
+            udp(NODE_1, WORLD),
+            FORM_TUNNEL,
+            (DropReason::RemoteUnusable as u32, SHOT),
+            0,
+        ),
+        (
+            "to a node without a form",
+            udp(NODE_1, D),
+            FORM_TUNNEL,
+            (DropReason::RemoteUnusable as u32, SHOT),
+            0,
+        ),
+        (
+            "not IPv4",
+            udp(NODE_1, C).ether_type(0x0806),
+            FORM_TUNNEL,
+            (DropReason::UnsupportedL3 as u32, SHOT),
+            0,
+        ),
+    ] {
+        node.set_remote(ID_2, remote(form))?;
+        let frame = packet.frame();
+        let ran = node.run(Program::OverlayEgress, &frame, Context::default())?;
+        assert_eq!(name(ran.decision.outcome), name(outcome), "{what}");
+        assert_eq!((ran.code, ran.decision.vni), (code, vni), "{what}");
+        assert_eq!(ran.packet, frame, "{what}: the stack has counted the hop");
+        if code == REDIRECT {
+            assert_eq!(
+                (ran.mark, ran.decision.ifindex),
+                (mark::REDIRECTED, UPLINK),
+                "{what}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn pod_egress_own_packets_pass_the_tunnel_device() -> Result<()> {
+    let mut node = world::load(&[Program::OverlayEgress])?;
+    let context = Context {
+        mark: mark::REDIRECTED,
+        ..Context::default()
+    };
+    let frame = udp(A, C).frame();
+    let ran = node.run(Program::OverlayEgress, &frame, context)?;
+    assert_eq!(
+        (ran.code, ran.decision.outcome, ran.decision.vni),
+        (UNSPEC, Verdict::Pass as u32, 0)
+    );
+    Ok(())
+}
+
+#[test]
+fn an_entry_without_addresses_of_our_family_is_unusable() -> Result<()> {
+    let mut node = world::load(&[Program::OverlayEgress])?;
+    for form in [FORM_TUNNEL, FORM_NATIVE, 0, 9] {
+        node.set_remote(
+            ID_2,
+            Remote {
+                tunnel_family: 6,
+                next_hop_family: 0,
+                ..remote(form)
+            },
+        )?;
+        let frame = udp(NODE_1, C).frame();
+        let ran = node.run(Program::OverlayEgress, &frame, Context::default())?;
+        assert_eq!(
+            name(ran.decision.outcome),
+            name(DropReason::RemoteUnusable as u32),
+            "form {form}"
+        );
+    }
+    Ok(())
+}

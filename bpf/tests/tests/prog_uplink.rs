@@ -1,0 +1,219 @@
+//! The uplinks' programs by `BPF_PROG_TEST_RUN`: what arrives from outside.
+
+use anyhow::{Context as _, Result};
+use std::net::Ipv4Addr;
+use veer_bpf_common::{
+    outcome::{DropReason, Program, Verdict},
+    value::{FORM_NATIVE, FORM_TUNNEL, FlowNote},
+};
+use veer_bpf_tests::{
+    datapath::{Context, flow_key},
+    packet::Packet,
+    world::{self, *},
+};
+
+fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
+    Packet::udp((source, 5), (destination, 6))
+}
+
+fn inner() -> Vec<u8> {
+    udp(C, B).frame()
+}
+
+/// A tunnel packet with the flag of the VNI taken away.
+fn without_flag() -> Vec<u8> {
+    let mut frame = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner()).frame();
+    frame[14 + 20 + 8] = 0;
+    frame
+}
+
+/// A tunnel packet whose UDP length is `length`.
+fn with_udp_length(length: u16) -> Vec<u8> {
+    let mut frame = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner()).frame();
+    frame[14 + 20 + 4..14 + 20 + 6].copy_from_slice(&length.to_be_bytes());
+    frame
+}
+
+#[test]
+fn tc_and_xdp_judge_the_tunnels_outer_side_alike() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress, Program::UplinkXdp])?;
+    let pass = Verdict::Pass as u32;
+    let malformed = DropReason::Malformed as u32;
+    let tunnel = |source, destination| Packet::vxlan(source, destination, 1, &inner());
+    let mut later = tunnel(WORLD, NODE_1).last_fragment(1);
+    later = later.payload(vec![0; 64]);
+    let stranger = DropReason::TunnelSourceNotNode as u32;
+    let rows = [
+        ("from a node", tunnel(NODE_2, NODE_1).frame(), pass),
+        (
+            "with options",
+            tunnel(NODE_2, NODE_1).options(3).frame(),
+            pass,
+        ),
+        ("from outside", tunnel(WORLD, NODE_1).frame(), stranger),
+        (
+            "from outside, with options",
+            tunnel(WORLD, NODE_1).options(10).frame(),
+            stranger,
+        ),
+        ("from a pod", tunnel(C, NODE_1).frame(), stranger),
+        ("from ourselves", tunnel(NODE_1, NODE_1).frame(), stranger),
+        ("to someone else", tunnel(WORLD, WORLD).frame(), pass),
+        (
+            "another port",
+            Packet::udp((WORLD, 8472), (NODE_1, 4789)).frame(),
+            pass,
+        ),
+        ("a later fragment", later.frame(), pass),
+        ("no VNI flag", without_flag(), malformed),
+        (
+            "UDP length short of a header",
+            with_udp_length(29),
+            malformed,
+        ),
+        (
+            "UDP length beyond the packet",
+            with_udp_length(1400),
+            malformed,
+        ),
+        (
+            "not IPv4",
+            tunnel(WORLD, NODE_1).ether_type(0x0806).frame(),
+            pass,
+        ),
+    ];
+    for (what, frame, expected) in rows {
+        let tc = node
+            .run(Program::UplinkIngress, &frame, Context::default())
+            .context(what)?;
+        let xdp = node.run_xdp(&frame).context(what)?;
+        assert_eq!(name(tc.decision.outcome), name(expected), "{what}, tc");
+        assert_eq!(name(xdp.decision.outcome), name(expected), "{what}, XDP");
+        let codes = if expected == pass {
+            (UNSPEC, 2)
+        } else {
+            (SHOT, 1)
+        };
+        assert_eq!((tc.code, xdp.code), codes, "{what}");
+        assert_eq!(tc.packet, frame, "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress, Program::UplinkXdp])?;
+    for options in [0, 2, 10] {
+        // The packet says how long it is; what is in it ends too early.
+        for n in 4..8 + 14 {
+            let mut packet = Packet::udp((NODE_2, 1), (NODE_1, 8472)).options(options);
+            packet = packet.payload([vec![8], vec![0; n - 1]].concat());
+            let frame = packet.frame();
+            for ran in [
+                node.run(Program::UplinkIngress, &frame, Context::default())?,
+                node.run_xdp(&frame)?,
+            ] {
+                assert_eq!(
+                    name(ran.decision.outcome),
+                    name(DropReason::Malformed as u32),
+                    "{n} bytes behind UDP, {options} words of options"
+                );
+            }
+        }
+        // The frame ends before the packet does.
+        let frame = Packet::vxlan(NODE_2, NODE_1, 1, &inner())
+            .options(options)
+            .frame();
+        for n in 34..frame.len() {
+            for ran in [
+                node.run(Program::UplinkIngress, &frame[..n], Context::default())?,
+                node.run_xdp(&frame[..n])?,
+            ] {
+                assert_eq!(
+                    name(ran.decision.outcome),
+                    name(DropReason::Malformed as u32),
+                    "{n} of {} bytes",
+                    frame.len()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress])?;
+    let refused = DropReason::NativeNotAccepted as u32;
+    let deliver = Verdict::Deliver as u32;
+    let pass = Verdict::Pass as u32;
+    let own = DropReason::OwnSourceFromOutside as u32;
+    let nobody = DropReason::NoSuchEndpoint as u32;
+    let vacant = Ipv4Addr::new(10, 0, 1, 99);
+    for (what, source, destination, in_tunnel, in_native) in [
+        ("pod to pod", C, B, refused, deliver),
+        ("node to pod", NODE_2, B, refused, deliver),
+        ("pod to no pod", C, vacant, refused, nobody),
+        ("pod of a node never told", D, B, refused, refused),
+        ("pod to node", C, NODE_1, pass, pass),
+        ("node to node", NODE_2, NODE_1, pass, pass),
+        ("world to pod", WORLD, B, pass, pass),
+        ("world to node", WORLD, NODE_1, pass, pass),
+        ("own pod's address", A, B, own, own),
+        ("own pod's address to the node", A, NODE_1, own, own),
+        ("own vacant address", vacant, NODE_1, own, own),
+        ("passing through", C, WORLD, pass, pass),
+    ] {
+        for (form, expected) in [(FORM_TUNNEL, in_tunnel), (FORM_NATIVE, in_native)] {
+            node.set_remote(ID_2, remote(form))?;
+            let frame = udp(source, destination).frame();
+            let ran = node.run(Program::UplinkIngress, &frame, Context::default())?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected),
+                "{what}, form {form}"
+            );
+            if expected == deliver {
+                let seen = headers(&ran.packet);
+                assert_eq!((seen.ttl, seen.checksum_ok), (63, true), "{what}");
+                assert_eq!((seen.source_mac, seen.destination_mac), (B_NODE_MAC, B_MAC));
+                assert_eq!((ran.code, ran.decision.ifindex), (REDIRECT, B_IFINDEX));
+            } else {
+                assert_eq!(ran.packet, frame, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn bare_fragments_and_notes_are_as_inside() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress])?;
+    node.set_remote(ID_2, remote(FORM_NATIVE))?;
+    let mut outcome = |packet: Packet| -> Result<u32> {
+        let ran = node.run(Program::UplinkIngress, &packet.frame(), Context::default())?;
+        Ok(ran.decision.outcome)
+    };
+    let lost = DropReason::FragmentWithoutFirst as u32;
+    assert_eq!(outcome(udp(C, B).last_fragment(5))?, lost);
+    for packet in [udp(C, B).first_fragment(5), udp(C, B).last_fragment(5)] {
+        assert_eq!(outcome(packet)?, Verdict::Deliver as u32);
+    }
+    node.set_flow(
+        flow_key(17, (B, 6), (C, 5)),
+        FlowNote {
+            expires_at: u64::MAX,
+            ..FlowNote::default()
+        },
+    )?;
+    let ran = node.run(
+        Program::UplinkIngress,
+        &udp(C, B).frame(),
+        Context::default(),
+    )?;
+    assert_eq!(
+        name(ran.decision.outcome),
+        name(Verdict::ToStackNoted as u32)
+    );
+    Ok(())
+}
