@@ -3,10 +3,10 @@
 //! Fields that are not veer's are let pass, as the specification asks.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
-use veer_agent_api::{Attachment, DELETE_QUEUE, SOCKET};
+use veer_agent_api::Attachment;
 
 use crate::error::Error;
 
@@ -20,10 +20,9 @@ pub(crate) struct Config {
     /// Name of the network.
     #[serde(default)]
     pub(crate) name: String,
-    /// Where the agent listens, when not at the usual place.
-    socket: Option<PathBuf>,
-    /// Where DELs are kept, when not at the usual place.
-    queue: Option<PathBuf>,
+    /// Directory that stands for `/` in every path of veer on the node, when it is
+    /// another.
+    root: Option<PathBuf>,
     /// Result of the plugin before this one, or (CHECK, DEL) of the whole ADD.
     pub(crate) prev_result: Option<PreviousResult>,
     /// GC: attachments that are still wanted.
@@ -57,14 +56,12 @@ impl Config {
         serde_json::from_slice(input).map_err(Error::DecodeConfig)
     }
 
-    /// Where the agent listens.
-    pub(crate) fn socket(&self) -> &Path {
-        self.socket.as_deref().unwrap_or(Path::new(SOCKET))
-    }
-
-    /// Where DELs that found no agent are kept.
-    pub(crate) fn queue(&self) -> &Path {
-        self.queue.as_deref().unwrap_or(Path::new(DELETE_QUEUE))
+    /// Where `path`, an absolute one, is on this node.
+    pub(crate) fn on_node(&self, path: &str) -> PathBuf {
+        match &self.root {
+            Some(root) => root.join(path.trim_start_matches('/')),
+            None => PathBuf::from(path),
+        }
     }
 
     /// The attachments to keep. Their absence is an error and not an empty list,
@@ -107,10 +104,14 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_pass_and_usual_paths_are_assumed() {
+    fn unknown_fields_pass_and_paths_are_the_nodes_own() {
         let config = Config::parse(br#"{"type":"veer-cni","capabilities":{"x":true}}"#).unwrap();
-        assert_eq!(config.socket(), Path::new(SOCKET));
-        assert_eq!(config.queue(), Path::new(DELETE_QUEUE));
+        assert_eq!(config.on_node("/run/veer"), PathBuf::from("/run/veer"));
+        let elsewhere = Config::parse(br#"{"root":"/srv/node"}"#).unwrap();
+        assert_eq!(
+            elsewhere.on_node("/run/veer"),
+            PathBuf::from("/srv/node/run/veer")
+        );
     }
 
     #[test]

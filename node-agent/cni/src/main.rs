@@ -7,13 +7,15 @@
 //! shape that the configuration's CNI version has.
 //!
 //! Invariants: it never waits without a deadline; it writes nothing but the
-//! queue of DELs that found no agent; DEL succeeds when veer is gone.
+//! queue of DELs that found no agent; DEL succeeds when veer is gone, and the last
+//! one then takes away what is left of veer.
 
 mod agent;
 mod cmd;
 mod config;
 mod environment;
 mod error;
+mod farewell;
 mod queue;
 mod result;
 mod version;

@@ -16,9 +16,8 @@ use crate::error::Error;
 pub(crate) enum Kept {
     /// It was; the agent will carry it out.
     Queued,
-    /// The directory above `queue` is not there: veer is uninstalled, and nothing
-    /// of the sandbox is left to remove.
-    NothingToDo,
+    /// veer is uninstalled, and nothing of the sandbox is left to remove.
+    Uninstalled,
 }
 
 /// Keeps `request`, the DEL of `attachment`, in the directory `queue`.
@@ -31,16 +30,29 @@ pub(crate) fn keep(
         path: queue.to_owned(),
         source,
     };
+    if is_uninstalled(queue) {
+        return Ok(Kept::Uninstalled);
+    }
     match fs::create_dir(queue) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::NothingToDo),
         Err(error) => return Err(failed(error)),
     }
     let name = format!("{}-{}.json", attachment.container_id, attachment.ifname);
     let body = serde_json::to_vec(request).map_err(Error::Encode)?;
     write_whole(queue, &name, &body).map_err(failed)?;
     Ok(Kept::Queued)
+}
+
+/// Whether the agent has removed all it had: then its state directory, above the
+/// queue, is empty (it cannot remove what is mounted into its container) or gone.
+/// An agent that is only away has state.
+fn is_uninstalled(queue: &Path) -> bool {
+    match queue.parent().map(fs::read_dir) {
+        Some(Ok(mut entries)) => entries.next().is_none(),
+        Some(Err(error)) => error.kind() == io::ErrorKind::NotFound,
+        None => false,
+    }
 }
 
 fn write_whole(directory: &Path, name: &str, body: &[u8]) -> io::Result<()> {
@@ -81,6 +93,7 @@ mod tests {
     #[test]
     fn repeated_del_is_kept_once_and_whole() {
         let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("held.json"), "{}").unwrap();
         let queue = directory.path().join("queue");
         let (attachment, request) = del();
         for _ in 0..2 {
@@ -96,15 +109,19 @@ mod tests {
     }
 
     #[test]
-    fn without_the_state_directory_there_is_nothing_to_do() {
+    fn without_state_veer_is_uninstalled_and_nothing_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let (attachment, request) = del();
-        let queue = directory.path().join("gone/queue");
-        assert_eq!(
-            keep(&queue, &attachment, &request).unwrap(),
-            Kept::NothingToDo
-        );
-        assert!(!queue.exists());
+        for queue in [
+            directory.path().join("gone/queue"),
+            directory.path().join("queue"),
+        ] {
+            assert_eq!(
+                keep(&queue, &attachment, &request).unwrap(),
+                Kept::Uninstalled
+            );
+            assert!(!queue.exists());
+        }
     }
 
     #[test]

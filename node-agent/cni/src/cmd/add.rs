@@ -27,12 +27,7 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<String, 
         pod_name: pod.name,
         pod_uid: pod.uid,
     });
-    let added: Added = agent::ask(
-        config.socket(),
-        &request,
-        &environment.subject(),
-        super::LONG,
-    )?;
+    let added: Added = agent::ask(config, &request, &environment.subject(), super::LONG)?;
     // The runtime gets back the path that it gave.
     let result = AddResult::new(&config.cni_version, &ifname, netns, added);
     serde_json::to_string(&result).map_err(Error::Encode)

@@ -24,11 +24,6 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Erro
         netns: path,
         addresses: config.previous_addresses(),
     });
-    agent::ask::<IgnoredAny>(
-        config.socket(),
-        &request,
-        &environment.subject(),
-        super::SHORT,
-    )?;
+    agent::ask::<IgnoredAny>(config, &request, &environment.subject(), super::SHORT)?;
     Ok(())
 }

@@ -4,13 +4,14 @@
 //! neither carried out nor kept does.
 
 use serde::de::IgnoredAny;
-use veer_agent_api::{Del, Request};
+use veer_agent_api::{DELETE_QUEUE, Del, Request};
 
 use crate::agent;
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::error::Error;
-use crate::queue;
+use crate::farewell;
+use crate::queue::{self, Kept};
 
 /// Unwires the sandbox.
 pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Error> {
@@ -24,16 +25,15 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Erro
         attachment: attachment.clone(),
         netns,
     });
-    let answer = agent::ask::<IgnoredAny>(
-        config.socket(),
-        &request,
-        &environment.subject(),
-        super::LONG,
-    );
+    let answer = agent::ask::<IgnoredAny>(config, &request, &environment.subject(), super::LONG);
     match answer {
         Ok(IgnoredAny) => Ok(()),
         Err(Error::AgentAbsent { .. } | Error::DecodeAnswer { .. }) => {
-            queue::keep(config.queue(), &attachment, &request).map(|_| ())
+            match queue::keep(&config.on_node(DELETE_QUEUE), &attachment, &request)? {
+                Kept::Queued => {}
+                Kept::Uninstalled => farewell::after_last(config, &attachment),
+            }
+            Ok(())
         }
         Err(error) => Err(error),
     }

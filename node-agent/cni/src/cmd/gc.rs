@@ -14,11 +14,6 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Erro
     let request = Request::Gc {
         valid: config.valid_attachments()?,
     };
-    agent::ask::<IgnoredAny>(
-        config.socket(),
-        &request,
-        &environment.subject(),
-        super::LONG,
-    )?;
+    agent::ask::<IgnoredAny>(config, &request, &environment.subject(), super::LONG)?;
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::error::Error;
 pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Error> {
     super::require(config, "STATUS", "1.1.0")?;
     let subject = environment.subject();
-    match agent::ask::<IgnoredAny>(config.socket(), &Request::Status, &subject, super::SHORT) {
+    match agent::ask::<IgnoredAny>(config, &Request::Status, &subject, super::SHORT) {
         Ok(IgnoredAny) => Ok(()),
         Err(absent @ Error::AgentAbsent { .. }) => {
             let details = std::error::Error::source(&absent).map(ToString::to_string);
