@@ -1,2 +1,141 @@
-//! veer-e2e-demo
-fn main() {}
+//! veer-demo: one command that shows what veer is.
+//!
+//! It starts a real Kubernetes of three nodes without a pod network, installs
+//! veer with helm, creates pods, and shows their traffic with the evidence of
+//! each path, first in the tunnel, then, after one `kubectl patch`, natively
+//! routed. What it prints was measured in this run; what does not hold makes
+//! it fail.
+#![expect(clippy::print_stdout, reason = "the demo prints its result")]
+
+mod scenes;
+mod steps;
+mod tables;
+
+use std::{process::ExitCode, thread};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use scenes::{Cast, Scene};
+use steps::Steps;
+use veer_e2e_cluster::{Cluster, Config, Progress};
+use veer_e2e_tests::lab::{Lab, Mode, RELEASE};
+
+/// Name of the demo's cluster and namespace.
+const NAME: &str = "demo";
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Shows veer on a real Kubernetes of three nodes, on this machine"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Run the demo and remove everything again
+    Up {
+        /// Leave the cluster up
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Remove every trace of the demo, also of one that broke off
+    Down,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Action::Up { keep } => up(keep),
+        Action::Down => Cluster::down_by_name(NAME)
+            .context("remove the demo's cluster")
+            .map(|()| println!("The demo's cluster is gone.")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("veer-demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn up(keep: bool) -> Result<()> {
+    let steps = Steps::start();
+    let shown = show(&steps);
+    if let Err(error) = &shown {
+        eprintln!(
+            "\nThe demo broke off: {error:#}\n\nThe cluster is left as it is. Look at it with\n\
+             \x20 {}/kubectl --kubeconfig /var/lib/veer-e2e/{NAME}/kubeconfig get pods -A\n\
+             and remove it with `make demo-down`.",
+            veer_e2e_cluster::paths::programs().display()
+        );
+        std::process::exit(1);
+    }
+    if keep {
+        println!("{}", tables::what_to_try(NAME));
+        return Ok(());
+    }
+    steps.run("everything removed again", || {
+        Ok(Cluster::down_by_name(NAME)?)
+    })?;
+    println!("`make demo KEEP=1` leaves the cluster up to play with.");
+    Ok(())
+}
+
+/// The demo itself.
+fn show(steps: &Steps) -> Result<()> {
+    let cluster = steps.run(
+        "Kubernetes with three nodes, none of them Ready: no pod network",
+        || Ok(Cluster::up_with(Config::new(NAME), Progress::quiet())?),
+    )?;
+    let lab = Lab::new(cluster);
+    println!("{}", tables::nodes_before(&lab)?);
+
+    steps.run("the two images of veer on every node", || lab.load_images())?;
+    println!("$ helm install {RELEASE} charts/veer -n kube-system");
+    steps.run("helm install", || lab.helm_install(&[]))?;
+    steps.run("nodes Ready, DNS up, all on veer", || lab.await_installed())?;
+    println!("{}", tables::nodes(&lab)?);
+
+    println!("$ kubectl apply -f -    # DaemonSet demo, Deployment other, NodePort service demo");
+    let cast = steps.run("pods wired and Ready", || Cast::start(&lab, NAME))?;
+    println!("{}", tables::pods(&cast)?);
+    println!("{}", tables::identities(&lab, &cast)?);
+
+    let mut failed = act(steps, &lab, &cast, Mode::Tunnel)?;
+    println!(
+        "$ kubectl patch clusternetwork default --type=merge \
+         -p '{{\"spec\":{{\"routing\":{{\"mode\":\"Native\"}}}}}}'"
+    );
+    steps.run("every node routes natively", || lab.set_mode(Mode::Native))?;
+    failed += act(steps, &lab, &cast, Mode::Native)?;
+    ensure!(
+        failed == 0,
+        "{failed} of the rows above did not show what they should"
+    );
+    Ok(())
+}
+
+/// All scenes in one mode; returns how many failed.
+fn act(steps: &Steps, lab: &Lab, cast: &Cast, mode: Mode) -> Result<usize> {
+    let what = format!(
+        "pings and requests in {} mode, every device watched",
+        mode.name()
+    );
+    let scenes: Vec<Scene> = steps.run(&what, || {
+        thread::scope(|scope| {
+            let threads: Vec<_> = scenes::ALL
+                .iter()
+                .map(|scene| scope.spawn(move || scene(lab, cast, mode)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().map_err(|_| anyhow::anyhow!("a scene panicked"))?)
+                .collect()
+        })
+    })?;
+    println!("{}", tables::scenes(mode, &scenes));
+    Ok(scenes.iter().filter(|s| !s.good).count())
+}

@@ -58,7 +58,7 @@ fn ask(to: SocketAddr, text: &str) -> Result<String> {
     socket.set_read_timeout(Some(PATIENCE / 3))?;
     let mut last = None;
     for _ in 0..UDP_ATTEMPTS {
-        let mut answer = [0; 65_535];
+        let mut answer = vec![0; 65_535];
         match socket
             .send(text.as_bytes())
             .and_then(|_| socket.recv(&mut answer))

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write,
     net::IpAddr,
     thread,
 };
@@ -164,9 +165,9 @@ impl Trace {
     pub fn sight(&self) -> String {
         let mut text = String::new();
         for (label, packets) in &self.devices {
-            text.push_str(&format!("{label}: {} packets", packets.len()));
+            let _infallible = write!(text, "{label}: {} packets", packets.len());
             for packet in packets.iter().take(4) {
-                text.push_str(&format!("\n    {packet}"));
+                let _infallible = write!(text, "\n    {packet}");
             }
             text.push('\n');
         }

@@ -1,7 +1,8 @@
 //! A cluster with the product on it, installed as its users install it: with
-//! `helm install` on nodes that are NotReady for want of a network.
+//! `helm install` on nodes that are `NotReady` for want of a network.
 
 use std::{
+    fmt::Write,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -23,7 +24,7 @@ pub const AGENT: &str = "daemonset/veer-agent";
 pub const OPERATOR: &str = "deployment/veer-operator";
 /// How long an installation may take until all nodes are Ready. Seconds, in
 /// truth; a machine that builds beside it is slow.
-const INSTALL: Duration = Duration::from_secs(120);
+const INSTALL: Duration = Duration::from_mins(2);
 
 /// The two routing modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +177,7 @@ impl Lab {
                 "--all-containers",
             ];
             if let Ok(out) = self.kubectl().any(&logs) {
-                text.push_str(&format!("--- {what}\n{}{}", out.stdout, out.stderr));
+                let _infallible = write!(text, "--- {what}\n{}{}", out.stdout, out.stderr);
             }
         }
         text
@@ -257,7 +258,7 @@ impl Lab {
         let name = mode.name();
         let wanted = self.cluster.node_names();
         let what = format!("every node routes by {name}");
-        await_condition(&what, Duration::from_secs(60), || {
+        await_condition(&what, Duration::from_mins(1), || {
             let kubectl = self.kubectl();
             let network = kubectl
                 .json(&["get", "clusternetwork", "default"])

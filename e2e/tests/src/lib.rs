@@ -6,6 +6,7 @@
 //! resources, its command line, and packets. Evidence comes from tcpdump,
 //! bpftool, nft and ethtool, never from the product's own word.
 
+pub mod baseline;
 pub mod client;
 pub mod conformance;
 pub mod evidence;

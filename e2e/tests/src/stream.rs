@@ -26,7 +26,7 @@ pub struct Stream {
     name: String,
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    sender: JoinHandle<Result<()>>,
+    sender: JoinHandle<()>,
     receiver: JoinHandle<Result<Seen>>,
 }
 
@@ -104,7 +104,7 @@ impl Stream {
     pub fn stop(self) -> Result<Tally> {
         self.stop.store(true, Ordering::Relaxed);
         let panicked = || anyhow!("a thread of the stream panicked");
-        self.sender.join().map_err(|_| panicked())??;
+        self.sender.join().map_err(|_| panicked())?;
         let mut seen = self.receiver.join().map_err(|_| panicked())??;
         let all = seen.answers.len();
         seen.answers.sort_unstable();
@@ -120,7 +120,7 @@ impl Stream {
     }
 }
 
-fn send(socket: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
+fn send(socket: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64) {
     let start = Instant::now();
     let mut number: u32 = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -130,9 +130,9 @@ fn send(socket: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
             sent.fetch_add(1, Ordering::Relaxed);
         }
         let due = INTERVAL * number;
+        // The pace of the stream, not a wait for anything.
         thread::sleep(due.saturating_sub(start.elapsed()));
     }
-    Ok(())
 }
 
 fn receive(socket: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64) -> Result<Seen> {

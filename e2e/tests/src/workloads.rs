@@ -1,7 +1,7 @@
 //! What runs on the cluster to be talked to. All of it is the test image's
 //! netexec: HTTP on 8080, UDP on 8081.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use anyhow::Result;
 
@@ -94,7 +94,8 @@ pub fn fixed(namespace: &str, nodes: &[String]) -> String {
                  {{containerPort: {UDP}, hostPort: {HOST_UDP}, protocol: UDP}}"
             ),
         );
-        text.push_str(&format!(
+        let _infallible = write!(
+            text,
             r"---
 apiVersion: v1
 kind: Pod
@@ -112,7 +113,7 @@ spec:
   - {{name: udp, port: 81, targetPort: {UDP}, protocol: UDP}}
   - {{name: nobody, port: 82, targetPort: 9, protocol: UDP}}
 "
-        ));
+        );
     }
     text
 }

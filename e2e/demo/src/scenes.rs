@@ -1,0 +1,374 @@
+//! The scenes: each sends something, watches every device on the way, and
+//! says whether what was seen is what veer promises.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use veer_e2e_cluster::{OUTSIDE, decode::VXLAN_PORT};
+use veer_e2e_tests::{
+    client,
+    evidence::{Place, Plan, UPLINK, Walk, at},
+    lab::{Lab, Mode},
+    pods::Pod,
+    workloads,
+};
+
+/// Pings per scene.
+const PINGS: u32 = 3;
+/// The identity that a node's own stack has on other nodes.
+const REMOTE_NODE: u32 = 6;
+
+/// Who acts.
+#[derive(Debug)]
+pub(crate) struct Cast {
+    /// The `DaemonSet`'s pods.
+    pub(crate) demo: Vec<Pod>,
+    /// The Deployment's pods, one on each worker.
+    pub(crate) other: Vec<Pod>,
+    /// The service's port on every node.
+    pub(crate) node_port: u16,
+    /// Identity numbers of the two label sets.
+    pub(crate) identities: (u32, u32),
+}
+
+impl Cast {
+    /// Creates the workloads and waits for them.
+    pub(crate) fn start(lab: &Lab, namespace: &str) -> Result<Self> {
+        let (demo, other) = workloads::start_demo(lab, namespace)?;
+        let service = lab
+            .kubectl()
+            .json(&["-n", namespace, "get", "service", "demo"])?;
+        let node_port = service["spec"]["ports"][0]["nodePort"]
+            .as_u64()
+            .and_then(|p| u16::try_from(p).ok())
+            .context("the service has no port on the nodes")?;
+        let list = lab
+            .kubectl()
+            .json(&["-n", namespace, "get", "podendpoints"])?;
+        let identities = (identity(&list, &demo)?, identity(&list, &other)?);
+        Ok(Self {
+            demo,
+            other,
+            node_port,
+            identities,
+        })
+    }
+
+    fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
+        pods.iter()
+            .find(|p| p.node == node)
+            .with_context(|| format!("no pod on {node}"))
+    }
+}
+
+/// The number that a set of pods shares.
+fn identity(endpoints: &Value, pods: &[Pod]) -> Result<u32> {
+    let first = pods.first().context("no pods")?;
+    endpoints["items"]
+        .as_array()
+        .context("a list without items")?
+        .iter()
+        .find(|e| e["spec"]["podUID"] == first.uid.as_str())
+        .and_then(|e| e["spec"]["identity"].as_u64())
+        .and_then(|n| u32::try_from(n).ok())
+        .with_context(|| format!("no PodEndpoint of {}", first.name))
+}
+
+/// What a scene came to.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    /// From where to where.
+    pub(crate) what: String,
+    /// Whether it is what veer promises.
+    pub(crate) good: bool,
+    /// Answers of requests.
+    pub(crate) result: String,
+    /// TTL of the answers.
+    pub(crate) ttl: String,
+    /// The path taken, in words.
+    pub(crate) path: String,
+    /// What was seen.
+    pub(crate) evidence: Vec<String>,
+}
+
+type Act = fn(&Lab, &Cast, Mode) -> Result<Scene>;
+
+/// In the order of the table.
+pub(crate) const ALL: [Act; 5] = [same_node, other_node, host_and_pod, node_port, outside];
+
+fn ttl_text(ttl: Option<u8>) -> String {
+    ttl.map_or_else(|| "-".to_owned(), |t| t.to_string())
+}
+
+fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
+    let texts: Vec<String> = values.into_iter().map(|v| v.to_string()).collect();
+    if texts.is_empty() {
+        "none".to_owned()
+    } else {
+        texts.join(", ")
+    }
+}
+
+fn same_node(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
+    let source = Cast::on(&cast.demo, "worker1")?;
+    let target = Cast::on(&cast.other, "worker1")?;
+    let walk = Walk::ping(lab, source, target, PINGS)?;
+    let near = walk.echoes(at::SOURCE_VETH);
+    let far = walk.echoes(at::TARGET_VETH);
+    let wire = walk.echoes(at::SOURCE_UPLINK);
+    let hooks = walk.trace.hook_passes();
+    let all = PINGS as usize;
+    let good = walk.pings.complete()
+        && walk.pings.ttl == Some(63)
+        && (near.requests, near.replies) == (all, 0)
+        && (far.requests, far.replies) == (0, all)
+        && wire.none()
+        && hooks == 0;
+    Ok(Scene {
+        what: "pod → pod, same node".to_owned(),
+        good,
+        result: format!("{}/{}", walk.pings.received, walk.pings.sent),
+        ttl: ttl_text(walk.pings.ttl),
+        path: walk.path(),
+        evidence: vec![
+            veth(
+                "source",
+                &walk.source_wire.host_name,
+                near.requests,
+                near.replies,
+            ),
+            veth(
+                "target",
+                &walk.target_wire.host_name,
+                far.requests,
+                far.replies,
+            ),
+            format!("uplink: {} packets", wire.requests + wire.wrapped_requests),
+            format!("netfilter hooks of {}: {hooks} packets", source.node),
+        ],
+    })
+}
+
+fn veth(whose: &str, name: &str, requests: usize, replies: usize) -> String {
+    format!("{whose} veth {name}: {requests} requests, {replies} replies")
+}
+
+fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
+    let source = Cast::on(&cast.demo, "worker1")?;
+    let target = Cast::on(&cast.other, "worker2")?;
+    let walk = Walk::ping(lab, source, target, PINGS)?;
+    let near = walk.echoes(at::SOURCE_VETH);
+    let far = walk.echoes(at::TARGET_VETH);
+    let wire = walk.echoes(at::SOURCE_UPLINK);
+    let hooks = walk.trace.hook_passes();
+    let all = PINGS as usize;
+    let hand_over = walk.pings.complete()
+        && (near.requests, near.replies) == (all, 0)
+        && (far.requests, far.replies) == (0, all)
+        && hooks == 0;
+    let mut evidence = vec![
+        veth(
+            "source",
+            &walk.source_wire.host_name,
+            near.requests,
+            near.replies,
+        ),
+        veth(
+            "target",
+            &walk.target_wire.host_name,
+            far.requests,
+            far.replies,
+        ),
+    ];
+    let (own, theirs) = cast.identities;
+    let on_wire = match mode {
+        Mode::Tunnel => {
+            let vnis = |set: &BTreeSet<u32>| list(set);
+            evidence.push(format!(
+                "uplink: UDP {VXLAN_PORT}, VNI {} there (demo is {own}), {} back (other is {theirs})",
+                vnis(&wire.request_vnis),
+                vnis(&wire.reply_vnis)
+            ));
+            let macs = wire
+                .inner_request_macs
+                .iter()
+                .map(|(a, b)| format!("{a} > {b}"));
+            evidence.push(format!(
+                "inner MACs (pod's eth0 > its host side): {}",
+                list(macs)
+            ));
+            walk.pings.ttl == Some(63)
+                && wire.request_vnis == BTreeSet::from([own])
+                && wire.reply_vnis == BTreeSet::from([theirs])
+                && wire.requests + wire.replies == 0
+        }
+        Mode::Native => {
+            let macs = wire.macs.iter().map(|(a, b)| format!("{a} > {b}"));
+            evidence.push(format!("uplink: bare packets, NIC MACs {}", list(macs)));
+            evidence.push(format!(
+                "uplink: {} packets of UDP {VXLAN_PORT}",
+                wire.wrapped_requests + wire.wrapped_replies
+            ));
+            walk.pings.ttl == Some(62)
+                && (wire.requests, wire.replies) == (all, all)
+                && wire.wrapped_requests + wire.wrapped_replies == 0
+        }
+    };
+    evidence.push(format!("netfilter hooks of both nodes: {hooks} packets"));
+    Ok(Scene {
+        what: "pod → pod, other node".to_owned(),
+        good: hand_over && on_wire,
+        result: format!("{}/{}", walk.pings.received, walk.pings.sent),
+        ttl: ttl_text(walk.pings.ttl),
+        path: walk.path(),
+        evidence,
+    })
+}
+
+fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
+    let node = lab.node_site("worker1")?;
+    let local = Cast::on(&cast.demo, "worker1")?;
+    let remote = Cast::on(&cast.demo, "worker2")?;
+    let (local_ip, remote_ip) = (IpAddr::V4(local.address), IpAddr::V4(remote.address));
+    let node_ip = IpAddr::V4(lab.cluster.address("worker1")?);
+    let filter = format!("icmp or udp port {VXLAN_PORT}");
+    let watch = Plan::new()
+        .device("uplink", Place::Node("worker1", UPLINK), &filter)
+        .start(lab)?;
+    let near = client::ping(&node, local_ip, PINGS)?;
+    let far = client::ping(&node, remote_ip, PINGS)?;
+    let back = client::ping(&local.site, node_ip, PINGS)?;
+    let trace = watch.stop()?;
+    let (mut there, mut bare) = (BTreeSet::new(), 0);
+    for packet in trace.of("uplink") {
+        let inner = packet.innermost();
+        if inner.is_echo_request() && inner.is_between(node_ip, remote_ip) {
+            match &packet.vxlan {
+                Some(vxlan) => drop(there.insert(vxlan.vni)),
+                None => bare += 1,
+            }
+        }
+    }
+    let (form, as_promised) = match mode {
+        Mode::Tunnel => (
+            format!(
+                "to the other node's pod: VNI {} (remote-node is {REMOTE_NODE})",
+                list(&there)
+            ),
+            there == BTreeSet::from([REMOTE_NODE]) && bare == 0,
+        ),
+        Mode::Native => (
+            format!("to the other node's pod: {bare} bare packets"),
+            there.is_empty() && bare == PINGS as usize,
+        ),
+    };
+    Ok(Scene {
+        what: "host ↔ pod".to_owned(),
+        good: as_promised && [&near, &far, &back].iter().all(|p| p.complete()),
+        result: format!(
+            "own {}/{}, other node's {}/{}, pod → host {}/{}",
+            near.received, near.sent, far.received, far.sent, back.received, back.sent
+        ),
+        ttl: [near.ttl, far.ttl, back.ttl].map(ttl_text).join(", "),
+        path: "host's stack to the veth; to the other node by the mode's form".to_owned(),
+        evidence: vec![
+            form,
+            "kubelet's probes: every pod above is Ready".to_owned(),
+        ],
+    })
+}
+
+fn node_port(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
+    let world = lab.world()?;
+    let node = lab.cluster.address("worker1")?;
+    let to = SocketAddr::from((node, cast.node_port));
+    let sources = addresses_of(lab)?;
+    let mut plan = Plan::new();
+    for source in &sources {
+        plan = plan.hooks("worker1", *source, IpAddr::V4(node));
+    }
+    let watch = plan.start(lab)?;
+    let mut backends = BTreeSet::new();
+    let mut answered = 0;
+    for _ in 0..12 {
+        if let Ok(name) = client::http_get(&world, to, "/hostname") {
+            backends.insert(name);
+            answered += 1;
+        }
+    }
+    let client_pod = Cast::on(&cast.other, "worker2")?;
+    let by_pod = client::http_get(&client_pod.site, to, "/hostname").is_ok();
+    let trace = watch.stop()?;
+    let nodes: BTreeSet<&str> = cast
+        .demo
+        .iter()
+        .filter(|p| backends.contains(&p.name))
+        .map(|p| p.node.as_str())
+        .collect();
+    Ok(Scene {
+        what: format!("world → NodePort {to}"),
+        good: answered == 12 && by_pod && !nodes.is_empty(),
+        result: format!(
+            "{answered}/12, from a pod {}",
+            if by_pod { "1/1" } else { "0/1" }
+        ),
+        ttl: "-".to_owned(),
+        path: "host's stack (kube-proxy translates), then the pods' paths".to_owned(),
+        evidence: vec![
+            format!("answered by pods on {}", list(nodes)),
+            format!(
+                "netfilter hooks, translated on purpose: {} packets",
+                trace.hook_passes()
+            ),
+        ],
+    })
+}
+
+/// The world's address on the nodes' link.
+fn addresses_of(lab: &Lab) -> Result<Vec<IpAddr>> {
+    let out = lab.world()?.exec(&["hostname", "-I"])?;
+    let own = lab.cluster.address("worker1")?.octets();
+    Ok(out
+        .stdout
+        .split_whitespace()
+        .filter_map(|a| a.parse().ok())
+        .filter(|a: &std::net::Ipv4Addr| a.octets()[..3] == own[..3])
+        .map(IpAddr::V4)
+        .collect())
+}
+
+fn outside(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
+    let pod = Cast::on(&cast.demo, "worker1")?;
+    let to = IpAddr::V4(OUTSIDE);
+    let watch = Plan::new()
+        .device("world", Place::Node("world", UPLINK), "icmp")
+        .hooks("worker1", IpAddr::V4(pod.address), to)
+        .start(lab)?;
+    let pings = client::ping(&pod.site, to, PINGS)?;
+    let trace = watch.stop()?;
+    let seen: BTreeSet<IpAddr> = trace
+        .of("world")
+        .iter()
+        .filter(|p| p.is_echo_request() && p.destination() == Some(to))
+        .filter_map(veer_e2e_cluster::Packet::source)
+        .collect();
+    let node = IpAddr::V4(lab.cluster.address("worker1")?);
+    Ok(Scene {
+        what: format!("pod → outside ({to})"),
+        good: pings.complete() && seen == BTreeSet::from([node]),
+        result: format!("{}/{}", pings.received, pings.sent),
+        ttl: ttl_text(pings.ttl),
+        path: "host's stack, masqueraded".to_owned(),
+        evidence: vec![
+            format!("the world saw source {} (worker1 is {node})", list(&seen)),
+            format!(
+                "netfilter hooks of worker1: {} packets",
+                trace.hook_passes()
+            ),
+        ],
+    })
+}
