@@ -1,13 +1,13 @@
 //! Changing a running cluster: nodes come, go, lose power, stand still, move;
 //! single daemons end and start.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{fs, net::Ipv4Addr, time::Duration};
 
 use crate::{
     cgroup,
     cluster::{Cluster, SWITCH, WORLD, remove_dir},
     control,
-    error::{Error, Result},
+    error::{Error, IoContext, Result},
     node,
     pki::Pki,
     state::{NodeInfo, Role, check_name},
@@ -72,7 +72,38 @@ impl Cluster {
             self.start_machine(&info)?;
             self.start_control_plane()?;
         }
-        self.join(&info)
+        self.join(&info)?;
+        if info.role == Role::Light {
+            Ok(())
+        } else {
+            self.await_boot(name)
+        }
+    }
+
+    /// Waits until the API knows of the node's newest start: until then what
+    /// it says of the node's readiness is of the time before.
+    fn await_boot(&self, name: &str) -> Result<()> {
+        let path = self.machine(name).disk().join("boot_id");
+        let boot = fs::read_to_string(&path).what(|| format!("read {}", path.display()))?;
+        await_condition(
+            &format!("{name} reports its start"),
+            Duration::from_mins(1),
+            || {
+                let seen = self
+                    .kubectl()
+                    .json(&["get", "node", name])
+                    .map_err(|e| e.to_string())?;
+                let seen = seen["status"]["nodeInfo"]["bootID"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
+                if seen == boot.trim() {
+                    Ok(Some(()))
+                } else {
+                    Err(format!("bootID {seen}"))
+                }
+            },
+        )
     }
 
     /// Stops every process of a node, pods' included, where it is.

@@ -170,7 +170,7 @@ pub(crate) fn await_ready(kubectl: &Kubectl, node: &Machine) -> Result<()> {
                 node.log_tail("kube-apiserver")
             ));
         }
-        match kubectl.any(&["get", "--raw", "/readyz"]) {
+        match kubectl.any(&["get", "--raw", "/readyz", "--request-timeout=5s"]) {
             Ok(out) if out.code == 0 => Ok(Some(())),
             Ok(out) => Err(out.stderr.lines().last().unwrap_or_default().to_owned()),
             Err(error) => Err(error.to_string()),

@@ -215,11 +215,22 @@ fn attach(
     let init = machine.init()?.to_string();
     // A port of a machine that went away vanishes with it, but later.
     let _absent = switch.exec_any(&["ip", "link", "del", &port]);
+    // A network card keeps its address over a reboot; a new one each time
+    // would leave the neighbours with a wrong one for half a minute.
+    let [ours, theirs] = [1, 0].map(|end| {
+        format!(
+            "02:76:{:02x}:{number:02x}:{:02x}:{end:02x}",
+            plan.index,
+            u8::from(second)
+        )
+    });
     // In the harness's PID namespace, where the id of `init` means something.
-    switch.network_exec(&[
-        "ip", "link", "add", &port, "mtu", &mtu, "type", "veth", "peer", "name", device, "mtu",
-        &mtu, "netns", &init,
-    ])?;
+    let mut add = vec!["ip", "link", "add", &port, "address", &theirs, "mtu", &mtu];
+    add.extend([
+        "type", "veth", "peer", "name", device, "address", &ours, "mtu", &mtu,
+    ]);
+    add.extend(["netns", &init]);
+    switch.network_exec(&add)?;
     let link = plan.link(number, second)?;
     match config.underlay {
         Underlay::Bridge => {
