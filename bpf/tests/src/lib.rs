@@ -7,5 +7,7 @@
 //! delivery, which a redirect verdict does not.
 
 pub mod datapath;
+pub mod lab;
+pub mod netns;
 pub mod packet;
 pub mod world;

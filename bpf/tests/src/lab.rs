@@ -1,0 +1,419 @@
+//! Nodes with pods, made of namespaces: what the agent and the CNI plugin would
+//! set up, without them.
+//!
+//! Node `n` is 192.0.2.n on a bridge in a namespace of its own; its pods have
+//! 10.0.n.0/24 and the gateway 10.0.n.1.
+
+use anyhow::Result;
+use aya::programs::TcAttachType::{Egress, Ingress};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::Duration,
+};
+use veer_bpf_common::{
+    DEFAULT_TUNNEL_PORT, VXLAN_OVERHEAD_V4, identity,
+    key::{FAMILY_V4, IpKey},
+    outcome::Program,
+    value::{
+        Config, Endpoint, FORM_NATIVE, FORM_TUNNEL, Interface, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE,
+        Remote,
+    },
+};
+
+use crate::{
+    datapath::Datapath,
+    netns::{DEADLINE, Namespace},
+};
+
+/// The node's uplink, and a pod's device.
+pub const ETH0: &str = "eth0";
+/// The tunnel device.
+pub const VXLAN: &str = "veer_vxlan";
+/// MTU of the underlay and of natively routed paths.
+pub const MTU: u32 = 1500;
+
+/// The link between nodes.
+pub struct Underlay {
+    bridge: Namespace,
+}
+
+impl Underlay {
+    /// A bridge without members.
+    pub fn new() -> Result<Self> {
+        let bridge = Namespace::new("link")?;
+        bridge.ip(&["link", "add", "br0", "type", "bridge"])?;
+        bridge.ip(&["link", "set", "br0", "up"])?;
+        Ok(Self { bridge })
+    }
+
+    /// A namespace with 192.0.2.n on the bridge.
+    pub fn join(&self, n: u8, role: &str) -> Result<Namespace> {
+        let host = Namespace::new(role)?;
+        let port = format!("p{n}");
+        self.bridge.ip(&[
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            ETH0,
+            "netns",
+            host.name(),
+        ])?;
+        self.bridge
+            .ip(&["link", "set", &port, "master", "br0", "up"])?;
+        host.ip(&["addr", "add", &format!("{}/24", address(n)), "dev", ETH0])?;
+        host.ip(&["link", "set", ETH0, "up"])?;
+        Ok(host)
+    }
+}
+
+/// Node `n`'s address.
+pub fn address(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, n)
+}
+
+/// Node `n`'s gateway address.
+pub fn gateway(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, n, 1)
+}
+
+fn network(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, n, 0)
+}
+
+/// The id by which other nodes know node `n`: ids begin at 2.
+pub fn id(n: u8) -> u32 {
+    u32::from(n) + 1
+}
+
+/// A pod on a node.
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its identity.
+    pub identity: u32,
+    /// MAC of its eth0.
+    pub mac: [u8; 6],
+    /// MAC of the host side of its veth.
+    pub node_mac: [u8; 6],
+    /// Name of the host side of its veth.
+    pub device: String,
+}
+
+impl Pod {
+    /// A UDP socket of the pod, with a timeout for receiving.
+    pub fn udp(&self, port: u16) -> Result<UdpSocket> {
+        self.namespace.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+            socket.set_read_timeout(Some(DEADLINE))?;
+            Ok(socket)
+        })
+    }
+}
+
+/// A node with its programs attached.
+pub struct Node {
+    /// Its number.
+    pub n: u8,
+    /// The host's namespace.
+    pub namespace: Namespace,
+    /// Programs and maps.
+    pub datapath: Datapath,
+}
+
+impl Node {
+    /// A node on `link`, with all programs but XDP's attached to its devices.
+    pub fn new(link: &Underlay, n: u8) -> Result<Self> {
+        let namespace = link.join(n, &format!("node{n}"))?;
+        let host = &namespace;
+        host.ip(&["addr", "add", &format!("{}/32", gateway(n)), "dev", "lo"])?;
+        host.ip(&[
+            "link",
+            "add",
+            VXLAN,
+            "type",
+            "vxlan",
+            "external",
+            "dstport",
+            &DEFAULT_TUNNEL_PORT.to_string(),
+            "nolearning",
+        ])?;
+        host.ip(&[
+            "link",
+            "set",
+            VXLAN,
+            "arp",
+            "off",
+            "mtu",
+            &MTU.to_string(),
+            "up",
+        ])?;
+        let mut datapath = Datapath::load(Program::ALL)?;
+        datapath.set_config(Config {
+            vxlan_ifindex: host.ifindex(VXLAN)?,
+            tunnel_mtu: MTU - VXLAN_OVERHEAD_V4,
+            native_mtu: MTU,
+            gateway_v4: gateway(n).octets(),
+            tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
+            ..Config::default()
+        })?;
+        datapath.set_prefix((network(n), 24), identity::INIT, NODE_ID_LOCAL)?;
+        for own in [address(n), gateway(n)] {
+            datapath.set_prefix((own, 32), identity::HOST, NODE_ID_LOCAL)?;
+        }
+        datapath.set_node(address(n), NODE_ID_LOCAL)?;
+        namespace.run(|| {
+            datapath.attach(Program::OverlayIngress, VXLAN, Ingress)?;
+            datapath.attach(Program::OverlayEgress, VXLAN, Egress)?;
+            datapath.attach(Program::UplinkIngress, ETH0, Ingress)?;
+            datapath.attach(Program::UplinkEgress, ETH0, Egress)
+        })?;
+        Ok(Self {
+            n,
+            namespace,
+            datapath,
+        })
+    }
+
+    /// Adds pod number `k` and wires it.
+    pub fn add_pod(&mut self, k: u8, identity: u32) -> Result<Pod> {
+        let pod = Namespace::new(&format!("pod{}{k}", self.n))?;
+        let device = format!("veer{k:010}");
+        let address = Ipv4Addr::new(10, 0, self.n, 10 + k);
+        let host = &self.namespace;
+        host.ip(&[
+            "link",
+            "add",
+            &device,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            ETH0,
+            "netns",
+            pod.name(),
+        ])?;
+        host.ip(&["link", "set", &device, "up"])?;
+        let gateway = gateway(self.n).to_string();
+        pod.ip(&["addr", "add", &format!("{address}/32"), "dev", ETH0])?;
+        pod.ip(&["link", "set", ETH0, "up"])?;
+        pod.ip(&["route", "add", &gateway, "dev", ETH0, "scope", "link"])?;
+        pod.ip(&["route", "add", "default", "via", &gateway])?;
+        let (mac, node_mac) = (pod.mac(ETH0)?, host.mac(&device)?);
+        let text = address.to_string();
+        host.ip(&["route", "add", &text, "dev", &device, "scope", "link"])?;
+        host.ip(&[
+            "neigh",
+            "add",
+            &text,
+            "lladdr",
+            &mac_text(mac),
+            "dev",
+            &device,
+            "nud",
+            "permanent",
+        ])?;
+        let ifindex = host.ifindex(&device)?;
+        let endpoint_id = u16::from(k);
+        self.datapath.set_interface(
+            ifindex,
+            Interface {
+                identity,
+                endpoint_id,
+                mac,
+                node_mac,
+                v4: address.octets(),
+                ..Interface::default()
+            },
+        )?;
+        self.datapath.set_endpoint(
+            address,
+            Endpoint {
+                ifindex,
+                identity,
+                endpoint_id,
+                flags: 0,
+                mac,
+                node_mac,
+            },
+        )?;
+        self.datapath
+            .set_prefix((address, 32), identity, NODE_ID_LOCAL)?;
+        let datapath = &mut self.datapath;
+        host.run(|| {
+            datapath.attach(Program::PodEgress, &device, Ingress)?;
+            datapath.attach(Program::PodIngress, &device, Egress)
+        })?;
+        Ok(Pod {
+            namespace: pod,
+            address,
+            identity,
+            mac,
+            node_mac,
+            device,
+        })
+    }
+
+    /// Tells this node of another one, in the tunnel's form.
+    pub fn know(&mut self, other: u8) -> Result<()> {
+        let data = &mut self.datapath;
+        data.set_prefix((network(other), 24), identity::INIT, id(other))?;
+        data.set_prefix((address(other), 32), identity::REMOTE_NODE, id(other))?;
+        data.set_node(address(other), id(other))?;
+        self.set_form(other, FORM_TUNNEL)?;
+        let own = address(self.n).to_string();
+        self.namespace.ip(&[
+            "route",
+            "add",
+            &format!("{}/24", network(other)),
+            "via",
+            &address(other).to_string(),
+            "dev",
+            VXLAN,
+            "onlink",
+            "src",
+            &own,
+            "mtu",
+            &(MTU - VXLAN_OVERHEAD_V4).to_string(),
+        ])
+    }
+
+    /// Tells this node of a pod on another one.
+    pub fn know_pod(&mut self, other: u8, pod: &Pod) -> Result<()> {
+        self.datapath
+            .set_prefix((pod.address, 32), pod.identity, id(other))
+    }
+
+    /// Writes the form of packets to another node. Both forms are accepted
+    /// from it.
+    pub fn set_form(&mut self, other: u8, form: u8) -> Result<()> {
+        let hop = *IpKey::v4(address(other).octets()).addr();
+        let uplink = self.namespace.ifindex(ETH0)?;
+        self.datapath.set_remote(
+            id(other),
+            Remote {
+                tunnel_address: hop,
+                next_hop: hop,
+                ifindex: uplink,
+                flags: REMOTE_ACCEPT_NATIVE,
+                form,
+                previous_form: if form == FORM_NATIVE {
+                    FORM_TUNNEL
+                } else {
+                    FORM_NATIVE
+                },
+                tunnel_family: FAMILY_V4,
+                next_hop_family: FAMILY_V4,
+                ..Remote::default()
+            },
+        )
+    }
+
+    /// How many packets the host's stack has forwarded.
+    pub fn forwarded(&self) -> Result<u64> {
+        let table = self
+            .namespace
+            .run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+        let mut rows = table.lines().filter(|l| l.starts_with("Ip:"));
+        let (Some(names), Some(values)) = (rows.next(), rows.next()) else {
+            anyhow::bail!("no Ip rows in /proc/net/snmp");
+        };
+        let at = names.split(' ').position(|n| n == "ForwDatagrams");
+        let value = at.and_then(|i| values.split(' ').nth(i));
+        Ok(value.unwrap_or("").parse()?)
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+/// Two nodes that know each other, with pods A (identity 1000) and B (2000) on
+/// the first and C (3000) on the second.
+pub struct TwoNodes {
+    /// The link between them.
+    pub link: Underlay,
+    /// Node 1.
+    pub one: Node,
+    /// Node 2.
+    pub two: Node,
+    /// On node 1.
+    pub a: Pod,
+    /// On node 1.
+    pub b: Pod,
+    /// On node 2.
+    pub c: Pod,
+}
+
+impl TwoNodes {
+    /// Makes them, in the tunnel's form.
+    pub fn new() -> Result<Self> {
+        let link = Underlay::new()?;
+        let mut one = Node::new(&link, 1)?;
+        let mut two = Node::new(&link, 2)?;
+        let a = one.add_pod(1, 1000)?;
+        let b = one.add_pod(2, 2000)?;
+        let c = two.add_pod(1, 3000)?;
+        one.know(2)?;
+        two.know(1)?;
+        one.know_pod(2, &c)?;
+        two.know_pod(1, &a)?;
+        two.know_pod(1, &b)?;
+        Ok(Self {
+            link,
+            one,
+            two,
+            a,
+            b,
+            c,
+        })
+    }
+
+    /// Both directions in this form.
+    pub fn set_form(&mut self, form: u8) -> Result<()> {
+        self.one.set_form(2, form)?;
+        self.two.set_form(1, form)
+    }
+
+    /// What each node's programs counted, for messages.
+    pub fn counted(&mut self) -> Result<String> {
+        let mut text = String::new();
+        for node in [&mut self.one, &mut self.two] {
+            for program in Program::ALL {
+                let counted = node.datapath.counted(*program)?;
+                if !counted.is_empty() {
+                    text += &format!("node {} {}: {counted:?}\n", node.n, program.name());
+                }
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// Sends `there` from one socket to the other and `back` again; what arrived
+/// last, and from where.
+pub fn exchange(
+    client: &UdpSocket,
+    server: &UdpSocket,
+    to: (Ipv4Addr, u16),
+) -> Result<(Vec<u8>, std::net::SocketAddr)> {
+    let mut buffer = [0; 65_536];
+    client.send_to(b"there", to)?;
+    let (n, from) = server
+        .recv_from(&mut buffer)
+        .map_err(|e| anyhow::anyhow!("the request did not arrive: {e}"))?;
+    anyhow::ensure!(&buffer[..n] == b"there", "another request arrived");
+    server.send_to(b"back", from)?;
+    let (n, from) = client
+        .recv_from(&mut buffer)
+        .map_err(|e| anyhow::anyhow!("the reply did not arrive: {e}"))?;
+    Ok((buffer[..n].to_vec(), from))
+}
+
+/// A timeout short enough to show that nothing comes.
+pub const SILENCE: Duration = Duration::from_millis(200);
