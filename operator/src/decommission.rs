@@ -1,0 +1,302 @@
+//! `veer-operator decommission`: what `helm uninstall` runs before it removes the
+//! rest.
+//!
+//! Every agent is asked, through its NodeNetwork, to remove all of veer from its
+//! node. Input: the NodeNetworks and Nodes. The operator is stopped first, since
+//! it would give nodes their taint and NodeNetworks back. What only it and the
+//! agents write is deleted afterwards, so that a later installation starts anew;
+//! the ClusterNetwork is the user's and stays.
+//!
+//! Invariant: it ends, by itself, within its time, and names who did not answer.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use tracing::info;
+use veer_crds::v1alpha1::{
+    NodeNetwork, PodCIDR, PodEndpoint, SecurityIdentity, TAINT_AGENT_NOT_READY,
+};
+
+use crate::error::{Error as ApiError, api, found};
+
+/// Name of the operator's Deployment, and of its pods' label.
+const OPERATOR: &str = "veer-operator";
+/// How often the API server is asked how far things are.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Arguments of `decommission`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// How long nodes may take, in seconds.
+    #[arg(long, default_value_t = 240)]
+    timeout_seconds: u64,
+}
+
+/// Why veer is still on some node.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The API server refused or did not answer.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The operator's pods are still there.
+    #[error(
+        "{} of veer-operator did not end in time: kubectl -n {namespace} get pods -l \
+         app.kubernetes.io/name=veer-operator -o wide", pods.join(", ")
+    )]
+    OperatorStays {
+        /// Where it runs.
+        namespace: String,
+        /// Its pods.
+        pods: Vec<String>,
+    },
+    /// Agents that did not do what they were asked.
+    #[error(
+        "{} did not answer within {seconds} s: look at their agents (kubectl -n {namespace} get \
+         pods -l app.kubernetes.io/name=veer-agent -o wide), delete Nodes that are gone for good, \
+         and run helm uninstall again; with --no-hooks it leaves those nodes as they are",
+        nodes.join(", ")
+    )]
+    NoAnswer {
+        /// Where agents run.
+        namespace: String,
+        /// How long was waited.
+        seconds: u64,
+        /// Their nodes.
+        nodes: Vec<String>,
+    },
+}
+
+/// Has veer removed from every node. `namespace` is the release's.
+pub(crate) async fn run(
+    client: Client,
+    namespace: &str,
+    arguments: &Arguments,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + Duration::from_secs(arguments.timeout_seconds);
+    stop_operator(&client, namespace, deadline).await?;
+    let nodes: Api<Node> = Api::all(client.clone());
+    let networks: Api<NodeNetwork> = Api::all(client.clone());
+    let mut told = BTreeSet::new();
+    loop {
+        let existing = names(
+            nodes
+                .list(&ListParams::default())
+                .await
+                .map_err(api("list nodes"))?,
+        );
+        let all = networks
+            .list(&ListParams::default())
+            .await
+            .map_err(api("list nodenetworks"))?
+            .items;
+        for network in all.iter().filter(|network| !network.spec.decommission) {
+            ask(&networks, &network.name_any()).await?;
+        }
+        let waiting = waiting(&all, &existing);
+        for network in &all {
+            let name = network.name_any();
+            if !waiting.contains(&name) && told.insert(name.clone()) {
+                info!(
+                    node = name,
+                    "veer is gone from this node, or the node itself is"
+                );
+            }
+        }
+        if waiting.is_empty() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NoAnswer {
+                namespace: namespace.to_owned(),
+                seconds: arguments.timeout_seconds,
+                nodes: waiting,
+            });
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+    remove_taints(&nodes, deadline).await?;
+    delete_written(client).await?;
+    info!("veer is gone from every node; ClusterNetwork and CRDs stay until you delete them");
+    Ok(())
+}
+
+/// Nodes that still have to answer: they exist and have not confirmed.
+fn waiting(networks: &[NodeNetwork], existing: &BTreeSet<String>) -> Vec<String> {
+    let confirmed = |network: &NodeNetwork| {
+        network
+            .status
+            .as_ref()
+            .is_some_and(|status| status.decommissioned)
+    };
+    let mut nodes: Vec<_> = networks
+        .iter()
+        .filter(|network| !(network.spec.decommission && confirmed(network)))
+        .map(ResourceExt::name_any)
+        .filter(|name| existing.contains(name))
+        .collect();
+    nodes.sort();
+    nodes
+}
+
+fn names<K: ResourceExt>(objects: impl IntoIterator<Item = K>) -> BTreeSet<String> {
+    objects
+        .into_iter()
+        .map(|object| object.name_any())
+        .collect()
+}
+
+/// Tells one agent; that its NodeNetwork has gone meanwhile is no error.
+async fn ask(networks: &Api<NodeNetwork>, name: &str) -> Result<(), Error> {
+    let patch = Patch::Merge(json!({ "spec": { "decommission": true } }));
+    let asked = networks.patch(name, &PatchParams::default(), &patch).await;
+    found(asked).map_err(api(format!("ask node {name} to decommission")))?;
+    Ok(())
+}
+
+/// Scales the operator down and waits for its pods to be gone. Without the
+/// Deployment there is nothing to stop.
+async fn stop_operator(client: &Client, namespace: &str, deadline: Instant) -> Result<(), Error> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let none = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
+    found(
+        deployments
+            .patch_scale(OPERATOR, &PatchParams::default(), &none)
+            .await,
+    )
+    .map_err(api("scale deployment veer-operator to 0"))?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let its = ListParams::default().labels(&format!("app.kubernetes.io/name={OPERATOR}"));
+    loop {
+        let left = names(
+            pods.list(&its)
+                .await
+                .map_err(api("list pods of veer-operator"))?,
+        );
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let pods = left.into_iter().collect();
+            return Err(Error::OperatorStays {
+                namespace: namespace.to_owned(),
+                pods,
+            });
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Takes veer's taint from nodes that have it, since nobody else will.
+async fn remove_taints(nodes: &Api<Node>, deadline: Instant) -> Result<(), Error> {
+    loop {
+        let mut conflict = None;
+        for node in nodes
+            .list(&ListParams::default())
+            .await
+            .map_err(api("list nodes"))?
+        {
+            match remove_taint(nodes, &node).await {
+                Err(error @ ApiError::Conflict { .. }) => conflict = Some(error),
+                done => done?,
+            }
+        }
+        match conflict {
+            None => return Ok(()),
+            Some(error) if Instant::now() >= deadline => return Err(error.into()),
+            Some(_) => tokio::time::sleep(PERIOD).await,
+        }
+    }
+}
+
+async fn remove_taint(nodes: &Api<Node>, node: &Node) -> Result<(), ApiError> {
+    let taints = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.clone())
+        .unwrap_or_default();
+    let others: Vec<_> = taints
+        .iter()
+        .filter(|taint| taint.key != TAINT_AGENT_NOT_READY)
+        .collect();
+    if others.len() == taints.len() {
+        return Ok(());
+    }
+    let name = node.name_any();
+    // With the version, because a merge patch replaces the whole list.
+    let patch = Patch::Merge(json!({
+        "metadata": { "resourceVersion": node.resource_version() },
+        "spec": { "taints": others },
+    }));
+    found(nodes.patch(&name, &PatchParams::default(), &patch).await).map_err(api(format!(
+        "remove taint {TAINT_AGENT_NOT_READY} from node {name}"
+    )))?;
+    Ok(())
+}
+
+/// Deletes what the operator and the agents wrote.
+async fn delete_written(client: Client) -> Result<(), Error> {
+    let (how, all) = (DeleteParams::default(), ListParams::default());
+    let endpoints: Api<PodEndpoint> = Api::all(client.clone());
+    for endpoint in endpoints
+        .list(&all)
+        .await
+        .map_err(api("list podendpoints"))?
+    {
+        let namespace = endpoint.namespace().unwrap_or_default();
+        let there: Api<PodEndpoint> = Api::namespaced(client.clone(), &namespace);
+        let name = endpoint.name_any();
+        found(there.delete(&name, &how).await)
+            .map_err(api(format!("delete podendpoint {namespace}/{name}")))?;
+    }
+    Api::<SecurityIdentity>::all(client.clone())
+        .delete_collection(&how, &all)
+        .await
+        .map_err(api("delete securityidentities"))?;
+    Api::<PodCIDR>::all(client.clone())
+        .delete_collection(&how, &all)
+        .await
+        .map_err(api("delete podcidrs"))?;
+    Api::<NodeNetwork>::all(client)
+        .delete_collection(&how, &all)
+        .await
+        .map_err(api("delete nodenetworks"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use veer_crds::v1alpha1::{NodeNetworkSpec, NodeNetworkStatus};
+
+    fn network(name: &str, asked: bool, confirmed: bool) -> NodeNetwork {
+        let spec = NodeNetworkSpec {
+            decommission: asked,
+            ..NodeNetworkSpec::default()
+        };
+        let mut network = NodeNetwork::new(name, spec);
+        let status = NodeNetworkStatus {
+            decommissioned: confirmed,
+            ..Default::default()
+        };
+        network.status = Some(status);
+        network
+    }
+
+    #[test]
+    fn only_nodes_that_exist_and_have_not_confirmed_are_waited_for() {
+        let existing = ["a", "b", "c"].map(str::to_owned).into();
+        let networks = [
+            network("c", true, false),
+            network("a", true, true),
+            network("b", false, true),
+            network("gone", true, false),
+        ];
+        // b confirmed something that it was not asked this time.
+        assert_eq!(waiting(&networks, &existing), ["b", "c"]);
+    }
+}
