@@ -1,0 +1,370 @@
+//! What the tunnel's receiving side believes, with tunnel packets written by
+//! hand: sent from the address of a node and from a stranger's on the same link.
+
+use anyhow::{Context as _, Result};
+use std::net::{Ipv4Addr, UdpSocket};
+use veer_bpf_common::{
+    DEFAULT_TUNNEL_PORT, identity,
+    outcome::{DropReason, Observation, Program, Verdict},
+    value::FlowNote,
+};
+use veer_bpf_tests::{
+    datapath::flow_key,
+    lab::{ETH0, Node, Pod, SILENCE, Underlay, address, gateway, id},
+    netns::{Namespace, await_condition},
+    packet::{Packet, SYN, Seen, arp, vxlan_payload},
+    world::name,
+};
+
+/// A pod that exists only as a row: on node 2.
+const C: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 20);
+const C_IDENTITY: u32 = 3000;
+/// A vacant address of node 2.
+const VACANT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
+/// A pod's address on node 3.
+const D: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 30);
+const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+/// Node 1 with pod B; node 2 is a namespace without programs, whose tunnel
+/// packets the tests write; the stranger is no node.
+struct Lab {
+    _link: Underlay,
+    node: Node,
+    b: Pod,
+    two: Namespace,
+    stranger: Namespace,
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        let link = Underlay::new()?;
+        let mut node = Node::new(&link, 1)?;
+        let b = node.add_pod(2, 2000)?;
+        let two = link.join(2, "two")?;
+        let stranger = link.join(66, "stranger")?;
+        node.know(2)?;
+        node.know(3)?;
+        node.datapath.set_prefix((C, 32), C_IDENTITY, id(2))?;
+        Ok(Self {
+            _link: link,
+            node,
+            b,
+            two,
+            stranger,
+        })
+    }
+
+    fn udp(&self, source: Ipv4Addr) -> Packet {
+        Packet::udp((source, 5), (self.b.address, 6))
+    }
+
+    /// Sends a tunnel packet to node 1 from an ordinary socket.
+    fn send(&self, from: &Namespace, vni: u32, inner: &[u8]) -> Result<()> {
+        let socket = from.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+        let to = (address(1), DEFAULT_TUNNEL_PORT);
+        socket.send_to(&vxlan_payload(vni, inner), to)?;
+        Ok(())
+    }
+
+    /// Sends one and waits until `program` counted one more with `outcome`.
+    fn expect(
+        &mut self,
+        what: &str,
+        from: &str,
+        vni: u32,
+        inner: &[u8],
+        (program, outcome): (Program, u32),
+    ) -> Result<()> {
+        let before = self.node.datapath.packets(program, outcome)?;
+        let from = if from == "node" {
+            &self.two
+        } else {
+            &self.stranger
+        };
+        self.send(from, vni, inner)?;
+        let data = &mut self.node.datapath;
+        let counted = await_condition(
+            what,
+            || Ok((data.packets(program, outcome)? > before).then_some(())),
+            || format!("{} expected of {}", name(outcome), program.name()),
+        );
+        counted.with_context(|| {
+            let all = [Program::UplinkIngress, Program::OverlayIngress];
+            format!("{:?}", all.map(|p| data.counted(p)))
+        })
+    }
+}
+
+#[test]
+fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let overlay = |reason: DropReason| (Program::OverlayIngress, reason as u32);
+    let uplink = |reason: DropReason| (Program::UplinkIngress, reason as u32);
+    let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
+    let to_stack = (Program::OverlayIngress, Verdict::ToStack as u32);
+    let b = lab.b.address;
+    let good = lab.udp(C).frame();
+    let to = |destination| Packet::udp((C, 5), (destination, 6)).frame();
+    let mut cut = lab.udp(C).frame();
+    cut.truncate(14 + 20 + 7);
+    let node_2 = lab.udp(address(2)).frame();
+    for (what, from, vni, inner, expected) in [
+        (
+            "a pod of the node",
+            "node",
+            C_IDENTITY,
+            good.clone(),
+            deliver,
+        ),
+        (
+            "a pod whose row has not come",
+            "node",
+            identity::INIT,
+            lab.udp(VACANT).frame(),
+            deliver,
+        ),
+        (
+            "the node itself",
+            "node",
+            identity::REMOTE_NODE,
+            node_2.clone(),
+            deliver,
+        ),
+        ("a probe", "node", identity::HEALTH, good.clone(), deliver),
+        (
+            "with options",
+            "node",
+            C_IDENTITY,
+            lab.udp(C).options(3).frame(),
+            deliver,
+        ),
+        ("to the node", "node", C_IDENTITY, to(address(1)), to_stack),
+        (
+            "to the gateway",
+            "node",
+            C_IDENTITY,
+            to(gateway(1)),
+            to_stack,
+        ),
+        (
+            "to nobody",
+            "node",
+            C_IDENTITY,
+            to(Ipv4Addr::new(10, 0, 1, 99)),
+            overlay(DropReason::NoSuchEndpoint),
+        ),
+        (
+            "outer source no node",
+            "stranger",
+            C_IDENTITY,
+            good.clone(),
+            uplink(DropReason::TunnelSourceNotNode),
+        ),
+        (
+            "a pod of another node",
+            "node",
+            C_IDENTITY,
+            lab.udp(D).frame(),
+            overlay(DropReason::TunnelSourceNotOnNode),
+        ),
+        (
+            "another node",
+            "node",
+            identity::REMOTE_NODE,
+            lab.udp(address(3)).frame(),
+            overlay(DropReason::TunnelSourceNotOnNode),
+        ),
+        (
+            "one of our own pods",
+            "node",
+            2000,
+            lab.udp(b).frame(),
+            overlay(DropReason::TunnelSourceNotOnNode),
+        ),
+        (
+            "ourselves",
+            "node",
+            identity::REMOTE_NODE,
+            lab.udp(address(1)).frame(),
+            overlay(DropReason::TunnelSourceNotOnNode),
+        ),
+        (
+            "the world",
+            "node",
+            identity::WORLD,
+            lab.udp(WORLD).frame(),
+            overlay(DropReason::TunnelSourceNotOnNode),
+        ),
+        (
+            "VNI 0",
+            "node",
+            0,
+            good.clone(),
+            overlay(DropReason::ReservedVni),
+        ),
+        (
+            "VNI of the host",
+            "node",
+            identity::HOST,
+            good.clone(),
+            overlay(DropReason::ReservedVni),
+        ),
+        (
+            "VNI of the world",
+            "node",
+            identity::WORLD,
+            good.clone(),
+            overlay(DropReason::ReservedVni),
+        ),
+        (
+            "VNI never given out",
+            "node",
+            7,
+            good.clone(),
+            overlay(DropReason::ReservedVni),
+        ),
+        (
+            "a pod as a node",
+            "node",
+            identity::REMOTE_NODE,
+            good,
+            overlay(DropReason::ReservedVni),
+        ),
+        (
+            "a node as a pod",
+            "node",
+            C_IDENTITY,
+            node_2,
+            overlay(DropReason::ReservedVni),
+        ),
+        (
+            "a lone later fragment",
+            "node",
+            C_IDENTITY,
+            lab.udp(C).last_fragment(8).frame(),
+            overlay(DropReason::FragmentWithoutFirst),
+        ),
+        (
+            "an inner packet cut off",
+            "node",
+            C_IDENTITY,
+            cut,
+            overlay(DropReason::Malformed),
+        ),
+        (
+            "ARP",
+            "node",
+            C_IDENTITY,
+            arp(1, ([2; 6], C), ([0; 6], b)),
+            overlay(DropReason::UnsupportedL3),
+        ),
+    ] {
+        lab.expect(what, from, vni, &inner, expected)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_tunnel_device_refuses_a_stranger_by_itself() -> Result<()> {
+    let mut lab = Lab::new()?;
+    // As on an uplink where the program is not attached yet.
+    lab.node.datapath.detach(Program::UplinkIngress)?;
+    let inner = lab.udp(C).frame();
+    let expected = (
+        Program::OverlayIngress,
+        DropReason::TunnelSourceNotNode as u32,
+    );
+    lab.expect("a stranger", "stranger", C_IDENTITY, &inner, expected)
+}
+
+#[test]
+fn a_vni_grants_nothing_and_a_wrong_one_is_counted() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let mismatch = (
+        Program::OverlayIngress,
+        Observation::IdentityMismatch as u32,
+    );
+    let server = lab.b.udp(6)?;
+    let frame = lab.udp(C).frame();
+    lab.expect("another pod's identity", "node", 4000, &frame, mismatch)?;
+    assert_eq!(server.recv(&mut [0; 64])?, 4);
+    let counted = lab.node.datapath.packets(mismatch.0, mismatch.1)?;
+    let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
+    lab.expect("its own", "node", C_IDENTITY, &frame, deliver)?;
+    assert_eq!(lab.node.datapath.packets(mismatch.0, mismatch.1)?, counted);
+    Ok(())
+}
+
+#[test]
+fn what_is_refused_does_not_arrive() -> Result<()> {
+    let lab = Lab::new()?;
+    let server = lab.b.udp(6)?;
+    server.set_read_timeout(Some(SILENCE))?;
+    lab.send(&lab.stranger, C_IDENTITY, &lab.udp(C).frame())?;
+    lab.send(&lab.two, C_IDENTITY, &lab.udp(D).frame())?;
+    lab.send(&lab.two, identity::HOST, &lab.udp(C).frame())?;
+    assert!(server.recv(&mut [0; 64]).is_err());
+    lab.send(&lab.two, C_IDENTITY, &lab.udp(C).frame())?;
+    assert_eq!(server.recv(&mut [0; 64])?, 4);
+    Ok(())
+}
+
+#[test]
+fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut at_b = lab.b.namespace.capture(ETH0)?;
+    let server = lab.b.udp(6)?;
+    // An inner MAC that is nobody's: the stack would call it another host's.
+    let packet = lab.udp(C).macs([2, 2, 2, 2, 2, 2], [4, 4, 4, 4, 4, 4]);
+    lab.send(&lab.two, C_IDENTITY, &packet.frame())?;
+    assert_eq!(server.recv(&mut [0; 64])?, 4);
+    let seen = at_b.wait(|f| Seen::of(f).filter(|s| s.source == C))?;
+    assert_eq!((seen.ttl, seen.checksum_ok), (63, true));
+    assert_eq!(
+        (seen.source_mac, seen.destination_mac),
+        (lab.b.node_mac, lab.b.mac)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_noted_flow_goes_up_and_a_new_connection_ends_the_note() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let b = lab.b.address;
+    let live = FlowNote {
+        expires_at: u64::MAX,
+        ..FlowNote::default()
+    };
+    lab.node
+        .datapath
+        .set_flow(flow_key(17, (b, 6), (C, 5)), live)?;
+    let noted = (Program::OverlayIngress, Verdict::ToStackNoted as u32);
+    let frame = lab.udp(C).frame();
+    lab.expect("a reply", "node", C_IDENTITY, &frame, noted)?;
+
+    let stale = flow_key(6, (C, 5), (b, 6));
+    lab.node.datapath.set_flow(stale, live)?;
+    let syn = Packet::tcp((C, 5), (b, 6), SYN).frame();
+    let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
+    lab.expect("a SYN", "node", C_IDENTITY, &syn, deliver)?;
+    assert!(lab.node.datapath.flow(&stale)?.is_none());
+    Ok(())
+}
+
+#[test]
+fn xdp_drops_the_stranger_before_tc_sees_it() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let node = &mut lab.node;
+    node.namespace.run(|| node.datapath.attach_xdp(ETH0))?;
+    let frame = lab.udp(C).frame();
+    let refused = (Program::UplinkXdp, DropReason::TunnelSourceNotNode as u32);
+    lab.expect("a stranger", "stranger", C_IDENTITY, &frame, refused)?;
+    let tc = (
+        Program::UplinkIngress,
+        DropReason::TunnelSourceNotNode as u32,
+    );
+    assert_eq!(lab.node.datapath.packets(tc.0, tc.1)?, 0);
+    let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
+    lab.expect("a node", "node", C_IDENTITY, &frame, deliver)?;
+    Ok(())
+}
