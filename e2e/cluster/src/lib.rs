@@ -14,6 +14,7 @@ mod capture;
 mod cgroup;
 mod change;
 mod cluster;
+mod cni;
 mod control;
 pub mod decode;
 mod error;
@@ -34,6 +35,7 @@ mod wait;
 
 pub use capture::Capture;
 pub use cluster::Cluster;
+pub use cni::LightPod;
 pub use control::{API_SERVICE, COMPONENTS, DNS_SERVICE, POD_CIDR, SERVICE_CIDR};
 pub use decode::{Mac, Packet, Transport};
 pub use error::{Error, Result};

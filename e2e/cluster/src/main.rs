@@ -80,7 +80,13 @@ enum Action {
 #[derive(Subcommand)]
 enum NodeAction {
     /// Add a worker
-    Add { cluster: String, node: String },
+    Add {
+        cluster: String,
+        node: String,
+        /// Namespaces only: no kubelet, no containerd
+        #[arg(long)]
+        light: bool,
+    },
     /// Remove a worker and its disk
     Remove { cluster: String, node: String },
     /// Power cut and start from its disk
@@ -229,8 +235,13 @@ fn exec(name: &str, node: &str, words: &[String]) -> Result<ExitCode> {
 fn change_node(action: NodeAction) -> Result<()> {
     let progress = Progress::start();
     match action {
-        NodeAction::Add { cluster, node } => {
-            Cluster::attach(&cluster)?.add_node(&node, Role::Worker)?;
+        NodeAction::Add {
+            cluster,
+            node,
+            light,
+        } => {
+            let role = if light { Role::Light } else { Role::Worker };
+            Cluster::attach(&cluster)?.add_node(&node, role)?;
         }
         NodeAction::Remove { cluster, node } => Cluster::attach(&cluster)?.remove_node(&node)?,
         NodeAction::Reboot { cluster, node } => Cluster::attach(&cluster)?.reboot_node(&node)?,

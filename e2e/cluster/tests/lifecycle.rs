@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
     net::{IpAddr, Ipv4Addr},
@@ -11,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use veer_e2e_cluster::{Cluster, Config, OUTSIDE, Output, Role, Underlay, await_condition};
+use veer_e2e_cluster::{
+    Cluster, Config, LightPod, OUTSIDE, Output, Role, Underlay, await_condition,
+};
 
 /// Everything on this machine that carries a cluster's name.
 fn traces(name: &str) -> Vec<String> {
@@ -93,6 +96,7 @@ fn a_cluster_behind_a_router_is_changed_while_it_runs_and_leaves_nothing() {
     nodes_reach_each_other_and_the_world_only(&cluster);
     nodes_are_not_ready_and_act_for_themselves_only(&cluster);
     a_node_comes_loses_power_moves_and_goes(&mut cluster);
+    light_pods_are_wired_and_unwired(&mut cluster);
     the_api_server_goes_and_comes(&cluster);
     cluster.down().expect("down");
     assert_eq!(traces(name), Vec::<String>::new());
@@ -252,6 +256,61 @@ fn a_node_comes_loses_power_moves_and_goes(cluster: &mut Cluster) {
         .any(&["get", "node", "extra"])
         .expect("kubectl runs");
     assert!(gone.stderr.contains("not found"), "{}", gone.stderr);
+}
+
+/// With the standard bridge plugin: what is tested is the caller.
+fn light_pods_are_wired_and_unwired(cluster: &mut Cluster) {
+    cluster
+        .add_node("light", Role::Light)
+        .expect("a light node");
+    let light = cluster.node("light").expect("light");
+    let list = r#"{"cniVersion": "1.0.0", "name": "test", "plugins": [
+        {"type": "bridge", "bridge": "br", "isGateway": true, "ipam": {"type": "host-local",
+         "ranges": [[{"subnet": "10.244.99.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+        {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
+    let file = "cat >/etc/cni/net.d/10-test.conflist";
+    light
+        .exec_with_input(&["sh", "-c", file], list.as_bytes())
+        .expect("a configuration");
+    let pods: Vec<LightPod> = (0..5)
+        .map(|n| LightPod {
+            namespace: "default".to_owned(),
+            name: format!("light{n}"),
+            uid: format!("00000000-0000-0000-0000-00000000000{n}"),
+            container: format!("{n:064}"),
+        })
+        .collect();
+    let addresses: BTreeSet<String> = pods
+        .iter()
+        .map(|pod| light.cni_add(pod).expect("ADD")["ips"][0]["address"].to_string())
+        .collect();
+    assert_eq!(
+        addresses.len(),
+        pods.len(),
+        "an address each: {addresses:?}"
+    );
+    let ping = ["ping", "-c1", "-W2", "-n", "10.244.99.1"];
+    light
+        .exec_in_light_pod(&pods[4], &ping)
+        .expect("the gateway answers");
+    for pod in &pods {
+        light.cni_del(pod).expect("DEL");
+        light.cni_del(pod).expect("DEL again");
+    }
+    let left = light
+        .exec(&["sh", "-c", "ls /run/netns; ip -br link show type veth"])
+        .expect("sh");
+    assert!(!left.stdout.contains("light"), "{}", left.stdout);
+    assert_eq!(
+        left.stdout
+            .lines()
+            .filter(|l| l.starts_with("veth"))
+            .count(),
+        0,
+        "{}",
+        left.stdout
+    );
+    cluster.remove_node("light").expect("removed");
 }
 
 fn the_api_server_goes_and_comes(cluster: &Cluster) {
