@@ -1,0 +1,194 @@
+//! One watch per kind, shared by all controllers: a store of what is, and a
+//! stream of what changed.
+//!
+//! A change is announced after the store has it. A subscriber that falls behind
+//! is told [`Change::All`] and looks at everything, as after a new list, from
+//! which the objects that vanished meanwhile cannot be named.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, stream};
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::slim::strip;
+
+/// How many changes a subscriber may fall behind.
+const BACKLOG: usize = 1024;
+
+/// What changed.
+#[derive(Debug)]
+pub(crate) enum Change<K> {
+    /// This is new or not as it was.
+    Set(Arc<K>),
+    /// This is gone.
+    Gone(Arc<K>),
+    /// Anything may have changed.
+    All,
+}
+
+// Not derived: that would ask for `K: Clone`.
+impl<K> Clone for Change<K> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Set(object) => Self::Set(Arc::clone(object)),
+            Self::Gone(object) => Self::Gone(Arc::clone(object)),
+            Self::All => Self::All,
+        }
+    }
+}
+
+/// A watched kind.
+pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
+    store: Store<K>,
+    changes: broadcast::Sender<Change<K>>,
+}
+
+impl<K> Cached<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    /// The cache, and the watch that fills it while it is polled.
+    pub(crate) fn new(api: Api<K>) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (reader, mut writer) = store();
+        let (changes, _) = broadcast::channel(BACKLOG);
+        let announce = changes.clone();
+        let run = async move {
+            let kind = K::kind(&());
+            let events = watch(api, watcher::Config::default()).modify(strip).default_backoff();
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        tracing::warn!(%kind, "watch failed, trying again: {error}");
+                        continue;
+                    }
+                };
+                writer.apply_watcher_event(&event);
+                let change = match event {
+                    Event::Apply(object) => Change::Set(Arc::new(object)),
+                    Event::Delete(object) => Change::Gone(Arc::new(object)),
+                    Event::InitDone => Change::All,
+                    Event::Init | Event::InitApply(_) => continue,
+                };
+                // No subscriber is no fault.
+                let _ = announce.send(change);
+            }
+        };
+        (Self { store: reader, changes }, run)
+    }
+
+    /// The object of this name (of a cluster-wide kind).
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<K>> {
+        self.store.get(&ObjectRef::new(name))
+    }
+
+    /// All objects.
+    pub(crate) fn all(&self) -> Vec<Arc<K>> {
+        self.store.state()
+    }
+
+    /// The store, for an applier.
+    pub(crate) fn store(&self) -> Store<K> {
+        self.store.clone()
+    }
+
+    /// Returns once the first list is in.
+    pub(crate) async fn ready(&self) {
+        if self.store.wait_until_ready().await.is_err() {
+            // The watch is gone, and with it this term: nothing to go on with.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// All changes from now on, [`Change::All`] first.
+    pub(crate) fn changes(&self) -> impl Stream<Item = Change<K>> + Send + use<K> {
+        let news = stream::unfold(self.changes.subscribe(), |mut from| async move {
+            match from.recv().await {
+                Ok(change) => Some((change, from)),
+                Err(RecvError::Lagged(_)) => Some((Change::All, from)),
+                Err(RecvError::Closed) => None,
+            }
+        });
+        stream::once(async { Change::All }).chain(news)
+    }
+
+    /// References to what changed, for an applier of this kind.
+    pub(crate) fn queue(&self) -> impl Stream<Item = ObjectRef<K>> + Send + use<K> {
+        let store = self.store.clone();
+        self.changes().flat_map(move |change| {
+            stream::iter(match change {
+                Change::Set(object) => vec![ObjectRef::from_obj(object.as_ref())],
+                Change::Gone(_) => Vec::new(),
+                Change::All => refs(&store),
+            })
+        })
+    }
+
+    /// As [`Self::changes`], but a change of the object's status alone is none.
+    pub(crate) fn spec_changes(&self) -> impl Stream<Item = ()> + Send + use<K> {
+        let mut last = HashMap::new();
+        self.changes().filter_map(move |change| {
+            let fresh = match change {
+                Change::Set(object) => {
+                    let meta = object.meta();
+                    let version = (meta.uid.clone(), meta.generation);
+                    last.insert(meta.name.clone(), version.clone()) != Some(version)
+                }
+                Change::Gone(object) => {
+                    last.remove(&object.meta().name);
+                    true
+                }
+                Change::All => true,
+            };
+            std::future::ready(fresh.then_some(()))
+        })
+    }
+
+    /// References to all objects, whenever `when` says so.
+    pub(crate) fn queue_on<S>(
+        &self,
+        when: S,
+    ) -> impl Stream<Item = ObjectRef<K>> + Send + use<K, S>
+    where
+        S: Stream<Item = ()> + Send + 'static,
+    {
+        let store = self.store.clone();
+        when.flat_map(move |()| stream::iter(refs(&store)))
+    }
+
+    /// References to objects of kind `T` that a change here concerns, by name;
+    /// all in `target` after a new list.
+    pub(crate) fn queue_for<T, F>(
+        &self,
+        target: &Cached<T>,
+        pick: F,
+    ) -> impl Stream<Item = ObjectRef<T>> + Send + use<K, T, F>
+    where
+        F: Fn(&K) -> String + Send + 'static,
+        T: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+    {
+        let store = target.store.clone();
+        self.changes().flat_map(move |change| {
+            let name = match &change {
+                Change::Set(object) | Change::Gone(object) => Some(pick(object)),
+                Change::All => None,
+            };
+            stream::iter(name.map_or_else(|| refs(&store), |name| vec![ObjectRef::new(&name)]))
+        })
+    }
+}
+
+fn refs<K>(store: &Store<K>) -> Vec<ObjectRef<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store.state().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect()
+}

@@ -1,0 +1,63 @@
+//! `metav1.Condition`s: the time of the last transition stays until the status
+//! flips.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+/// A condition to be reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Its type.
+    pub(crate) type_: &'static str,
+    /// Whether it is met.
+    pub(crate) status: bool,
+    /// A fixed word.
+    pub(crate) reason: &'static str,
+    /// A sentence for people; where something is wrong, with the next step.
+    pub(crate) message: String,
+}
+
+impl Report {
+    /// The condition to write, given those there are.
+    pub(crate) fn over(self, old: &[Condition], generation: Option<i64>) -> Condition {
+        let status = if self.status { "True" } else { "False" };
+        let before = old.iter().find(|c| c.type_ == self.type_ && c.status == status);
+        Condition {
+            type_: self.type_.to_owned(),
+            status: status.to_owned(),
+            reason: self.reason.to_owned(),
+            message: self.message,
+            observed_generation: generation,
+            last_transition_time: before
+                .map_or_else(now, |condition| condition.last_transition_time.clone()),
+        }
+    }
+}
+
+/// Whether the condition of this type is met.
+pub(crate) fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
+}
+
+/// The current time, in whole seconds as the API keeps it.
+pub(crate) fn now() -> Time {
+    let now = Timestamp::now();
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_transition_time_changes_only_when_the_status_flips() {
+        let report = |status, reason| Report { type_: "Ready", status, reason, message: "".into() };
+        let mut first = report(false, "A").over(&[], Some(1));
+        first.last_transition_time = Time(Timestamp::from_second(1).unwrap());
+        let same = report(false, "B").over(&[first.clone()], Some(2));
+        assert_eq!(same.last_transition_time, first.last_transition_time);
+        assert_eq!((same.reason.as_str(), same.observed_generation), ("B", Some(2)));
+        let flipped = report(true, "C").over(&[first.clone()], Some(3));
+        assert_ne!(flipped.last_transition_time, first.last_transition_time);
+    }
+}

@@ -1,0 +1,154 @@
+//! What all controllers of a leader's term share.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::BoxFuture;
+use kube::core::DeserializeGuard;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Resource};
+use veer_crds::v1alpha1::{
+    CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, PodCIDR, SecurityIdentity,
+};
+
+use crate::args::Settings;
+use crate::cache::Cached;
+use crate::controllers::node::ledger::Ledger;
+use crate::controllers::security_identity::index::Usage;
+use crate::metrics::Metrics;
+use crate::slim::SlimNode;
+
+/// After how many different events the memory of them starts anew.
+const EVENTS_REMEMBERED: usize = 1000;
+
+/// A ClusterNetwork, or why it cannot be read.
+pub(crate) type GuardedNetwork = DeserializeGuard<ClusterNetwork>;
+
+/// What all controllers of a term share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
+    pub(crate) metrics: Arc<Metrics>,
+    recorder: Recorder,
+    pub(crate) networks: Cached<GuardedNetwork>,
+    pub(crate) nodes: Cached<SlimNode>,
+    pub(crate) node_networks: Cached<NodeNetwork>,
+    pub(crate) claims: Cached<PodCIDR>,
+    pub(crate) identities: Cached<SecurityIdentity>,
+    /// Whoever allocates or judges a block drained holds this.
+    pub(crate) ledger: tokio::sync::Mutex<Ledger>,
+    /// Which label sets pods use.
+    pub(crate) usage: Usage,
+    /// Every Ready node's agent has reported in this term.
+    heard: AtomicBool,
+    /// Events already published in this term.
+    published: Mutex<BTreeSet<(String, &'static str, String)>>,
+}
+
+impl Context {
+    /// A new term's context, and the watches that must be polled with it.
+    pub(crate) fn new(
+        client: &Client,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        identity: String,
+    ) -> (Arc<Self>, Vec<BoxFuture<'static, ()>>) {
+        let (networks, a) = Cached::new(Api::all(client.clone()));
+        let (nodes, b) = Cached::new(Api::all(client.clone()));
+        let (node_networks, c) = Cached::new(Api::all(client.clone()));
+        let (claims, d) = Cached::new(Api::all(client.clone()));
+        let (identities, e) = Cached::new(Api::all(client.clone()));
+        let reporter = Reporter { controller: "veer-operator".into(), instance: Some(identity) };
+        let context = Self {
+            client: client.clone(),
+            settings,
+            metrics,
+            recorder: Recorder::new(client.clone(), reporter),
+            networks,
+            nodes,
+            node_networks,
+            claims,
+            identities,
+            ledger: tokio::sync::Mutex::new(Ledger::default()),
+            usage: Usage::default(),
+            heard: AtomicBool::new(false),
+            published: Mutex::default(),
+        };
+        let watches: Vec<BoxFuture<'static, ()>> =
+            vec![Box::pin(a), Box::pin(b), Box::pin(c), Box::pin(d), Box::pin(e)];
+        (Arc::new(context), watches)
+    }
+
+    /// Returns once every cache has its first list.
+    pub(crate) async fn ready(&self) {
+        self.networks.ready().await;
+        self.nodes.ready().await;
+        self.node_networks.ready().await;
+        self.claims.ready().await;
+        self.identities.ready().await;
+    }
+
+    /// The cluster's network, if there is one that can be read.
+    pub(crate) fn network(&self) -> Option<ClusterNetwork> {
+        self.networks.get(CLUSTER_NETWORK)?.0.as_ref().ok().cloned()
+    }
+
+    /// Names of Ready nodes whose agent has not reported. Once there was none,
+    /// there is none for the rest of the term: the guard is against what this
+    /// leader cannot have seen, such as blocks held on disk that a restored
+    /// etcd knows nothing of.
+    pub(crate) fn unheard(&self) -> Vec<String> {
+        if self.heard.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut names: Vec<String> = self
+            .nodes
+            .all()
+            .iter()
+            .filter(|node| node.is_ready())
+            .filter(|node| {
+                let network = self.node_networks.get(node.name());
+                !network.is_some_and(|n| n.status.as_ref().is_some_and(|s| !s.boot_id.is_empty()))
+            })
+            .map(|node| node.name().to_owned())
+            .collect();
+        names.sort();
+        if names.is_empty() {
+            self.heard.store(true, Ordering::Release);
+        }
+        names
+    }
+
+    /// Publishes an event, once a term for the same object, reason and note.
+    /// That it fails is logged and nothing else: events are for people.
+    pub(crate) async fn event<K: Resource<DynamicType = ()>>(
+        &self,
+        on: &K,
+        type_: EventType,
+        reason: &'static str,
+        note: String,
+    ) {
+        let key = (on.meta().name.clone().unwrap_or_default(), reason, note.clone());
+        {
+            let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+            if published.len() >= EVENTS_REMEMBERED {
+                published.clear();
+            }
+            if !published.insert(key.clone()) {
+                return;
+            }
+        }
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &on.object_ref(&())).await {
+            tracing::warn!(reason, "cannot publish an event: {error}");
+            self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! ClusterNetwork: reports what there is, and moves the routing mode.
+//!
+//! The spec is the user's and never written here. The epoch is first written to
+//! the status, under the version read, so that of two leaders one fails; only
+//! then are the nodes told.
+
+mod build;
+pub(crate) mod epoch;
+pub(crate) mod initial;
+mod status;
+mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use kube::{Api, Resource, ResourceExt};
+use veer_crds::v1alpha1::{CLUSTER_NETWORK, ClusterNetwork, Epoch, NodeNetwork, Phase};
+
+use crate::context::{Context, GuardedNetwork};
+use crate::error::Error;
+use build::Seen;
+
+/// Field manager of this controller.
+const MANAGER: &str = "veer-operator/cluster-network";
+
+/// How often it is looked at without a change.
+const SLOW: Duration = Duration::from_mins(5);
+/// How many nodes are told at once.
+const TELL: usize = 8;
+
+/// Brings the status and the nodes' epochs to where they should be.
+pub(crate) async fn reconcile(
+    network: Arc<GuardedNetwork>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let network = match &network.0 {
+        Ok(network) if network.name_any() == CLUSTER_NETWORK => network,
+        // Any other name is refused by the CRD's own rule.
+        Ok(_) => return Ok(Action::await_change()),
+        Err(invalid) => return refuse(&context, invalid).await,
+    };
+    let seen = Seen::read(&context).await;
+    let problems = validate::problems(&network.spec, &seen.nodes);
+    let wish = build::wish(network);
+    let plan = epoch::plan(&wish, &build::members(&seen));
+    let status = status::build(network, &seen, &plan, problems);
+
+    let api: Api<ClusterNetwork> = Api::all(context.client.clone());
+    if network.status.as_ref() != Some(&status) {
+        let version = network.meta().resource_version.as_deref();
+        crate::apply::status(&api, CLUSTER_NETWORK, MANAGER, &status, version).await?;
+        announce(&context, network, &plan).await;
+    }
+    tell(&context, &seen, &plan).await?;
+    Ok(Action::requeue(SLOW))
+}
+
+/// Tells each node its epoch where it was told another.
+async fn tell(context: &Context, seen: &Seen, plan: &epoch::Plan) -> Result<(), Error> {
+    let api: Api<NodeNetwork> = Api::all(context.client.clone());
+    let mut orders = Vec::new();
+    for (name, order) in &plan.orders {
+        let Some(network) = seen.networks.get(name) else { continue };
+        if network.spec.epoch.as_ref() != Some(order) {
+            let version = network.meta().resource_version.clone();
+            orders.push(tell_one(api.clone(), name.clone(), order.clone(), version));
+        }
+    }
+    stream::iter(orders).buffer_unordered(TELL).try_collect().await
+}
+
+async fn tell_one(
+    api: Api<NodeNetwork>,
+    name: String,
+    order: Epoch,
+    version: Option<String>,
+) -> Result<(), Error> {
+    let spec = serde_json::json!({ "epoch": order });
+    crate::apply::spec(&api, &name, MANAGER, spec, version.as_deref()).await?;
+    Ok(())
+}
+
+async fn announce(context: &Context, network: &ClusterNetwork, plan: &epoch::Plan) {
+    let before = network.status.as_ref().and_then(|s| s.epoch.as_ref());
+    let Some(before) = before.filter(|b| **b != plan.epoch) else { return };
+    let (mode, number) = (plan.epoch.mode, plan.epoch.number);
+    let phase = plan.epoch.phase;
+    tracing::info!(?mode, number, ?phase, "routing epoch");
+    let (reason, note) = if number != before.number {
+        ("RoutingModeChanging", format!("changing to {mode:?} (epoch {number})"))
+    } else if phase == Phase::Ready {
+        ("RoutingModeChanged", format!("traffic moves by {mode:?} (epoch {number})"))
+    } else {
+        return;
+    };
+    context.event(network, EventType::Normal, reason, note).await;
+}
+
+/// Says that the object cannot be read; nodes keep what they were told.
+async fn refuse(
+    context: &Context,
+    invalid: &kube::core::error_boundary::InvalidObject,
+) -> Result<Action, Error> {
+    tracing::error!("ClusterNetwork default cannot be read: {}", invalid.error);
+    let api: Api<ClusterNetwork> = Api::all(context.client.clone());
+    let condition = status::unreadable(&invalid.error, invalid.metadata.generation);
+    let body = serde_json::json!({ "conditions": [condition] });
+    // Its answer would be as unreadable as what was read.
+    let manager = "veer-operator/cluster-network-unreadable";
+    match crate::apply::status(&api, CLUSTER_NETWORK, manager, body, None).await {
+        Err(Error::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => {}
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
+    Ok(Action::await_change())
+}

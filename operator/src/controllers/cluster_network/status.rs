@@ -1,0 +1,190 @@
+//! The ClusterNetwork's status: pure.
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use veer_crds::v1alpha1::{
+    ClusterNetwork, ClusterNetworkStatus, Phase, PodCidrEntry, PodCidrState, PodCidrStatus,
+};
+
+use super::build::Seen;
+use super::epoch::Plan;
+use crate::condition::Report;
+use crate::controllers::node::allocate::capacity;
+
+/// How many names a message lists.
+const NAMES: usize = 5;
+
+/// Builds it.
+pub(crate) fn build(
+    network: &ClusterNetwork,
+    seen: &Seen,
+    plan: &Plan,
+    problems: Vec<String>,
+) -> ClusterNetworkStatus {
+    let generation = network.metadata.generation;
+    let old = network.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let pod_cidrs: Vec<PodCidrStatus> =
+        network.spec.pod_cidrs.iter().map(|entry| block(entry, seen)).collect();
+    let reports = [
+        ready(plan, &problems),
+        progressing(network, plan),
+        available(network, seen, &pod_cidrs),
+        degraded(plan, seen, problems),
+    ];
+    ClusterNetworkStatus {
+        active_mode: Some(plan.active),
+        target_mode: Some(plan.epoch.mode),
+        phase: Some(plan.epoch.phase),
+        epoch: Some(plan.epoch.clone()),
+        nodes: plan.counts,
+        pod_cidrs,
+        conditions: reports.into_iter().map(|r| r.over(old, generation)).collect(),
+        observed_generation: generation.unwrap_or_default(),
+    }
+}
+
+/// The condition of an object that cannot be read.
+pub(crate) fn unreadable(why: &str, generation: Option<i64>) -> Condition {
+    let message = format!(
+        "the spec cannot be read ({why}): correct that field; until then nodes keep what they have"
+    );
+    Report { type_: "Ready", status: false, reason: "Unreadable", message }.over(&[], generation)
+}
+
+fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
+    let claimed = seen.claims.iter().filter(|c| entry.cidr.contains(&c.spec.cidr)).count();
+    // What a node holds without a claim is in use all the same.
+    let held = seen.networks.values().any(|network| {
+        let held = network.status.iter().flat_map(|s| &s.held_pod_cidrs);
+        held.chain(&network.spec.pod_cidrs).any(|b: &IpNet| entry.cidr.contains(b))
+    });
+    let prefix = u8::try_from(entry.node_mask_size).unwrap_or(u8::MAX);
+    PodCidrStatus {
+        cidr: entry.cidr,
+        capacity: capacity(&entry.cidr, prefix),
+        claimed: i64::try_from(claimed).unwrap_or(i64::MAX),
+        drained: entry.state == PodCidrState::Draining && claimed == 0 && !held,
+    }
+}
+
+fn names(list: &[String]) -> String {
+    let mut text = list.iter().take(NAMES).cloned().collect::<Vec<_>>().join(", ");
+    if list.len() > NAMES {
+        text.push_str(&format!(" and {} more", list.len() - NAMES));
+    }
+    text
+}
+
+fn ready(plan: &Plan, problems: &[String]) -> Report {
+    let mode = plan.epoch.mode;
+    let report = |status, reason, message| Report { type_: "Ready", status, reason, message };
+    if let Some(problem) = problems.first() {
+        return report(false, "Invalid", problem.clone());
+    }
+    if plan.epoch.phase != Phase::Ready {
+        let message = format!("changing to {mode:?}, phase {:?}", plan.epoch.phase);
+        return report(false, "Changing", message);
+    }
+    if plan.awaited.is_empty() {
+        report(true, "InForce", format!("{mode:?} is in force on every ready node"))
+    } else {
+        report(false, "Awaiting", format!("not in force yet on {}", names(&plan.awaited)))
+    }
+}
+
+fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
+    let report = |status, reason, message| Report { type_: "Progressing", status, reason, message };
+    let (phase, number) = (plan.epoch.phase, plan.epoch.number);
+    let target = network.spec.routing.mode;
+    if network.spec.rollout.paused && (phase != Phase::Ready || plan.epoch.mode != target) {
+        let message = format!("paused in phase {phase:?}: set spec.rollout.paused to false to go on");
+        return report(false, "Paused", message);
+    }
+    if phase == Phase::Ready {
+        return report(false, "Done", format!("epoch {number} is complete"));
+    }
+    if !plan.awaited.is_empty() {
+        let message = format!("phase {phase:?} awaits {}", names(&plan.awaited));
+        return report(true, "AwaitingNodes", message);
+    }
+    if !plan.excluded.is_empty() {
+        let message = format!(
+            "phase {phase:?} is complete on all ready nodes; the next awaits {}: bring them back, \
+             or delete the Nodes that are gone for good",
+            names(&plan.excluded)
+        );
+        return report(true, "NodesExcluded", message);
+    }
+    report(true, "Advancing", format!("phase {phase:?} is complete"))
+}
+
+fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {
+    let report =
+        |status, reason, message| Report { type_: "CIDRsAvailable", status, reason, message };
+    if !seen.unheard.is_empty() {
+        let message = format!(
+            "no block is given out before the agents of these ready nodes have reported what they \
+             hold: {}; see why their agents do not run",
+            names(&seen.unheard)
+        );
+        return report(false, "WaitingForAgents", message);
+    }
+    let figures: Vec<String> =
+        blocks.iter().map(|b| format!("{} of {} of {}", b.claimed, b.capacity, b.cidr)).collect();
+    let figures = figures.join(", ");
+    let waiting: Vec<String> = seen
+        .networks
+        .iter()
+        .filter(|(_, n)| {
+            let conditions = n.status.iter().flat_map(|s| &s.conditions);
+            conditions.into_iter().any(|c| c.type_ == "CIDRAllocated" && c.reason == "Exhausted")
+        })
+        .map(|(name, _)| name.clone())
+        .collect();
+    if !waiting.is_empty() {
+        let message = format!(
+            "{} node(s) wait for a block ({}): {figures} parts are claimed; add a block to \
+             spec.podCIDRs, or delete Nodes that are gone for good",
+            waiting.len(),
+            names(&waiting)
+        );
+        return report(false, "Exhausted", message);
+    }
+    let room = |v4: bool| {
+        let mut of = network.spec.pod_cidrs.iter().zip(blocks);
+        let family = |e: &PodCidrEntry| e.cidr.addr().is_ipv4() == v4;
+        let any = network.spec.pod_cidrs.iter().any(family);
+        !any || of.any(|(e, b)| {
+            family(e) && e.state == PodCidrState::Active && b.claimed < b.capacity
+        })
+    };
+    if room(true) && room(false) {
+        report(true, "Room", format!("{figures} parts are claimed"))
+    } else {
+        let message = format!(
+            "the next node will get no block: {figures} parts are claimed; add a block to \
+             spec.podCIDRs"
+        );
+        report(false, "Full", message)
+    }
+}
+
+fn degraded(plan: &Plan, seen: &Seen, problems: Vec<String>) -> Report {
+    let report = |status, reason, message| Report { type_: "Degraded", status, reason, message };
+    if !problems.is_empty() {
+        return report(true, "Invalid", problems.join("; "));
+    }
+    let mut down: Vec<String> = seen
+        .nodes
+        .iter()
+        .filter(|node| !seen.ready(node))
+        .map(|node| node.name().to_owned())
+        .collect();
+    down.sort();
+    if down.is_empty() {
+        return report(false, "AllReady", format!("{} node(s) are ready", plan.counts.ready));
+    }
+    let message =
+        format!("not ready: {}; see their NodeNetworks and their agents' logs", names(&down));
+    report(true, "NodesNotReady", message)
+}

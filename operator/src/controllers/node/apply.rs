@@ -1,0 +1,290 @@
+//! Claims: the only code that gives out blocks.
+//!
+//! A block is taken by creating the object named after it, so of two leaders
+//! one fails. Blocks of different sizes have different names and could still
+//! overlap; therefore a claim is checked against a list read from the server
+//! after it was made and before its node hears of it, and withdrawn if it
+//! overlaps another. Two leaders
+//! that do this at once see each other's claim, both or one of them: both may
+//! fail, never both succeed.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use kube::api::{ListParams, ObjectMeta, PostParams};
+use kube::{Api, ResourceExt};
+use veer_crds::names::pod_cidr_name;
+use veer_crds::v1alpha1::{ClusterNetworkSpec, PodCIDR, PodCIDRSpec, PodCidrState};
+
+use super::allocate::{Taken, capacity, lowest_free};
+use super::ledger::Ledger;
+use super::validate::{Family, ValidatedNode};
+use crate::context::Context;
+use crate::error::{Error, api, code, found};
+
+/// How often a search is begun anew after meeting claims of others.
+const TRIES: usize = 64;
+
+/// What a node has after its claims were settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Its blocks, IPv4 first.
+    pub(crate) blocks: Vec<IpNet>,
+    /// Those of them that are new.
+    pub(crate) allocated: Vec<IpNet>,
+    /// What keeps it from having all it should.
+    pub(crate) problem: Option<Problem>,
+}
+
+/// Why a node has not all the blocks it should have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Problem {
+    /// No block is left.
+    #[error(
+        "no {family} block is left for this node: {figures}; add a block to spec.podCIDRs of \
+         ClusterNetwork default, or delete Nodes that are gone for good"
+    )]
+    Exhausted {
+        /// Of which family.
+        family: Family,
+        /// Each entry with its capacity.
+        figures: String,
+    },
+    /// Ready nodes have not said yet what they hold.
+    #[error(
+        "waiting for the agents of these ready nodes to report the blocks they hold: {}; see why \
+         their agent does not run, or delete the Nodes", .0.join(", ")
+    )]
+    Unheard(Vec<String>),
+    /// The agent holds a block that is another node's.
+    #[error(
+        "this node's agent holds {block}, which is claimed by node {owner}: drain one of the two \
+         nodes and delete its Node"
+    )]
+    HeldByOther {
+        /// The block.
+        block: IpNet,
+        /// Whose it is.
+        owner: String,
+    },
+}
+
+impl Problem {
+    /// A fixed word for conditions and events.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Exhausted { .. } => "Exhausted",
+            Self::Unheard(_) => "WaitingForAgents",
+            Self::HeldByOther { .. } => "HeldByOther",
+        }
+    }
+}
+
+/// Gives the node the claims it should have.
+pub(crate) async fn settle(
+    context: &Context,
+    node: &ValidatedNode,
+    spec: &ClusterNetworkSpec,
+) -> Result<Outcome, Error> {
+    let mut ledger = context.ledger.lock().await;
+    let mut outcome = Outcome::default();
+    for block in &node.holds {
+        if let Some(problem) = reclaim(context, &mut ledger, node, block).await? {
+            outcome.problem = Some(problem);
+        }
+    }
+    for family in &node.families {
+        let claims = ledger.claims(context.claims.all());
+        if let Some(block) = kept(&claims, node, *family) {
+            if node.holds.contains(&block)
+                || verified(context, &mut ledger, &block).await?
+            {
+                outcome.blocks.push(block);
+                continue;
+            }
+        }
+        // What it holds is disputed: another block would cut off its pods.
+        if let Some(block) = node.holds.iter().find(|b| Family::of(b) == *family) {
+            outcome.blocks.push(*block);
+            continue;
+        }
+        let unheard = context.unheard();
+        if !unheard.is_empty() {
+            outcome.problem = Some(Problem::Unheard(unheard));
+            continue;
+        }
+        match allocate(context, &mut ledger, node, spec, *family).await? {
+            Ok(block) => {
+                outcome.blocks.push(block);
+                outcome.allocated.push(block);
+            }
+            Err(problem) => outcome.problem = Some(problem),
+        }
+    }
+    context.metrics.claims(ledger.claims(context.claims.all()).len());
+    Ok(outcome)
+}
+
+async fn verified(context: &Context, ledger: &mut Ledger, block: &IpNet) -> Result<bool, Error> {
+    let claimed = verify(context, ledger, &pod_cidr_name(block), block).await?;
+    Ok(matches!(claimed, Claimed::Ours))
+}
+
+/// The block of a family that a node keeps: what its agent holds or was told,
+/// else the lowest it claims.
+fn kept(claims: &[Arc<PodCIDR>], node: &ValidatedNode, family: Family) -> Option<IpNet> {
+    let mut mine: Vec<IpNet> = claims
+        .iter()
+        .filter(|c| c.spec.node_name == node.name && Family::of(&c.spec.cidr) == family)
+        .map(|c| c.spec.cidr)
+        .collect();
+    mine.sort();
+    node.holds.iter().find(|b| mine.contains(b)).or(mine.first()).copied()
+}
+
+/// Makes the claim of a block that the node holds, where there is none (an
+/// etcd restored from before it, or a claim deleted by hand).
+async fn reclaim(
+    context: &Context,
+    ledger: &mut Ledger,
+    node: &ValidatedNode,
+    block: &IpNet,
+) -> Result<Option<Problem>, Error> {
+    let claims = ledger.claims(context.claims.all());
+    let overlapping = claims.iter().find(|c| overlap(&c.spec.cidr, block));
+    let owner = match overlapping {
+        Some(claim) if claim.spec.node_name == node.name && claim.spec.cidr == *block => {
+            return Ok(None);
+        }
+        Some(claim) => claim.spec.node_name.clone(),
+        None => match claim(context, ledger, node, block).await? {
+            Claimed::Ours => {
+                tracing::info!(node = node.name, %block, "claimed again what the node holds");
+                return Ok(None);
+            }
+            Claimed::Others(claim) => claim.spec.node_name.clone(),
+        },
+    };
+    Ok(Some(Problem::HeldByOther { block: *block, owner }))
+}
+
+/// Finds and claims a free block of a family.
+async fn allocate(
+    context: &Context,
+    ledger: &mut Ledger,
+    node: &ValidatedNode,
+    spec: &ClusterNetworkSpec,
+    family: Family,
+) -> Result<Result<IpNet, Problem>, Error> {
+    let entries: Vec<(IpNet, u8)> = spec
+        .pod_cidrs
+        .iter()
+        .filter(|e| e.state == PodCidrState::Active && Family::of(&e.cidr) == family)
+        .filter_map(|e| Some((e.cidr, u8::try_from(e.node_mask_size).ok()?)))
+        .collect();
+    let mut taken: Taken =
+        ledger.claims(context.claims.all()).iter().map(|claim| &claim.spec.cidr).collect();
+    for other in context.node_networks.all() {
+        let held = other.status.iter().flat_map(|status| &status.held_pod_cidrs);
+        for block in held.chain(&other.spec.pod_cidrs) {
+            taken.insert(block);
+        }
+    }
+    for _ in 0..TRIES {
+        let free = entries.iter().find_map(|(cidr, mask)| lowest_free(cidr, *mask, &taken));
+        let Some(block) = free else {
+            return Ok(Err(Problem::Exhausted { family, figures: figures(&entries) }));
+        };
+        match claim(context, ledger, node, &block).await? {
+            Claimed::Ours => return Ok(Ok(block)),
+            Claimed::Others(other) => taken.insert(&other.spec.cidr),
+        }
+    }
+    Err(Error::Conflict { what: format!("find a block for node {}", node.name) })
+}
+
+fn figures(entries: &[(IpNet, u8)]) -> String {
+    if entries.is_empty() {
+        return "spec.podCIDRs has no Active block of this family".to_owned();
+    }
+    let each: Vec<String> = entries
+        .iter()
+        .map(|(cidr, mask)| format!("{cidr} has {} parts of /{mask}, all in use", capacity(cidr, *mask)))
+        .collect();
+    each.join(", ")
+}
+
+/// Whose a claim is after the attempt to make it.
+enum Claimed {
+    Ours,
+    Others(Arc<PodCIDR>),
+}
+
+async fn claim(
+    context: &Context,
+    ledger: &mut Ledger,
+    node: &ValidatedNode,
+    block: &IpNet,
+) -> Result<Claimed, Error> {
+    let claims: Api<PodCIDR> = Api::all(context.client.clone());
+    let name = pod_cidr_name(block);
+    let wanted = PodCIDR {
+        metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+        spec: PodCIDRSpec {
+            cidr: *block,
+            node_name: node.name.clone(),
+            node_uid: node.uid.clone(),
+        },
+        status: None,
+    };
+    let what = format!("claim {block} for node {}", node.name);
+    let params = PostParams { field_manager: Some(super::MANAGER.into()), ..PostParams::default() };
+    let made = match claims.create(&params, &wanted).await {
+        Ok(made) => made,
+        Err(error) if code(&error) == Some(409) => {
+            let there = found(claims.get(&name).await).map_err(api(what.clone()))?;
+            let there = Arc::new(there.ok_or(Error::Conflict { what })?);
+            ledger.remember(Arc::clone(&there));
+            if there.spec.node_name == node.name && there.spec.cidr == *block {
+                return verify(context, ledger, &name, block).await;
+            }
+            return Ok(Claimed::Others(there));
+        }
+        Err(error) => return Err(api(what)(error)),
+    };
+    ledger.remember(Arc::new(made));
+    verify(context, ledger, &name, block).await
+}
+
+/// Withdraws a claim that overlaps another of a different size. Asked of every
+/// claim whose block its node does not hold yet: the process that made it may
+/// have died before it asked.
+async fn verify(
+    context: &Context,
+    ledger: &mut Ledger,
+    name: &str,
+    block: &IpNet,
+) -> Result<Claimed, Error> {
+    let claims: Api<PodCIDR> = Api::all(context.client.clone());
+    let what = format!("check the claim of {block} against all others");
+    // Unset, the resourceVersion asks for a read that no cache answers.
+    let all = claims.list(&ListParams::default()).await.map_err(api(what.clone()))?;
+    let (ours, others): (Vec<PodCIDR>, Vec<PodCIDR>) =
+        all.items.into_iter().partition(|claim| claim.name_any() == name);
+    let Some(ours) = ours.into_iter().next() else {
+        ledger.forget(name);
+        return Err(Error::Conflict { what });
+    };
+    let Some(other) = others.into_iter().find(|claim| overlap(&claim.spec.cidr, block)) else {
+        return Ok(Claimed::Ours);
+    };
+    crate::apply::delete(&claims, &ours).await?;
+    ledger.forget(name);
+    let other = Arc::new(other);
+    ledger.remember(Arc::clone(&other));
+    Ok(Claimed::Others(other))
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}

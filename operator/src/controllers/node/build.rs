@@ -1,0 +1,26 @@
+//! The part of a NodeNetwork's spec that this controller writes: pure.
+
+use ipnet::IpNet;
+use serde::Serialize;
+use veer_crds::v1alpha1::NodeNetworkSpec;
+
+/// What this controller applies; the routing epoch is another's field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OwnSpec {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<IpNet>,
+    node_uid: String,
+}
+
+/// Builds it.
+pub(crate) fn spec(node_uid: &str, blocks: &[IpNet]) -> OwnSpec {
+    OwnSpec { pod_cidrs: blocks.to_vec(), node_uid: node_uid.to_owned() }
+}
+
+/// Whether there is nothing to write.
+pub(crate) fn is_as_wanted(found: &NodeNetworkSpec, wanted: &OwnSpec) -> bool {
+    // Destructured, so that a new field is given to one writer or the other.
+    let NodeNetworkSpec { pod_cidrs, node_uid, epoch: _, decommission: _ } = found;
+    *pod_cidrs == wanted.pod_cidrs && *node_uid == wanted.node_uid
+}

@@ -1,0 +1,74 @@
+//! Node: gives every Node a NodeNetwork with a block of each configured family,
+//! and taints it until its agent has reported since the node's boot.
+//!
+//! Invariants: a block is taken by creating its PodCIDR and in no other way; a
+//! block that any NodeNetwork holds is never given to another node; a node that
+//! has a block keeps it, whatever happens to the ClusterNetwork.
+
+pub(crate) mod allocate;
+mod apply;
+mod build;
+pub(crate) mod ledger;
+mod status;
+mod taint;
+mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Api;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use veer_crds::v1alpha1::NodeNetwork;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::slim::SlimNode;
+
+/// Field manager of this controller.
+pub(crate) const MANAGER: &str = "veer-operator/node";
+
+/// How often a node that has what it needs is looked at all the same.
+const SLOW: Duration = Duration::from_mins(10);
+/// How often a node that waits for a block is looked at.
+const WAITING: Duration = Duration::from_secs(15);
+
+/// Brings one Node to what it should have.
+pub(crate) async fn reconcile(
+    node: Arc<SlimNode>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let name = node.name().to_owned();
+    let held = context.node_networks.get(&name);
+    taint::settle(&context, &node, held.as_deref()).await?;
+
+    let Some(network) = context.network() else {
+        // The ClusterNetwork's appearance queues every node.
+        return Ok(Action::requeue(SLOW));
+    };
+    let wanted = validate::validate(&node, held.as_deref(), &network.spec);
+    let outcome = apply::settle(&context, &wanted, &network.spec).await?;
+
+    let spec = build::spec(node.uid(), &outcome.blocks);
+    let api: Api<NodeNetwork> = Api::all(context.client.clone());
+    let applied = if held.as_deref().is_some_and(|h| build::is_as_wanted(&h.spec, &spec)) {
+        None
+    } else {
+        Some(crate::apply::spec(&api, &name, MANAGER, &spec, None).await?)
+    };
+    let current = applied.as_ref().or(held.as_deref());
+    status::settle(&api, &name, current, &outcome).await?;
+    for block in &outcome.allocated {
+        let note = format!("{block} is this node's block of pod addresses");
+        tracing::info!(node = name, %block, "allocated");
+        context.event(node.as_ref(), EventType::Normal, "PodCIDRAllocated", note).await;
+    }
+    Ok(match &outcome.problem {
+        None => Action::requeue(SLOW),
+        Some(problem) => {
+            let note = problem.to_string();
+            context.event(node.as_ref(), EventType::Warning, problem.reason(), note).await;
+            Action::requeue(WAITING)
+        }
+    })
+}

@@ -1,0 +1,114 @@
+//! The taint of a node whose agent has not reported since the node's boot.
+//!
+//! It comes off once the agent is ready under the node's present boot id. An
+//! agent that is briefly not ready under the same boot id leaves the taint as
+//! it is: its programs still run.
+
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use veer_crds::v1alpha1::{NodeNetwork, TAINT_AGENT_NOT_READY};
+
+use crate::condition::is_true;
+use crate::context::Context;
+use crate::error::{Error, api};
+use crate::slim::SlimNode;
+
+use super::MANAGER;
+
+/// What is to be done about the taint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Add,
+    Remove,
+    Leave,
+}
+
+fn step(node: &SlimNode, network: Option<&NodeNetwork>) -> Step {
+    let tainted = node.spec.taints.iter().any(|t| t.key == TAINT_AGENT_NOT_READY);
+    let status = network.and_then(|n| n.status.as_ref());
+    let boot = &node.status.node_info.boot_id;
+    let reported = status.is_some_and(|s| !s.boot_id.is_empty() && s.boot_id == *boot);
+    let ready = status.is_some_and(|s| is_true(&s.conditions, "Ready") && !s.decommissioned);
+    match (tainted, reported, ready) {
+        (false, false, _) => Step::Add,
+        (true, true, true) => Step::Remove,
+        (true, _, _) | (false, true, _) => Step::Leave,
+    }
+}
+
+/// Sets or removes the taint if need be. Nodes' taints are one atomic list, so
+/// the version read is part of the write.
+pub(crate) async fn settle(
+    context: &Context,
+    node: &SlimNode,
+    network: Option<&NodeNetwork>,
+) -> Result<(), Error> {
+    let mut taints: Vec<_> =
+        node.spec.taints.iter().filter(|t| t.key != TAINT_AGENT_NOT_READY).collect();
+    let taint = k8s_openapi::api::core::v1::Taint {
+        key: TAINT_AGENT_NOT_READY.to_owned(),
+        effect: "NoSchedule".to_owned(),
+        value: None,
+        time_added: None,
+    };
+    match step(node, network) {
+        Step::Leave => return Ok(()),
+        Step::Add => taints.push(&taint),
+        Step::Remove => {}
+    }
+    let name = node.name();
+    let patch = json!({
+        "metadata": { "resourceVersion": node.metadata.resource_version },
+        "spec": { "taints": taints },
+    });
+    let nodes: Api<SlimNode> = Api::all(context.client.clone());
+    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    let what = format!("change the taint of node {name}");
+    nodes.patch(name, &params, &Patch::Merge(patch)).await.map_err(api(what))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(boot: &str, tainted: bool) -> SlimNode {
+        let taints = if tainted {
+            json!([{ "key": TAINT_AGENT_NOT_READY, "effect": "NoSchedule" }])
+        } else {
+            json!([{ "key": "other", "effect": "NoExecute" }])
+        };
+        serde_json::from_value(json!({
+            "metadata": { "name": "a" }, "spec": { "taints": taints },
+            "status": { "nodeInfo": { "bootID": boot } },
+        }))
+        .unwrap()
+    }
+
+    fn network(boot: &str, ready: &str) -> NodeNetwork {
+        serde_json::from_value(json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": "a" },
+            "spec": {}, "status": { "bootID": boot, "conditions": [{
+                "type": "Ready", "status": ready, "reason": "R", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z" }] },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_node_is_tainted_until_its_agent_is_ready_after_this_boot() {
+        assert_eq!(step(&node("b1", false), None), Step::Add);
+        assert_eq!(step(&node("b1", true), None), Step::Leave);
+        assert_eq!(step(&node("b1", true), Some(&network("b1", "False"))), Step::Leave);
+        assert_eq!(step(&node("b1", true), Some(&network("b1", "True"))), Step::Remove);
+        assert_eq!(step(&node("b1", false), Some(&network("b1", "True"))), Step::Leave);
+        assert_eq!(step(&node("b2", false), Some(&network("b1", "True"))), Step::Add);
+        assert_eq!(step(&node("b2", true), Some(&network("b1", "True"))), Step::Leave);
+    }
+
+    #[test]
+    fn an_agent_that_restarts_does_not_bring_the_taint_back() {
+        assert_eq!(step(&node("b1", false), Some(&network("b1", "False"))), Step::Leave);
+    }
+}

@@ -1,0 +1,68 @@
+//! What a Node should have, from what it has: pure.
+
+use ipnet::IpNet;
+use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork};
+
+use crate::slim::SlimNode;
+
+/// A Node, with what it holds and what it should get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ValidatedNode {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its UID.
+    pub(crate) uid: String,
+    /// Blocks that its agent holds or was told, whether claimed or not.
+    pub(crate) holds: Vec<IpNet>,
+    /// Families it should have a block of, IPv4 first.
+    pub(crate) families: Vec<Family>,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// That of a block.
+    pub(crate) fn of(block: &IpNet) -> Self {
+        match block {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Puts together what a Node holds and should have. What the agent holds comes
+/// before what it was told.
+pub(crate) fn validate(
+    node: &SlimNode,
+    network: Option<&NodeNetwork>,
+    spec: &ClusterNetworkSpec,
+) -> ValidatedNode {
+    let status = network.and_then(|n| n.status.as_ref());
+    let held = status.map(|s| s.held_pod_cidrs.as_slice()).unwrap_or_default();
+    let told = network.map(|n| n.spec.pod_cidrs.as_slice()).unwrap_or_default();
+    let mut holds = held.to_vec();
+    holds.extend(told.iter().filter(|block| !held.contains(block)));
+    let mut families: Vec<Family> = spec
+        .pod_cidrs
+        .iter()
+        .map(|entry| Family::of(&entry.cidr))
+        .chain(holds.iter().map(Family::of))
+        .collect();
+    families.sort();
+    families.dedup();
+    ValidatedNode { name: node.name().to_owned(), uid: node.uid().to_owned(), holds, families }
+}

@@ -1,0 +1,176 @@
+//! What becomes of a claim: pure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use veer_crds::v1alpha1::{NodeNetwork, PodCIDR, PodCIDRStatus};
+
+/// What a claim is judged by.
+pub(crate) struct View<'a> {
+    pub(crate) claim: &'a PodCIDR,
+    /// UID of the Node of that name, if there is one.
+    pub(crate) node_uid: Option<&'a str>,
+    /// That node's NodeNetwork.
+    pub(crate) network: Option<&'a NodeNetwork>,
+    /// The node's other claims.
+    pub(crate) siblings: &'a [Arc<PodCIDR>],
+    pub(crate) now: Timestamp,
+    pub(crate) quarantine: Duration,
+}
+
+/// What becomes of it.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Life {
+    /// It stays, with this status; to be looked at again after a time.
+    Is(PodCIDRStatus, Option<Duration>),
+    /// The node has another of this family and never had this one.
+    Surplus,
+    /// The Node is gone and the time is up.
+    Over,
+}
+
+/// Decides.
+pub(crate) fn decide(view: &View<'_>) -> Life {
+    let old = view.claim.status.clone().unwrap_or_default();
+    if let Some(uid) = view.node_uid {
+        if surplus(view) {
+            return Life::Surplus;
+        }
+        let later = (uid != view.claim.spec.node_uid).then(|| uid.to_owned());
+        let status = PodCIDRStatus {
+            state: "Bound".to_owned(),
+            held_by_uid: later,
+            orphaned_since: None,
+            conditions: old.conditions,
+        };
+        return Life::Is(status, None);
+    }
+    let confirmed = view
+        .network
+        .and_then(|n| n.status.as_ref())
+        .is_some_and(|s| s.decommissioned && s.endpoints == 0);
+    if confirmed {
+        return Life::Over;
+    }
+    let since = old.orphaned_since.as_ref().and_then(|text| text.parse().ok());
+    let since: Timestamp = since.unwrap_or(view.now);
+    let passed = view.now.duration_since(since).max(SignedDuration::ZERO);
+    let left = view.quarantine.saturating_sub(passed.unsigned_abs());
+    if left.is_zero() {
+        return Life::Over;
+    }
+    let status = PodCIDRStatus {
+        state: "Orphaned".to_owned(),
+        held_by_uid: old.held_by_uid,
+        orphaned_since: Some(since.to_string()),
+        conditions: old.conditions,
+    };
+    Life::Is(status, Some(left))
+}
+
+/// Two leaders at once may have given one node two blocks of a family. The one
+/// that its agent reports is kept; the other goes once it is certain that the
+/// agent neither has it nor is told of it.
+fn surplus(view: &View<'_>) -> bool {
+    let block = &view.claim.spec.cidr;
+    let alike = |other: &IpNet| other.addr().is_ipv4() == block.addr().is_ipv4();
+    let Some(network) = view.network else { return false };
+    let Some(status) = &network.status else { return false };
+    let held = &status.held_pod_cidrs;
+    let told = &network.spec.pod_cidrs;
+    !held.contains(block)
+        && !told.contains(block)
+        && view
+            .siblings
+            .iter()
+            .map(|sibling| &sibling.spec.cidr)
+            .any(|other| alike(other) && held.contains(other) && told.contains(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn claim(cidr: &str, orphaned: Option<&str>) -> PodCIDR {
+        serde_json::from_value(json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "PodCIDR", "metadata": { "name": "c" },
+            "spec": { "cidr": cidr, "nodeName": "a", "nodeUID": "u1" },
+            "status": { "state": "Bound", "orphanedSince": orphaned },
+        }))
+        .unwrap()
+    }
+
+    fn network(held: &[&str], told: &[&str], decommissioned: bool) -> NodeNetwork {
+        serde_json::from_value(json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": "a" },
+            "spec": { "podCIDRs": told },
+            "status": { "heldPodCIDRs": held, "decommissioned": decommissioned },
+        }))
+        .unwrap()
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn view<'a>(claim: &'a PodCIDR, uid: Option<&'a str>, now: &str) -> View<'a> {
+        View { claim, node_uid: uid, network: None, siblings: &[], now: at(now), quarantine: HOUR }
+    }
+
+    #[test]
+    fn a_returned_node_keeps_its_block_under_its_new_uid() {
+        let claim = claim("10.0.0.0/24", Some("2026-01-01T00:00:00Z"));
+        let Life::Is(status, _) = decide(&view(&claim, Some("u2"), "2026-01-01T05:00:00Z")) else {
+            panic!("the claim went although its node is back");
+        };
+        assert_eq!(status.state, "Bound");
+        assert_eq!(status.held_by_uid.as_deref(), Some("u2"));
+        assert_eq!(status.orphaned_since, None);
+    }
+
+    #[test]
+    fn a_deleted_nodes_block_is_kept_for_the_quarantine() {
+        let fresh = claim("10.0.0.0/24", None);
+        let Life::Is(status, again) = decide(&view(&fresh, None, "2026-01-01T00:00:00Z")) else {
+            panic!("the claim went at once");
+        };
+        assert_eq!((status.state.as_str(), again), ("Orphaned", Some(HOUR)));
+        let since = status.orphaned_since.unwrap();
+        let orphan = claim("10.0.0.0/24", Some(&since));
+        let early = decide(&view(&orphan, None, "2026-01-01T00:59:59Z"));
+        assert!(matches!(early, Life::Is(_, Some(left)) if left == Duration::from_secs(1)));
+        assert_eq!(decide(&view(&orphan, None, "2026-01-01T01:00:00Z")), Life::Over);
+    }
+
+    #[test]
+    fn a_block_goes_at_once_when_the_agent_confirms_that_it_is_empty() {
+        let orphan = claim("10.0.0.0/24", None);
+        let gone = network(&[], &["10.0.0.0/24"], true);
+        let view =
+            View { network: Some(&gone), ..view(&orphan, None, "2026-01-01T00:00:00Z") };
+        assert_eq!(decide(&view), Life::Over);
+        // With its Node there it stays, decommissioned or not.
+        assert!(matches!(decide(&View { node_uid: Some("u1"), ..view }), Life::Is(..)));
+    }
+
+    #[test]
+    fn of_two_claims_the_one_that_the_agent_holds_stays() {
+        let (a, b) = (claim("10.0.0.0/24", None), claim("10.0.1.0/24", None));
+        let (only_a, only_b) = ([Arc::new(a.clone())], [Arc::new(b.clone())]);
+        let holds_b = network(&["10.0.1.0/24"], &["10.0.1.0/24"], false);
+        let now = "2026-01-01T00:00:00Z";
+        let of_a = View { network: Some(&holds_b), siblings: &only_b, ..view(&a, Some("u1"), now) };
+        assert_eq!(decide(&of_a), Life::Surplus);
+        let of_b = View { network: Some(&holds_b), siblings: &only_a, ..view(&b, Some("u1"), now) };
+        assert!(matches!(decide(&of_b), Life::Is(..)));
+        let silent = network(&[], &["10.0.1.0/24"], false);
+        let of_a = View { network: Some(&silent), siblings: &only_b, ..view(&a, Some("u1"), now) };
+        assert!(matches!(decide(&of_a), Life::Is(..)));
+    }
+}

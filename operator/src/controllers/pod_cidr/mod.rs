@@ -1,0 +1,80 @@
+//! PodCIDR: the life of a claim after it was made.
+//!
+//! `kubectl delete node` under running pods must not free their addresses: a
+//! claim whose Node is gone is kept for the quarantine, unless the node's agent
+//! confirmed that everything of veer is gone from it. A Node that comes back
+//! under its name, whatever its UID, takes its claim with it.
+
+mod life;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use veer_crds::v1alpha1::PodCIDR;
+
+use crate::context::Context;
+use crate::error::{self, Error, found};
+use crate::slim::SlimNode;
+use life::{Life, View};
+
+/// Field manager of this controller.
+const MANAGER: &str = "veer-operator/pod-cidr";
+
+/// Brings one claim to where it should be.
+pub(crate) async fn reconcile(
+    claim: Arc<PodCIDR>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let node_name = claim.spec.node_name.clone();
+    let node = context.nodes.get(&node_name);
+    let network = context.node_networks.get(&node_name);
+    let siblings: Vec<Arc<PodCIDR>> = context
+        .claims
+        .all()
+        .into_iter()
+        .filter(|c| c.spec.node_name == node_name && c.name_any() != claim.name_any())
+        .collect();
+    let view = View {
+        claim: &claim,
+        node_uid: node.as_ref().map(|n| n.uid()),
+        network: network.as_deref(),
+        siblings: &siblings,
+        now: Timestamp::now(),
+        quarantine: context.settings.quarantine,
+    };
+    let api: Api<PodCIDR> = Api::all(context.client.clone());
+    let name = claim.name_any();
+    match life::decide(&view) {
+        Life::Is(status, again) => {
+            if claim.status.as_ref() != Some(&status) {
+                crate::apply::status(&api, &name, MANAGER, &status, None).await?;
+            }
+            Ok(Action::requeue(again.unwrap_or(Duration::from_mins(10))))
+        }
+        Life::Surplus => {
+            release(&context, &api, &claim).await?;
+            tracing::info!(node = node_name, cidr = %claim.spec.cidr, "removed a second claim");
+            Ok(Action::await_change())
+        }
+        Life::Over => {
+            let nodes: Api<SlimNode> = Api::all(context.client.clone());
+            let what = format!("look for node {node_name}");
+            if found(nodes.get(&node_name).await).map_err(error::api(what))?.is_some() {
+                return Ok(Action::requeue(Duration::from_secs(5)));
+            }
+            release(&context, &api, &claim).await?;
+            tracing::info!(node = node_name, cidr = %claim.spec.cidr, "released");
+            Ok(Action::await_change())
+        }
+    }
+}
+
+async fn release(context: &Context, api: &Api<PodCIDR>, claim: &PodCIDR) -> Result<(), Error> {
+    let mut ledger = context.ledger.lock().await;
+    crate::apply::delete(api, claim).await?;
+    ledger.forget(&claim.name_any());
+    Ok(())
+}

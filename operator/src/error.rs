@@ -1,0 +1,95 @@
+//! What can fail in a controller.
+
+use std::time::Duration;
+
+/// An error of a reconciliation. Its category is a fixed string, for metrics.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The API server refused or did not answer.
+    #[error("cannot {what}")]
+    Api {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// Another writer was first; the next round sees its result.
+    #[error("{what}: another writer was first, trying again")]
+    Conflict {
+        /// What was tried.
+        what: String,
+    },
+    /// Building a request failed.
+    #[error("cannot write {what} as JSON")]
+    Json {
+        /// What was to be written.
+        what: &'static str,
+        /// Why it failed.
+        source: serde_json::Error,
+    },
+    /// All numbers of identities are taken.
+    #[error(
+        "no identity number is free: narrow spec.identityLabels of the ClusterNetwork, \
+         so that fewer label sets count"
+    )]
+    NumbersExhausted,
+}
+
+impl Error {
+    /// A fixed name for metrics and events.
+    pub(crate) fn category(&self) -> &'static str {
+        match self {
+            Self::Api { .. } => "api",
+            Self::Conflict { .. } => "conflict",
+            Self::Json { .. } => "json",
+            Self::NumbersExhausted => "numbers_exhausted",
+        }
+    }
+
+    /// How long to wait before the next try after `failures` in a row.
+    pub(crate) fn backoff(&self, failures: u32) -> Duration {
+        let base = match self {
+            Self::Conflict { .. } => Duration::from_millis(200),
+            Self::Api { .. } | Self::Json { .. } | Self::NumbersExhausted => Duration::from_secs(1),
+        };
+        (base * 2u32.saturating_pow(failures.min(8))).min(Duration::from_mins(2))
+    }
+
+    /// The error with its causes, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        text
+    }
+}
+
+/// Says of an API error what was tried; a conflict is told apart.
+pub(crate) fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
+    let what = what.into();
+    move |source| {
+        if code(&source) == Some(409) {
+            Error::Conflict { what }
+        } else {
+            Error::Api { what, source: Box::new(source) }
+        }
+    }
+}
+
+/// The HTTP status of an API error.
+pub(crate) fn code(error: &kube::Error) -> Option<u16> {
+    if let kube::Error::Api(status) = error { Some(status.code) } else { None }
+}
+
+/// `None` where the API server says that there is no such object.
+pub(crate) fn found<T>(result: kube::Result<T>) -> kube::Result<Option<T>> {
+    match result {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if code(&error) == Some(404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,142 @@
+//! Nodes, Pods and Namespaces with only the fields that the operator reads: a
+//! Node carries a list of images and a Pod its whole specification, and neither
+//! is worth its memory here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Taint};
+use kube::Resource;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
+/// A Node.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "Node")]
+pub(crate) struct SlimNode {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: SlimNodeSpec,
+    #[serde(default)]
+    pub(crate) status: SlimNodeStatus,
+}
+
+/// Of a Node's spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimNodeSpec {
+    #[serde(default)]
+    pub(crate) taints: Vec<Taint>,
+}
+
+/// Of a Node's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SlimNodeStatus {
+    #[serde(default)]
+    pub(crate) conditions: Vec<SlimCondition>,
+    #[serde(default)]
+    pub(crate) node_info: SlimNodeInfo,
+    #[serde(default)]
+    pub(crate) addresses: Vec<SlimAddress>,
+}
+
+/// Of a Node's condition.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimCondition {
+    #[serde(rename = "type")]
+    pub(crate) type_: String,
+    pub(crate) status: String,
+}
+
+/// Of a Node's info.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimNodeInfo {
+    #[serde(default, rename = "bootID")]
+    pub(crate) boot_id: String,
+}
+
+/// One address of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimAddress {
+    pub(crate) address: String,
+}
+
+impl SlimNode {
+    /// Its name; the API server gives every object one.
+    pub(crate) fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Its UID.
+    pub(crate) fn uid(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// Whether the kubelet says that it is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    }
+
+    /// Its addresses (host names left out).
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.status.addresses.iter().filter_map(|a| a.address.parse().ok())
+    }
+}
+
+/// A Pod.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "Pod")]
+pub(crate) struct SlimPod {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: SlimPodSpec,
+    #[serde(default)]
+    pub(crate) status: SlimPodStatus,
+}
+
+/// Of a Pod's spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SlimPodSpec {
+    #[serde(default)]
+    pub(crate) host_network: bool,
+    #[serde(default)]
+    pub(crate) service_account_name: String,
+}
+
+/// Of a Pod's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimPodStatus {
+    #[serde(default)]
+    pub(crate) phase: String,
+}
+
+impl SlimPod {
+    /// Whether it has, or will have, a network of its own.
+    pub(crate) fn has_network(&self) -> bool {
+        !self.spec.host_network && self.status.phase != "Succeeded" && self.status.phase != "Failed"
+    }
+
+    /// Its labels.
+    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
+        self.metadata.labels.clone().unwrap_or_default()
+    }
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "Namespace")]
+pub(crate) struct SlimNamespace {
+    pub(crate) metadata: ObjectMeta,
+}
+
+/// Drops what every object carries and nobody here reads.
+pub(crate) fn strip<K: Resource>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    meta.owner_references = None;
+    meta.finalizers = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
