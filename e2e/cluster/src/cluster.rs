@@ -16,7 +16,7 @@ use crate::{
     kubectl::Kubectl,
     machine::{Kind, Machine},
     node,
-    paths::{self, Paths, STATE_ROOT},
+    paths::{self, Paths},
     pki::Pki,
     progress::Progress,
     run::Output,
@@ -72,6 +72,7 @@ impl Cluster {
     /// Takes an index and writes the record.
     fn record(config: Config, paths: Paths, progress: Progress) -> Result<Self> {
         let _lock = state::lock()?;
+        state::raise_limits()?;
         let index = state::free_index()?;
         let plan = Plan::new(index, config.underlay);
         let mut nodes = Vec::new();
@@ -423,9 +424,7 @@ fn sweep(name: &str) -> Result<()> {
     }
     remove_dir(paths.root())?;
     if state::recorded().is_empty() {
-        // The last one: no trace of there having been any.
-        let _others = fs::remove_file(Path::new(STATE_ROOT).join(".lock"));
-        let _others = fs::remove_dir(STATE_ROOT);
+        state::forget_all();
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! its nodes. Processes are not remembered; they are found by their control
 //! group.
 
-use std::{fs, net::Ipv4Addr};
+use std::{fs, net::Ipv4Addr, os::unix::fs::MetadataExt};
 
 use serde::{Deserialize, Serialize};
 
@@ -178,16 +178,55 @@ impl State {
 
 /// A lock on the names and indices of clusters, held until dropped.
 pub(crate) fn lock() -> Result<fs::File> {
-    fs::create_dir_all(STATE_ROOT).what(|| format!("make {STATE_ROOT}"))?;
     let path = format!("{STATE_ROOT}/.lock");
-    let file = fs::File::options()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .open(&path)
-        .what(|| format!("open {path}"))?;
-    file.lock().what(|| format!("lock {path}"))?;
-    Ok(file)
+    loop {
+        fs::create_dir_all(STATE_ROOT).what(|| format!("make {STATE_ROOT}"))?;
+        let file = fs::File::options()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(&path)
+            .what(|| format!("open {path}"))?;
+        file.lock().what(|| format!("lock {path}"))?;
+        let held = file.metadata().what(|| format!("look at {path}"))?.ino();
+        // Who removed the last cluster removed the file too, while we waited.
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == held) {
+            return Ok(file);
+        }
+    }
+}
+
+/// A limit of the whole machine that a dozen nodes exceed: a kubelet holds
+/// seven, and the default is 128.
+const INOTIFY: &str = "/proc/sys/fs/inotify/max_user_instances";
+/// Enough for every cluster that fits into memory.
+const INOTIFY_NEEDED: u32 = 2048;
+
+/// Raises the machine's limits as far as needed and notes what they were.
+/// Call under [`lock`].
+pub(crate) fn raise_limits() -> Result<()> {
+    let old = fs::read_to_string(INOTIFY).what(|| format!("read {INOTIFY}"))?;
+    if old.trim().parse::<u32>().is_ok_and(|n| n < INOTIFY_NEEDED) {
+        let note = format!("{STATE_ROOT}/.inotify");
+        fs::write(&note, &old).what(|| format!("write {note}"))?;
+        let new = INOTIFY_NEEDED.to_string();
+        fs::write(INOTIFY, new).what(|| format!("write {INOTIFY}"))?;
+    }
+    Ok(())
+}
+
+/// After the last cluster: restores the limits and removes what is left. Call
+/// under [`lock`].
+pub(crate) fn forget_all() {
+    let note = format!("{STATE_ROOT}/.inotify");
+    if let Ok(old) = fs::read_to_string(&note) {
+        let _as_it_is = fs::write(INOTIFY, old);
+    }
+    for file in [note, format!("{STATE_ROOT}/.lock")] {
+        let _absent = fs::remove_file(file);
+    }
+    // Stays if somebody keeps something else there.
+    let _not_empty = fs::remove_dir(STATE_ROOT);
 }
 
 /// Clusters with a directory of state.
