@@ -12,10 +12,11 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt, stream};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::{WatchStreamExt, watcher as follow};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 use crate::slim::strip;
 
@@ -48,6 +49,9 @@ impl<K> Clone for Change<K> {
 pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
     store: Store<K>,
     changes: broadcast::Sender<Change<K>>,
+    /// Whether the first list is in. Not the store's own word for it: that wakes
+    /// one waiter only, which is the applier.
+    filled: watch::Receiver<bool>,
 }
 
 impl<K> Cached<K>
@@ -59,9 +63,10 @@ where
         let (reader, mut writer) = store();
         let (changes, _) = broadcast::channel(BACKLOG);
         let announce = changes.clone();
+        let (fill, filled) = watch::channel(false);
         let run = async move {
             let kind = K::kind(&());
-            let events = watch(api, watcher::Config::default()).modify(strip).default_backoff();
+            let events = follow(api, watcher::Config::default()).modify(strip).default_backoff();
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
                 let event = match event {
@@ -75,14 +80,17 @@ where
                 let change = match event {
                     Event::Apply(object) => Change::Set(Arc::new(object)),
                     Event::Delete(object) => Change::Gone(Arc::new(object)),
-                    Event::InitDone => Change::All,
+                    Event::InitDone => {
+                        fill.send_replace(true);
+                        Change::All
+                    }
                     Event::Init | Event::InitApply(_) => continue,
                 };
                 // No subscriber is no fault.
                 let _ = announce.send(change);
             }
         };
-        (Self { store: reader, changes }, run)
+        (Self { store: reader, changes, filled }, run)
     }
 
     /// The object of this name (of a cluster-wide kind).
@@ -102,7 +110,7 @@ where
 
     /// Returns once the first list is in.
     pub(crate) async fn ready(&self) {
-        if self.store.wait_until_ready().await.is_err() {
+        if self.filled.clone().wait_for(|filled| *filled).await.is_err() {
             // The watch is gone, and with it this term: nothing to go on with.
             std::future::pending::<()>().await;
         }
