@@ -1,2 +1,168 @@
-//! x
-fn main() {}
+//! veer-conformance: Kubernetes' own network suite against veer on a cluster
+//! of three nodes, in both routing modes; a table of what passed.
+#![expect(clippy::print_stdout, reason = "its table is its result")]
+
+use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
+use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode};
+use veer_e2e_tests::{
+    baseline,
+    conformance::{self, Scope, Spec},
+    lab::{Lab, Mode},
+};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Kubernetes' own network conformance specs against veer"
+)]
+struct Cli {
+    /// A few of each kind only
+    #[arg(long)]
+    quick: bool,
+    /// A running cluster to use and to leave up (veer is installed if it is not)
+    #[arg(long, env = "VEER_E2E_CLUSTER")]
+    cluster: Option<String>,
+    /// Only this mode
+    #[arg(long, value_enum)]
+    mode: Option<ModeArg>,
+    /// How kube-proxy translates services
+    #[arg(long, value_enum, default_value_t = ProxyArg::Nftables)]
+    proxy_mode: ProxyArg,
+    /// Judge the CNI project's bridge plugin instead: what the suite says of a
+    /// network that is known
+    #[arg(long)]
+    baseline: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeArg {
+    Tunnel,
+    Native,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ProxyArg {
+    Nftables,
+    Iptables,
+}
+
+fn main() -> ExitCode {
+    match judge(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("veer-conformance: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn judge(cli: &Cli) -> Result<()> {
+    let own = format!("conf{}", std::process::id());
+    let lab = if let Some(name) = &cli.cluster {
+        Lab::new(Cluster::attach(name)?)
+    } else {
+        let mut config = Config::new(&own);
+        config.proxy_mode = match cli.proxy_mode {
+            ProxyArg::Nftables => ProxyMode::Nftables,
+            ProxyArg::Iptables => ProxyMode::Iptables,
+        };
+        Lab::new(Cluster::up_with(config, Progress::start())?)
+    };
+    let judged = judge_on(cli, &lab);
+    if cli.cluster.is_none() {
+        Cluster::down_by_name(&own)?;
+    }
+    judged
+}
+
+fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
+    let scope = if cli.quick { Scope::Quick } else { Scope::Full };
+    let folder =
+        PathBuf::from(env::var_os("VEER_OUTPUT").unwrap_or_else(|| "build/conformance".into()));
+    let mut columns: Vec<(&str, Vec<Spec>)> = Vec::new();
+    if cli.baseline {
+        baseline::install(lab)?;
+        lab.cluster
+            .await_nodes_ready(std::time::Duration::from_mins(1))?;
+        columns.push((
+            "baseline",
+            conformance::run(lab, scope, &folder.join("baseline"))?,
+        ));
+    } else {
+        if lab
+            .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
+            .is_err()
+        {
+            lab.install(&[])?;
+        }
+        lab.await_installed()?;
+        for mode in [Mode::Tunnel, Mode::Native] {
+            let wanted = match cli.mode {
+                None => true,
+                Some(ModeArg::Tunnel) => mode == Mode::Tunnel,
+                Some(ModeArg::Native) => mode == Mode::Native,
+            };
+            if wanted {
+                lab.set_mode(mode)?;
+                let name = mode.name();
+                columns.push((name, conformance::run(lab, scope, &folder.join(name))?));
+            }
+        }
+    }
+    println!("{}", table(&columns));
+    let mut failed = 0;
+    for (name, specs) in &columns {
+        for spec in specs.iter().filter(|s| !s.passed()) {
+            failed += 1;
+            println!("{name}: {} {}: {}", spec.state, spec.name, spec.message);
+        }
+    }
+    ensure!(
+        failed == 0,
+        "{failed} specs did not pass; logs are in {}",
+        folder.display()
+    );
+    Ok(())
+}
+
+/// Per area of the suite and mode: how many passed of how many.
+fn table(columns: &[(&str, Vec<Spec>)]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    let mut header = vec!["[sig-network] Conformance".to_owned()];
+    header.extend(columns.iter().map(|(name, _)| (*name).to_owned()));
+    table.set_header(header);
+    let mut areas: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+    for (index, (_, specs)) in columns.iter().enumerate() {
+        for spec in specs {
+            for area in [spec.area(), "total"] {
+                let counts = areas
+                    .entry(area)
+                    .or_insert_with(|| vec![(0, 0); columns.len()]);
+                counts[index].1 += 1;
+                counts[index].0 += usize::from(spec.passed());
+            }
+        }
+    }
+    let total = areas.remove("total");
+    for (area, counts) in areas.into_iter().chain(total.map(|t| ("total", t))) {
+        let mut row = vec![area.to_owned()];
+        row.extend(
+            counts
+                .iter()
+                .map(|(passed, all)| format!("{passed} of {all}")),
+        );
+        table.add_row(row);
+    }
+    let seconds = |specs: &[Spec]| specs.iter().map(|s| s.time.as_secs()).sum::<u64>();
+    let mut row = vec!["seconds of specs".to_owned()];
+    row.extend(columns.iter().map(|(_, specs)| seconds(specs).to_string()));
+    table.add_row(row);
+    table
+}

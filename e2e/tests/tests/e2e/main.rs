@@ -1,2 +1,81 @@
-//! x
-fn main() {}
+//! The product on the real cluster. One cluster serves all tests of a run, in
+//! the order below: those of the tunnel, those of native routing, and at last
+//! the removal. Each test puts the cluster into the mode it needs.
+//!
+//! Environment: `VEER_E2E_CLUSTER` names a running cluster to use and to leave
+//! up (veer is installed there if it is not); `VEER_E2E_KEEP=1` leaves this
+//! run's own up; `VEER_E2E_PROXY=iptables` and `VEER_E2E_UNDERLAY=router`
+//! choose the cluster; `VEER_E2E_PODS` is the number of pods that come and go
+//! in the lifecycle's loop (default 120). `VEER_E2E_CONTROL=1` puts the bridge
+//! plugin in veer's place, to try the tests of services themselves.
+
+mod behind;
+mod judge;
+mod lifecycle;
+mod paths;
+mod removal;
+mod scene;
+mod security;
+mod services;
+mod wiring;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use scene::{Needs, Test};
+use veer_e2e_tests::lab::Mode;
+
+/// All tests, in the order in which they run.
+fn tests() -> Vec<(String, Needs, Test)> {
+    let mut all = Vec::new();
+    let mut group = |prefix: &str, needs: Needs, tests: &[(&str, Test)]| {
+        for (name, test) in tests {
+            all.push((format!("{prefix}::{name}"), needs, *test));
+        }
+    };
+    let tunnel = Needs::mode(Mode::Tunnel);
+    let native = Needs::mode(Mode::Native);
+    group("tunnel::wiring", tunnel, &wiring::TESTS);
+    group("tunnel::paths", tunnel, &paths::IN_TUNNEL);
+    group("tunnel::services", tunnel, &services::TESTS);
+    group(
+        "tunnel::services_strict_rp_filter",
+        tunnel.strict(),
+        &services::REACH,
+    );
+    group("tunnel::security", tunnel, &security::TUNNEL);
+    group("tunnel::lifecycle", tunnel, &lifecycle::TESTS);
+    group("tunnel::judge", tunnel, &judge::TESTS);
+    group("native::wiring", native, &wiring::EITHER);
+    group("native::paths", native, &paths::IN_NATIVE);
+    group("native::services", native, &services::TESTS);
+    group(
+        "native::services_strict_rp_filter",
+        native.strict(),
+        &services::REACH,
+    );
+    group("native::security", native, &security::NATIVE);
+    group("native::judge", native, &judge::TESTS);
+    group("switch", native, &paths::SWITCH);
+    group("removal", tunnel, &removal::TESTS);
+    all
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share a cluster, its mode and its packet counters.
+    arguments.test_threads = Some(1);
+    let trials = tests()
+        .into_iter()
+        .map(|(name, needs, test)| {
+            Trial::test(name, move || scene::run(needs, test).map_err(Into::into))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let ended = scene::end();
+    if let Err(error) = &ended {
+        eprintln!("the cluster could not be removed: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}

@@ -1,0 +1,78 @@
+//! What is behind the API on every node: devices, map entries, routes, files.
+//! Compared before and after, it says what was left behind.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use veer_e2e_tests::{lab::Lab, maps, pods};
+
+/// Everything of pods on all nodes and in the API, one line per thing.
+pub(crate) fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
+    let mut all = BTreeSet::new();
+    for name in lab.cluster.node_names() {
+        let node = lab.node(&name)?;
+        let site = lab.node_site(&name)?;
+        for link in pods::links(&site)? {
+            if link.name.starts_with("veer") {
+                all.insert(format!("{name}: device {}", link.name));
+            }
+        }
+        for map in ["ENDPOINTS", "INTERFACES", "IPCACHE", "NODES"] {
+            for (key, _) in maps::dump(&node, map)? {
+                all.insert(format!("{name}: {map} {key:?}"));
+            }
+        }
+        let routes = site.exec(&["ip", "-j", "route", "show", "table", "all"])?;
+        let routes: Vec<Value> = serde_json::from_str(&routes.stdout).context("ip -j route")?;
+        for route in routes {
+            let (to, device) = (&route["dst"], &route["dev"]);
+            if device.as_str().is_some_and(|d| d.starts_with("veer")) {
+                all.insert(format!("{name}: route {to} {device} {}", route["table"]));
+            }
+        }
+        let neighbours = site.exec(&["ip", "-j", "neigh", "show", "nud", "permanent"])?;
+        let neighbours: Vec<Value> =
+            serde_json::from_str(&neighbours.stdout).context("ip -j neigh")?;
+        for neighbour in neighbours {
+            all.insert(format!(
+                "{name}: neighbour {} {}",
+                neighbour["dst"], neighbour["dev"]
+            ));
+        }
+        for folder in [
+            "/var/lib/veer",
+            "/sys/fs/bpf/veer",
+            "/run/netns",
+            "/run/veer",
+        ] {
+            let files = node.exec_any(&["find", folder, "-mindepth", "1"])?;
+            for line in files.stdout.lines() {
+                all.insert(format!("{name}: file {line}"));
+            }
+        }
+    }
+    for kind in ["podendpoints", "podcidrs", "nodenetworks"] {
+        let list = lab.kubectl().json(&["get", kind, "-A"])?;
+        for object in list["items"].as_array().into_iter().flatten() {
+            let meta = &object["metadata"];
+            all.insert(format!("{kind} {}/{}", meta["namespace"], meta["name"]));
+        }
+    }
+    Ok(all)
+}
+
+/// Nothing that was not there before.
+pub(crate) fn nothing_new(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Result<()> {
+    let new: Vec<&str> = after
+        .difference(before)
+        .map(String::as_str)
+        .take(20)
+        .collect();
+    ensure!(
+        new.is_empty(),
+        "left behind, among others:\n{}",
+        new.join("\n")
+    );
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! Agents, pods and the API server come and go; traffic and order remain.
+
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_cluster::await_condition;
+use veer_e2e_tests::{
+    client::{self, Conversation},
+    lab::{AGENT, NAMESPACE},
+    pods::{self, Pod},
+    site::Site,
+    stream::Stream,
+    workloads::{self, HTTP, UDP},
+};
+
+use crate::{
+    behind,
+    scene::{DEMO, FIXED, Scene, Test, identity_of},
+};
+
+/// All tests.
+pub(crate) const TESTS: [(&str, Test); 5] = [
+    ("no_packet_is_lost_while_agents_are_killed", agents_killed),
+    (
+        "no_packet_is_lost_while_agents_are_replaced",
+        agents_replaced,
+    ),
+    (
+        "no_packet_is_lost_while_the_api_server_is_down",
+        without_api,
+    ),
+    (
+        "pod_started_again_is_reached_from_every_node_within_a_second",
+        again_within_a_second,
+    ),
+    ("pods_that_came_and_went_leave_nothing_behind", come_and_go),
+];
+
+/// How long agents may take to be there again.
+const REPLACED: Duration = Duration::from_mins(1);
+
+/// Traffic of each kind that must survive whatever `change` does.
+fn unharmed(scene: &Scene, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    let source = scene.demo_on("worker1")?;
+    let near = scene.other_on("worker1")?;
+    let far = scene.other_on("worker2")?;
+    let service = scene
+        .lab
+        .kubectl()
+        .json(&["-n", FIXED, "get", "service", "at-worker2"])?;
+    let service: IpAddr = service["spec"]["clusterIP"]
+        .as_str()
+        .unwrap_or_default()
+        .parse()?;
+    let to = |pod: &Pod, port| SocketAddr::from((pod.address, port));
+    let streams = [
+        Stream::start(&source.site, to(near, UDP))?,
+        Stream::start(&source.site, to(far, UDP))?,
+        Stream::start(&source.site, SocketAddr::from((service, 81)))?,
+    ];
+    let mut open = [
+        Conversation::open(&source.site, to(far, HTTP))?,
+        Conversation::open(&source.site, SocketAddr::from((service, 80)))?,
+        Conversation::open(&scene.lab.node_site("worker1")?, to(far, HTTP))?,
+    ];
+    let changed = change();
+    // Half a second more of each, with the change behind it.
+    let before: Vec<u64> = streams.iter().map(Stream::sent).collect();
+    await_condition("the streams go on", Duration::from_secs(10), || {
+        let further = streams.iter().zip(&before).all(|(s, b)| s.sent() > b + 250);
+        Ok(further.then_some(()))
+    })?;
+    let mut tallies = Vec::new();
+    for stream in streams {
+        tallies.push(stream.stop()?);
+    }
+    changed?;
+    for tally in &tallies {
+        ensure!(tally.lost() == 0 && tally.doubled == 0, "{tallies:#?}");
+    }
+    for conversation in &mut open {
+        conversation
+            .ask("/hostname")
+            .context("a connection opened before")?;
+    }
+    Ok(())
+}
+
+fn agents_killed(scene: &Scene) -> Result<()> {
+    unharmed(scene, || {
+        for name in scene.lab.cluster.node_names() {
+            // The node has process ids of its own: only its agent is meant.
+            scene
+                .lab
+                .node(&name)?
+                .exec(&["pkill", "-KILL", "-x", "veer-agent"])?;
+        }
+        await_condition(
+            "the killed agents are noticed",
+            Duration::from_secs(20),
+            || {
+                let set = scene.lab.kubectl().json(&["-n", NAMESPACE, "get", AGENT]);
+                let set = set.map_err(|e| e.to_string())?;
+                let restarts = restarts(scene).map_err(|e| format!("{e:#}"))?;
+                if restarts > 0 {
+                    Ok(Some(()))
+                } else {
+                    Err(set["status"].to_string())
+                }
+            },
+        )?;
+        Ok(scene
+            .lab
+            .cluster
+            .await_rollout(NAMESPACE, AGENT, REPLACED)?)
+    })
+}
+
+/// How often agents' containers were started again.
+fn restarts(scene: &Scene) -> Result<u64> {
+    let selector = "app.kubernetes.io/name=veer-agent";
+    let list = scene
+        .lab
+        .kubectl()
+        .json(&["-n", NAMESPACE, "get", "pods", "-l", selector])?;
+    let items = list["items"].as_array().context("a list without items")?;
+    Ok(items
+        .iter()
+        .filter_map(|p| p["status"]["containerStatuses"][0]["restartCount"].as_u64())
+        .sum())
+}
+
+fn agents_replaced(scene: &Scene) -> Result<()> {
+    unharmed(scene, || {
+        let selector = "app.kubernetes.io/name=veer-agent";
+        scene
+            .lab
+            .kubectl()
+            .run(&["-n", NAMESPACE, "delete", "pods", "-l", selector])?;
+        Ok(scene
+            .lab
+            .cluster
+            .await_rollout(NAMESPACE, AGENT, REPLACED)?)
+    })
+}
+
+fn without_api(scene: &Scene) -> Result<()> {
+    let cluster = &scene.lab.cluster;
+    unharmed(scene, || {
+        cluster.stop_process("control", "kube-apiserver")?;
+        let source = scene.demo_on("worker1")?;
+        let target = scene.other_on("worker2")?;
+        let outcome = (0..3).try_for_each(|_| {
+            let pings = client::ping(&source.site, IpAddr::V4(target.address), 10)?;
+            ensure!(pings.complete(), "without the API server: {}", pings.text);
+            Ok(())
+        });
+        cluster.start_process("control", "kube-apiserver")?;
+        outcome
+    })?;
+    cluster.await_nodes_ready(REPLACED)?;
+    cluster.await_rollout(NAMESPACE, AGENT, REPLACED)?;
+    Ok(())
+}
+
+fn again_within_a_second(scene: &Scene) -> Result<()> {
+    let lab = &scene.lab;
+    let yaml = workloads::single(DEMO, "again", "worker2", "{app: again}");
+    lab.kubectl().apply(&yaml)?;
+    let before = pods::await_ready(lab, DEMO, "app=again", 1, workloads::STARTED)?;
+    let number = identity_of(lab, before.first().context("no pod")?)?;
+    lab.kubectl()
+        .run(&["-n", DEMO, "delete", "pod", "again", "--wait=true"])?;
+    lab.kubectl().apply(&yaml)?;
+    // The agent writes the PodEndpoint while it wires the pod: nobody can know
+    // the address earlier.
+    let what = "the pod's PodEndpoint is there";
+    let address: IpAddr = await_condition(what, Duration::from_secs(30), || {
+        let list = lab.kubectl().json(&["-n", DEMO, "get", "podendpoints"]);
+        let list = list.map_err(|e| e.to_string())?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let found = items.iter().find(|e| {
+            e["spec"]["podName"] == "again" && e["spec"]["podUID"] != before[0].uid.as_str()
+        });
+        Ok(found.and_then(|e| e["spec"]["addresses"][0].as_str()?.parse().ok()))
+    })?;
+    let start = Instant::now();
+    let sites: Vec<Site> = scene.fixed.iter().map(|p| p.site.clone()).collect();
+    let times: Vec<Result<Duration>> = thread::scope(|scope| {
+        let threads: Vec<_> = sites
+            .iter()
+            .map(|site| scope.spawn(move || reached(site, address, start)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| {
+                t.join()
+                    .unwrap_or_else(|_| anyhow::bail!("a pinger panicked"))
+            })
+            .collect()
+    });
+    let after = pods::await_ready(lab, DEMO, "app=again", 1, workloads::STARTED)?;
+    let again = identity_of(lab, after.first().context("no pod")?)?;
+    lab.kubectl()
+        .run(&["-n", DEMO, "delete", "pod", "again", "--wait=true"])?;
+    ensure!(number == again, "identity {number} became {again}");
+    for (site, time) in sites.iter().zip(times) {
+        let time = time?;
+        ensure!(
+            time < Duration::from_secs(1),
+            "{} reached it after {time:?}",
+            site.name
+        );
+    }
+    Ok(())
+}
+
+/// How long after `start` the first ping from `site` was answered.
+fn reached(site: &Site, address: IpAddr, start: Instant) -> Result<Duration> {
+    let what = format!("{} reaches {address}", site.name);
+    Ok(await_condition(&what, Duration::from_secs(10), || {
+        let text = address.to_string();
+        let out = site.exec_any(&["ping", "-n", "-c", "1", "-W", "0.1", &text]);
+        let out = out.map_err(|e| format!("{e:#}"))?;
+        Ok((out.code == 0).then(|| start.elapsed()))
+    })?)
+}
+
+fn come_and_go(scene: &Scene) -> Result<()> {
+    const NAMESPACE: &str = "e2e-crowd";
+    const AT_ONCE: u32 = 60;
+    let total: u32 = match env::var("VEER_E2E_PODS") {
+        Ok(text) => text.parse().context("VEER_E2E_PODS is a number")?,
+        Err(_) => 120,
+    };
+    let lab = &scene.lab;
+    let before = behind::everything(lab)?;
+    lab.kubectl().apply(&workloads::crowd(NAMESPACE, 0))?;
+    let scale = |count: u32| {
+        let count = format!("--replicas={count}");
+        lab.kubectl()
+            .run(&["-n", NAMESPACE, "scale", "deployment/crowd", &count])
+    };
+    let mut seen = 0;
+    while seen < total {
+        scale(AT_ONCE)?;
+        let deadline = Duration::from_mins(3);
+        lab.cluster
+            .await_rollout(NAMESPACE, "deployment/crowd", deadline)?;
+        seen += AT_ONCE;
+        scale(0)?;
+        await_condition("the crowd is gone", deadline, || {
+            let out = lab
+                .kubectl()
+                .any(&["-n", NAMESPACE, "get", "pods", "-o", "name"]);
+            let out = out.map_err(|e| e.to_string())?;
+            let left = out.stdout.lines().count();
+            if left == 0 {
+                Ok(Some(()))
+            } else {
+                Err(format!("{left} pods are left"))
+            }
+        })?;
+    }
+    lab.kubectl()
+        .run(&["delete", "namespace", NAMESPACE, "--wait=true"])?;
+    await_condition(
+        "nothing is left of the crowd",
+        Duration::from_secs(30),
+        || {
+            let after = behind::everything(lab).map_err(|e| format!("{e:#}"))?;
+            behind::nothing_new(&before, &after)
+                .map(Some)
+                .map_err(|e| format!("{e:#}"))
+        },
+    )?;
+    Ok(())
+}

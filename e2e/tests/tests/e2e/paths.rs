@@ -1,0 +1,453 @@
+//! The paths of pod traffic (REFERENCE A6 to A10), by captures on every device
+//! and by netfilter's counters.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
+use veer_e2e_cluster::{Transport, await_condition};
+use veer_e2e_tests::{
+    client::{self, Conversation},
+    evidence::{Place, Plan, TUNNEL, UPLINK, Walk, at},
+    lab::Mode,
+    pods::{Pod, links},
+    stream::Stream,
+    workloads::{HTTP, UDP},
+};
+
+use crate::scene::{Scene, Test};
+
+const PINGS: u32 = 5;
+const ALL: usize = PINGS as usize;
+
+/// Tests in tunnel mode.
+pub(crate) const IN_TUNNEL: [(&str, Test); 7] = [
+    ("same_node_ping_is_redirected_to_the_peer", same_node),
+    (
+        "other_node_ping_travels_in_vxlan_with_the_senders_identity",
+        tunnel,
+    ),
+    (
+        "tunnel_device_is_external_without_learning_or_address",
+        device,
+    ),
+    (
+        "oversize_packet_with_df_is_answered_with_the_inner_mtu",
+        too_big,
+    ),
+    ("oversize_datagram_without_df_arrives", big_datagram),
+    ("host_and_pod_reach_each_other", host_and_pod),
+    (
+        "tcp_payload_survives_with_every_offload_on_and_off",
+        offloads,
+    ),
+];
+
+/// Tests in native mode.
+pub(crate) const IN_NATIVE: [(&str, Test); 5] = [
+    ("same_node_ping_is_redirected_to_the_peer", same_node),
+    ("other_node_ping_is_bare_with_the_nics_macs", native),
+    ("oversize_datagram_without_df_arrives", big_datagram),
+    ("host_and_pod_reach_each_other", host_and_pod),
+    (
+        "tcp_payload_survives_with_every_offload_on_and_off",
+        offloads,
+    ),
+];
+
+/// Tests of the change itself.
+pub(crate) const SWITCH: [(&str, Test); 2] = [
+    ("same_program_is_on_the_veth_in_both_modes", same_program),
+    (
+        "no_datagram_is_lost_and_no_connection_breaks_while_the_mode_changes",
+        lossless,
+    ),
+];
+
+fn same_node(scene: &Scene) -> Result<()> {
+    let walk = Walk::ping(
+        &scene.lab,
+        scene.demo_on("worker1")?,
+        scene.other_on("worker1")?,
+        PINGS,
+    )?;
+    let sight = || walk.trace.sight();
+    ensure!(
+        walk.pings.complete(),
+        "pings were lost: {}\n{}",
+        walk.pings.text,
+        sight()
+    );
+    ensure!(walk.pings.ttl == Some(63), "TTL {:?}", walk.pings.ttl);
+    let (near, far) = (walk.echoes(at::SOURCE_VETH), walk.echoes(at::TARGET_VETH));
+    ensure!(
+        (near.requests, near.replies, far.requests, far.replies) == (ALL, 0, 0, ALL),
+        "source's veth {near:?}, target's veth {far:?}\n{}",
+        sight()
+    );
+    for label in [at::SOURCE_POD, at::TARGET_POD] {
+        let seen = walk.echoes(label);
+        ensure!(
+            (seen.requests, seen.replies) == (ALL, ALL),
+            "{label}: {seen:?}"
+        );
+    }
+    for label in [at::SOURCE_UPLINK, at::SOURCE_TUNNEL] {
+        ensure!(walk.echoes(label).none(), "{label} saw it\n{}", sight());
+    }
+    ensure!(
+        walk.trace.hook_passes() == 0,
+        "the stack saw it\n{}",
+        sight()
+    );
+    Ok(())
+}
+
+/// What holds for a ping to another node in every mode.
+fn hand_over(walk: &Walk) -> Result<()> {
+    let sight = || walk.trace.sight();
+    ensure!(
+        walk.pings.complete(),
+        "pings were lost: {}\n{}",
+        walk.pings.text,
+        sight()
+    );
+    let (near, far) = (walk.echoes(at::SOURCE_VETH), walk.echoes(at::TARGET_VETH));
+    ensure!(
+        (near.requests, near.replies, far.requests, far.replies) == (ALL, 0, 0, ALL),
+        "source's veth {near:?}, target's veth {far:?}\n{}",
+        sight()
+    );
+    ensure!(
+        walk.trace.hook_passes() == 0,
+        "the stack saw it\n{}",
+        sight()
+    );
+    Ok(())
+}
+
+fn tunnel(scene: &Scene) -> Result<()> {
+    let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
+    let walk = Walk::ping(&scene.lab, source, target, PINGS)?;
+    hand_over(&walk)?;
+    ensure!(walk.pings.ttl == Some(63), "TTL {:?}", walk.pings.ttl);
+    let (own, theirs) = (scene.identity(source)?, scene.identity(target)?);
+    for label in [at::SOURCE_UPLINK, at::TARGET_UPLINK] {
+        let wire = walk.echoes(label);
+        ensure!(
+            (wire.requests, wire.replies) == (0, 0)
+                && (wire.wrapped_requests, wire.wrapped_replies) == (ALL, ALL),
+            "{label}: {wire:?}\n{}",
+            walk.trace.sight()
+        );
+        ensure!(
+            wire.request_vnis == BTreeSet::from([own])
+                && wire.reply_vnis == BTreeSet::from([theirs]),
+            "{label}: VNIs {:?} and {:?}, identities {own} and {theirs}",
+            wire.request_vnis,
+            wire.reply_vnis
+        );
+        let macs = BTreeSet::from([(walk.source_wire.pod_mac, walk.source_wire.host_mac)]);
+        ensure!(
+            wire.inner_request_macs == macs,
+            "{label}: inner MACs {:?}, and {macs:?} are wanted",
+            wire.inner_request_macs
+        );
+    }
+    Ok(())
+}
+
+fn native(scene: &Scene) -> Result<()> {
+    let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
+    let walk = Walk::ping(&scene.lab, source, target, PINGS)?;
+    hand_over(&walk)?;
+    ensure!(walk.pings.ttl == Some(62), "TTL {:?}", walk.pings.ttl);
+    let nic = |node: &str| -> Result<_> {
+        let links = links(&scene.lab.node_site(node)?)?;
+        let found = links.into_iter().find(|l| l.name == UPLINK);
+        Ok(found
+            .with_context(|| format!("{node} has no {UPLINK}"))?
+            .mac)
+    };
+    let (near, far) = (nic("worker1")?, nic("worker2")?);
+    let on_one_link =
+        scene.lab.cluster.state().config.underlay == veer_e2e_cluster::Underlay::Bridge;
+    for label in [at::SOURCE_UPLINK, at::TARGET_UPLINK] {
+        let wire = walk.echoes(label);
+        ensure!(
+            (wire.requests, wire.replies) == (ALL, ALL)
+                && (wire.wrapped_requests, wire.wrapped_replies) == (0, 0),
+            "{label}: {wire:?}\n{}",
+            walk.trace.sight()
+        );
+        ensure!(
+            !on_one_link || wire.macs == BTreeSet::from([(near, far), (far, near)]),
+            "{label}: MACs {:?}, the NICs have {near} and {far}",
+            wire.macs
+        );
+    }
+    for label in [at::SOURCE_TUNNEL, at::TARGET_TUNNEL] {
+        ensure!(
+            walk.echoes(label).none(),
+            "{label} saw it\n{}",
+            walk.trace.sight()
+        );
+    }
+    Ok(())
+}
+
+fn device(scene: &Scene) -> Result<()> {
+    let nodes = scene.lab.cluster.node_names();
+    for name in &nodes {
+        let site = scene.lab.node_site(name)?;
+        let out = site.exec(&["ip", "-j", "-d", "link", "show", "type", "vxlan"])?;
+        let devices: Value = serde_json::from_str(&out.stdout).context("ip -j -d link")?;
+        let devices: Vec<&Value> = devices
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|d| d["ifname"].is_string())
+            .collect();
+        let [device] = devices[..] else {
+            return Err(anyhow!(
+                "{name} has {} VXLAN devices: {}",
+                devices.len(),
+                out.stdout
+            ));
+        };
+        let data = &device["linkinfo"]["info_data"];
+        ensure!(
+            device["ifname"] == TUNNEL
+                && data["external"] == true
+                && data["learning"] == false
+                && data["port"] == 8472
+                && device["flags"].to_string().contains("NOARP")
+                && device["flags"].to_string().contains("\"UP\""),
+            "{name}: {device}"
+        );
+        let out = site.exec(&["ip", "-j", "-4", "address", "show", "dev", TUNNEL])?;
+        let shown: Value = serde_json::from_str(&out.stdout).context("ip -j address")?;
+        let addresses = shown[0]["addr_info"].as_array().map_or(0, Vec::len);
+        ensure!(
+            addresses == 0,
+            "{name}: {TUNNEL} has addresses: {}",
+            out.stdout
+        );
+        for other in nodes.iter().filter(|n| *n != name) {
+            let own = scene.lab.kubectl().json(&["get", "nodenetwork", other])?;
+            let cidr = own["spec"]["podCIDRs"][0]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            let route = site.exec(&["ip", "-4", "route", "show", &cidr])?.stdout;
+            let via = format!("via {}", scene.address(other)?);
+            ensure!(
+                route.contains(&via) && route.contains(TUNNEL) && route.lines().count() == 1,
+                "{name}: the route to {other}'s {cidr} is {route:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn too_big(scene: &Scene) -> Result<()> {
+    let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
+    let watch = Plan::new()
+        .device("pod", Place::Pod(source), "icmp")
+        .start(&scene.lab)?;
+    // `probe`: DF is set, and what the route says of its MTU is not heeded.
+    let options = ["-M", "probe", "-s", "1472"];
+    let pings = client::ping_with(&source.site, IpAddr::V4(target.address), 3, &options)?;
+    let trace = watch.stop()?;
+    ensure!(
+        pings.received == 0,
+        "1500 octets passed a tunnel of 1450: {}",
+        pings.text
+    );
+    let mtu = u16::try_from(scene.pod_mtu())?;
+    let told = trace.of("pod").iter().any(|p| {
+        matches!(p.transport, Some(Transport::Icmp { kind: 3, code: 4, sequence, .. })
+            if sequence == mtu)
+    });
+    ensure!(
+        told,
+        "no \"fragmentation needed\" with {mtu}: {}",
+        trace.sight()
+    );
+    Ok(())
+}
+
+fn big_datagram(scene: &Scene) -> Result<()> {
+    let source = scene.demo_on("worker1")?;
+    let text = "x".repeat(1990);
+    for target in [scene.other_on("worker1")?, scene.other_on("worker2")?] {
+        let to = SocketAddr::from((target.address, UDP));
+        let answer = client::udp_ask(&source.site, to, &format!("echo {text}"))?;
+        ensure!(answer.trim() == text, "{to} echoed {} octets", answer.len());
+    }
+    Ok(())
+}
+
+fn host_and_pod(scene: &Scene) -> Result<()> {
+    for node in scene.lab.cluster.node_names() {
+        let site = scene.lab.node_site(&node)?;
+        for pod in &scene.fixed {
+            let to = IpAddr::V4(pod.address);
+            let pings = client::ping(&site, to, 2)?;
+            ensure!(pings.complete(), "{node} → {}: {}", pod.name, pings.text);
+            let name = client::http_get(&site, (pod.address, HTTP).into(), "/hostname")?;
+            ensure!(name == pod.name, "{node} → {}: {name} answered", pod.name);
+            let pings = client::ping(&pod.site, scene.address(&node)?, 2)?;
+            ensure!(pings.complete(), "{} → {node}: {}", pod.name, pings.text);
+        }
+    }
+    Ok(())
+}
+
+/// Sends 8 MiB from pod to pod and compares; the receiver is a thread in the
+/// pod's network.
+fn transfer(source: &Pod, target: &Pod) -> Result<()> {
+    const SIZE: usize = 8 << 20;
+    let sum = |sum: u64, bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(sum, |s, b| s.wrapping_mul(31).wrapping_add(u64::from(*b)))
+    };
+    let patience = Some(Duration::from_secs(20));
+    let listener = target
+        .site
+        .within(|| Ok(TcpListener::bind((target.address, 0))?))?;
+    let to = listener.local_addr()?;
+    thread::scope(|scope| {
+        let receiver = scope.spawn(move || -> Result<(usize, u64)> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(patience)?;
+            let (mut total, mut digest) = (0, 0);
+            let mut part = vec![0; 1 << 16];
+            loop {
+                let read = stream.read(&mut part).context("receive")?;
+                if read == 0 {
+                    return Ok((total, digest));
+                }
+                total += read;
+                digest = sum(digest, &part[..read]);
+            }
+        });
+        let sent = source.site.within(|| {
+            let mut stream = TcpStream::connect_timeout(&to, client::PATIENCE)?;
+            stream.set_write_timeout(patience)?;
+            let (mut state, mut digest) = (1_u64, 0);
+            for _ in 0..SIZE / 4096 {
+                let mut part = Vec::with_capacity(4096);
+                while part.len() < 4096 {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    part.extend_from_slice(&state.to_be_bytes());
+                }
+                digest = sum(digest, &part);
+                stream.write_all(&part).context("send")?;
+            }
+            Ok(digest)
+        });
+        let sent = sent.with_context(|| format!("{} → {to}", source.name))?;
+        let got = receiver
+            .join()
+            .map_err(|_| anyhow!("the receiver panicked"))??;
+        ensure!(
+            got == (SIZE, sent),
+            "{} octets arrived, sums {} and {sent}",
+            got.0,
+            got.1
+        );
+        Ok(())
+    })
+}
+
+fn offloads(scene: &Scene) -> Result<()> {
+    let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
+    let names = ["rx", "tx", "tso", "gso", "gro", "sg"];
+    let set = |value: &str| -> Result<()> {
+        for pod in [source, target] {
+            let node = scene.lab.node_site(&pod.node)?;
+            let host = pod.wire()?.host_name;
+            let places = [
+                (&pod.site, "eth0"),
+                (&node, host.as_str()),
+                (&node, UPLINK),
+                (&node, TUNNEL),
+            ];
+            for (site, device) in places {
+                let mut words = vec!["ethtool", "-K", device];
+                for name in names {
+                    words.extend([name, value]);
+                }
+                // A device that cannot change one of them says so and does the rest.
+                site.exec_any(&words)?;
+            }
+        }
+        Ok(())
+    };
+    let both = || transfer(source, target).and_then(|()| transfer(target, source));
+    let with = both().context("offloads on");
+    set("off")?;
+    let without = both().context("offloads off");
+    set("on")?;
+    with.and(without)
+}
+
+/// The ids of the programs on a pod's host side.
+fn program_ids(scene: &Scene, pod: &Pod) -> Result<BTreeSet<u64>> {
+    let node = scene.lab.node(&pod.node)?;
+    let host = pod.wire()?.host_name;
+    let out = node.exec(&["bpftool", "-j", "net", "show", "dev", &host])?;
+    let net: Value = serde_json::from_str(&out.stdout).context("bpftool net")?;
+    let attached = net[0]["tc"].as_array().cloned().unwrap_or_default();
+    Ok(attached
+        .iter()
+        .filter_map(|a| a["prog_id"].as_u64().or(a["id"].as_u64()))
+        .collect())
+}
+
+fn same_program(scene: &Scene) -> Result<()> {
+    let pod = scene.demo_on("worker1")?;
+    let native = program_ids(scene, pod)?;
+    scene.lab.set_mode(Mode::Tunnel)?;
+    let tunnel = program_ids(scene, pod);
+    scene.lab.set_mode(Mode::Native)?;
+    let tunnel = tunnel?;
+    ensure!(
+        !native.is_empty() && native == tunnel,
+        "programs {native:?} by Native, {tunnel:?} by Tunnel"
+    );
+    Ok(())
+}
+
+fn lossless(scene: &Scene) -> Result<()> {
+    let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
+    let udp = Stream::start(&source.site, (target.address, UDP).into())?;
+    let mut tcp = Conversation::open(&source.site, (target.address, HTTP).into())?;
+    let mut back_and_forth = || -> Result<()> {
+        for mode in [Mode::Tunnel, Mode::Native, Mode::Tunnel, Mode::Native] {
+            scene.lab.set_mode(mode)?;
+            let before = udp.sent();
+            await_condition("the stream goes on", Duration::from_secs(5), || {
+                Ok((udp.sent() > before + 200).then_some(()))
+            })?;
+            let name = tcp.ask("/hostname").context("the open connection")?;
+            ensure!(name == target.name, "{name} answered for {}", target.name);
+        }
+        Ok(())
+    };
+    let changed = back_and_forth();
+    let tally = udp.stop()?;
+    changed?;
+    ensure!(tally.lost() == 0 && tally.doubled == 0, "{tally:?}");
+    Ok(())
+}

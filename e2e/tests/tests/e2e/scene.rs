@@ -1,0 +1,225 @@
+//! The cluster that all tests of a run share, and what is on it.
+
+use std::{
+    env,
+    net::IpAddr,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay};
+use veer_e2e_tests::{
+    baseline,
+    lab::{Lab, Mode},
+    pods::{self, Pod},
+    workloads,
+};
+
+/// A test: what it found wrong is its error.
+pub(crate) type Test = fn(&Scene) -> Result<()>;
+
+/// Namespace of the demo's workloads.
+pub(crate) const DEMO: &str = "e2e-demo";
+/// Namespace of the pods with a known place.
+pub(crate) const FIXED: &str = "e2e-fixed";
+
+/// What a test needs of the cluster.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    mode: Mode,
+    rp_filter: u8,
+}
+
+impl Needs {
+    /// A routing mode.
+    pub(crate) fn mode(mode: Mode) -> Self {
+        Self { mode, rp_filter: 0 }
+    }
+
+    /// Every node with `rp_filter` 1 on `all`, as some distributions have it.
+    pub(crate) fn strict(self) -> Self {
+        Self {
+            rp_filter: 1,
+            ..self
+        }
+    }
+}
+
+/// The cluster and the pods on it.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    /// The cluster with veer on it.
+    pub(crate) lab: Lab,
+    /// The mode in force.
+    pub(crate) mode: Mode,
+    /// The `DaemonSet`'s pods, one per node.
+    pub(crate) demo: Vec<Pod>,
+    /// The Deployment's pods, of another label set, one per worker.
+    pub(crate) other: Vec<Pod>,
+    /// A pod per node with hostPorts and a service of its own.
+    pub(crate) fixed: Vec<Pod>,
+}
+
+static SCENE: OnceLock<Result<Mutex<Scene>, String>> = OnceLock::new();
+
+/// Runs a test on the shared cluster, which the first one starts.
+pub(crate) fn run(needs: Needs, test: Test) -> Result<()> {
+    let scene = SCENE.get_or_init(|| start().map(Mutex::new).map_err(|e| format!("{e:#}")));
+    let scene = scene
+        .as_ref()
+        .map_err(|e| anyhow!("the cluster did not start: {e}"))?;
+    let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
+    scene.fulfil(needs)?;
+    test(&scene)
+}
+
+/// Removes the cluster, if this run made it.
+pub(crate) fn end() -> Result<()> {
+    if SCENE.get().is_none() || env::var_os("VEER_E2E_CLUSTER").is_some() {
+        return Ok(());
+    }
+    if env::var_os("VEER_E2E_KEEP").is_some() {
+        eprintln!("the cluster {} is left up", own_name());
+        return Ok(());
+    }
+    Ok(Cluster::down_by_name(&own_name())?)
+}
+
+/// The name of this run's own cluster.
+fn own_name() -> String {
+    format!("e2e{}", std::process::id())
+}
+
+/// Whether the network is not veer but the bridge plugin's: a control of the
+/// tests of services, which must pass there too.
+fn is_control() -> bool {
+    env::var_os("VEER_E2E_CONTROL").is_some()
+}
+
+fn config() -> Result<Config> {
+    let mut config = Config::new(&own_name());
+    config.proxy_mode = match env::var("VEER_E2E_PROXY").as_deref() {
+        Err(_) | Ok("nftables") => ProxyMode::Nftables,
+        Ok("iptables") => ProxyMode::Iptables,
+        Ok(other) => bail!("VEER_E2E_PROXY is nftables or iptables, not {other}"),
+    };
+    config.underlay = match env::var("VEER_E2E_UNDERLAY").as_deref() {
+        Err(_) | Ok("bridge") => Underlay::Bridge,
+        Ok("router") => Underlay::Router,
+        Ok(other) => bail!("VEER_E2E_UNDERLAY is bridge or router, not {other}"),
+    };
+    Ok(config)
+}
+
+fn start() -> Result<Scene> {
+    let cluster = match env::var("VEER_E2E_CLUSTER") {
+        Ok(name) => Cluster::attach(&name)?,
+        Err(_) => Cluster::up_with(config()?, Progress::quiet())?,
+    };
+    let lab = Lab::new(cluster);
+    let control = is_control();
+    if control {
+        baseline::install(&lab)?;
+        lab.cluster.await_nodes_ready(workloads::STARTED)?;
+    } else if lab
+        .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
+        .is_err()
+    {
+        lab.install(&[])?;
+    }
+    if !control {
+        lab.await_installed()?;
+    }
+    let (demo, other) = workloads::start_demo(&lab, DEMO)?;
+    let nodes = lab.cluster.node_names();
+    lab.kubectl().apply(&workloads::fixed(FIXED, &nodes))?;
+    let fixed = pods::await_ready(&lab, FIXED, "app=fixed", nodes.len(), workloads::STARTED)?;
+    let mode = if control { Mode::Native } else { lab.mode()? };
+    Ok(Scene {
+        lab,
+        mode,
+        demo,
+        other,
+        fixed,
+    })
+}
+
+impl Scene {
+    fn fulfil(&mut self, needs: Needs) -> Result<()> {
+        for name in self.lab.cluster.node_names() {
+            let value = format!("net.ipv4.conf.all.rp_filter={}", needs.rp_filter);
+            self.lab
+                .node_site(&name)?
+                .exec(&["sysctl", "-q", "-w", &value])?;
+        }
+        if self.mode != needs.mode && !is_control() {
+            self.lab.set_mode(needs.mode)?;
+            self.mode = needs.mode;
+        }
+        Ok(())
+    }
+
+    /// The `DaemonSet`'s pod on a node.
+    pub(crate) fn demo_on(&self, node: &str) -> Result<&Pod> {
+        self.demo
+            .iter()
+            .find(|p| p.node == node)
+            .with_context(|| format!("no demo on {node}"))
+    }
+
+    /// The Deployment's pod on a node.
+    pub(crate) fn other_on(&self, node: &str) -> Result<&Pod> {
+        self.other
+            .iter()
+            .find(|p| p.node == node)
+            .with_context(|| format!("no other on {node}"))
+    }
+
+    /// The pod with a known place on a node.
+    pub(crate) fn fixed_on(&self, node: &str) -> Result<&Pod> {
+        self.fixed
+            .iter()
+            .find(|p| p.node == node)
+            .with_context(|| format!("no fixed on {node}"))
+    }
+
+    /// All pods that tests use.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.demo.iter().chain(&self.other).chain(&self.fixed)
+    }
+
+    /// A pod's identity number, from its `PodEndpoint`.
+    pub(crate) fn identity(&self, pod: &Pod) -> Result<u32> {
+        identity_of(&self.lab, pod)
+    }
+
+    /// A node's address.
+    pub(crate) fn address(&self, node: &str) -> Result<IpAddr> {
+        Ok(IpAddr::V4(self.lab.cluster.address(node)?))
+    }
+
+    /// The MTU that the mode in force leaves to pods, on the uplink's 1500:
+    /// VXLAN over IPv4 takes 50 octets.
+    pub(crate) fn pod_mtu(&self) -> u32 {
+        let uplink = u32::from(self.lab.cluster.state().config.mtu);
+        match self.mode {
+            Mode::Tunnel => uplink - 50,
+            Mode::Native => uplink,
+        }
+    }
+}
+
+/// A pod's identity number, from its `PodEndpoint`.
+pub(crate) fn identity_of(lab: &Lab, pod: &Pod) -> Result<u32> {
+    let list = lab
+        .kubectl()
+        .json(&["-n", &pod.namespace, "get", "podendpoints"])?;
+    let items: &Vec<Value> = list["items"].as_array().context("a list without items")?;
+    items
+        .iter()
+        .find(|e| e["spec"]["podUID"] == pod.uid.as_str())
+        .and_then(|e| e["spec"]["identity"].as_u64())
+        .and_then(|n| u32::try_from(n).ok())
+        .with_context(|| format!("no PodEndpoint of {}", pod.name))
+}

@@ -1,0 +1,301 @@
+//! What a pod or the world must not be able to do. Each attempt must reach
+//! nobody, and the reason's counter must say so.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_cluster::{Mac, Machine, await_condition, decode::VXLAN_PORT};
+use veer_e2e_tests::{
+    client,
+    evidence::{Place, Plan},
+    maps::{self, reason},
+    pods::Pod,
+    site::Site,
+    workloads::UDP,
+};
+
+use crate::scene::{Scene, Test};
+
+/// Tests in tunnel mode.
+pub(crate) const TUNNEL: [(&str, Test); 8] = [
+    ("pod_with_another_address_reaches_nobody", spoofed_address),
+    ("pod_with_another_mac_reaches_nobody", spoofed_mac),
+    (
+        "tunnel_packet_from_the_world_reaches_nobody",
+        tunnel_from_world,
+    ),
+    (
+        "tunnel_packet_from_a_node_with_another_nodes_pod_reaches_nobody",
+        tunnel_of_other_node,
+    ),
+    (
+        "tunnel_packet_with_a_reserved_vni_reaches_nobody",
+        reserved_vni,
+    ),
+    ("tunnel_packet_from_a_pod_reaches_nobody", tunnel_from_pod),
+    (
+        "bare_packet_that_claims_a_remote_pod_reaches_nobody",
+        bare_remote_pod,
+    ),
+    (
+        "bare_packet_that_claims_an_own_pod_reaches_nobody",
+        bare_own_pod,
+    ),
+];
+
+/// Tests in native mode.
+pub(crate) const NATIVE: [(&str, Test); 5] =
+    [TUNNEL[0], TUNNEL[1], TUNNEL[2], TUNNEL[5], TUNNEL[7]];
+
+/// Datagrams sent per attempt.
+const SENT: u64 = 5;
+/// What they say, followed by padding.
+const TEXT: &[u8] = b"veer-e2e-forged";
+
+/// Sends, and checks that the counter rose and the victim's eth0 saw nothing.
+fn refused(
+    scene: &Scene,
+    victim: &Pod,
+    (node, program, why): (&Machine, &str, u32),
+    attempt: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let before = maps::counter(node, program, why)?;
+    let filter = format!("udp dst port {UDP}");
+    let watch = Plan::new()
+        .device("victim", Place::Pod(victim), &filter)
+        .start(&scene.lab)?;
+    let attempted = attempt();
+    let rose = attempted.and_then(|()| {
+        let what = format!("{program} of {} counts reason {why}", node.name());
+        await_condition(&what, Duration::from_secs(5), || {
+            let now = maps::counter(node, program, why).map_err(|e| format!("{e:#}"))?;
+            let rose = now - before;
+            if rose >= SENT {
+                Ok(Some(()))
+            } else {
+                Err(format!("it rose by {rose}"))
+            }
+        })
+        .context("the attempt was not refused for its reason")
+    });
+    let trace = watch.stop()?;
+    rose.with_context(|| trace.sight())?;
+    ensure!(
+        trace.of("victim").is_empty(),
+        "it was delivered: {}",
+        trace.sight()
+    );
+    Ok(())
+}
+
+/// Sends datagrams from a socket bound to `source` at a site.
+fn send(from: &Site, source: Ipv4Addr, to: SocketAddr, load: &[u8]) -> Result<()> {
+    from.within(|| {
+        let socket = UdpSocket::bind((source, 0)).with_context(|| format!("bind {source}"))?;
+        for _ in 0..SENT {
+            socket.send_to(load, to)?;
+        }
+        Ok(())
+    })
+}
+
+/// An address that a site has while `work` runs.
+fn with_address<T>(
+    site: &Site,
+    address: Ipv4Addr,
+    device: &str,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let text = format!("{address}/32");
+    site.exec(&["ip", "address", "add", &text, "dev", device])?;
+    let done = work();
+    site.exec(&["ip", "address", "del", &text, "dev", device])?;
+    done
+}
+
+fn spoofed_address(scene: &Scene) -> Result<()> {
+    let pod = scene.demo_on("worker1")?;
+    let node = scene.lab.node("worker1")?;
+    // A free address, a neighbour's, another node's pod's and the world's.
+    let claims = [
+        Ipv4Addr::new(10, 244, 200, 9),
+        scene.other_on("worker1")?.address,
+        scene.fixed_on("worker2")?.address,
+        Ipv4Addr::new(198, 51, 100, 77),
+    ];
+    for victim in [scene.fixed_on("worker1")?, scene.other_on("worker2")?] {
+        for claim in claims {
+            let to = SocketAddr::from((victim.address, UDP));
+            let place = (&node, "pod_egress", reason::SPOOFED_ADDRESS);
+            refused(scene, victim, place, || {
+                with_address(&pod.site, claim, "eth0", || {
+                    send(&pod.site, claim, to, TEXT)
+                })
+            })
+            .with_context(|| format!("as {claim} to {}", victim.name))?;
+        }
+    }
+    Ok(())
+}
+
+fn spoofed_mac(scene: &Scene) -> Result<()> {
+    let pod = scene.demo_on("worker1")?;
+    let victim = scene.other_on("worker1")?;
+    let node = scene.lab.node("worker1")?;
+    let own = pod.wire()?.pod_mac.to_string();
+    let place = (&node, "pod_egress", reason::SPOOFED_MAC);
+    let to = SocketAddr::from((victim.address, UDP));
+    let change = |mac: &str| {
+        pod.site
+            .exec(&["ip", "link", "set", "eth0", "address", mac])
+    };
+    let outcome = refused(scene, victim, place, || {
+        change("02:00:00:00:00:66")?;
+        let sent = send(&pod.site, pod.address, to, TEXT);
+        change(&own)?;
+        sent
+    });
+    change(&own)?;
+    outcome?;
+    let pings = client::ping(&pod.site, IpAddr::V4(victim.address), 3)?;
+    ensure!(pings.complete(), "with its own MAC again: {}", pings.text);
+    Ok(())
+}
+
+/// A VXLAN header and, inside, a UDP datagram from `source` to `target`.
+fn forged(vni: u32, source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut udp = Vec::new();
+    let length = 8 + u16::try_from(TEXT.len()).unwrap_or_default();
+    for word in [40_000, UDP, length, 0] {
+        udp.extend(word.to_be_bytes());
+    }
+    udp.extend(TEXT);
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + length).to_be_bytes());
+    ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    ip.extend(source.octets());
+    ip.extend(target.octets());
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or_default();
+    ip[10..12].copy_from_slice(&folded.to_be_bytes());
+    let mut packet = vec![0x08, 0, 0, 0];
+    packet.extend((vni << 8).to_be_bytes());
+    let Mac(mac) = Mac([2, 0, 0, 0, 0, 7]);
+    packet.extend([mac, mac].concat());
+    packet.extend([0x08, 0x00]);
+    packet.extend(ip);
+    packet.extend(udp);
+    packet
+}
+
+/// The address that a socket of `site` sends to `to` from.
+fn own_source(site: &Site, to: IpAddr) -> Result<Ipv4Addr> {
+    site.within(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((to, 9))?;
+        match socket.local_addr()?.ip() {
+            IpAddr::V4(address) => Ok(address),
+            IpAddr::V6(address) => anyhow::bail!("{address} is not IPv4"),
+        }
+    })
+}
+
+fn tunnel_from_world(scene: &Scene) -> Result<()> {
+    let victim = scene.demo_on("worker1")?;
+    let claimed = scene.other_on("worker2")?;
+    let vni = scene.identity(claimed)?;
+    let world = scene.lab.world()?;
+    let node = scene.lab.node("worker1")?;
+    let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
+    let source = own_source(&world, to.ip())?;
+    let load = forged(vni, claimed.address, victim.address);
+    // Refused on the uplink, or before it by XDP where that is on.
+    let xdp = maps::counter(&node, "uplink_xdp", reason::TUNNEL_SOURCE_NOT_NODE)?;
+    let place = (&node, "uplink_ingress", reason::TUNNEL_SOURCE_NOT_NODE);
+    let outcome = refused(scene, victim, place, || send(&world, source, to, &load));
+    let now = maps::counter(&node, "uplink_xdp", reason::TUNNEL_SOURCE_NOT_NODE)?;
+    if now >= xdp + SENT { Ok(()) } else { outcome }
+}
+
+fn tunnel_of_other_node(scene: &Scene) -> Result<()> {
+    let victim = scene.demo_on("worker1")?;
+    // A pod of worker2's, claimed by the control plane's node.
+    let claimed = scene.other_on("worker2")?;
+    let vni = scene.identity(claimed)?;
+    let liar = scene.lab.node_site("control")?;
+    let node = scene.lab.node("worker1")?;
+    let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
+    let source = own_source(&liar, to.ip())?;
+    let load = forged(vni, claimed.address, victim.address);
+    let place = (&node, "overlay_ingress", reason::TUNNEL_SOURCE_NOT_ON_NODE);
+    refused(scene, victim, place, || send(&liar, source, to, &load))
+}
+
+fn reserved_vni(scene: &Scene) -> Result<()> {
+    let victim = scene.demo_on("worker1")?;
+    let claimed = scene.fixed_on("control")?;
+    let liar = scene.lab.node_site("control")?;
+    let node = scene.lab.node("worker1")?;
+    let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
+    let source = own_source(&liar, to.ip())?;
+    // host, world, unmanaged: no sender writes them.
+    for vni in [0, 1, 2, 3] {
+        let load = forged(vni, claimed.address, victim.address);
+        let place = (&node, "overlay_ingress", reason::RESERVED_VNI);
+        refused(scene, victim, place, || send(&liar, source, to, &load))
+            .with_context(|| format!("VNI {vni}"))?;
+    }
+    Ok(())
+}
+
+fn tunnel_from_pod(scene: &Scene) -> Result<()> {
+    let pod = scene.demo_on("worker1")?;
+    let victim = scene.demo_on("worker2")?;
+    let node = scene.lab.node("worker1")?;
+    let vni = scene.identity(pod)?;
+    let load = forged(vni, pod.address, victim.address);
+    for target in scene.lab.cluster.node_names() {
+        let to = SocketAddr::from((scene.address(&target)?, VXLAN_PORT));
+        let place = (&node, "pod_egress", reason::TUNNEL_PORT_FROM_POD);
+        refused(scene, victim, place, || {
+            send(&pod.site, pod.address, to, &load)
+        })
+        .with_context(|| format!("to {target}"))?;
+    }
+    Ok(())
+}
+
+/// A datagram on the underlay that claims to come from `claim`, sent by the
+/// world to the node of `victim`.
+fn bare(scene: &Scene, victim: &Pod, claim: Ipv4Addr, why: u32) -> Result<()> {
+    let world = scene.lab.world()?;
+    let node = scene.lab.node(&victim.node)?;
+    let route = format!("{}/32", victim.address);
+    let via = scene.address(&victim.node)?.to_string();
+    world.exec(&["ip", "route", "replace", &route, "via", &via])?;
+    let to = SocketAddr::from((victim.address, UDP));
+    let outcome = refused(scene, victim, (&node, "uplink_ingress", why), || {
+        with_address(&world, claim, "lo", || send(&world, claim, to, TEXT))
+    });
+    world.exec(&["ip", "route", "del", &route])?;
+    outcome
+}
+
+fn bare_remote_pod(scene: &Scene) -> Result<()> {
+    let victim = scene.demo_on("worker1")?;
+    let claim = scene.other_on("worker2")?.address;
+    bare(scene, victim, claim, reason::NATIVE_NOT_ACCEPTED)
+}
+
+fn bare_own_pod(scene: &Scene) -> Result<()> {
+    let victim = scene.demo_on("worker1")?;
+    let claim = scene.other_on("worker1")?.address;
+    bare(scene, victim, claim, reason::OWN_SOURCE_FROM_OUTSIDE)
+}

@@ -1,0 +1,447 @@
+//! How a pod is wired, and what the maps say of it (REFERENCE A1 to A5, A11).
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use veer_e2e_cluster::{Packet, await_condition};
+use veer_e2e_tests::{
+    client,
+    evidence::{Place, Plan},
+    maps,
+    pods::Pod,
+    site::Site,
+    workloads,
+};
+
+use crate::scene::{DEMO, Scene, Test, identity_of};
+
+/// Tests that each mode passes.
+pub(crate) const EITHER: [(&str, Test); 3] = [
+    (
+        "pod_has_a_host_address_a_gateway_route_and_the_modes_mtu",
+        addresses_and_routes,
+    ),
+    (
+        "endpoint_map_has_the_peer_ifindex_macs_and_identity",
+        endpoint_map,
+    ),
+    (
+        "ipcache_has_every_pod_with_its_identity_and_node",
+        ipcache_map,
+    ),
+];
+
+/// All tests.
+pub(crate) const TESTS: [(&str, Test); 10] = [
+    EITHER[0],
+    EITHER[1],
+    EITHER[2],
+    (
+        "arp_for_the_gateway_is_answered_with_the_host_sides_mac",
+        arp,
+    ),
+    ("arp_for_anything_else_is_not_answered", arp_for_others),
+    (
+        "program_on_the_host_side_veth_comes_first_and_is_jited",
+        program,
+    ),
+    (
+        "pods_of_one_label_set_share_an_identity_and_others_do_not",
+        identities,
+    ),
+    (
+        "identity_outlives_the_pod_and_its_address",
+        identity_outlives_the_pod,
+    ),
+    ("command_prints_what_the_maps_hold", command),
+    ("status_says_host_routing_by_bpf", status),
+];
+
+fn routes(site: &Site) -> Result<Vec<Value>> {
+    let out = site.exec(&["ip", "-j", "-4", "route", "show"])?;
+    serde_json::from_str(&out.stdout).context("ip -j route")
+}
+
+/// The gateway by the pod's own default route.
+fn gateway(pod: &Pod) -> Result<IpAddr> {
+    let routes = routes(&pod.site)?;
+    let default = routes.iter().find(|r| r["dst"] == "default");
+    let gateway = default.and_then(|r| r["gateway"].as_str());
+    let gateway = gateway.with_context(|| format!("{} has no default route", pod.name))?;
+    Ok(gateway.parse()?)
+}
+
+fn addresses_and_routes(scene: &Scene) -> Result<()> {
+    let mtu = scene.pod_mtu();
+    // A running pod learns a new mode's MTU a moment after the mode is in force.
+    await_condition(
+        "every pod has the mode's MTU on its route",
+        Duration::from_secs(20),
+        || {
+            for pod in scene.pods() {
+                let routes = routes(&pod.site).map_err(|e| format!("{e:#}"))?;
+                let default = routes.iter().find(|r| r["dst"] == "default");
+                if !default.is_some_and(|r| r["metrics"][0]["mtu"] == mtu) {
+                    return Err(format!("{}: {default:?}, and {mtu} is wanted", pod.name));
+                }
+            }
+            Ok(Some(()))
+        },
+    )?;
+    for pod in scene.pods() {
+        let out = pod
+            .site
+            .exec(&["ip", "-j", "-4", "address", "show", "dev", "eth0"])?;
+        let devices: Value = serde_json::from_str(&out.stdout).context("ip -j address")?;
+        let info = devices[0]["addr_info"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        ensure!(
+            info.len() == 1
+                && info[0]["local"] == pod.address.to_string()
+                && info[0]["prefixlen"] == 32,
+            "{} has {info:?}, not {}/32",
+            pod.name,
+            pod.address
+        );
+        let gateway = gateway(pod)?.to_string();
+        let routes = routes(&pod.site)?;
+        let link = routes.iter().find(|r| r["dst"] == gateway.as_str());
+        ensure!(
+            link.is_some_and(|r| r["scope"] == "link" && r["dev"] == "eth0"),
+            "{} has no link route to its gateway {gateway}: {routes:?}",
+            pod.name
+        );
+        ensure!(
+            routes.len() == 2,
+            "{} has more routes than two: {routes:?}",
+            pod.name
+        );
+        let own = scene
+            .lab
+            .kubectl()
+            .json(&["get", "nodenetwork", &pod.node])?;
+        let cidr = own["spec"]["podCIDRs"][0]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let base: Vec<&str> = cidr.split('.').take(3).collect();
+        ensure!(
+            gateway.starts_with(&format!("{}.", base.join(".")))
+                && pod
+                    .address
+                    .to_string()
+                    .starts_with(&format!("{}.", base.join("."))),
+            "{} at {} by {gateway} is outside its node's {cidr}",
+            pod.name,
+            pod.address
+        );
+    }
+    Ok(())
+}
+
+fn arp(scene: &Scene) -> Result<()> {
+    let pod = scene.demo_on("worker1")?;
+    let target = IpAddr::V4(scene.demo_on("worker2")?.address);
+    let (gateway, wire) = (gateway(pod)?, pod.wire()?);
+    let watch = Plan::new()
+        .device("pod", Place::Pod(pod), "arp")
+        .start(&scene.lab)?;
+    let gateway_text = gateway.to_string();
+    pod.site
+        .exec_any(&["ip", "neigh", "del", &gateway_text, "dev", "eth0"])?;
+    let pings = client::ping(&pod.site, target, 1)?;
+    let trace = watch.stop()?;
+    ensure!(
+        pings.complete(),
+        "no ping after the neighbour was forgotten: {}",
+        pings.text
+    );
+    let is_answer = |p: &&Packet| {
+        p.arp.is_some_and(|a| {
+            a.operation == 2 && IpAddr::V4(a.sender) == gateway && a.sender_mac == wire.host_mac
+        })
+    };
+    ensure!(
+        trace.of("pod").iter().any(|p| is_answer(&p)),
+        "nobody answered for {gateway} with {}: {}",
+        wire.host_mac,
+        trace.sight()
+    );
+    Ok(())
+}
+
+fn arp_for_others(scene: &Scene) -> Result<()> {
+    let pod = scene.demo_on("worker1")?;
+    // A neighbour's address, as if it were on the pod's own link.
+    let other = scene.other_on("worker1")?.address.to_string();
+    let watch = Plan::new()
+        .device("pod", Place::Pod(pod), "arp")
+        .start(&scene.lab)?;
+    pod.site
+        .exec(&["ip", "route", "add", &other, "dev", "eth0", "scope", "link"])?;
+    let pings = client::ping(&pod.site, other.parse()?, 2);
+    pod.site
+        .exec(&["ip", "route", "del", &other, "dev", "eth0"])?;
+    let trace = watch.stop()?;
+    let asked = |p: &&Packet| p.arp.is_some_and(|a| a.operation == 1);
+    ensure!(
+        trace.of("pod").iter().any(|p| asked(&p)),
+        "the pod did not ask: {}",
+        trace.sight()
+    );
+    let answered = |p: &&Packet| p.arp.is_some_and(|a| a.operation == 2);
+    ensure!(
+        !trace.of("pod").iter().any(|p| answered(&p)) && pings?.received == 0,
+        "somebody answered for a neighbour: {}",
+        trace.sight()
+    );
+    Ok(())
+}
+
+fn endpoint_map(scene: &Scene) -> Result<()> {
+    for pod in scene.pods() {
+        let wire = pod.wire()?;
+        let rows = maps::endpoints(&scene.lab.node(&pod.node)?)?;
+        let row = rows
+            .iter()
+            .find(|r| r.address == pod.address)
+            .with_context(|| format!("{} is not in ENDPOINTS of {}", pod.name, pod.node))?;
+        let identity = scene.identity(pod)?;
+        ensure!(
+            row.ifindex == wire.host_ifindex
+                && row.mac == wire.pod_mac
+                && row.node_mac == wire.host_mac
+                && row.identity == identity
+                && row.id > 0,
+            "{}: the map has {row:?}, the kernel {wire:?}, the API identity {identity}",
+            pod.name
+        );
+    }
+    Ok(())
+}
+
+fn ipcache_map(scene: &Scene) -> Result<()> {
+    for node in scene.lab.cluster.node_names() {
+        let machine = scene.lab.node(&node)?;
+        let rows = maps::ipcache(&machine)?;
+        for pod in scene.pods() {
+            let row = rows
+                .iter()
+                .find(|r| r.prefix == 32 && r.address == pod.address)
+                .with_context(|| format!("{} is not in IPCACHE of {node}", pod.name))?;
+            let identity = scene.identity(pod)?;
+            ensure!(
+                row.identity == identity,
+                "{}: {node} has identity {}, the API {identity}",
+                pod.name,
+                row.identity
+            );
+            if pod.node == node {
+                ensure!(
+                    row.node_id == maps::LOCAL_NODE,
+                    "{}: local, but {node} has {row:?}",
+                    pod.name
+                );
+            } else {
+                let remote = maps::remote(&machine, row.node_id)?;
+                ensure!(
+                    IpAddr::V4(remote.tunnel_address) == scene.address(&pod.node)?,
+                    "{} is on {}, but {node} sends to {remote:?}",
+                    pod.name,
+                    pod.node
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn program(scene: &Scene) -> Result<()> {
+    for pod in scene.demo.iter().chain(&scene.other) {
+        let node = scene.lab.node(&pod.node)?;
+        let wire = pod.wire()?;
+        let out = node.exec(&["bpftool", "-j", "net", "show", "dev", &wire.host_name])?;
+        let net: Value = serde_json::from_str(&out.stdout).context("bpftool net")?;
+        let attached = net[0]["tc"].as_array().cloned().unwrap_or_default();
+        let ingress = attached
+            .iter()
+            .find(|a| a["kind"].as_str().is_some_and(|k| k.contains("ingress")))
+            .with_context(|| format!("no program on the ingress of {}", wire.host_name))?;
+        ensure!(
+            ingress["name"] == "pod_egress",
+            "first on the ingress of {} is {ingress}",
+            wire.host_name
+        );
+        // A tcx program is direct-action by its nature; below 6.6 the filter says so.
+        if !ingress["kind"]
+            .as_str()
+            .unwrap_or_default()
+            .starts_with("tcx")
+        {
+            let words = ["tc", "filter", "show", "dev", &wire.host_name, "ingress"];
+            let filter = node.exec(&words)?.stdout;
+            ensure!(
+                filter.contains("direct-action"),
+                "no direct action: {filter}"
+            );
+        }
+        let id = ingress["prog_id"].as_u64().or(ingress["id"].as_u64());
+        let id = id
+            .with_context(|| format!("no program id in {ingress}"))?
+            .to_string();
+        let out = node.exec(&["bpftool", "-j", "prog", "show", "id", &id])?;
+        let program: Value = serde_json::from_str(&out.stdout).context("bpftool prog")?;
+        ensure!(
+            program["jited"] == true,
+            "program {id} is not JITed: {program}"
+        );
+    }
+    Ok(())
+}
+
+fn identities(scene: &Scene) -> Result<()> {
+    let of = |pods: &[Pod]| -> Result<BTreeSet<u32>> {
+        pods.iter().map(|p| scene.identity(p)).collect()
+    };
+    let (demo, other) = (of(&scene.demo)?, of(&scene.other)?);
+    ensure!(
+        demo.len() == 1 && other.len() == 1 && demo.is_disjoint(&other),
+        "the DaemonSet's pods have {demo:?}, the Deployment's {other:?}"
+    );
+    let number = demo.first().copied().unwrap_or_default();
+    let object = scene
+        .lab
+        .kubectl()
+        .json(&["get", "securityidentity", &number.to_string()])?;
+    let labels = &object["spec"]["labels"];
+    ensure!(
+        labels["app"] == "demo"
+            && labels["io.kubernetes.pod.namespace"] == DEMO
+            && labels["controller-revision-hash"].is_null()
+            && labels["pod-template-generation"].is_null(),
+        "identity {number} stands for {labels}"
+    );
+    Ok(())
+}
+
+fn identity_outlives_the_pod(scene: &Scene) -> Result<()> {
+    let (lab, name) = (&scene.lab, "phoenix");
+    let yaml = workloads::single(DEMO, name, "worker1", "{app: phoenix}");
+    let start = || -> Result<Pod> {
+        lab.kubectl().apply(&yaml)?;
+        let pods =
+            veer_e2e_tests::pods::await_ready(lab, DEMO, "app=phoenix", 1, workloads::STARTED)?;
+        pods.into_iter().next().context("no phoenix")
+    };
+    let delete = ["-n", DEMO, "delete", "pod", name, "--wait=true"];
+    let before = start()?;
+    let number = identity_of(lab, &before)?;
+    lab.kubectl().run(&delete)?;
+    let after = start()?;
+    let again = identity_of(lab, &after)?;
+    lab.kubectl().run(&delete)?;
+    ensure!(before.uid != after.uid, "the pod is the same one");
+    ensure!(
+        before.address != after.address,
+        "the address {} came back at once; the longest free one goes first",
+        before.address
+    );
+    ensure!(number == again, "identity {number} became {again}");
+    Ok(())
+}
+
+fn command(scene: &Scene) -> Result<()> {
+    let node = scene.lab.node("worker1")?;
+    let rows = scene.lab.veer_json("worker1", &["endpoint", "list"])?;
+    let rows = rows
+        .as_array()
+        .context("veer endpoint list prints no list")?;
+    for endpoint in maps::endpoints(&node)? {
+        let row = rows
+            .iter()
+            .find(|r| r["address"] == endpoint.address.to_string());
+        ensure!(
+            row.is_some_and(|r| r["ifindex"] == endpoint.ifindex
+                && r["identity"] == endpoint.identity
+                && r["id"] == endpoint.id
+                && r["mac"] == endpoint.mac.to_string()
+                && r["node_mac"] == endpoint.node_mac.to_string()),
+            "the map has {endpoint:?}, the command prints {row:?}"
+        );
+    }
+    let rows = scene
+        .lab
+        .veer_json("worker1", &["bpf", "ipcache", "list"])?;
+    let rows = rows
+        .as_array()
+        .context("veer bpf ipcache list prints no list")?;
+    for entry in maps::ipcache(&node)? {
+        let prefix = format!("{}/{}", entry.address, entry.prefix);
+        let row = rows.iter().find(|r| r["prefix"] == prefix.as_str());
+        ensure!(
+            row.is_some_and(|r| r["identity"] == entry.identity && r["node_id"] == entry.node_id),
+            "the map has {entry:?}, the command prints {row:?}"
+        );
+        let local = entry.node_id == maps::LOCAL_NODE;
+        ensure!(
+            !local || row.is_some_and(|r| r["tunnel_endpoint"] == "0.0.0.0"),
+            "{prefix} is local, the command prints {row:?}"
+        );
+    }
+    let rows = scene.lab.veer_json("worker1", &["bpf", "tunnel", "list"])?;
+    let text = rows.to_string();
+    for name in scene.lab.cluster.node_names() {
+        let own = scene.lab.kubectl().json(&["get", "nodenetwork", &name])?;
+        let cidr = own["spec"]["podCIDRs"][0]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        ensure!(
+            text.contains(&cidr) && text.contains(&scene.address(&name)?.to_string()),
+            "{name} with {cidr} is not in the tunnel table: {text}"
+        );
+    }
+    let rows = scene.lab.veer_json("worker1", &["identity", "list"])?;
+    let rows = rows
+        .as_array()
+        .context("veer identity list prints no list")?;
+    let names = [
+        "host",
+        "world",
+        "unmanaged",
+        "health",
+        "init",
+        "remote-node",
+    ];
+    for (number, name) in (1..).zip(names) {
+        let row = rows.iter().find(|r| r["identity"] == json!(number));
+        ensure!(
+            row.is_some_and(|r| r["labels"]
+                .to_string()
+                .contains(&format!("reserved:{name}"))),
+            "reserved identity {number} is printed as {row:?}"
+        );
+    }
+    let own = scene.identity(scene.demo_on("worker1")?)?;
+    let row = rows.iter().find(|r| r["identity"] == json!(own));
+    ensure!(
+        row.is_some_and(|r| r["labels"].to_string().contains("app=demo")),
+        "identity {own} is printed as {row:?}"
+    );
+    Ok(())
+}
+
+fn status(scene: &Scene) -> Result<()> {
+    for node in scene.lab.cluster.node_names() {
+        let text = scene.lab.veer(&node, &["status"])?.stdout;
+        let line = text
+            .lines()
+            .find(|l| l.contains("Host Routing"))
+            .unwrap_or_default();
+        ensure!(line.contains("BPF"), "veer status on {node}:\n{text}");
+    }
+    Ok(())
+}
