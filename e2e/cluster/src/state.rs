@@ -252,3 +252,40 @@ pub(crate) fn free_index() -> Result<u8> {
         .find(|i| !used.contains(i))
         .ok_or_else(|| Error::State("256 clusters exist; veer-cluster down --all".to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_not_fit_everywhere_are_refused() {
+        for bad in ["", "Upper", "a-b", "a.b", "a/b", "twenty1characterslong"] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+        assert!(check_name("dev2").is_ok());
+    }
+
+    #[test]
+    fn a_configuration_out_of_bounds_is_refused_with_the_bound() {
+        let bad = [
+            (
+                Config {
+                    workers: 21,
+                    ..Config::new("a")
+                },
+                "at most 20",
+            ),
+            (
+                Config {
+                    mtu: 575,
+                    ..Config::new("a")
+                },
+                "at least 576",
+            ),
+        ];
+        for (config, says) in bad {
+            let error = config.check().expect_err("out of bounds").to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

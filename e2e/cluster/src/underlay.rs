@@ -315,3 +315,59 @@ pub(crate) fn spare_address(plan: Plan, info: &NodeInfo) -> Result<Ipv4Addr> {
 pub(crate) fn unwire_harness(index: u8) {
     let _absent = sh(&["ip", "link", "del", &device(index)]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn node(number: u8, address: Ipv4Addr) -> NodeInfo {
+        NodeInfo {
+            name: "n".to_owned(),
+            role: crate::state::Role::Worker,
+            number,
+            address,
+        }
+    }
+
+    #[test]
+    fn every_machine_of_a_link_has_an_address_of_its_own() {
+        for (kind, last) in [(Underlay::Bridge, 21), (Underlay::Router, 21)] {
+            let plan = Plan::new(7, kind);
+            let mut seen = BTreeSet::new();
+            for number in 0..=last {
+                let link = plan.link(number, false).expect("room");
+                assert!(
+                    seen.insert(link.address),
+                    "{kind:?} {number}: {}",
+                    link.address
+                );
+                let spare = spare_address(plan, &node(number, link.address)).expect("room");
+                assert!(
+                    number == 0 || seen.insert(spare),
+                    "{kind:?} {number}: {spare}"
+                );
+                // Moving back is moving to where it was.
+                let back = spare_address(plan, &node(number, spare)).expect("room");
+                assert_eq!(back, link.address);
+            }
+        }
+    }
+
+    #[test]
+    fn a_router_is_the_gateway_of_each_link() {
+        let link = Plan::new(3, Underlay::Router).link(2, true).expect("room");
+        assert_eq!(link.address, Ipv4Addr::new(172, 31, 3, 18));
+        assert_eq!(link.gateway, Ipv4Addr::new(172, 31, 3, 17));
+        assert_eq!(link.prefix, 29);
+    }
+
+    #[test]
+    fn a_full_underlay_says_so() {
+        let error = Plan::new(0, Underlay::Router)
+            .link(32, false)
+            .expect_err("no room");
+        assert!(error.to_string().contains("full"), "{error}");
+        assert!(Plan::new(0, Underlay::Bridge).link(250, false).is_err());
+    }
+}
