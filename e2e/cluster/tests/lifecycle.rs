@@ -7,13 +7,13 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, TcpListener},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use veer_e2e_cluster::{
-    Cluster, Config, LightPod, OUTSIDE, Output, Role, Underlay, await_condition,
+    Cluster, Config, LightPod, Machine, OUTSIDE, Output, Role, Underlay, await_condition,
 };
 
 /// Everything on this machine that carries a cluster's name.
@@ -94,6 +94,7 @@ fn a_cluster_behind_a_router_is_changed_while_it_runs_and_leaves_nothing() {
         "one device for the harness's own link"
     );
     nodes_reach_each_other_and_the_world_only(&cluster);
+    nodes_cannot_open_connections_to_this_machine(&cluster);
     nodes_are_not_ready_and_act_for_themselves_only(&cluster);
     a_node_comes_loses_power_moves_and_goes(&mut cluster);
     light_pods_are_wired_and_unwired(&mut cluster);
@@ -149,6 +150,22 @@ fn nodes_reach_each_other_and_the_world_only(cluster: &Cluster) {
         "no way out: {}",
         elsewhere.stdout
     );
+}
+
+fn nodes_cannot_open_connections_to_this_machine(cluster: &Cluster) {
+    let ours = Ipv4Addr::new(172, 29, cluster.state().index, 1);
+    let server = TcpListener::bind((ours, 0)).expect("the harness's end of its link");
+    let port = server.local_addr().expect("bound").port().to_string();
+    let connect = |machine: &Machine| {
+        let words = ["nc", "-z", "-w", "2", &ours.to_string(), &port];
+        machine.exec_any(&words).expect("nc runs").code
+    };
+    assert_eq!(
+        connect(&cluster.world()),
+        0,
+        "the address and port are right"
+    );
+    assert_ne!(connect(&cluster.node("worker1").expect("worker1")), 0);
 }
 
 fn nodes_are_not_ready_and_act_for_themselves_only(cluster: &Cluster) {
