@@ -191,11 +191,16 @@ impl Cluster {
             return Ok(());
         }
         node::start_containerd(&machine)?;
-        for image in IMAGES {
-            node::import_image(&machine, &paths::images().join(format!("{image}.tar")))?;
-        }
+        let import = |image: &&str| {
+            node::import_image(&machine, &paths::images().join(format!("{image}.tar")))
+        };
+        // The sandbox's image is all that the kubelet needs to register; the
+        // others arrive while it does.
+        let (first, others) = IMAGES.split_at(1);
+        first.iter().try_for_each(import)?;
         node::start_kubelet(&machine, info)?;
         node::start_proxy(&machine, info, &self.state.config)?;
+        others.iter().try_for_each(import)?;
         self.progress
             .done(&format!("{} ({}) started", info.name, info.address));
         Ok(())
