@@ -397,6 +397,25 @@ fn preflight() -> Result<()> {
             )));
         }
     }
+    for program in [
+        "containerd",
+        "ctr",
+        "runc",
+        "nft",
+        "ip",
+        "nsenter",
+        "unshare",
+        "tcpdump",
+    ] {
+        if !paths::search_path()
+            .split(':')
+            .any(|dir| Path::new(dir).join(program).exists())
+        {
+            return Err(Error::State(format!(
+                "{program} is not installed: run make setup"
+            )));
+        }
+    }
     for image in IMAGES {
         let path = paths::images().join(format!("{image}.tar"));
         if !path.exists() {
