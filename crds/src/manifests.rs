@@ -32,7 +32,12 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 /// The schema number of a CRD as found in a cluster; none: not veer's, or older
 /// than numbers.
 pub fn schema_version(crd: &CustomResourceDefinition) -> Option<u32> {
-    crd.metadata.annotations.as_ref()?.get(SCHEMA_VERSION_KEY)?.parse().ok()
+    crd.metadata
+        .annotations
+        .as_ref()?
+        .get(SCHEMA_VERSION_KEY)?
+        .parse()
+        .ok()
 }
 
 fn finish(mut crd: CustomResourceDefinition, root: &[Rule]) -> CustomResourceDefinition {
@@ -41,7 +46,10 @@ fn finish(mut crd: CustomResourceDefinition, root: &[Rule]) -> CustomResourceDef
         .get_or_insert_default()
         .insert(SCHEMA_VERSION_KEY.to_owned(), SCHEMA_VERSION.to_string());
     for version in &mut crd.spec.versions {
-        let schema = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut());
+        let schema = version
+            .schema
+            .as_mut()
+            .and_then(|s| s.open_api_v3_schema.as_mut());
         let Some(schema) = schema else { continue };
         // What `kubectl explain` says of the kind is what the type says of it.
         schema.description = schema
@@ -72,9 +80,16 @@ mod tests {
     fn every_crd_is_in_the_category_and_has_printer_columns() {
         for crd in all() {
             let name = crd.metadata.name.clone().unwrap();
-            assert_eq!(crd.spec.names.categories, Some(vec!["veer".to_owned()]), "{name}");
+            assert_eq!(
+                crd.spec.names.categories,
+                Some(vec!["veer".to_owned()]),
+                "{name}"
+            );
             assert!(crd.spec.names.short_names.is_some(), "{name}");
-            assert!(crd.spec.versions[0].additional_printer_columns.is_some(), "{name}");
+            assert!(
+                crd.spec.versions[0].additional_printer_columns.is_some(),
+                "{name}"
+            );
             assert_eq!(schema_version(&crd), Some(SCHEMA_VERSION), "{name}");
         }
     }
@@ -82,10 +97,16 @@ mod tests {
     #[test]
     fn schemas_use_only_formats_that_an_api_server_knows() {
         let text = serde_json::to_string(&all()).unwrap();
-        let formats: std::collections::BTreeSet<&str> =
-            text.split("\"format\":\"").skip(1).filter_map(|s| s.split('"').next()).collect();
+        let formats: std::collections::BTreeSet<&str> = text
+            .split("\"format\":\"")
+            .skip(1)
+            .filter_map(|s| s.split('"').next())
+            .collect();
         for format in formats {
-            assert!(["int32", "int64", "date-time"].contains(&format), "format {format}");
+            assert!(
+                ["int32", "int64", "date-time"].contains(&format),
+                "format {format}"
+            );
         }
     }
 }

@@ -16,7 +16,9 @@ pub(crate) const CONDITIONS_KEYS: [&str; 1] = ["type"];
 
 /// The value of `x-kubernetes-validations`.
 pub(crate) fn rules(list: &[Rule]) -> Value {
-    list.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+    list.iter()
+        .map(|(rule, message)| json!({ "rule": rule, "message": message }))
+        .collect()
 }
 
 /// Of a string that is a block of addresses.

@@ -25,7 +25,9 @@ where
     let body = body::<K>(name, "spec", spec, version)?;
     let params = PatchParams::apply(manager).force();
     let what = format!("apply {} {name}", K::kind(&()));
-    to.patch(name, &params, &Patch::Apply(body)).await.map_err(api(what))
+    to.patch(name, &params, &Patch::Apply(body))
+        .await
+        .map_err(api(what))
 }
 
 /// Applies an object's `status`, or parts of it.
@@ -42,7 +44,9 @@ where
     let body = body::<K>(name, "status", status, version)?;
     let params = PatchParams::apply(manager).force();
     let what = format!("apply the status of {} {name}", K::kind(&()));
-    to.patch_status(name, &params, &Patch::Apply(body)).await.map_err(api(what))
+    to.patch_status(name, &params, &Patch::Apply(body))
+        .await
+        .map_err(api(what))
 }
 
 fn body<K: Resource<DynamicType = ()>>(
@@ -51,8 +55,10 @@ fn body<K: Resource<DynamicType = ()>>(
     content: impl Serialize,
     version: Option<&str>,
 ) -> Result<Value, Error> {
-    let content = serde_json::to_value(content)
-        .map_err(|source| Error::Json { what: "an object to apply", source })?;
+    let content = serde_json::to_value(content).map_err(|source| Error::Json {
+        what: "an object to apply",
+        source,
+    })?;
     let mut metadata = json!({ "name": name });
     if let Some(version) = version {
         metadata["resourceVersion"] = json!(version);

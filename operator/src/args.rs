@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+
+use crate::decommission;
 
 /// Allocates pod CIDRs and security identities and drives the routing mode of
 /// veer's pod network.
@@ -14,12 +16,19 @@ use clap::Parser;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "veer-operator", version)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// YAML file with the spec of the ClusterNetwork `default`, which is created
     /// from it if there is none and never written again.
     #[arg(long, env = "VEER_INITIAL_NETWORK", value_name = "FILE")]
     pub(crate) initial_network: Option<PathBuf>,
     /// Namespace of the Lease.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "kube-system")]
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "kube-system",
+        global = true
+    )]
     pub(crate) namespace: String,
     /// Name of this replica in the Lease; host name and process id if not given.
     #[arg(long, env = "POD_NAME")]
@@ -42,8 +51,15 @@ pub(crate) struct Args {
     #[arg(long, env = "VEER_IDENTITY_UNUSED_SECONDS", default_value_t = 600)]
     pub(crate) identity_unused_seconds: u64,
     /// What to log: error, warn, info, debug, trace, or a tracing filter.
-    #[arg(long, env = "VEER_LOG", default_value = "info")]
+    #[arg(long, env = "VEER_LOG", default_value = "info", global = true)]
     pub(crate) log: String,
+}
+
+/// What is to be done instead of leading.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Has veer removed from every node, and ends: what `helm uninstall` runs.
+    Decommission(decommission::Arguments),
 }
 
 /// What controllers need of the command line.

@@ -66,7 +66,9 @@ where
         let (fill, filled) = watch::channel(false);
         let run = async move {
             let kind = K::kind(&());
-            let events = follow(api, watcher::Config::default()).modify(strip).default_backoff();
+            let events = follow(api, watcher::Config::default())
+                .modify(strip)
+                .default_backoff();
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
                 let event = match event {
@@ -90,7 +92,14 @@ where
                 let _ = announce.send(change);
             }
         };
-        (Self { store: reader, changes, filled }, run)
+        (
+            Self {
+                store: reader,
+                changes,
+                filled,
+            },
+            run,
+        )
     }
 
     /// The object of this name (of a cluster-wide kind).
@@ -110,7 +119,13 @@ where
 
     /// Returns once the first list is in.
     pub(crate) async fn ready(&self) {
-        if self.filled.clone().wait_for(|filled| *filled).await.is_err() {
+        if self
+            .filled
+            .clone()
+            .wait_for(|filled| *filled)
+            .await
+            .is_err()
+        {
             // The watch is gone, and with it this term: nothing to go on with.
             std::future::pending::<()>().await;
         }
@@ -161,10 +176,7 @@ where
     }
 
     /// References to all objects, whenever `when` says so.
-    pub(crate) fn queue_on<S>(
-        &self,
-        when: S,
-    ) -> impl Stream<Item = ObjectRef<K>> + Send + use<K, S>
+    pub(crate) fn queue_on<S>(&self, when: S) -> impl Stream<Item = ObjectRef<K>> + Send + use<K, S>
     where
         S: Stream<Item = ()> + Send + 'static,
     {
@@ -198,5 +210,9 @@ fn refs<K>(store: &Store<K>) -> Vec<ObjectRef<K>>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    store.state().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect()
+    store
+        .state()
+        .iter()
+        .map(|object| ObjectRef::from_obj(object.as_ref()))
+        .collect()
 }

@@ -21,7 +21,9 @@ impl Report {
     /// The condition to write, given those there are.
     pub(crate) fn over(self, old: &[Condition], generation: Option<i64>) -> Condition {
         let status = if self.status { "True" } else { "False" };
-        let before = old.iter().find(|c| c.type_ == self.type_ && c.status == status);
+        let before = old
+            .iter()
+            .find(|c| c.type_ == self.type_ && c.status == status);
         Condition {
             type_: self.type_.to_owned(),
             status: status.to_owned(),
@@ -36,7 +38,9 @@ impl Report {
 
 /// Whether the condition of this type is met.
 pub(crate) fn is_true(conditions: &[Condition], type_: &str) -> bool {
-    conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
+    conditions
+        .iter()
+        .any(|c| c.type_ == type_ && c.status == "True")
 }
 
 /// The current time, in whole seconds as the API keeps it.
@@ -51,12 +55,20 @@ mod tests {
 
     #[test]
     fn the_transition_time_changes_only_when_the_status_flips() {
-        let report = |status, reason| Report { type_: "Ready", status, reason, message: "".into() };
+        let report = |status, reason| Report {
+            type_: "Ready",
+            status,
+            reason,
+            message: String::new(),
+        };
         let mut first = report(false, "A").over(&[], Some(1));
         first.last_transition_time = Time(Timestamp::from_second(1).unwrap());
         let same = report(false, "B").over(&[first.clone()], Some(2));
         assert_eq!(same.last_transition_time, first.last_transition_time);
-        assert_eq!((same.reason.as_str(), same.observed_generation), ("B", Some(2)));
+        assert_eq!(
+            (same.reason.as_str(), same.observed_generation),
+            ("B", Some(2))
+        );
         let flipped = report(true, "C").over(&[first.clone()], Some(3));
         assert_ne!(flipped.last_transition_time, first.last_transition_time);
     }

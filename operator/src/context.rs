@@ -54,12 +54,15 @@ impl Context {
         metrics: Arc<Metrics>,
         identity: String,
     ) -> (Arc<Self>, Vec<BoxFuture<'static, ()>>) {
-        let (networks, a) = Cached::new(Api::all(client.clone()));
-        let (nodes, b) = Cached::new(Api::all(client.clone()));
-        let (node_networks, c) = Cached::new(Api::all(client.clone()));
-        let (claims, d) = Cached::new(Api::all(client.clone()));
-        let (identities, e) = Cached::new(Api::all(client.clone()));
-        let reporter = Reporter { controller: "veer-operator".into(), instance: Some(identity) };
+        let (networks, follow_networks) = Cached::new(Api::all(client.clone()));
+        let (nodes, follow_nodes) = Cached::new(Api::all(client.clone()));
+        let (node_networks, follow_node_networks) = Cached::new(Api::all(client.clone()));
+        let (claims, follow_claims) = Cached::new(Api::all(client.clone()));
+        let (identities, follow_identities) = Cached::new(Api::all(client.clone()));
+        let reporter = Reporter {
+            controller: "veer-operator".into(),
+            instance: Some(identity),
+        };
         let context = Self {
             client: client.clone(),
             settings,
@@ -75,8 +78,13 @@ impl Context {
             heard: AtomicBool::new(false),
             published: Mutex::default(),
         };
-        let watches: Vec<BoxFuture<'static, ()>> =
-            vec![Box::pin(a), Box::pin(b), Box::pin(c), Box::pin(d), Box::pin(e)];
+        let watches: Vec<BoxFuture<'static, ()>> = vec![
+            Box::pin(follow_networks),
+            Box::pin(follow_nodes),
+            Box::pin(follow_node_networks),
+            Box::pin(follow_claims),
+            Box::pin(follow_identities),
+        ];
         (Arc::new(context), watches)
     }
 
@@ -109,7 +117,8 @@ impl Context {
             .filter(|node| node.is_ready())
             .filter(|node| {
                 let network = self.node_networks.get(node.name());
-                !network.is_some_and(|n| n.status.as_ref().is_some_and(|s| !s.boot_id.is_empty()))
+                let status = network.as_ref().and_then(|n| n.status.as_ref());
+                status.is_none_or(|s| s.boot_id.is_empty())
             })
             .map(|node| node.name().to_owned())
             .collect();
@@ -129,9 +138,16 @@ impl Context {
         reason: &'static str,
         note: String,
     ) {
-        let key = (on.meta().name.clone().unwrap_or_default(), reason, note.clone());
+        let key = (
+            on.meta().name.clone().unwrap_or_default(),
+            reason,
+            note.clone(),
+        );
         {
-            let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut published = self
+                .published
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if published.len() >= EVENTS_REMEMBERED {
                 published.clear();
             }
@@ -148,7 +164,10 @@ impl Context {
         };
         if let Err(error) = self.recorder.publish(&event, &on.object_ref(&())).await {
             tracing::warn!(reason, "cannot publish an event: {error}");
-            self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            self.published
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&key);
         }
     }
 }

@@ -22,13 +22,17 @@ pub(crate) async fn settle(client: &Client) -> Result<(), Error> {
         let name = crd.name_any();
         let what = format!("apply CRD {name}");
         let there = found(crds.get(&name).await).map_err(api(what.clone()))?;
-        let version = there.as_ref().map(|c| manifests::schema_version(c).unwrap_or_default());
+        let version = there
+            .as_ref()
+            .map(|c| manifests::schema_version(c).unwrap_or_default());
         if version.is_some_and(|v| v >= manifests::SCHEMA_VERSION) {
             tracing::debug!(name, ?version, "the CRD is not older");
             continue;
         }
         let params = PatchParams::apply(MANAGER).force();
-        crds.patch(&name, &params, &Patch::Apply(&crd)).await.map_err(api(what))?;
+        crds.patch(&name, &params, &Patch::Apply(&crd))
+            .await
+            .map_err(api(what))?;
         tracing::info!(name, from = ?version, to = manifests::SCHEMA_VERSION, "applied the CRD");
     }
     for crd in manifests::all() {
@@ -47,5 +51,8 @@ pub(crate) async fn settle(client: &Client) -> Result<(), Error> {
 
 fn established(crd: &CustomResourceDefinition) -> bool {
     let conditions = crd.status.as_ref().and_then(|s| s.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Established" && c.status == "True"))
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|c| c.type_ == "Established" && c.status == "True")
+    })
 }

@@ -75,14 +75,21 @@ pub(crate) fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Error 
         if code(&source) == Some(409) {
             Error::Conflict { what }
         } else {
-            Error::Api { what, source: Box::new(source) }
+            Error::Api {
+                what,
+                source: Box::new(source),
+            }
         }
     }
 }
 
 /// The HTTP status of an API error.
 pub(crate) fn code(error: &kube::Error) -> Option<u16> {
-    if let kube::Error::Api(status) = error { Some(status.code) } else { None }
+    if let kube::Error::Api(status) = error {
+        Some(status.code)
+    } else {
+        None
+    }
 }
 
 /// `None` where the API server says that there is no such object.

@@ -46,7 +46,10 @@ async fn readyz(State(health): State<Arc<Health>>) -> (StatusCode, &'static str)
     if health.ready.load(Ordering::Relaxed) {
         (StatusCode::OK, "ok\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the API server has not answered yet\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the API server has not answered yet\n",
+        )
     }
 }
 

@@ -45,7 +45,13 @@ impl Candidate {
         duration: Duration,
     ) -> Self {
         let api = Api::namespaced(client, namespace);
-        Self { api, name: name.to_owned(), identity, duration, seen: None }
+        Self {
+            api,
+            name: name.to_owned(),
+            identity,
+            duration,
+            seen: None,
+        }
     }
 
     /// Returns once this candidate leads. `looked` is called after each answer
@@ -79,9 +85,8 @@ impl Candidate {
             let left = patience.saturating_sub(renewed.elapsed());
             match timeout(left, self.look()).await {
                 Ok(Ok(Look::Held)) => renewed = began,
-                Ok(Ok(Look::Others)) => return,
+                Ok(Ok(Look::Others)) | Err(_) => return,
                 Ok(Err(error)) => tracing::warn!("{}", error.chain()),
-                Err(_) => return,
             }
             if renewed.elapsed() >= patience {
                 return;
@@ -101,7 +106,10 @@ impl Candidate {
         }
         spec.holder_identity = None;
         spec.lease_duration_seconds = Some(1);
-        self.api.replace(&self.name, &PostParams::default(), &lease).await.map_err(api(what()))?;
+        self.api
+            .replace(&self.name, &PostParams::default(), &lease)
+            .await
+            .map_err(api(what()))?;
         Ok(())
     }
 
@@ -111,7 +119,10 @@ impl Candidate {
         let what = || text.clone();
         let Some(mut lease) = found(self.api.get(&self.name).await).map_err(api(what()))? else {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(self.name.clone()),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.renewed(LeaseSpec::default())),
             };
             let made = self.api.create(&PostParams::default(), &lease).await;
@@ -127,7 +138,10 @@ impl Candidate {
         }
         lease.spec = Some(self.renewed(spec));
         // The resourceVersion read above makes this fail if someone was faster.
-        let put = self.api.replace(&self.name, &PostParams::default(), &lease).await;
+        let put = self
+            .api
+            .replace(&self.name, &PostParams::default(), &lease)
+            .await;
         put.map_err(api(what()))?;
         Ok(Look::Held)
     }
@@ -159,7 +173,11 @@ impl Candidate {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: i32::try_from(self.duration.as_secs()).ok(),
             lease_transitions: Some(if mine { terms } else { terms + 1 }),
-            acquire_time: if mine { old.acquire_time } else { Some(now.clone()) },
+            acquire_time: if mine {
+                old.acquire_time
+            } else {
+                Some(now.clone())
+            },
             renew_time: Some(now),
             ..old
         }

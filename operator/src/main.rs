@@ -9,6 +9,7 @@ mod condition;
 mod context;
 mod controllers;
 mod crd;
+mod decommission;
 mod error;
 mod health;
 mod leader;
@@ -24,7 +25,7 @@ use clap::Parser;
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 
-use args::Args;
+use args::{Args, Command};
 use health::Health;
 use leader::Candidate;
 use metrics::Metrics;
@@ -33,20 +34,32 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
         .with_context(|| format!("--log {} is no filter: try info or debug", args.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
     // Two threads: one so that leases and probes are not kept waiting by the other.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let initial = args.initial_network.as_deref();
-    let initial = initial.map(controllers::cluster_network::initial::read).transpose()?;
+    let initial = initial
+        .map(controllers::cluster_network::initial::read)
+        .transpose()?;
     let config = Config::infer().await.context(
         "no API server to talk to: run inside a cluster, or point KUBECONFIG at a kubeconfig",
     )?;
     let client = Client::try_from(config).context("cannot set up the API client")?;
+    if let Some(Command::Decommission(arguments)) = &args.command {
+        decommission::run(client, &args.namespace, arguments).await?;
+        return Ok(());
+    }
     let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::new()));
     let identity = args.identity();
     let mut candidate = Candidate::new(

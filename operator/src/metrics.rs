@@ -37,9 +37,19 @@ impl Metrics {
             Family::clone(&runs),
         );
         registry.register("leader", "1 while this replica leads", leader.clone());
-        registry.register("pod_cidr_claims", "Blocks of pod addresses claimed", claims.clone());
+        registry.register(
+            "pod_cidr_claims",
+            "Blocks of pod addresses claimed",
+            claims.clone(),
+        );
         registry.register("identities", "Security identities", identities.clone());
-        Self { registry, runs, leader, claims, identities }
+        Self {
+            registry,
+            runs,
+            leader,
+            claims,
+            identities,
+        }
     }
 
     /// Counts a reconciliation.
@@ -59,7 +69,8 @@ impl Metrics {
 
     /// Says how many identities there are.
     pub(crate) fn identities(&self, count: usize) {
-        self.identities.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.identities
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// All, in the text format.

@@ -74,12 +74,18 @@ impl SlimNode {
 
     /// Whether the kubelet says that it is ready.
     pub(crate) fn is_ready(&self) -> bool {
-        self.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+        self.status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
     }
 
     /// Its addresses (host names left out).
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.status.addresses.iter().filter_map(|a| a.address.parse().ok())
+        self.status
+            .addresses
+            .iter()
+            .filter_map(|a| a.address.parse().ok())
     }
 }
 

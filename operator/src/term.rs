@@ -68,7 +68,7 @@ pub(crate) async fn run(setup: &Setup) {
 fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
     let c = context.as_ref();
     let (set_changed, changed_sets) = mpsc::unbounded_channel();
-    let whole = |_| ObjectRef::new(CLUSTER_NETWORK);
+    let whole = |()| ObjectRef::new(CLUSTER_NETWORK);
     let cluster_network_queue = stream::select_all([
         c.networks.queue().boxed(),
         c.nodes.changes().map(|_| ()).map(whole).boxed(),
@@ -77,21 +77,29 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
     ]);
     let node_queue = stream::select_all([
         c.nodes.queue().boxed(),
-        c.node_networks.queue_for(&c.nodes, ResourceExt::name_any).boxed(),
-        c.claims.queue_for(&c.nodes, |claim| claim.spec.node_name.clone()).boxed(),
+        c.node_networks
+            .queue_for(&c.nodes, ResourceExt::name_any)
+            .boxed(),
+        c.claims
+            .queue_for(&c.nodes, |claim| claim.spec.node_name.clone())
+            .boxed(),
         c.nodes.queue_on(c.networks.spec_changes()).boxed(),
     ]);
     let node_network_queue = stream::select_all([
         c.node_networks.queue().boxed(),
-        c.nodes.queue_for(&c.node_networks, |node| node.name().to_owned()).boxed(),
-        c.claims.queue_for(&c.node_networks, |claim| claim.spec.node_name.clone()).boxed(),
+        c.nodes
+            .queue_for(&c.node_networks, |node| node.name().to_owned())
+            .boxed(),
+        c.claims
+            .queue_for(&c.node_networks, |claim| claim.spec.node_name.clone())
+            .boxed(),
     ]);
-    let pod_cidr_queue = stream::select_all([
-        c.claims.queue().boxed(),
-        claims_of_nodes(context).boxed(),
+    let pod_cidr_queue =
+        stream::select_all([c.claims.queue().boxed(), claims_of_nodes(context).boxed()]);
+    let identity_queue = stream::select_all([
+        c.identities.queue().boxed(),
+        numbers_of_sets(context, changed_sets),
     ]);
-    let identity_queue =
-        stream::select_all([c.identities.queue().boxed(), numbers_of_sets(context, changed_sets)]);
     let notify = move |set: &Set| {
         // The receiver lives as long as the term.
         let _ = set_changed.send(Arc::clone(set));
@@ -108,7 +116,15 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
             cluster_network::reconcile,
         )
         .boxed(),
-        run_controller("node", cx(), c.nodes.store(), node_queue, short, node::reconcile).boxed(),
+        run_controller(
+            "node",
+            cx(),
+            c.nodes.store(),
+            node_queue,
+            short,
+            node::reconcile,
+        )
+        .boxed(),
         run_controller(
             "node-network",
             cx(),
@@ -142,15 +158,25 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
 
 /// The claims of a node, whenever the Node or its NodeNetwork changes.
 fn claims_of_nodes(context: &Arc<Context>) -> impl Stream<Item = ObjectRef<PodCIDR>> + use<> {
-    let nodes = context.nodes.queue_for(&context.node_networks, |node| node.name().to_owned());
+    let nodes = context
+        .nodes
+        .queue_for(&context.node_networks, |node| node.name().to_owned());
     let names = stream::select(
         nodes.map(|node| node.name),
         context.node_networks.queue().map(|network| network.name),
     );
     let context = Arc::clone(context);
     names.flat_map(move |name| {
-        let claims = context.claims.all().into_iter().filter(|c| c.spec.node_name == name);
-        stream::iter(claims.map(|c| ObjectRef::from_obj(c.as_ref())).collect::<Vec<_>>())
+        let claims = context
+            .claims
+            .all()
+            .into_iter()
+            .filter(|c| c.spec.node_name == name);
+        stream::iter(
+            claims
+                .map(|c| ObjectRef::from_obj(c.as_ref()))
+                .collect::<Vec<_>>(),
+        )
     })
 }
 
@@ -160,10 +186,13 @@ fn numbers_of_sets(
     sets: mpsc::UnboundedReceiver<Set>,
 ) -> BoxStream<'static, ObjectRef<SecurityIdentity>> {
     let context = Arc::clone(context);
-    stream::unfold(sets, |mut sets| async move { Some((sets.recv().await?, sets)) })
-        .flat_map(move |set| {
-            let numbers = context.usage.numbers().of(&set);
-            stream::iter(numbers.into_iter().map(|n| ObjectRef::new(&n.to_string())))
-        })
-        .boxed()
+    stream::unfold(
+        sets,
+        |mut sets| async move { Some((sets.recv().await?, sets)) },
+    )
+    .flat_map(move |set| {
+        let numbers = context.usage.numbers().of(&set);
+        stream::iter(numbers.into_iter().map(|n| ObjectRef::new(&n.to_string())))
+    })
+    .boxed()
 }

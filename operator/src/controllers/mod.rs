@@ -43,7 +43,10 @@ pub(crate) async fn run<K, F>(
         Box::pin(async move {
             let result = work.await;
             if result.is_ok() {
-                forget.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                forget
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&key);
                 context.metrics.ran(name, "ok");
             }
             result

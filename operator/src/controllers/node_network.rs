@@ -29,11 +29,17 @@ pub(crate) async fn reconcile(
         return Ok(Action::requeue(Duration::from_mins(10)));
     }
     let nodes: Api<SlimNode> = Api::all(context.client.clone());
-    if found(nodes.get(&name).await).map_err(api(format!("look for node {name}")))?.is_some() {
+    if found(nodes.get(&name).await)
+        .map_err(api(format!("look for node {name}")))?
+        .is_some()
+    {
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
     let networks: Api<NodeNetwork> = Api::all(context.client.clone());
     crate::apply::delete(&networks, network.as_ref()).await?;
-    tracing::info!(node = name, "removed the NodeNetwork of a Node that is gone");
+    tracing::info!(
+        node = name,
+        "removed the NodeNetwork of a Node that is gone"
+    );
     Ok(Action::await_change())
 }

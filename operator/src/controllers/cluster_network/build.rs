@@ -41,7 +41,10 @@ impl Seen {
     /// Whether kubelet and agent of a node are ready, and the agent's word is of
     /// the node's present boot.
     pub(crate) fn ready(&self, node: &SlimNode) -> bool {
-        let status = self.networks.get(node.name()).and_then(|n| n.status.as_ref());
+        let status = self
+            .networks
+            .get(node.name())
+            .and_then(|n| n.status.as_ref());
         node.is_ready()
             && status.is_some_and(|s| {
                 s.boot_id == node.status.node_info.boot_id

@@ -72,11 +72,21 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member]) -> Plan {
     let moved = epoch.phase > Phase::Switch || (epoch.phase == Phase::Switch && switched);
     let names = |list: Vec<&Member>| list.into_iter().map(|m| m.name.clone()).collect();
     Plan {
-        active: if moved { epoch.mode } else { wish.active.unwrap_or(epoch.mode) },
-        orders: members.iter().map(|m| (m.name.clone(), order(m, &epoch))).collect(),
+        active: if moved {
+            epoch.mode
+        } else {
+            wish.active.unwrap_or(epoch.mode)
+        },
+        orders: members
+            .iter()
+            .map(|m| (m.name.clone(), order(m, &epoch)))
+            .collect(),
         counts: counts(members, &epoch),
         awaited: names(
-            ready.into_iter().filter(|m| !acknowledged(m, &epoch, epoch.phase)).collect(),
+            ready
+                .into_iter()
+                .filter(|m| !acknowledged(m, &epoch, epoch.phase))
+                .collect(),
         ),
         excluded: names(members.iter().filter(|m| !m.ready).collect()),
         epoch,
@@ -86,14 +96,24 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member]) -> Plan {
 /// The first epoch of a ClusterNetwork. Where no node runs in another mode there
 /// is nothing to move, and it begins as finished.
 fn first(wish: &Wish<'_>, members: &[Member]) -> Epoch {
-    let other = members.iter().filter_map(|m| m.applied.as_ref()).any(|a| a.mode != wish.mode);
+    let other = members
+        .iter()
+        .filter_map(|m| m.applied.as_ref())
+        .any(|a| a.mode != wish.mode);
     let phase = if other { Phase::Prepare } else { Phase::Ready };
-    Epoch { phase, ..change(wish, members, 0) }
+    Epoch {
+        phase,
+        ..change(wish, members, 0)
+    }
 }
 
 /// The epoch of a change: its number is higher than any seen.
 fn change(wish: &Wish<'_>, members: &[Member], number: i64) -> Epoch {
-    let seen = members.iter().flat_map(|m| [&m.told, &m.applied]).flatten().map(|e| e.number);
+    let seen = members
+        .iter()
+        .flat_map(|m| [&m.told, &m.applied])
+        .flatten()
+        .map(|e| e.number);
     Epoch {
         cluster_network_uid: wish.uid.to_owned(),
         number: seen.max().unwrap_or_default().max(number) + 1,
@@ -117,11 +137,17 @@ fn same(a: &Epoch, b: &Epoch) -> bool {
 }
 
 fn acknowledged(member: &Member, epoch: &Epoch, phase: Phase) -> bool {
-    member.applied.as_ref().is_some_and(|a| same(a, epoch) && a.phase >= phase)
+    member
+        .applied
+        .as_ref()
+        .is_some_and(|a| same(a, epoch) && a.phase >= phase)
 }
 
 fn may_advance(epoch: &Epoch, members: &[Member]) -> bool {
-    let all = members.iter().filter(|m| m.ready).all(|m| acknowledged(m, epoch, epoch.phase));
+    let all = members
+        .iter()
+        .filter(|m| m.ready)
+        .all(|m| acknowledged(m, epoch, epoch.phase));
     let whole = epoch.phase != Phase::Switch || members.iter().all(|m| m.ready);
     epoch.phase != Phase::Ready && all && whole
 }
@@ -136,9 +162,16 @@ fn order(member: &Member, epoch: &Epoch) -> Epoch {
         Some(_) => Phase::Prepare,
     };
     // Never back within a number: an agent may acknowledge late.
-    let told = member.told.as_ref().filter(|t| same(t, epoch)).map(|t| t.phase);
+    let told = member
+        .told
+        .as_ref()
+        .filter(|t| same(t, epoch))
+        .map(|t| t.phase);
     let phase = told.map_or(phase, |told| told.max(phase)).min(epoch.phase);
-    Epoch { phase, ..epoch.clone() }
+    Epoch {
+        phase,
+        ..epoch.clone()
+    }
 }
 
 fn counts(members: &[Member], epoch: &Epoch) -> NodeCounts {

@@ -15,7 +15,11 @@ struct World {
 
 impl World {
     fn new(count: usize) -> Self {
-        let node = |i| Member { name: format!("n{i}"), ready: true, ..Member::default() };
+        let node = |i| Member {
+            name: format!("n{i}"),
+            ready: true,
+            ..Member::default()
+        };
         Self {
             current: None,
             active: None,
@@ -65,7 +69,10 @@ impl World {
 fn a_new_cluster_begins_finished_in_the_mode_asked_for() {
     let plan = World::new(3).look();
     assert_eq!((plan.epoch.number, plan.epoch.phase), (1, Phase::Ready));
-    assert_eq!((plan.epoch.mode, plan.active), (RoutingMode::Tunnel, RoutingMode::Tunnel));
+    assert_eq!(
+        (plan.epoch.mode, plan.active),
+        (RoutingMode::Tunnel, RoutingMode::Tunnel)
+    );
     assert!(plan.orders.iter().all(|(_, order)| *order == plan.epoch));
 }
 
@@ -108,8 +115,14 @@ fn a_node_that_was_away_follows_step_by_step_and_holds_up_finalize_only() {
     world.nodes[2].ready = false;
     world.mode = RoutingMode::Native;
     let plan = world.settle();
-    assert_eq!((plan.epoch.phase, plan.active), (Phase::Switch, RoutingMode::Native));
-    assert_eq!((plan.excluded, plan.counts.excluded), (vec!["n2".to_owned()], 1));
+    assert_eq!(
+        (plan.epoch.phase, plan.active),
+        (Phase::Switch, RoutingMode::Native)
+    );
+    assert_eq!(
+        (plan.excluded, plan.counts.excluded),
+        (vec!["n2".to_owned()], 1)
+    );
     world.nodes[2].ready = true;
     let mut seen = Vec::new();
     for _ in 0..8 {
@@ -120,7 +133,10 @@ fn a_node_that_was_away_follows_step_by_step_and_holds_up_finalize_only() {
         seen.push(world.nodes[2].applied.as_ref().unwrap().phase);
     }
     seen.dedup();
-    assert_eq!(seen, [Phase::Prepare, Phase::Switch, Phase::Finalize, Phase::Ready]);
+    assert_eq!(
+        seen,
+        [Phase::Prepare, Phase::Switch, Phase::Finalize, Phase::Ready]
+    );
 }
 
 #[test]
@@ -151,7 +167,11 @@ fn another_cluster_network_over_running_nodes_begins_above_their_numbers() {
 fn a_node_that_joins_late_is_told_where_the_others_are() {
     let mut world = World::new(2);
     world.settle();
-    world.nodes.push(Member { name: "new".into(), ready: false, ..Member::default() });
+    world.nodes.push(Member {
+        name: "new".into(),
+        ready: false,
+        ..Member::default()
+    });
     let plan = world.look();
     assert_eq!(plan.orders[2].1, plan.epoch);
 }

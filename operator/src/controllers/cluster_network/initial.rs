@@ -23,7 +23,10 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<ClusterNetworkSpec> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the initial network from {}", path.display()))?;
     serde_yaml::from_str(&text).with_context(|| {
-        format!("{} is not the spec of a ClusterNetwork: correct the field named", path.display())
+        format!(
+            "{} is not the spec of a ClusterNetwork: correct the field named",
+            path.display()
+        )
     })
 }
 
@@ -31,7 +34,10 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<ClusterNetworkSpec> {
 pub(crate) async fn ensure(context: Arc<Context>, spec: ClusterNetworkSpec) {
     let networks: Api<ClusterNetwork> = Api::all(context.client.clone());
     let network = ClusterNetwork::new(CLUSTER_NETWORK, spec);
-    let params = PostParams { field_manager: Some(super::MANAGER.into()), ..PostParams::default() };
+    let params = PostParams {
+        field_manager: Some(super::MANAGER.into()),
+        ..PostParams::default()
+    };
     let mut wait = Duration::from_secs(1);
     loop {
         let made = match found(networks.get(CLUSTER_NETWORK).await) {

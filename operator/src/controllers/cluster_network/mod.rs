@@ -46,7 +46,7 @@ pub(crate) async fn reconcile(
     let problems = validate::problems(&network.spec, &seen.nodes);
     let wish = build::wish(network);
     let plan = epoch::plan(&wish, &build::members(&seen));
-    let status = status::build(network, &seen, &plan, problems);
+    let status = status::build(network, &seen, &plan, &problems);
 
     let api: Api<ClusterNetwork> = Api::all(context.client.clone());
     if network.status.as_ref() != Some(&status) {
@@ -63,13 +63,18 @@ async fn tell(context: &Context, seen: &Seen, plan: &epoch::Plan) -> Result<(), 
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
     let mut orders = Vec::new();
     for (name, order) in &plan.orders {
-        let Some(network) = seen.networks.get(name) else { continue };
+        let Some(network) = seen.networks.get(name) else {
+            continue;
+        };
         if network.spec.epoch.as_ref() != Some(order) {
             let version = network.meta().resource_version.clone();
             orders.push(tell_one(api.clone(), name.clone(), order.clone(), version));
         }
     }
-    stream::iter(orders).buffer_unordered(TELL).try_collect().await
+    stream::iter(orders)
+        .buffer_unordered(TELL)
+        .try_collect()
+        .await
 }
 
 async fn tell_one(
@@ -85,18 +90,28 @@ async fn tell_one(
 
 async fn announce(context: &Context, network: &ClusterNetwork, plan: &epoch::Plan) {
     let before = network.status.as_ref().and_then(|s| s.epoch.as_ref());
-    let Some(before) = before.filter(|b| **b != plan.epoch) else { return };
+    let Some(before) = before.filter(|b| **b != plan.epoch) else {
+        return;
+    };
     let (mode, number) = (plan.epoch.mode, plan.epoch.number);
     let phase = plan.epoch.phase;
     tracing::info!(?mode, number, ?phase, "routing epoch");
     let (reason, note) = if number != before.number {
-        ("RoutingModeChanging", format!("changing to {mode:?} (epoch {number})"))
+        (
+            "RoutingModeChanging",
+            format!("changing to {mode:?} (epoch {number})"),
+        )
     } else if phase == Phase::Ready {
-        ("RoutingModeChanged", format!("traffic moves by {mode:?} (epoch {number})"))
+        (
+            "RoutingModeChanged",
+            format!("traffic moves by {mode:?} (epoch {number})"),
+        )
     } else {
         return;
     };
-    context.event(network, EventType::Normal, reason, note).await;
+    context
+        .event(network, EventType::Normal, reason, note)
+        .await;
 }
 
 /// Says that the object cannot be read; nodes keep what they were told.

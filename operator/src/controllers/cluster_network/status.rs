@@ -19,14 +19,22 @@ pub(crate) fn build(
     network: &ClusterNetwork,
     seen: &Seen,
     plan: &Plan,
-    problems: Vec<String>,
+    problems: &[String],
 ) -> ClusterNetworkStatus {
     let generation = network.metadata.generation;
-    let old = network.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    let pod_cidrs: Vec<PodCidrStatus> =
-        network.spec.pod_cidrs.iter().map(|entry| block(entry, seen)).collect();
+    let old = network
+        .status
+        .as_ref()
+        .map(|s| s.conditions.as_slice())
+        .unwrap_or_default();
+    let pod_cidrs: Vec<PodCidrStatus> = network
+        .spec
+        .pod_cidrs
+        .iter()
+        .map(|entry| block(entry, seen))
+        .collect();
     let reports = [
-        ready(plan, &problems),
+        ready(plan, problems),
         progressing(network, plan),
         available(network, seen, &pod_cidrs),
         degraded(plan, seen, problems),
@@ -38,7 +46,10 @@ pub(crate) fn build(
         epoch: Some(plan.epoch.clone()),
         nodes: plan.counts,
         pod_cidrs,
-        conditions: reports.into_iter().map(|r| r.over(old, generation)).collect(),
+        conditions: reports
+            .into_iter()
+            .map(|r| r.over(old, generation))
+            .collect(),
         observed_generation: generation.unwrap_or_default(),
     }
 }
@@ -48,15 +59,26 @@ pub(crate) fn unreadable(why: &str, generation: Option<i64>) -> Condition {
     let message = format!(
         "the spec cannot be read ({why}): correct that field; until then nodes keep what they have"
     );
-    Report { type_: "Ready", status: false, reason: "Unreadable", message }.over(&[], generation)
+    Report {
+        type_: "Ready",
+        status: false,
+        reason: "Unreadable",
+        message,
+    }
+    .over(&[], generation)
 }
 
 fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
-    let claimed = seen.claims.iter().filter(|c| entry.cidr.contains(&c.spec.cidr)).count();
+    let claimed = seen
+        .claims
+        .iter()
+        .filter(|c| entry.cidr.contains(&c.spec.cidr))
+        .count();
     // What a node holds without a claim is in use all the same.
     let held = seen.networks.values().any(|network| {
         let held = network.status.iter().flat_map(|s| &s.held_pod_cidrs);
-        held.chain(&network.spec.pod_cidrs).any(|b: &IpNet| entry.cidr.contains(b))
+        held.chain(&network.spec.pod_cidrs)
+            .any(|b: &IpNet| entry.cidr.contains(b))
     });
     let prefix = u8::try_from(entry.node_mask_size).unwrap_or(u8::MAX);
     PodCidrStatus {
@@ -68,16 +90,27 @@ fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
 }
 
 fn names(list: &[String]) -> String {
-    let mut text = list.iter().take(NAMES).cloned().collect::<Vec<_>>().join(", ");
+    let text = list
+        .iter()
+        .take(NAMES)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     if list.len() > NAMES {
-        text.push_str(&format!(" and {} more", list.len() - NAMES));
+        format!("{text} and {} more", list.len() - NAMES)
+    } else {
+        text
     }
-    text
 }
 
 fn ready(plan: &Plan, problems: &[String]) -> Report {
     let mode = plan.epoch.mode;
-    let report = |status, reason, message| Report { type_: "Ready", status, reason, message };
+    let report = |status, reason, message| Report {
+        type_: "Ready",
+        status,
+        reason,
+        message,
+    };
     if let Some(problem) = problems.first() {
         return report(false, "Invalid", problem.clone());
     }
@@ -86,18 +119,32 @@ fn ready(plan: &Plan, problems: &[String]) -> Report {
         return report(false, "Changing", message);
     }
     if plan.awaited.is_empty() {
-        report(true, "InForce", format!("{mode:?} is in force on every ready node"))
+        report(
+            true,
+            "InForce",
+            format!("{mode:?} is in force on every ready node"),
+        )
     } else {
-        report(false, "Awaiting", format!("not in force yet on {}", names(&plan.awaited)))
+        report(
+            false,
+            "Awaiting",
+            format!("not in force yet on {}", names(&plan.awaited)),
+        )
     }
 }
 
 fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
-    let report = |status, reason, message| Report { type_: "Progressing", status, reason, message };
+    let report = |status, reason, message| Report {
+        type_: "Progressing",
+        status,
+        reason,
+        message,
+    };
     let (phase, number) = (plan.epoch.phase, plan.epoch.number);
     let target = network.spec.routing.mode;
     if network.spec.rollout.paused && (phase != Phase::Ready || plan.epoch.mode != target) {
-        let message = format!("paused in phase {phase:?}: set spec.rollout.paused to false to go on");
+        let message =
+            format!("paused in phase {phase:?}: set spec.rollout.paused to false to go on");
         return report(false, "Paused", message);
     }
     if phase == Phase::Ready {
@@ -119,8 +166,12 @@ fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
 }
 
 fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {
-    let report =
-        |status, reason, message| Report { type_: "CIDRsAvailable", status, reason, message };
+    let report = |status, reason, message| Report {
+        type_: "CIDRsAvailable",
+        status,
+        reason,
+        message,
+    };
     if !seen.unheard.is_empty() {
         let message = format!(
             "no block is given out before the agents of these ready nodes have reported what they \
@@ -129,15 +180,19 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
         );
         return report(false, "WaitingForAgents", message);
     }
-    let figures: Vec<String> =
-        blocks.iter().map(|b| format!("{} of {} of {}", b.claimed, b.capacity, b.cidr)).collect();
+    let figures: Vec<String> = blocks
+        .iter()
+        .map(|b| format!("{} of {} of {}", b.claimed, b.capacity, b.cidr))
+        .collect();
     let figures = figures.join(", ");
     let waiting: Vec<String> = seen
         .networks
         .iter()
         .filter(|(_, n)| {
             let conditions = n.status.iter().flat_map(|s| &s.conditions);
-            conditions.into_iter().any(|c| c.type_ == "CIDRAllocated" && c.reason == "Exhausted")
+            conditions
+                .into_iter()
+                .any(|c| c.type_ == "CIDRAllocated" && c.reason == "Exhausted")
         })
         .map(|(name, _)| name.clone())
         .collect();
@@ -154,9 +209,8 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
         let mut of = network.spec.pod_cidrs.iter().zip(blocks);
         let family = |e: &PodCidrEntry| e.cidr.addr().is_ipv4() == v4;
         let any = network.spec.pod_cidrs.iter().any(family);
-        !any || of.any(|(e, b)| {
-            family(e) && e.state == PodCidrState::Active && b.claimed < b.capacity
-        })
+        !any || of
+            .any(|(e, b)| family(e) && e.state == PodCidrState::Active && b.claimed < b.capacity)
     };
     if room(true) && room(false) {
         report(true, "Room", format!("{figures} parts are claimed"))
@@ -169,8 +223,13 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
     }
 }
 
-fn degraded(plan: &Plan, seen: &Seen, problems: Vec<String>) -> Report {
-    let report = |status, reason, message| Report { type_: "Degraded", status, reason, message };
+fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Report {
+    let report = |status, reason, message| Report {
+        type_: "Degraded",
+        status,
+        reason,
+        message,
+    };
     if !problems.is_empty() {
         return report(true, "Invalid", problems.join("; "));
     }
@@ -182,9 +241,15 @@ fn degraded(plan: &Plan, seen: &Seen, problems: Vec<String>) -> Report {
         .collect();
     down.sort();
     if down.is_empty() {
-        return report(false, "AllReady", format!("{} node(s) are ready", plan.counts.ready));
+        return report(
+            false,
+            "AllReady",
+            format!("{} node(s) are ready", plan.counts.ready),
+        );
     }
-    let message =
-        format!("not ready: {}; see their NodeNetworks and their agents' logs", names(&down));
+    let message = format!(
+        "not ready: {}; see their NodeNetworks and their agents' logs",
+        names(&down)
+    );
     report(true, "NodesNotReady", message)
 }

@@ -12,7 +12,9 @@ pub(crate) fn problems(spec: &ClusterNetworkSpec, nodes: &[Arc<SlimNode>]) -> Ve
     let mut problems = Vec::new();
     for entry in &spec.pod_cidrs {
         let inside = nodes.iter().find_map(|node| {
-            let address = node.addresses().find(|address| entry.cidr.contains(address))?;
+            let address = node
+                .addresses()
+                .find(|address| entry.cidr.contains(address))?;
             Some((node.name(), address))
         });
         if let Some((node, address)) = inside {

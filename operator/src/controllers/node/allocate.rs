@@ -14,9 +14,10 @@ pub(crate) struct Taken {
 /// First and last address of a block, as numbers.
 fn range(block: &IpNet) -> (u128, u128) {
     match block {
-        IpNet::V4(b) => {
-            (u128::from(u32::from(b.network())), u128::from(u32::from(b.broadcast())))
-        }
+        IpNet::V4(b) => (
+            u128::from(u32::from(b.network())),
+            u128::from(u32::from(b.broadcast())),
+        ),
         IpNet::V6(b) => (u128::from(b.network()), u128::from(b.broadcast())),
     }
 }
@@ -53,7 +54,11 @@ impl Taken {
             IpNet::V4(_) => &self.v4,
             IpNet::V6(_) => &self.v6,
         };
-        ranges.range(..=last).next_back().map(|(_, to)| *to).filter(|to| *to >= first)
+        ranges
+            .range(..=last)
+            .next_back()
+            .map(|(_, to)| *to)
+            .filter(|to| *to >= first)
     }
 }
 
@@ -75,7 +80,9 @@ pub(crate) fn lowest_free(from: &IpNet, prefix: u8, taken: &Taken) -> Option<IpN
     }
     let (mut candidate, end) = range(from);
     // Less by one than the size, which for a /0 of IPv6 has no number.
-    let span = u128::MAX.checked_shr(128 - u32::from(from.max_prefix_len() - prefix)).unwrap_or(0);
+    let span = u128::MAX
+        .checked_shr(128 - u32::from(from.max_prefix_len() - prefix))
+        .unwrap_or(0);
     loop {
         let last = candidate.checked_add(span).filter(|last| *last <= end)?;
         let Some(to) = taken.meets(from, candidate, last) else {
@@ -89,7 +96,9 @@ pub(crate) fn lowest_free(from: &IpNet, prefix: u8, taken: &Taken) -> Option<IpN
 /// How many parts of `prefix` bits a block has.
 pub(crate) fn capacity(of: &IpNet, prefix: u8) -> i64 {
     let bits = u32::from(prefix.saturating_sub(of.prefix_len()));
-    1i64.checked_shl(bits).filter(|n| *n > 0).unwrap_or(i64::MAX)
+    1i64.checked_shl(bits)
+        .filter(|n| *n > 0)
+        .unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -105,7 +114,9 @@ mod tests {
     #[test]
     fn the_lowest_gap_is_found_and_a_full_block_gives_nothing() {
         let from = net("10.244.0.0/22");
-        let mut taken: Taken = [net("10.244.0.0/24"), net("10.244.2.0/24")].iter().collect();
+        let mut taken: Taken = [net("10.244.0.0/24"), net("10.244.2.0/24")]
+            .iter()
+            .collect();
         for expected in ["10.244.1.0/24", "10.244.3.0/24"] {
             let got = lowest_free(&from, 24, &taken).unwrap();
             assert_eq!(got, net(expected));
@@ -118,7 +129,9 @@ mod tests {
     #[test]
     fn a_claim_of_another_size_is_stepped_over() {
         let from = net("10.244.0.0/16");
-        let taken: Taken = [net("10.244.0.128/25"), net("10.244.2.0/23")].iter().collect();
+        let taken: Taken = [net("10.244.0.128/25"), net("10.244.2.0/23")]
+            .iter()
+            .collect();
         assert_eq!(lowest_free(&from, 24, &taken), Some(net("10.244.1.0/24")));
         assert_eq!(lowest_free(&from, 23, &taken), Some(net("10.244.4.0/23")));
         assert_eq!(lowest_free(&from, 25, &taken), Some(net("10.244.0.0/25")));
@@ -132,7 +145,10 @@ mod tests {
         assert_eq!(lowest_free(&v6, 80, &[v6].iter().collect()), None);
         let all = net("::/0");
         assert_eq!(lowest_free(&all, 0, &Taken::default()), Some(all));
-        assert_eq!(lowest_free(&v6, 128, &Taken::default()), Some(net("ffff:ffff:ffff:ffff::/128")));
+        assert_eq!(
+            lowest_free(&v6, 128, &Taken::default()),
+            Some(net("ffff:ffff:ffff:ffff::/128"))
+        );
     }
 
     #[test]

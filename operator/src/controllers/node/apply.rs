@@ -95,13 +95,11 @@ pub(crate) async fn settle(
     }
     for family in &node.families {
         let claims = ledger.claims(context.claims.all());
-        if let Some(block) = kept(&claims, node, *family) {
-            if node.holds.contains(&block)
-                || verified(context, &mut ledger, &block).await?
-            {
-                outcome.blocks.push(block);
-                continue;
-            }
+        if let Some(block) = kept(&claims, node, *family)
+            && (node.holds.contains(&block) || verified(context, &mut ledger, &block).await?)
+        {
+            outcome.blocks.push(block);
+            continue;
         }
         // What it holds is disputed: another block would cut off its pods.
         if let Some(block) = node.holds.iter().find(|b| Family::of(b) == *family) {
@@ -121,7 +119,9 @@ pub(crate) async fn settle(
             Err(problem) => outcome.problem = Some(problem),
         }
     }
-    context.metrics.claims(ledger.claims(context.claims.all()).len());
+    context
+        .metrics
+        .claims(ledger.claims(context.claims.all()).len());
     Ok(outcome)
 }
 
@@ -139,7 +139,11 @@ fn kept(claims: &[Arc<PodCIDR>], node: &ValidatedNode, family: Family) -> Option
         .map(|c| c.spec.cidr)
         .collect();
     mine.sort();
-    node.holds.iter().find(|b| mine.contains(b)).or(mine.first()).copied()
+    node.holds
+        .iter()
+        .find(|b| mine.contains(b))
+        .or(mine.first())
+        .copied()
 }
 
 /// Makes the claim of a block that the node holds, where there is none (an
@@ -165,7 +169,10 @@ async fn reclaim(
             Claimed::Others(claim) => claim.spec.node_name.clone(),
         },
     };
-    Ok(Some(Problem::HeldByOther { block: *block, owner }))
+    Ok(Some(Problem::HeldByOther {
+        block: *block,
+        owner,
+    }))
 }
 
 /// Finds and claims a free block of a family.
@@ -182,25 +189,38 @@ async fn allocate(
         .filter(|e| e.state == PodCidrState::Active && Family::of(&e.cidr) == family)
         .filter_map(|e| Some((e.cidr, u8::try_from(e.node_mask_size).ok()?)))
         .collect();
-    let mut taken: Taken =
-        ledger.claims(context.claims.all()).iter().map(|claim| &claim.spec.cidr).collect();
+    let mut taken: Taken = ledger
+        .claims(context.claims.all())
+        .iter()
+        .map(|claim| &claim.spec.cidr)
+        .collect();
     for other in context.node_networks.all() {
-        let held = other.status.iter().flat_map(|status| &status.held_pod_cidrs);
+        let held = other
+            .status
+            .iter()
+            .flat_map(|status| &status.held_pod_cidrs);
         for block in held.chain(&other.spec.pod_cidrs) {
             taken.insert(block);
         }
     }
     for _ in 0..TRIES {
-        let free = entries.iter().find_map(|(cidr, mask)| lowest_free(cidr, *mask, &taken));
+        let free = entries
+            .iter()
+            .find_map(|(cidr, mask)| lowest_free(cidr, *mask, &taken));
         let Some(block) = free else {
-            return Ok(Err(Problem::Exhausted { family, figures: figures(&entries) }));
+            return Ok(Err(Problem::Exhausted {
+                family,
+                figures: figures(&entries),
+            }));
         };
         match claim(context, ledger, node, &block).await? {
             Claimed::Ours => return Ok(Ok(block)),
             Claimed::Others(other) => taken.insert(&other.spec.cidr),
         }
     }
-    Err(Error::Conflict { what: format!("find a block for node {}", node.name) })
+    Err(Error::Conflict {
+        what: format!("find a block for node {}", node.name),
+    })
 }
 
 fn figures(entries: &[(IpNet, u8)]) -> String {
@@ -209,7 +229,12 @@ fn figures(entries: &[(IpNet, u8)]) -> String {
     }
     let each: Vec<String> = entries
         .iter()
-        .map(|(cidr, mask)| format!("{cidr} has {} parts of /{mask}, all in use", capacity(cidr, *mask)))
+        .map(|(cidr, mask)| {
+            format!(
+                "{cidr} has {} parts of /{mask}, all in use",
+                capacity(cidr, *mask)
+            )
+        })
         .collect();
     each.join(", ")
 }
@@ -229,7 +254,10 @@ async fn claim(
     let claims: Api<PodCIDR> = Api::all(context.client.clone());
     let name = pod_cidr_name(block);
     let wanted = PodCIDR {
-        metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            ..ObjectMeta::default()
+        },
         spec: PodCIDRSpec {
             cidr: *block,
             node_name: node.name.clone(),
@@ -238,7 +266,10 @@ async fn claim(
         status: None,
     };
     let what = format!("claim {block} for node {}", node.name);
-    let params = PostParams { field_manager: Some(super::MANAGER.into()), ..PostParams::default() };
+    let params = PostParams {
+        field_manager: Some(super::MANAGER.into()),
+        ..PostParams::default()
+    };
     let made = match claims.create(&params, &wanted).await {
         Ok(made) => made,
         Err(error) if code(&error) == Some(409) => {
@@ -268,14 +299,22 @@ async fn verify(
     let claims: Api<PodCIDR> = Api::all(context.client.clone());
     let what = format!("check the claim of {block} against all others");
     // Unset, the resourceVersion asks for a read that no cache answers.
-    let all = claims.list(&ListParams::default()).await.map_err(api(what.clone()))?;
-    let (ours, others): (Vec<PodCIDR>, Vec<PodCIDR>) =
-        all.items.into_iter().partition(|claim| claim.name_any() == name);
+    let all = claims
+        .list(&ListParams::default())
+        .await
+        .map_err(api(what.clone()))?;
+    let (ours, others): (Vec<PodCIDR>, Vec<PodCIDR>) = all
+        .items
+        .into_iter()
+        .partition(|claim| claim.name_any() == name);
     let Some(ours) = ours.into_iter().next() else {
         ledger.forget(name);
         return Err(Error::Conflict { what });
     };
-    let Some(other) = others.into_iter().find(|claim| overlap(&claim.spec.cidr, block)) else {
+    let Some(other) = others
+        .into_iter()
+        .find(|claim| overlap(&claim.spec.cidr, block))
+    else {
         return Ok(Claimed::Ours);
     };
     crate::apply::delete(&claims, &ours).await?;

@@ -15,12 +15,20 @@ pub(crate) struct OwnSpec {
 
 /// Builds it.
 pub(crate) fn spec(node_uid: &str, blocks: &[IpNet]) -> OwnSpec {
-    OwnSpec { pod_cidrs: blocks.to_vec(), node_uid: node_uid.to_owned() }
+    OwnSpec {
+        pod_cidrs: blocks.to_vec(),
+        node_uid: node_uid.to_owned(),
+    }
 }
 
 /// Whether there is nothing to write.
 pub(crate) fn is_as_wanted(found: &NodeNetworkSpec, wanted: &OwnSpec) -> bool {
     // Destructured, so that a new field is given to one writer or the other.
-    let NodeNetworkSpec { pod_cidrs, node_uid, epoch: _, decommission: _ } = found;
+    let NodeNetworkSpec {
+        pod_cidrs,
+        node_uid,
+        epoch: _,
+        decommission: _,
+    } = found;
     *pod_cidrs == wanted.pod_cidrs && *node_uid == wanted.node_uid
 }

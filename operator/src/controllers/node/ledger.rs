@@ -21,7 +21,8 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Remembers a claim just made, or met in the way.
     pub(crate) fn remember(&mut self, claim: Arc<PodCIDR>) {
-        self.recent.insert(claim.name_any(), (claim, Instant::now()));
+        self.recent
+            .insert(claim.name_any(), (claim, Instant::now()));
     }
 
     /// Forgets a claim just deleted.

@@ -34,10 +34,7 @@ const SLOW: Duration = Duration::from_mins(10);
 const WAITING: Duration = Duration::from_secs(15);
 
 /// Brings one Node to what it should have.
-pub(crate) async fn reconcile(
-    node: Arc<SlimNode>,
-    context: Arc<Context>,
-) -> Result<Action, Error> {
+pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Result<Action, Error> {
     let name = node.name().to_owned();
     let held = context.node_networks.get(&name);
     taint::settle(&context, &node, held.as_deref()).await?;
@@ -51,7 +48,10 @@ pub(crate) async fn reconcile(
 
     let spec = build::spec(node.uid(), &outcome.blocks);
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
-    let applied = if held.as_deref().is_some_and(|h| build::is_as_wanted(&h.spec, &spec)) {
+    let applied = if held
+        .as_deref()
+        .is_some_and(|h| build::is_as_wanted(&h.spec, &spec))
+    {
         None
     } else {
         Some(crate::apply::spec(&api, &name, MANAGER, &spec, None).await?)
@@ -59,15 +59,19 @@ pub(crate) async fn reconcile(
     let current = applied.as_ref().or(held.as_deref());
     status::settle(&api, &name, current, &outcome).await?;
     for block in &outcome.allocated {
-        let note = format!("{block} is this node's block of pod addresses");
+        let text = format!("{block} is this node's block of pod addresses");
         tracing::info!(node = name, %block, "allocated");
-        context.event(node.as_ref(), EventType::Normal, "PodCIDRAllocated", note).await;
+        context
+            .event(node.as_ref(), EventType::Normal, "PodCIDRAllocated", text)
+            .await;
     }
     Ok(match &outcome.problem {
         None => Action::requeue(SLOW),
         Some(problem) => {
-            let note = problem.to_string();
-            context.event(node.as_ref(), EventType::Warning, problem.reason(), note).await;
+            let text = problem.to_string();
+            context
+                .event(node.as_ref(), EventType::Warning, problem.reason(), text)
+                .await;
             Action::requeue(WAITING)
         }
     })

@@ -24,7 +24,12 @@ fn report(outcome: &Outcome) -> Report {
             type_: CIDR_ALLOCATED,
             status: true,
             reason: "Allocated",
-            message: outcome.blocks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", "),
+            message: outcome
+                .blocks
+                .iter()
+                .map(IpNet::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
         },
         Some(problem) => Report {
             type_: CIDR_ALLOCATED,
@@ -42,7 +47,9 @@ pub(crate) async fn settle(
     current: Option<&NodeNetwork>,
     outcome: &Outcome,
 ) -> Result<(), Error> {
-    let old = current.and_then(|n| n.status.as_ref()).map(|s| s.conditions.as_slice());
+    let old = current
+        .and_then(|n| n.status.as_ref())
+        .map(|s| s.conditions.as_slice());
     let old = old.unwrap_or_default();
     let generation = current.and_then(|n| n.metadata.generation);
     let wanted = report(outcome).over(old, generation);

@@ -25,7 +25,11 @@ enum Step {
 }
 
 fn step(node: &SlimNode, network: Option<&NodeNetwork>) -> Step {
-    let tainted = node.spec.taints.iter().any(|t| t.key == TAINT_AGENT_NOT_READY);
+    let tainted = node
+        .spec
+        .taints
+        .iter()
+        .any(|t| t.key == TAINT_AGENT_NOT_READY);
     let status = network.and_then(|n| n.status.as_ref());
     let boot = &node.status.node_info.boot_id;
     let reported = status.is_some_and(|s| !s.boot_id.is_empty() && s.boot_id == *boot);
@@ -44,8 +48,12 @@ pub(crate) async fn settle(
     node: &SlimNode,
     network: Option<&NodeNetwork>,
 ) -> Result<(), Error> {
-    let mut taints: Vec<_> =
-        node.spec.taints.iter().filter(|t| t.key != TAINT_AGENT_NOT_READY).collect();
+    let mut taints: Vec<_> = node
+        .spec
+        .taints
+        .iter()
+        .filter(|t| t.key != TAINT_AGENT_NOT_READY)
+        .collect();
     let taint = k8s_openapi::api::core::v1::Taint {
         key: TAINT_AGENT_NOT_READY.to_owned(),
         effect: "NoSchedule".to_owned(),
@@ -63,9 +71,15 @@ pub(crate) async fn settle(
         "spec": { "taints": taints },
     });
     let nodes: Api<SlimNode> = Api::all(context.client.clone());
-    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(MANAGER.into()),
+        ..PatchParams::default()
+    };
     let what = format!("change the taint of node {name}");
-    nodes.patch(name, &params, &Patch::Merge(patch)).await.map_err(api(what))?;
+    nodes
+        .patch(name, &params, &Patch::Merge(patch))
+        .await
+        .map_err(api(what))?;
     Ok(())
 }
 
@@ -100,15 +114,33 @@ mod tests {
     fn a_node_is_tainted_until_its_agent_is_ready_after_this_boot() {
         assert_eq!(step(&node("b1", false), None), Step::Add);
         assert_eq!(step(&node("b1", true), None), Step::Leave);
-        assert_eq!(step(&node("b1", true), Some(&network("b1", "False"))), Step::Leave);
-        assert_eq!(step(&node("b1", true), Some(&network("b1", "True"))), Step::Remove);
-        assert_eq!(step(&node("b1", false), Some(&network("b1", "True"))), Step::Leave);
-        assert_eq!(step(&node("b2", false), Some(&network("b1", "True"))), Step::Add);
-        assert_eq!(step(&node("b2", true), Some(&network("b1", "True"))), Step::Leave);
+        assert_eq!(
+            step(&node("b1", true), Some(&network("b1", "False"))),
+            Step::Leave
+        );
+        assert_eq!(
+            step(&node("b1", true), Some(&network("b1", "True"))),
+            Step::Remove
+        );
+        assert_eq!(
+            step(&node("b1", false), Some(&network("b1", "True"))),
+            Step::Leave
+        );
+        assert_eq!(
+            step(&node("b2", false), Some(&network("b1", "True"))),
+            Step::Add
+        );
+        assert_eq!(
+            step(&node("b2", true), Some(&network("b1", "True"))),
+            Step::Leave
+        );
     }
 
     #[test]
     fn an_agent_that_restarts_does_not_bring_the_taint_back() {
-        assert_eq!(step(&node("b1", false), Some(&network("b1", "False"))), Step::Leave);
+        assert_eq!(
+            step(&node("b1", false), Some(&network("b1", "False"))),
+            Step::Leave
+        );
     }
 }

@@ -52,8 +52,12 @@ pub(crate) fn validate(
     spec: &ClusterNetworkSpec,
 ) -> ValidatedNode {
     let status = network.and_then(|n| n.status.as_ref());
-    let held = status.map(|s| s.held_pod_cidrs.as_slice()).unwrap_or_default();
-    let told = network.map(|n| n.spec.pod_cidrs.as_slice()).unwrap_or_default();
+    let held = status
+        .map(|s| s.held_pod_cidrs.as_slice())
+        .unwrap_or_default();
+    let told = network
+        .map(|n| n.spec.pod_cidrs.as_slice())
+        .unwrap_or_default();
     let mut holds = held.to_vec();
     holds.extend(told.iter().filter(|block| !held.contains(block)));
     let mut families: Vec<Family> = spec
@@ -64,5 +68,10 @@ pub(crate) fn validate(
         .collect();
     families.sort();
     families.dedup();
-    ValidatedNode { name: node.name().to_owned(), uid: node.uid().to_owned(), holds, families }
+    ValidatedNode {
+        name: node.name().to_owned(),
+        uid: node.uid().to_owned(),
+        holds,
+        families,
+    }
 }

@@ -54,7 +54,10 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
     if confirmed {
         return Life::Over;
     }
-    let since = old.orphaned_since.as_ref().and_then(|text| text.parse().ok());
+    let since = old
+        .orphaned_since
+        .as_ref()
+        .and_then(|text| text.parse().ok());
     let since: Timestamp = since.unwrap_or(view.now);
     let passed = view.now.duration_since(since).max(SignedDuration::ZERO);
     let left = view.quarantine.saturating_sub(passed.unsigned_abs());
@@ -76,8 +79,12 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
 fn surplus(view: &View<'_>) -> bool {
     let block = &view.claim.spec.cidr;
     let alike = |other: &IpNet| other.addr().is_ipv4() == block.addr().is_ipv4();
-    let Some(network) = view.network else { return false };
-    let Some(status) = &network.status else { return false };
+    let Some(network) = view.network else {
+        return false;
+    };
+    let Some(status) = &network.status else {
+        return false;
+    };
     let held = &status.held_pod_cidrs;
     let told = &network.spec.pod_cidrs;
     !held.contains(block)
@@ -95,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     fn claim(cidr: &str, orphaned: Option<&str>) -> PodCIDR {
         serde_json::from_value(json!({
@@ -120,7 +127,14 @@ mod tests {
     }
 
     fn view<'a>(claim: &'a PodCIDR, uid: Option<&'a str>, now: &str) -> View<'a> {
-        View { claim, node_uid: uid, network: None, siblings: &[], now: at(now), quarantine: HOUR }
+        View {
+            claim,
+            node_uid: uid,
+            network: None,
+            siblings: &[],
+            now: at(now),
+            quarantine: HOUR,
+        }
     }
 
     #[test]
@@ -145,18 +159,29 @@ mod tests {
         let orphan = claim("10.0.0.0/24", Some(&since));
         let early = decide(&view(&orphan, None, "2026-01-01T00:59:59Z"));
         assert!(matches!(early, Life::Is(_, Some(left)) if left == Duration::from_secs(1)));
-        assert_eq!(decide(&view(&orphan, None, "2026-01-01T01:00:00Z")), Life::Over);
+        assert_eq!(
+            decide(&view(&orphan, None, "2026-01-01T01:00:00Z")),
+            Life::Over
+        );
     }
 
     #[test]
     fn a_block_goes_at_once_when_the_agent_confirms_that_it_is_empty() {
         let orphan = claim("10.0.0.0/24", None);
         let gone = network(&[], &["10.0.0.0/24"], true);
-        let view =
-            View { network: Some(&gone), ..view(&orphan, None, "2026-01-01T00:00:00Z") };
+        let view = View {
+            network: Some(&gone),
+            ..view(&orphan, None, "2026-01-01T00:00:00Z")
+        };
         assert_eq!(decide(&view), Life::Over);
         // With its Node there it stays, decommissioned or not.
-        assert!(matches!(decide(&View { node_uid: Some("u1"), ..view }), Life::Is(..)));
+        assert!(matches!(
+            decide(&View {
+                node_uid: Some("u1"),
+                ..view
+            }),
+            Life::Is(..)
+        ));
     }
 
     #[test]
@@ -165,12 +190,24 @@ mod tests {
         let (only_a, only_b) = ([Arc::new(a.clone())], [Arc::new(b.clone())]);
         let holds_b = network(&["10.0.1.0/24"], &["10.0.1.0/24"], false);
         let now = "2026-01-01T00:00:00Z";
-        let of_a = View { network: Some(&holds_b), siblings: &only_b, ..view(&a, Some("u1"), now) };
+        let of_a = View {
+            network: Some(&holds_b),
+            siblings: &only_b,
+            ..view(&a, Some("u1"), now)
+        };
         assert_eq!(decide(&of_a), Life::Surplus);
-        let of_b = View { network: Some(&holds_b), siblings: &only_a, ..view(&b, Some("u1"), now) };
+        let of_b = View {
+            network: Some(&holds_b),
+            siblings: &only_a,
+            ..view(&b, Some("u1"), now)
+        };
         assert!(matches!(decide(&of_b), Life::Is(..)));
         let silent = network(&[], &["10.0.1.0/24"], false);
-        let of_a = View { network: Some(&silent), siblings: &only_b, ..view(&a, Some("u1"), now) };
+        let of_a = View {
+            network: Some(&silent),
+            siblings: &only_b,
+            ..view(&a, Some("u1"), now)
+        };
         assert!(matches!(decide(&of_a), Life::Is(..)));
     }
 }

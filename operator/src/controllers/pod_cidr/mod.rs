@@ -24,10 +24,7 @@ use life::{Life, View};
 const MANAGER: &str = "veer-operator/pod-cidr";
 
 /// Brings one claim to where it should be.
-pub(crate) async fn reconcile(
-    claim: Arc<PodCIDR>,
-    context: Arc<Context>,
-) -> Result<Action, Error> {
+pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Result<Action, Error> {
     let node_name = claim.spec.node_name.clone();
     let node = context.nodes.get(&node_name);
     let network = context.node_networks.get(&node_name);
@@ -62,7 +59,10 @@ pub(crate) async fn reconcile(
         Life::Over => {
             let nodes: Api<SlimNode> = Api::all(context.client.clone());
             let what = format!("look for node {node_name}");
-            if found(nodes.get(&node_name).await).map_err(error::api(what))?.is_some() {
+            if found(nodes.get(&node_name).await)
+                .map_err(error::api(what))?
+                .is_some()
+            {
                 return Ok(Action::requeue(Duration::from_secs(5)));
             }
             release(&context, &api, &claim).await?;

@@ -36,8 +36,12 @@ type Done = (Set, Result<SecurityIdentity, Error>);
 pub(crate) async fn run(context: Arc<Context>, notify: impl Fn(&Set)) {
     let pods: Api<SlimPod> = Api::all(context.client.clone());
     let namespaces: Api<SlimNamespace> = Api::all(context.client.clone());
-    let pods = watch(pods, watcher::Config::default()).modify(strip).default_backoff();
-    let namespaces = watch(namespaces, watcher::Config::default()).modify(strip).default_backoff();
+    let pods = watch(pods, watcher::Config::default())
+        .modify(strip)
+        .default_backoff();
+    let namespaces = watch(namespaces, watcher::Config::default())
+        .modify(strip)
+        .default_backoff();
     let (mut pods, mut namespaces) = (std::pin::pin!(pods), std::pin::pin!(namespaces));
     let mut identities = std::pin::pin!(context.identities.changes());
     let mut networks = std::pin::pin!(context.networks.changes());
@@ -183,7 +187,10 @@ async fn ensure(
         return Ok(identity);
     }
     for number in candidates(set) {
-        let params = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(MANAGER.into()),
+            ..PostParams::default()
+        };
         match identities.create(&params, &identity(number, set)).await {
             Ok(made) => {
                 tracing::info!(number, labels = ?set, "new identity");
@@ -210,7 +217,9 @@ async fn resume(
 ) -> Result<Option<SecurityIdentity>, Error> {
     let (name, what) = (number.to_string(), format!("resume identity {number}"));
     let there = found(identities.get(&name).await).map_err(api(what.clone()))?;
-    let Some(there) = there.filter(|there| there.spec.labels == **set) else { return Ok(None) };
+    let Some(there) = there.filter(|there| there.spec.labels == **set) else {
+        return Ok(None);
+    };
     if there.spec.state == IdentityState::Active {
         return Ok(Some(there));
     }
@@ -218,7 +227,10 @@ async fn resume(
         "metadata": { "resourceVersion": there.metadata.resource_version },
         "spec": { "state": IdentityState::Active },
     });
-    let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(MANAGER.into()),
+        ..PatchParams::default()
+    };
     let patched = identities.patch(&name, &params, &Patch::Merge(patch)).await;
     Ok(Some(patched.map_err(api(what))?))
 }

@@ -13,7 +13,9 @@ const LAST: u32 = 0x00ff_ffff;
 
 /// The numbers of a set in the order in which they are tried: from the one its
 /// hash points to, upwards, and round.
-pub(crate) fn candidates(set: &BTreeMap<String, String>) -> impl Iterator<Item = u32> + Send + use<> {
+pub(crate) fn candidates(
+    set: &BTreeMap<String, String>,
+) -> impl Iterator<Item = u32> + Send + use<> {
     let span = u64::from(LAST - FIRST) + 1;
     let seed = labels::hash(set) % span;
     // The remainder of a division by `span`, which is less than 2^24.
@@ -23,8 +25,14 @@ pub(crate) fn candidates(set: &BTreeMap<String, String>) -> impl Iterator<Item =
 /// The object of a number.
 pub(crate) fn identity(number: u32, set: &BTreeMap<String, String>) -> SecurityIdentity {
     SecurityIdentity {
-        metadata: ObjectMeta { name: Some(number.to_string()), ..ObjectMeta::default() },
-        spec: SecurityIdentitySpec { labels: set.clone(), state: IdentityState::Active },
+        metadata: ObjectMeta {
+            name: Some(number.to_string()),
+            ..ObjectMeta::default()
+        },
+        spec: SecurityIdentitySpec {
+            labels: set.clone(),
+            state: IdentityState::Active,
+        },
         status: None,
     }
 }

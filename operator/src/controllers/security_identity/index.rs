@@ -62,7 +62,11 @@ impl Index {
     /// Whether any pod uses the set; unknown before the first lists are in.
     pub(crate) fn in_use(&self, set: &BTreeMap<String, String>) -> Option<bool> {
         // A set in use is in use, whatever else is still to come.
-        if self.users.contains_key(set) { Some(true) } else { self.complete.then_some(false) }
+        if self.users.contains_key(set) {
+            Some(true)
+        } else {
+            self.complete.then_some(false)
+        }
     }
 
     /// The first lists are in.
@@ -159,7 +163,12 @@ impl Index {
         labels: &BTreeMap<String, String>,
     ) -> Option<BTreeMap<String, String>> {
         let namespace_labels = self.namespaces.get(namespace)?;
-        let pod = PodIdentityInput { namespace, namespace_labels, service_account, labels };
+        let pod = PodIdentityInput {
+            namespace,
+            namespace_labels,
+            service_account,
+            labels,
+        };
         Some(canonical(pod, &self.filter))
     }
 
@@ -172,7 +181,11 @@ impl Index {
         });
         // A pod whose labels all count differently is rare; most share nothing
         // with their set but text, so the labels are kept as they came.
-        Entry { account, labels, set }
+        Entry {
+            account,
+            labels,
+            set,
+        }
     }
 
     fn put(&mut self, namespace: &str, name: &str, entry: Entry) {
@@ -189,7 +202,9 @@ impl Index {
     }
 
     fn remove(&mut self, namespace: &str, name: &str) {
-        let Some(pods) = self.pods.get_mut(namespace) else { return };
+        let Some(pods) = self.pods.get_mut(namespace) else {
+            return;
+        };
         let old = pods.remove(name);
         let empty = pods.is_empty();
         if empty {
@@ -199,8 +214,13 @@ impl Index {
     }
 
     fn drop_use(&mut self, entry: Option<Entry>) {
-        let Some(set) = entry.and_then(|e| e.set) else { return };
-        let left = self.users.get(&set).map_or(0, |users| users.saturating_sub(1));
+        let Some(set) = entry.and_then(|e| e.set) else {
+            return;
+        };
+        let left = self
+            .users
+            .get(&set)
+            .map_or(0, |users| users.saturating_sub(1));
         if left > 0 {
             self.users.insert(set, left);
         } else {
@@ -210,12 +230,17 @@ impl Index {
     }
 
     fn recompute(&mut self, namespace: &str) {
-        let Some(pods) = self.pods.get(namespace) else { return };
+        let Some(pods) = self.pods.get(namespace) else {
+            return;
+        };
         let again: Vec<(String, Entry)> = pods
             .iter()
             .map(|(name, old)| {
                 let labels = Arc::clone(&old.labels);
-                (name.clone(), self.entry(namespace, old.account.clone(), labels))
+                (
+                    name.clone(),
+                    self.entry(namespace, old.account.clone(), labels),
+                )
             })
             .collect();
         for (name, entry) in again {
@@ -226,7 +251,10 @@ impl Index {
 
 fn key(pod: &SlimPod) -> (&str, &str) {
     let meta = &pod.metadata;
-    (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    (
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]

@@ -28,7 +28,11 @@ fn known(name: &str) -> Index {
 fn pods_of_one_set_come_into_use_once_and_fall_out_of_it_with_the_last() {
     let mut index = known("shop");
     index.apply_pod(&pod("shop", "a", &[("app", "web")]));
-    index.apply_pod(&pod("shop", "b", &[("app", "web"), ("pod-template-hash", "x")]));
+    index.apply_pod(&pod(
+        "shop",
+        "b",
+        &[("app", "web"), ("pod-template-hash", "x")],
+    ));
     let sets = index.take_dirty();
     assert_eq!(sets.len(), 1);
     assert_eq!(index.in_use(&sets[0]), Some(true));
@@ -57,8 +61,15 @@ fn relabelling_a_namespace_moves_its_pods_and_no_others() {
     index.take_dirty();
     index.apply_namespace(&namespace("shop", "green"));
     let changed = index.take_dirty();
-    assert_eq!(changed.len(), 2, "one set fell out of use and one came into it");
-    let now = changed.iter().filter(|set| index.in_use(set) == Some(true)).count();
+    assert_eq!(
+        changed.len(),
+        2,
+        "one set fell out of use and one came into it"
+    );
+    let now = changed
+        .iter()
+        .filter(|set| index.in_use(set) == Some(true))
+        .count();
     assert_eq!(now, 1);
     assert_eq!(index.sets().len(), 2);
 }
@@ -93,7 +104,10 @@ fn a_narrower_filter_merges_sets() {
     index.apply_pod(&pod("shop", "a", &[("app", "web"), ("build", "1")]));
     index.apply_pod(&pod("shop", "b", &[("app", "web"), ("build", "2")]));
     assert_eq!(index.sets().len(), 2);
-    index.set_filter(&IdentityLabels { include: vec!["app".into()], exclude: Vec::new() });
+    index.set_filter(&IdentityLabels {
+        include: vec!["app".into()],
+        exclude: Vec::new(),
+    });
     assert_eq!(index.sets().len(), 1);
 }
 

@@ -34,7 +34,10 @@ pub(crate) async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let used = context.usage.lock().in_use(&identity.spec.labels);
-    let since = identity.status.as_ref().and_then(|s| s.unused_since.as_deref());
+    let since = identity
+        .status
+        .as_ref()
+        .and_then(|s| s.unused_since.as_deref());
     let since: Option<Timestamp> = since.and_then(|text| text.parse().ok());
     let younger = used == Some(true) && is_younger_twin(&identity, &context);
     match (used, since) {
@@ -51,8 +54,13 @@ pub(crate) async fn reconcile(
             Ok(Action::requeue(context.settings.unused))
         }
         (Some(false), Some(since)) => {
-            let passed = Timestamp::now().duration_since(since).max(SignedDuration::ZERO);
-            let left = context.settings.unused.saturating_sub(passed.unsigned_abs());
+            let passed = Timestamp::now()
+                .duration_since(since)
+                .max(SignedDuration::ZERO);
+            let left = context
+                .settings
+                .unused
+                .saturating_sub(passed.unsigned_abs());
             if left.is_zero() {
                 retire(&identity, &context).await
             } else {
@@ -67,11 +75,14 @@ pub(crate) async fn reconcile(
 fn is_younger_twin(identity: &SecurityIdentity, context: &Context) -> bool {
     let twins = context.usage.numbers().of(&identity.spec.labels);
     let age = |i: &SecurityIdentity| (i.creation_timestamp(), number(i));
-    twins.iter().filter_map(|twin| context.identities.get(&twin.to_string())).any(|other| {
-        other.spec.labels == identity.spec.labels
-            && other.spec.state == IdentityState::Active
-            && age(&other) < age(identity)
-    })
+    twins
+        .iter()
+        .filter_map(|twin| context.identities.get(&twin.to_string()))
+        .any(|other| {
+            other.spec.labels == identity.spec.labels
+                && other.spec.state == IdentityState::Active
+                && age(&other) < age(identity)
+        })
 }
 
 /// From active to retiring, or from retiring to gone.
@@ -83,9 +94,15 @@ async fn retire(identity: &SecurityIdentity, context: &Context) -> Result<Action
             "metadata": { "resourceVersion": identity.metadata.resource_version },
             "spec": { "state": IdentityState::Retiring },
         });
-        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let params = PatchParams {
+            field_manager: Some(MANAGER.into()),
+            ..PatchParams::default()
+        };
         let what = format!("retire identity {name}");
-        identities.patch(&name, &params, &Patch::Merge(patch)).await.map_err(api(what))?;
+        identities
+            .patch(&name, &params, &Patch::Merge(patch))
+            .await
+            .map_err(api(what))?;
         tracing::info!(number = name, "identity is retiring");
         return Ok(Action::await_change());
     }
@@ -100,11 +117,18 @@ async fn retire(identity: &SecurityIdentity, context: &Context) -> Result<Action
 /// Whether every agent that ever reported has seen the identity in its present
 /// version. A node that is down holds this up: its pods may still have it.
 fn acknowledged(identity: &SecurityIdentity, context: &Context) -> bool {
-    let Some(version) = identity.metadata.resource_version.as_deref().and_then(serial) else {
+    let Some(version) = identity
+        .metadata
+        .resource_version
+        .as_deref()
+        .and_then(serial)
+    else {
         return false;
     };
     context.node_networks.all().iter().all(|network| {
-        let Some(status) = &network.status else { return true };
+        let Some(status) = &network.status else {
+            return true;
+        };
         status.boot_id.is_empty()
             || status.decommissioned
             || serial(&status.identity_serial).is_some_and(|seen| seen >= version)
@@ -117,21 +141,36 @@ fn serial(text: &str) -> Option<u64> {
 
 /// Whether a list read from the server shows a Pod or PodEndpoint that has it.
 async fn is_used_live(identity: &SecurityIdentity, context: &Context) -> Result<bool, Error> {
-    let Some(namespace) = identity.spec.labels.get(NAMESPACE) else { return Ok(false) };
+    let Some(namespace) = identity.spec.labels.get(NAMESPACE) else {
+        return Ok(false);
+    };
     let what = format!("look for users of identity {}", identity.name_any());
     let endpoints: Api<PodEndpoint> = Api::namespaced(context.client.clone(), namespace);
-    let list = endpoints.list(&ListParams::default()).await.map_err(api(what.clone()))?;
+    let list = endpoints
+        .list(&ListParams::default())
+        .await
+        .map_err(api(what.clone()))?;
     let number = number(identity).map(i64::from);
-    if list.items.iter().any(|endpoint| Some(endpoint.spec.identity) == number) {
+    if list
+        .items
+        .iter()
+        .any(|endpoint| Some(endpoint.spec.identity) == number)
+    {
         return Ok(true);
     }
     let pods: Api<SlimPod> = Api::namespaced(context.client.clone(), namespace);
     let list = pods.list(&ListParams::default()).await.map_err(api(what))?;
     let usage = context.usage.lock();
-    Ok(list.items.iter().filter(|pod| pod.has_network()).any(|pod| {
-        // The namespace of a pod is known unless it is new: then wait.
-        usage.canonical(pod).is_none_or(|set| set == identity.spec.labels)
-    }))
+    Ok(list
+        .items
+        .iter()
+        .filter(|pod| pod.has_network())
+        .any(|pod| {
+            // The namespace of a pod is known unless it is new: then wait.
+            usage
+                .canonical(pod)
+                .is_none_or(|set| set == identity.spec.labels)
+        }))
 }
 
 /// Writes since when it is unused.

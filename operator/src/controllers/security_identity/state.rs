@@ -22,9 +22,15 @@ pub(crate) struct Numbers {
 impl Numbers {
     /// An identity is new or changed.
     pub(crate) fn apply(&mut self, identity: &SecurityIdentity) {
-        let Some(number) = number(identity) else { return };
+        let Some(number) = number(identity) else {
+            return;
+        };
         let set = Arc::new(identity.spec.labels.clone());
-        let old = self.sets.entry(set).or_default().insert(number, identity.spec.state);
+        let old = self
+            .sets
+            .entry(set)
+            .or_default()
+            .insert(number, identity.spec.state);
         self.count += usize::from(old.is_none());
     }
 
@@ -50,13 +56,19 @@ impl Numbers {
 
     /// The numbers of this set.
     pub(crate) fn of(&self, set: &BTreeMap<String, String>) -> Vec<u32> {
-        self.sets.get(set).map(|n| n.keys().copied().collect()).unwrap_or_default()
+        self.sets
+            .get(set)
+            .map(|n| n.keys().copied().collect())
+            .unwrap_or_default()
     }
 
     /// A number of this set that is retiring.
     pub(crate) fn retiring(&self, set: &BTreeMap<String, String>) -> Option<u32> {
         let numbers = self.sets.get(set)?;
-        numbers.iter().find(|(_, s)| **s == IdentityState::Retiring).map(|(number, _)| *number)
+        numbers
+            .iter()
+            .find(|(_, s)| **s == IdentityState::Retiring)
+            .map(|(number, _)| *number)
     }
 
     /// How many identities there are.
