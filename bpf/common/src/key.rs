@@ -100,6 +100,7 @@ pub struct FlowKey {
 
 impl FlowKey {
     /// The tuple that a reply to this one shows.
+    #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self {

@@ -86,6 +86,10 @@ pub struct MapSpec {
     pub flags: u32,
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes and capacities are small constants"
+)]
 const fn spec<K, V>(name: &'static str, kind: MapKind, max_entries: usize, flags: u32) -> MapSpec {
     MapSpec {
         name,

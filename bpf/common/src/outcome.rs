@@ -80,7 +80,7 @@ numbered! {
 numbered! {
     /// A packet ends here, for this reason. Numbers never change their meaning.
     DropReason {
-        /// EtherType below 0x600, i.e. an 802.3 length.
+        /// `EtherType` below 0x600, i.e. an 802.3 length.
         UnsupportedL2 = 128, "unsupported-l2";
         /// Neither IPv4 nor IPv6 nor ARP.
         UnsupportedL3 = 129, "unsupported-l3";

@@ -13,6 +13,11 @@
     clippy::inline_always,
     reason = "a call across BPF functions costs registers and verifier state"
 )]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "offsets and lengths of headers; a checked conversion has an error path that the \
+              verifier must walk and nobody can reach"
+)]
 
 pub mod arp;
 pub mod bytes;

@@ -34,6 +34,18 @@ const MARK_AT: usize = 8;
 const GSO_SEGS_AT: usize = 164;
 const GSO_SIZE_AT: usize = 176;
 
+impl Context {
+    fn bytes(self) -> [u8; SKB_CONTEXT] {
+        let mut bytes = [0; SKB_CONTEXT];
+        put(&mut bytes, MARK_AT, self.mark);
+        put(&mut bytes, GSO_SIZE_AT, self.gso_size);
+        if self.gso_size != 0 {
+            put(&mut bytes, GSO_SEGS_AT, 2);
+        }
+        bytes
+    }
+}
+
 /// What a program made of a packet.
 #[derive(Clone, Debug)]
 pub struct Ran {
@@ -204,12 +216,7 @@ impl Datapath {
     /// Runs a tc program once.
     pub fn run(&mut self, program: Program, packet: &[u8], context: Context) -> Result<Ran> {
         self.clear_decision(program)?;
-        let mut context_in = [0; SKB_CONTEXT];
-        put(&mut context_in, MARK_AT, context.mark);
-        put(&mut context_in, GSO_SIZE_AT, context.gso_size);
-        if context.gso_size != 0 {
-            put(&mut context_in, GSO_SEGS_AT, 2);
-        }
+        let context_in = context.bytes();
         let mut context_out = [0; SKB_CONTEXT];
         let mut out = vec![0; packet.len() + 256];
         let p: &SchedClassifier = self.program(program)?.try_into()?;
@@ -249,20 +256,30 @@ impl Datapath {
         })
     }
 
-    /// Time of one run, as the kernel measures it over `repeat` runs.
-    pub fn time(&mut self, program: Program, packet: &[u8], repeat: u32) -> Result<Duration> {
-        let options = TestRunOptions {
+    /// Time of one run, as the kernel measures it over `repeat` runs on the
+    /// same packet: what one run changes, the next one gets.
+    pub fn time(
+        &mut self,
+        program: Program,
+        packet: &[u8],
+        context: Context,
+        repeat: u32,
+    ) -> Result<(Duration, Decision)> {
+        self.clear_decision(program)?;
+        let context = context.bytes();
+        let p = self.program(program)?;
+        let mut options = TestRunOptions {
             data_in: Some(packet),
             repeat,
             ..TestRunOptions::default()
         };
-        let p = self.program(program)?;
         let result = if program == Program::UplinkXdp {
             TryInto::<&Xdp>::try_into(p)?.test_run(options)
         } else {
+            options.ctx_in = Some(&context);
             TryInto::<&SchedClassifier>::try_into(p)?.test_run(options)
         }?;
-        Ok(result.duration)
+        Ok((result.duration, self.decision(program)?))
     }
 
     fn program(&self, program: Program) -> Result<&aya::programs::Program> {

@@ -7,6 +7,7 @@
 use anyhow::Result;
 use aya::programs::TcAttachType::{Egress, Ingress};
 use std::{
+    fmt::Write as _,
     net::{Ipv4Addr, UdpSocket},
     time::Duration,
 };
@@ -387,7 +388,7 @@ impl TwoNodes {
             for program in Program::ALL {
                 let counted = node.datapath.counted(*program)?;
                 if !counted.is_empty() {
-                    text += &format!("node {} {}: {counted:?}\n", node.n, program.name());
+                    writeln!(text, "node {} {}: {counted:?}", node.n, program.name())?;
                 }
             }
         }
@@ -402,7 +403,7 @@ pub fn exchange(
     server: &UdpSocket,
     to: (Ipv4Addr, u16),
 ) -> Result<(Vec<u8>, std::net::SocketAddr)> {
-    let mut buffer = [0; 65_536];
+    let mut buffer = vec![0; 65_536];
     client.send_to(b"there", to)?;
     let (n, from) = server
         .recv_from(&mut buffer)

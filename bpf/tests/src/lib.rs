@@ -6,6 +6,11 @@
 //! `prog_*` files hold tables for `BPF_PROG_TEST_RUN`; `netns_*` files prove
 //! delivery, which a redirect verdict does not.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "lengths of packets that a test wrote"
+)]
+
 pub mod datapath;
 pub mod lab;
 pub mod netns;

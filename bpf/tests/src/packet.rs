@@ -284,7 +284,7 @@ impl Packet {
             put(&mut bytes, 2, checksum);
         }
         if self.headless {
-            bytes = self.payload.clone();
+            bytes.clone_from(&self.payload);
         }
         (protocol, bytes)
     }

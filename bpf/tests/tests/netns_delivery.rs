@@ -251,7 +251,7 @@ fn large_datagrams_arrive_in_fragments() -> Result<()> {
     let datagram: Vec<u8> = (0..6000u32).map(|i| i as u8).collect();
     let client = lab.a.udp(1111)?;
     let servers = [lab.b.udp(2222)?, lab.c.udp(2222)?];
-    let mut buffer = [0; 65_536];
+    let mut buffer = vec![0; 65_536];
     for form in [FORM_TUNNEL, FORM_NATIVE] {
         lab.set_form(form)?;
         for (server, to) in servers.iter().zip([lab.b.address, lab.c.address]) {

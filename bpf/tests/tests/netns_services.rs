@@ -292,7 +292,7 @@ fn a_large_answer_through_a_service_arrives_whole() -> Result<()> {
         service(&lab.one, (VIP, 80), backend.address)?;
         let (client, server) = (lab.a.udp(0)?, backend.udp(PORT)?);
         let answer: Vec<u8> = (0..5000u32).map(|i| i as u8).collect();
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         client.send_to(b"?", (VIP, 80))?;
         let (_, from) = server.recv_from(&mut buffer)?;
         server.send_to(&answer, from)?;

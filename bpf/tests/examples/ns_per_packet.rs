@@ -1,0 +1,215 @@
+//! Nanoseconds that each program takes per packet, by `BPF_PROG_TEST_RUN`, as
+//! JSON on standard output: one object per program and kind of packet with the
+//! median and the 99th percentile over rounds.
+//!
+//! `overlay_ingress` is not here: a test run has no tunnel key, and without one
+//! it does not do its work.
+
+#![expect(clippy::print_stdout, reason = "the result goes there")]
+
+use anyhow::{Result, ensure};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use serde_json::json;
+use veer_bpf_common::{
+    mark,
+    outcome::{Program, Verdict},
+    value::{FORM_NATIVE, FORM_TUNNEL, FlowNote, Interface},
+};
+use veer_bpf_tests::{
+    datapath::{Context, Datapath, flow_key},
+    packet::Packet,
+    world::{self, *},
+};
+
+/// A packet runs this often in a row: its TTL lasts so long.
+const RUNS: u32 = 200;
+const ROUNDS: usize = 300;
+
+/// One kind of packet for one program.
+struct Case {
+    program: Program,
+    what: &'static str,
+    packet: Packet,
+    mark: u32,
+    outcome: Verdict,
+}
+
+fn case(program: Program, what: &'static str, packet: Packet, outcome: Verdict) -> Case {
+    Case {
+        program,
+        what,
+        packet: packet.ttl(255),
+        mark: 0,
+        outcome,
+    }
+}
+
+/// A's packet with the source MAC that the run before left in it.
+fn again(packet: Packet, left: [u8; 6]) -> Packet {
+    packet.macs(left, A_NODE_MAC)
+}
+
+fn main() -> Result<()> {
+    // A long run may be moved between CPUs, and its record is per CPU.
+    let mut first = CpuSet::new();
+    first.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &first)?;
+    let mut node = world::load(Program::ALL)?;
+    node.set_remote(ID_2, remote(FORM_TUNNEL))?;
+    node.set_flow(
+        flow_key(17, (NODE_2, 2222), (A, 1111)),
+        FlowNote {
+            expires_at: u64::MAX - u64::MAX / 4,
+            ..FlowNote::default()
+        },
+    )?;
+    let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
+    let tunnel = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &udp(C, B).frame());
+    let mut results = Vec::new();
+
+    allow_mac(&mut node, B_NODE_MAC)?;
+    let packet = again(a_to(B), B_NODE_MAC);
+    let same = case(Program::PodEgress, "same node", packet, Verdict::Deliver);
+    results.push(measure(&mut node, &same)?);
+    allow_mac(&mut node, A_MAC)?;
+    for c in [
+        case(Program::PodEgress, "tunnel", a_to(C), Verdict::Overlay),
+        case(
+            Program::PodEgress,
+            "to the world",
+            a_to(WORLD),
+            Verdict::ToStack,
+        ),
+        case(
+            Program::PodEgress,
+            "noted reply",
+            a_to(NODE_2),
+            Verdict::ToStackNoted,
+        ),
+        case(
+            Program::PodIngress,
+            "from the host",
+            udp(NODE_1, A),
+            Verdict::Pass,
+        ),
+        case(
+            Program::PodIngress,
+            "translated",
+            udp(B, A),
+            Verdict::PassNoted,
+        ),
+        case(
+            Program::OverlayEgress,
+            "host to pod",
+            udp(NODE_1, C),
+            Verdict::Overlay,
+        ),
+        Case {
+            mark: mark::REDIRECTED,
+            ..case(
+                Program::OverlayEgress,
+                "redirected",
+                udp(A, C),
+                Verdict::Pass,
+            )
+        },
+        case(
+            Program::UplinkIngress,
+            "tunnel",
+            tunnel.clone(),
+            Verdict::Pass,
+        ),
+        case(
+            Program::UplinkIngress,
+            "from the world",
+            udp(WORLD, NODE_1),
+            Verdict::Pass,
+        ),
+        case(
+            Program::UplinkEgress,
+            "from the host",
+            udp(NODE_1, WORLD),
+            Verdict::Pass,
+        ),
+        Case {
+            mark: mark::REDIRECTED,
+            ..case(
+                Program::UplinkEgress,
+                "redirected",
+                udp(A, C),
+                Verdict::Pass,
+            )
+        },
+        case(Program::UplinkXdp, "tunnel", tunnel, Verdict::Pass),
+        case(
+            Program::UplinkXdp,
+            "from the world",
+            udp(WORLD, NODE_1),
+            Verdict::Pass,
+        ),
+    ] {
+        results.push(measure(&mut node, &c)?);
+    }
+    node.set_remote(ID_2, remote(FORM_NATIVE))?;
+    let bare = case(
+        Program::UplinkIngress,
+        "native",
+        udp(C, B),
+        Verdict::Deliver,
+    );
+    results.push(measure(&mut node, &bare)?);
+    allow_mac(&mut node, [0; 6])?;
+    let packet = again(a_to(C), [0; 6]);
+    let native = case(Program::PodEgress, "native", packet, Verdict::Native);
+    results.push(measure(&mut node, &native)?);
+
+    println!("{}", serde_json::to_string_pretty(&results)?);
+    Ok(())
+}
+
+/// Lets pod A use this source MAC.
+fn allow_mac(node: &mut Datapath, mac: [u8; 6]) -> Result<()> {
+    node.set_interface(
+        A_IFINDEX,
+        Interface {
+            identity: A_IDENTITY,
+            endpoint_id: 1,
+            mac,
+            node_mac: A_NODE_MAC,
+            v4: A.octets(),
+            ..Interface::default()
+        },
+    )
+}
+
+fn measure(node: &mut Datapath, case: &Case) -> Result<serde_json::Value> {
+    let frame = case.packet.frame();
+    let context = Context {
+        mark: case.mark,
+        ..Context::default()
+    };
+    let mut nanoseconds = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        let (time, decision) = node.time(case.program, &frame, context, RUNS)?;
+        ensure!(
+            decision.outcome == case.outcome as u32,
+            "{}, {}: {} instead of {}",
+            case.program.name(),
+            case.what,
+            name(decision.outcome),
+            case.outcome.name()
+        );
+        nanoseconds.push(time.as_nanos());
+    }
+    nanoseconds.sort_unstable();
+    Ok(json!({
+        "program": case.program.name(),
+        "packet": case.what,
+        "outcome": case.outcome.name(),
+        "ns_p50": nanoseconds[ROUNDS / 2],
+        "ns_p99": nanoseconds[ROUNDS * 99 / 100],
+    }))
+}
