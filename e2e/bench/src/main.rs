@@ -1,2 +1,93 @@
-//! veer-e2e-bench
-fn main() {}
+//! veer-bench: how fast veer is, on the test cluster, against what the machine
+//! itself can do.
+//!
+//! All network figures come from interleaved rounds of one run and are told as
+//! ratios to a bare veth pair and to node-to-node traffic: the machine's own
+//! moods fall on all alike. Client and server of a round trip share one CPU, so
+//! that the length of the path is measured and not the waking of a CPU; streams
+//! have one CPU each.
+#![expect(clippy::print_stdout, reason = "its table is its result")]
+
+mod figures;
+mod measure;
+mod places;
+mod report;
+mod wiring;
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use figures::Figures;
+use veer_e2e_cluster::{Cluster, Config, Progress};
+use veer_e2e_tests::lab::{Lab, NAMESPACE};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Measures veer on a real Kubernetes of three nodes, on this machine"
+)]
+struct Cli {
+    /// Interleaved rounds
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 2)]
+    seconds: u32,
+    /// Pods that are wired at once
+    #[arg(long, default_value_t = 100)]
+    pods: u32,
+    /// A running cluster to use and to leave up (veer is installed if it is not)
+    #[arg(long, env = "VEER_E2E_CLUSTER")]
+    cluster: Option<String>,
+    /// Where the JSON goes
+    #[arg(long, default_value = "build/bench.json")]
+    json: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match bench(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("veer-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(cli: &Cli) -> Result<()> {
+    let own = format!("bench{}", std::process::id());
+    let lab = Lab::new(match &cli.cluster {
+        Some(name) => Cluster::attach(name)?,
+        None => Cluster::up_with(Config::new(&own), Progress::start())?,
+    });
+    let measured = measure_all(cli, &lab);
+    if cli.cluster.is_none() {
+        Cluster::down_by_name(&own)?;
+    }
+    let figures = measured?;
+    println!("{}", report::tables(&figures));
+    if let Some(folder) = cli.json.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    fs::write(&cli.json, format!("{:#}\n", figures.json()))
+        .with_context(|| format!("write {}", cli.json.display()))?;
+    println!("JSON: {}", cli.json.display());
+    Ok(())
+}
+
+fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
+    if lab.helm(&["status", "veer", "-n", NAMESPACE]).is_err() {
+        lab.install(&[])?;
+    }
+    lab.await_installed()?;
+    let progress = Progress::start();
+    let mut figures = Figures::default();
+    measure::network(lab, cli.rounds, cli.seconds, &progress, &mut figures)?;
+    wiring::memory(lab, &mut figures)?;
+    progress.done("resident memory");
+    wiring::restart(lab, &mut figures)?;
+    progress.done("time from a killed agent to ready");
+    wiring::add(lab, cli.pods, &progress, &mut figures)?;
+    Ok(figures)
+}

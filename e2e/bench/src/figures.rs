@@ -1,0 +1,90 @@
+//! Series of measurements and what is said of them.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// All series, by subject and quantity.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    series: BTreeMap<(String, String), Vec<f64>>,
+    /// How many times something that is measured once was, and came to.
+    pub(crate) facts: BTreeMap<String, f64>,
+}
+
+impl Figures {
+    /// Adds one value.
+    pub(crate) fn add(&mut self, subject: &str, quantity: &str, value: f64) {
+        let key = (subject.to_owned(), quantity.to_owned());
+        self.series.entry(key).or_default().push(value);
+    }
+
+    /// The series, sorted.
+    fn sorted(&self, subject: &str, quantity: &str) -> Vec<f64> {
+        let key = (subject.to_owned(), quantity.to_owned());
+        let mut values = self.series.get(&key).cloned().unwrap_or_default();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    /// The value that this share of a series lies below; `None` without values.
+    pub(crate) fn percentile(&self, subject: &str, quantity: &str, percent: usize) -> Option<f64> {
+        let values = self.sorted(subject, quantity);
+        values
+            .get((values.len() * percent / 100).min(values.len().saturating_sub(1)))
+            .copied()
+    }
+
+    /// The median.
+    pub(crate) fn median(&self, subject: &str, quantity: &str) -> Option<f64> {
+        self.percentile(subject, quantity, 50)
+    }
+
+    /// Smallest and largest value.
+    pub(crate) fn spread(&self, subject: &str, quantity: &str) -> Option<(f64, f64)> {
+        let values = self.sorted(subject, quantity);
+        Some((*values.first()?, *values.last()?))
+    }
+
+    /// Median of the ratios of each round to the same round of another subject.
+    pub(crate) fn ratio(&self, subject: &str, to: &str, quantity: &str) -> Option<f64> {
+        let own = self
+            .series
+            .get(&(subject.to_owned(), quantity.to_owned()))?;
+        let base = self.series.get(&(to.to_owned(), quantity.to_owned()))?;
+        let mut ratios: Vec<f64> = own.iter().zip(base).map(|(a, b)| a / b).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios.get(ratios.len() / 2).copied()
+    }
+
+    /// Everything, for programs.
+    pub(crate) fn json(&self) -> Value {
+        let series: Vec<Value> = self
+            .series
+            .iter()
+            .map(|((subject, quantity), values)| {
+                json!({"subject": subject, "quantity": quantity, "values": values,
+                    "median": self.median(subject, quantity)})
+            })
+            .collect();
+        json!({"series": series, "facts": self.facts})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let mut figures = Figures::default();
+        for (a, b) in [(10.0, 5.0), (30.0, 10.0), (100.0, 50.0)] {
+            figures.add("a", "time", a);
+            figures.add("b", "time", b);
+        }
+        assert_eq!(figures.ratio("a", "b", "time"), Some(2.0));
+        assert_eq!(figures.median("a", "time"), Some(30.0));
+        assert_eq!(figures.spread("a", "time"), Some((10.0, 100.0)));
+        assert_eq!(figures.median("c", "time"), None);
+    }
+}

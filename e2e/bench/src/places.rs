@@ -1,0 +1,184 @@
+//! What veer is measured against: a bare veth pair, and the CNI project's
+//! bridge plugin with a route between two nodes.
+//!
+//! Their networks hang on processes that are ended when dropped; bridge and
+//! routes on the nodes are removed then too.
+
+use std::{
+    io::Write,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_tests::{lab::Lab, site::Site};
+
+/// Where Debian has the plugins.
+const PLUGINS: &str = "/usr/lib/cni";
+/// The bridge on each node.
+const BRIDGE: &str = "bench0";
+
+/// A network namespace that lives as long as this.
+#[derive(Debug)]
+pub(crate) struct Empty {
+    child: Child,
+    /// The network.
+    pub(crate) site: Site,
+}
+
+impl Empty {
+    fn new(name: &str) -> Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--net",
+            "sh",
+            "-c",
+            "ip link set lo up && echo up && exec sleep infinity",
+        ]);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start unshare")?;
+        let mut word = [0; 3];
+        let out = child.stdout.as_mut().context("no output")?;
+        std::io::Read::read_exact(out, &mut word).context("the namespace did not come up")?;
+        let site = Site::of_process(name, child.id());
+        Ok(Self { child, site })
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/ns/net", self.child.id())
+    }
+}
+
+impl Drop for Empty {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// Two networks with a veth between them and nothing else: the limit.
+#[derive(Debug)]
+pub(crate) struct BarePair {
+    /// One end.
+    pub(crate) near: Empty,
+    /// The other, at [`BarePair::FAR`].
+    pub(crate) far: Empty,
+}
+
+impl BarePair {
+    /// Address of the far end.
+    pub(crate) const FAR: &str = "10.99.0.2";
+
+    /// Makes it.
+    pub(crate) fn new() -> Result<Self> {
+        let (near, far) = (Empty::new("veth")?, Empty::new("veth's other end")?);
+        let peer = far.child.id().to_string();
+        near.site.exec(&[
+            "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer,
+        ])?;
+        for (end, address) in [(&near, "10.99.0.1/24"), (&far, "10.99.0.2/24")] {
+            end.site
+                .exec(&["ip", "address", "add", address, "dev", "eth0"])?;
+            end.site.exec(&["ip", "link", "set", "eth0", "up"])?;
+        }
+        Ok(Self { near, far })
+    }
+}
+
+/// Three networks on two nodes, wired by the bridge plugin.
+#[derive(Debug)]
+pub(crate) struct Bridged {
+    nodes: Vec<Site>,
+    /// On the first node.
+    pub(crate) client: Empty,
+    neighbour: Empty,
+    remote: Empty,
+}
+
+impl Bridged {
+    /// Address of the network beside the client.
+    pub(crate) const NEIGHBOUR: &str = "10.245.0.3";
+    /// Address of the one on the other node.
+    pub(crate) const REMOTE: &str = "10.245.1.2";
+
+    /// Makes it on two nodes.
+    pub(crate) fn new(lab: &Lab, near: &str, far: &str) -> Result<Self> {
+        let nodes = vec![lab.node_site(near)?, lab.node_site(far)?];
+        let wired = Self {
+            client: Empty::new("bridged client")?,
+            neighbour: Empty::new("bridged neighbour")?,
+            remote: Empty::new("bridged remote")?,
+            nodes,
+        };
+        for (node, empty, address, gateway) in [
+            (0, &wired.client, "10.245.0.2", "10.245.0.1"),
+            (0, &wired.neighbour, Self::NEIGHBOUR, "10.245.0.1"),
+            (1, &wired.remote, Self::REMOTE, "10.245.1.1"),
+        ] {
+            add(&wired.nodes[node], empty, address, gateway)?;
+        }
+        for (node, block, via) in [(0, "10.245.1.0/24", far), (1, "10.245.0.0/24", near)] {
+            let via = lab.cluster.address(via)?.to_string();
+            wired.nodes[node].exec(&["ip", "route", "replace", block, "via", &via])?;
+        }
+        Ok(wired)
+    }
+
+    /// The network at [`Bridged::NEIGHBOUR`].
+    pub(crate) fn neighbour(&self) -> &Site {
+        &self.neighbour.site
+    }
+
+    /// The network at [`Bridged::REMOTE`].
+    pub(crate) fn remote(&self) -> &Site {
+        &self.remote.site
+    }
+}
+
+impl Drop for Bridged {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            let _gone = node.exec_any(&["ip", "link", "del", BRIDGE]);
+            let _gone = node.exec_any(&["ip", "route", "del", "10.245.0.0/24"]);
+            let _gone = node.exec_any(&["ip", "route", "del", "10.245.1.0/24"]);
+        }
+    }
+}
+
+/// ADD of the bridge plugin.
+fn add(node: &Site, empty: &Empty, address: &str, gateway: &str) -> Result<()> {
+    let configuration = format!(
+        r#"{{"cniVersion": "0.4.0", "name": "bench", "type": "bridge", "bridge": "{BRIDGE}",
+ "isGateway": true, "ipam": {{"type": "static", "routes": [{{"dst": "0.0.0.0/0"}}],
+ "addresses": [{{"address": "{address}/24", "gateway": "{gateway}"}}]}}}}"#
+    );
+    let program = format!("{PLUGINS}/bridge");
+    let mut child = node
+        .command(&[&program])
+        .env("CNI_COMMAND", "ADD")
+        .env(
+            "CNI_CONTAINERID",
+            format!("bench-{}", address.replace('.', "-")),
+        )
+        .env("CNI_NETNS", empty.path())
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", PLUGINS)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start the bridge plugin")?;
+    let mut pipe = child.stdin.take().context("no standard input")?;
+    pipe.write_all(configuration.as_bytes())?;
+    drop(pipe);
+    let out = child.wait_with_output()?;
+    ensure!(
+        out.status.success(),
+        "the bridge plugin: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(())
+}

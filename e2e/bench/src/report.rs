@@ -1,0 +1,169 @@
+//! The figures as tables for people.
+
+use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
+
+use crate::{
+    figures::Figures,
+    measure::{
+        P50, P99, STREAM,
+        subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
+    },
+    wiring::fact,
+};
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    table
+}
+
+use Bound::{AtLeast, AtMost};
+
+/// A bound on a ratio: no more, or no less.
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bound {
+    fn verdict(&self, value: Option<f64>) -> String {
+        let Some(value) = value else {
+            return "not measured".to_owned();
+        };
+        let (wanted, held) = match self {
+            Self::AtMost(most) => (format!("≤ {most:.2}"), value <= *most),
+            Self::AtLeast(least) => (format!("≥ {least:.2}"), value >= *least),
+        };
+        format!("{wanted}: {}", if held { "held" } else { "MISSED" })
+    }
+}
+
+fn two(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"))
+}
+
+/// All tables.
+pub(crate) fn tables(figures: &Figures) -> String {
+    [network(figures), goals(figures), rest(figures)].join("\n\n")
+}
+
+fn network(figures: &Figures) -> String {
+    let mut table = table(&[
+        "path",
+        "p50 us (spread)",
+        "p99 us",
+        "× base",
+        "stream Gb/s (spread)",
+        "× base",
+        "base",
+    ]);
+    for (name, base) in [
+        (subject::VETH, subject::VETH),
+        (subject::BRIDGE_SAME, subject::VETH),
+        (subject::SAME, subject::VETH),
+        (subject::NODE, subject::NODE),
+        (subject::BRIDGE_OTHER, subject::NODE),
+        (subject::TUNNEL, subject::NODE),
+        (subject::NATIVE, subject::NODE),
+    ] {
+        let with_spread = |quantity: &str| {
+            let spread = figures.spread(name, quantity);
+            let spread = spread.map_or_else(String::new, |(a, b)| format!(" ({a:.1} to {b:.1})"));
+            format!("{}{spread}", two(figures.median(name, quantity)))
+        };
+        table.add_row([
+            name.to_owned(),
+            with_spread(P50),
+            two(figures.median(name, P99)),
+            two(figures.ratio(name, base, P50)),
+            with_spread(STREAM),
+            two(figures.ratio(name, base, STREAM)),
+            base.to_owned(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn goals(figures: &Figures) -> String {
+    let mut table = table(&["goal", "measured", "verdict"]);
+    let mut row = |what: &str, value: Option<f64>, bound: &Bound| {
+        table.add_row([what.to_owned(), two(value), bound.verdict(value)]);
+    };
+    let ratio = |name, base, quantity| figures.ratio(name, base, quantity);
+    row(
+        "same node, round trip × veth",
+        ratio(SAME, VETH, P50),
+        &AtMost(1.05),
+    );
+    row(
+        "native, round trip × node",
+        ratio(NATIVE, NODE, P50),
+        &AtMost(1.00),
+    );
+    row(
+        "native, stream × node",
+        ratio(NATIVE, NODE, STREAM),
+        &AtLeast(1.00),
+    );
+    row(
+        "tunnel, round trip × node",
+        ratio(TUNNEL, NODE, P50),
+        &AtMost(1.30),
+    );
+    row(
+        "tunnel, stream × node",
+        ratio(TUNNEL, NODE, STREAM),
+        &AtLeast(0.85),
+    );
+    row(
+        "ADD alone p50, ms",
+        figures.median(fact::ADD_ALONE, fact::ADD),
+        &AtMost(30.0),
+    );
+    row(
+        "agent resident, MiB",
+        figures.median("veer-agent", "resident, MiB"),
+        &AtMost(20.0),
+    );
+    row(
+        "operator resident, MiB",
+        figures.median("veer-operator", "resident, MiB"),
+        &AtMost(40.0),
+    );
+    row(
+        "agent's start to ready, ms",
+        figures.median(fact::RESTART, fact::READY),
+        &AtMost(1000.0),
+    );
+    table.to_string()
+}
+
+fn rest(figures: &Figures) -> String {
+    let mut table = table(&["other", "p50", "p99", "spread"]);
+    for (name, quantity) in [
+        (fact::ADD_ALONE, fact::ADD),
+        (fact::ADD_AT_ONCE, fact::ADD),
+        (fact::RESTART, fact::STARTED),
+        (fact::RESTART, fact::READY),
+    ] {
+        let spread = figures.spread(name, quantity);
+        table.add_row([
+            format!("{name}, {quantity}"),
+            two(figures.median(name, quantity)),
+            two(figures.percentile(name, quantity, 99)),
+            spread.map_or_else(|| "-".to_owned(), |(a, b)| format!("{a:.1} to {b:.1}")),
+        ]);
+    }
+    for (name, value) in &figures.facts {
+        table.add_row([
+            name.clone(),
+            format!("{value:.1}"),
+            String::new(),
+            String::new(),
+        ]);
+    }
+    table.to_string()
+}
