@@ -1,0 +1,274 @@
+//! ADD: wires a pod's sandbox. Runs beside other ADDs; the locks it takes are
+//! never held over netlink or the disk.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use veer_agent_api::{Add, Added, Failure, code};
+use veer_bpf_common::identity::INIT;
+
+use super::{del, internal, remove_rows, write_rows};
+use crate::{
+    datapath::Hook,
+    endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
+    engine::Input,
+    files,
+    index::Resolution,
+    netlink::{
+        link,
+        netns::{self, Netns},
+        pod::{self, Wiring},
+        wire::Socket,
+    },
+    shared::Shared,
+};
+
+/// How long ADD waits for the pod's identity, before it wires it as `init`.
+const IDENTITY_WAIT: Duration = Duration::from_millis(800);
+/// Time between looks.
+const IDENTITY_LOOK: Duration = Duration::from_millis(20);
+
+/// Takes back what an ADD that fails has done, armed from the first step on.
+struct Undo<'a> {
+    shared: &'a Shared,
+    add: &'a Add,
+    host_ifname: String,
+    reservation: Option<Reservation>,
+    endpoint: Option<LocalEndpoint>,
+    armed: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            if let Ok(mut socket) = Socket::route() {
+                let _ = link::delete(&mut socket, &self.host_ifname);
+            }
+            if let Some(endpoint) = &self.endpoint {
+                let mut datapath = self.shared.datapath();
+                let _ = self.shared.store().remove(&endpoint.attachment);
+                let _ = remove_rows(&mut datapath, endpoint);
+                let _ = datapath.detach(&self.host_ifname);
+            } else if let Some(reservation) = &self.reservation {
+                self.shared.store().cancel(reservation, &self.add.pod_uid);
+            }
+        }
+        self.shared.adding().remove(&self.host_ifname);
+    }
+}
+
+/// Why wiring failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{what}")]
+    Step {
+        what: &'static str,
+        source: std::io::Error,
+    },
+    #[error("BPF")]
+    Datapath(#[from] crate::datapath::Error),
+}
+
+fn step(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Step { what, source }
+}
+
+/// Wires a sandbox.
+pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
+    let pod = format!("{}/{}", add.pod_namespace, add.pod_name);
+    if let Some(reason) = not_ready(shared) {
+        return Err(Failure {
+            code: code::NOT_AVAILABLE,
+            msg: format!("pod {pod} cannot be wired yet: {reason}"),
+            details: String::new(),
+        });
+    }
+    let netns = netns::open(&add.netns).map_err(|e| Failure {
+        code: code::INVALID_ENVIRONMENT,
+        msg: format!("pod {pod}: cannot open its network namespace {}: {e}", add.netns),
+        details: String::new(),
+    })?;
+    replace_earlier(shared, add, &netns)?;
+    let mut undo = Undo {
+        shared,
+        add,
+        host_ifname: endpoint::host_ifname(&add.attachment),
+        reservation: None,
+        endpoint: None,
+        armed: true,
+    };
+    shared.adding().insert(undo.host_ifname.clone());
+    let (identity, object_uid) = identity(shared, add);
+    let reservation = shared
+        .store()
+        .reserve(&add.pod_uid)
+        .map_err(|e| no_address(&pod, &e))?;
+    undo.reservation = Some(reservation);
+    let result = wire(shared, add, &netns, &mut undo, reservation, identity, object_uid);
+    match result {
+        Ok(added) => {
+            undo.armed = false;
+            Ok(added)
+        }
+        Err(error) => Err(internal(format!(
+            "pod {pod} cannot be wired: {}",
+            crate::chain(&error)
+        ))),
+    }
+}
+
+fn not_ready(shared: &Shared) -> Option<String> {
+    let plan = shared.plan();
+    (!plan.not_ready.is_empty()).then(|| plan.not_ready.clone())
+}
+
+fn no_address(pod: &str, error: &StoreError) -> Failure {
+    Failure {
+        code: code::TRY_AGAIN,
+        msg: format!("pod {pod} gets no address: {error}"),
+        details: String::new(),
+    }
+}
+
+/// An ADD for a sandbox that is wired already is a repetition; one for a pod
+/// whose earlier sandbox is dead takes its place, address included.
+fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(), Failure> {
+    let earlier: Vec<LocalEndpoint> = shared
+        .store()
+        .iter()
+        .filter(|e| {
+            let same = e.attachment == add.attachment;
+            let same_pod = !add.pod_uid.is_empty()
+                && e.pod_uid == add.pod_uid
+                && e.attachment.ifname == add.attachment.ifname;
+            same || (same_pod && e.netns_inode != netns.inode && !alive(shared, e))
+        })
+        .cloned()
+        .collect();
+    for e in earlier {
+        del::unwire(shared, &e.attachment).map_err(|error| {
+            internal(format!(
+                "pod {}: cannot remove its earlier sandbox: {error}",
+                e.pod()
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether the namespace of a wired pod is still there.
+pub(super) fn alive(shared: &Shared, endpoint: &LocalEndpoint) -> bool {
+    endpoint.boot_id == shared.boot_id && netns::is_at(&endpoint.netns, endpoint.netns_inode)
+}
+
+/// The pod's identity, waited for briefly; what comes later is put right later.
+fn identity(shared: &Shared, add: &Add) -> (u32, Option<String>) {
+    let deadline = Instant::now() + IDENTITY_WAIT;
+    loop {
+        let found = shared
+            .index()
+            .resolve(&add.pod_namespace, &add.pod_name, &add.pod_uid);
+        let known = match found {
+            Resolution::Known(number, uid) => return (number, Some(uid)),
+            Resolution::NoNumber(uid) => Some(uid),
+            Resolution::NoPod => None,
+        };
+        if Instant::now() >= deadline {
+            return (INIT, known);
+        }
+        thread::sleep(IDENTITY_LOOK);
+    }
+}
+
+fn wire(
+    shared: &Arc<Shared>,
+    add: &Add,
+    netns: &Netns,
+    undo: &mut Undo<'_>,
+    reservation: Reservation,
+    identity: u32,
+    object_uid: Option<String>,
+) -> Result<Added, Error> {
+    let (link_mtu, route_mtu, host_source) = {
+        let plan = shared.plan();
+        (plan.link_mtu, plan.step.mtu, plan.facts.primary)
+    };
+    let host_ifname = undo.host_ifname.clone();
+    let wiring = Wiring {
+        host_ifname: &host_ifname,
+        host_mac: endpoint::mac(&add.attachment, true),
+        pod_ifname: &add.attachment.ifname,
+        pod_mac: endpoint::mac(&add.attachment, false),
+        address: reservation.address.into(),
+        gateway: reservation.gateway,
+        link_mtu,
+        route_mtu,
+        host_source,
+    };
+    let mut socket = Socket::route().map_err(step("open a netlink socket"))?;
+    let host = pod::create(&mut socket, netns, &wiring).map_err(step("make the veth pair"))?;
+    let endpoint = LocalEndpoint {
+        attachment: add.attachment.clone(),
+        netns: add.netns.clone(),
+        netns_inode: netns.inode,
+        boot_id: shared.boot_id.clone(),
+        namespace: add.pod_namespace.clone(),
+        pod_name: add.pod_name.clone(),
+        pod_uid: add.pod_uid.clone(),
+        object_uid,
+        address: wiring.address,
+        gateway: wiring.gateway,
+        endpoint_id: reservation.endpoint_id,
+        serial: reservation.serial,
+        identity,
+        host_ifname: wiring.host_ifname.to_owned(),
+        ifindex: host.index,
+        mac: wiring.pod_mac,
+        node_mac: wiring.host_mac,
+    };
+    {
+        let mut datapath = shared.datapath();
+        for hook in [Hook::PodEgress, Hook::PodIngress] {
+            datapath.attach(wiring.host_ifname, hook)?;
+        }
+        shared.store().insert(endpoint.clone());
+        undo.endpoint = Some(endpoint.clone());
+        write_rows(&mut datapath, &endpoint)?;
+    }
+    pod::configure(
+        &mut socket,
+        netns,
+        &wiring,
+        host.index,
+        &shared.options.proc_sys_net,
+    )
+    .map_err(step("give the pod its address and routes"))?;
+    let (path, bytes) = shared.store().record(&endpoint);
+    files::write_atomically(&path, &bytes).map_err(step("write the endpoint's record"))?;
+    shared.publisher.publish(&shared.options.node, &endpoint);
+    if endpoint.is_init() || endpoint.object_uid.is_none() {
+        // The number may have come between the last look and the record.
+        let _ = shared.engine.send(Input::Identities);
+    }
+    Ok(added(&endpoint, route_mtu))
+}
+
+fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {
+    Added {
+        addresses: vec![endpoint.address],
+        gateways: vec![endpoint.gateway],
+        host_ifname: endpoint.host_ifname.clone(),
+        host_mac: mac_text(endpoint.node_mac),
+        container_mac: mac_text(endpoint.mac),
+        mtu,
+    }
+}
+
+/// The gateway of what was wired, as CHECK compares it.
+pub(super) fn gateway(endpoint: &LocalEndpoint) -> IpAddr {
+    endpoint.gateway
+}

@@ -1,0 +1,70 @@
+//! CHECK: is a sandbox still wired as ADD left it?
+
+use std::net::IpAddr;
+
+use veer_agent_api::{Check, Failure, code};
+
+use super::{add::gateway, internal};
+use crate::{
+    datapath::Hook,
+    netlink::{link, netns, pod, wire::Socket},
+    shared::Shared,
+};
+
+/// Says what differs, in one line.
+pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
+    let endpoint = shared.store().get(&check.attachment).cloned();
+    let Some(endpoint) = endpoint else {
+        return Err(Failure {
+            code: code::INTERNAL,
+            msg: format!(
+                "sandbox {} is not wired by veer on this node: delete its pod",
+                check.attachment.container_id
+            ),
+            details: String::new(),
+        });
+    };
+    let mut wrong = Vec::new();
+    let other: Vec<&IpAddr> = check
+        .addresses
+        .iter()
+        .filter(|a| **a != endpoint.address)
+        .collect();
+    if !other.is_empty() {
+        wrong.push(format!("it has {}, not {other:?}", endpoint.address));
+    }
+    let host = Socket::route()
+        .and_then(|mut s| link::by_name(&mut s, &endpoint.host_ifname))
+        .map_err(|e| internal(e.to_string()))?;
+    match host {
+        Some(l) if l.index == endpoint.ifindex && l.up => {}
+        Some(_) => wrong.push(format!("{} is down or another device", endpoint.host_ifname)),
+        None => wrong.push(format!("{} is missing", endpoint.host_ifname)),
+    }
+    match netns::open(&check.netns)
+        .and_then(|n| pod::check(&n, &check.attachment.ifname, endpoint.address, gateway(&endpoint)))
+    {
+        Ok(found) => wrong.extend(found),
+        Err(e) => wrong.push(format!("cannot look into {}: {e}", check.netns)),
+    }
+    {
+        let datapath = shared.datapath();
+        for hook in [Hook::PodEgress, Hook::PodIngress] {
+            if datapath.runs(&endpoint.host_ifname, hook).is_none() {
+                wrong.push(format!("{} lacks its program {hook:?}", endpoint.host_ifname));
+            }
+        }
+        let row = datapath.maps.endpoints.get(&endpoint.key(), 0).ok();
+        if row != Some(endpoint.endpoint_value()) {
+            wrong.push(format!("the endpoint map lacks {}", endpoint.address));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(internal(format!(
+        "pod {} is not wired as it should be ({}): delete the pod if this stays",
+        endpoint.pod(),
+        wrong.join("; ")
+    )))
+}

@@ -1,0 +1,271 @@
+//! Answers for the `veer` command, read from the maps where there is a map.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use veer_agent_api::{
+    CounterRow, EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow,
+};
+use veer_bpf_common::{
+    identity::RESERVED,
+    key::{FAMILY_V4, FlowKey},
+    maps::{COUNTERS, ENDPOINTS, FLOWS},
+    outcome::{OUTCOMES_PER_PROGRAM, Program, counter_index, outcome_name},
+    value::{FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
+};
+
+use crate::{
+    datapath::{Error, read_all},
+    endpoint::mac_text,
+    shared::Shared,
+};
+
+pub(super) fn node_status(shared: &Shared) -> NodeStatus {
+    let (attach, index) = (shared.datapath().attach_kind().to_owned(), shared.index());
+    let plan = shared.plan();
+    let store = shared.store();
+    let block = store.block();
+    NodeStatus {
+        node: shared.options.node.clone(),
+        ready: plan.not_ready.is_empty(),
+        reason: plan.not_ready.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .map(|s| s.trim().to_owned())
+            .unwrap_or_default(),
+        mode: format!("{:?}", plan.step.mode()),
+        phase: format!("{:?}", plan.step.phase()),
+        epoch: plan.step.epoch.as_ref().map_or(0, |e| e.number),
+        host_routing: "BPF".into(),
+        pod_cidrs: block.iter().map(ToString::to_string).collect(),
+        gateways: block
+            .and_then(|b| crate::endpoint::gateway_of(&b.into()))
+            .into_iter()
+            .collect(),
+        addresses: plan.facts.addresses.clone(),
+        uplinks: plan.facts.uplinks.iter().map(|u| u.name.clone()).collect(),
+        mtu: plan.step.mtu,
+        attach,
+        endpoints: store.len(),
+        remote_endpoints: index.endpoints.len()
+            - index.endpoints.of_node(&shared.options.node).count(),
+        remotes: plan.peers.by_name.len(),
+        identities: index.identities.len(),
+        repairs: shared.counts().into_iter().collect(),
+    }
+}
+
+pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
+    let rows = read_all(&shared.datapath().maps.endpoints, ENDPOINTS).unwrap_or_default();
+    let store = shared.store();
+    let mut found: Vec<EndpointRow> = rows
+        .into_iter()
+        .filter_map(|(key, value)| {
+            let address = key.to_ip()?;
+            let known = store.by_address(address);
+            Some(EndpointRow {
+                address,
+                id: value.endpoint_id,
+                identity: value.identity,
+                pod: known.map(crate::endpoint::LocalEndpoint::pod).unwrap_or_default(),
+                ifindex: value.ifindex,
+                ifname: known.map(|e| e.host_ifname.clone()).unwrap_or_default(),
+                mac: mac_text(value.mac),
+                node_mac: mac_text(value.node_mac),
+            })
+        })
+        .collect();
+    found.sort_by_key(|row| row.address);
+    found
+}
+
+pub(super) fn identities(shared: &Shared) -> Vec<IdentityRow> {
+    let reserved = RESERVED.iter().map(|(number, name)| IdentityRow {
+        identity: *number,
+        state: "Reserved".into(),
+        labels: vec![format!("reserved:{name}")],
+    });
+    let index = shared.index();
+    let others = index.identities.iter().map(|record| IdentityRow {
+        identity: record.number,
+        state: if record.active { "Active" } else { "Retiring" }.into(),
+        labels: record.labels.iter().map(|(k, v)| format!("{k}={v}")).collect(),
+    });
+    reserved.chain(others).collect()
+}
+
+/// Addresses of nodes by the agent's numbers for them.
+fn tunnel_endpoints(shared: &Shared) -> BTreeMap<u32, IpAddr> {
+    let plan = shared.plan();
+    let mut found: BTreeMap<u32, IpAddr> = BTreeMap::new();
+    for (name, id) in &plan.peers.by_name {
+        if let Some(address) = plan.peers.primaries.get(name) {
+            found.insert(*id, *address);
+        }
+    }
+    found
+}
+
+pub(super) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
+    let rows = shared.datapath().maps.ipcache_rows()?;
+    let nodes = tunnel_endpoints(shared);
+    let mut found: Vec<(IpAddr, u8, IpcacheRow)> = rows
+        .into_iter()
+        .filter_map(|((length, key), entry)| {
+            let address = key.to_ip()?;
+            let none = if address.is_ipv4() {
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+            } else {
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+            };
+            let row = IpcacheRow {
+                prefix: format!("{address}/{length}"),
+                identity: entry.identity,
+                tunnel_endpoint: nodes.get(&entry.node_id).copied().unwrap_or(none),
+                node_id: entry.node_id,
+            };
+            Some((address, length, row))
+        })
+        .collect();
+    found.sort_by_key(|(address, length, _)| (*address, *length));
+    Ok(found.into_iter().map(|(_, _, row)| row).collect())
+}
+
+pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
+    let entries = shared.datapath().maps.used_remotes()?;
+    let index = shared.index();
+    let plan = shared.plan();
+    let cidrs = |name: &str| {
+        index.nodes.get(name).map_or_else(Vec::new, |n| {
+            n.pod_cidrs.iter().map(ToString::to_string).collect()
+        })
+    };
+    let none = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let own = RemoteRow {
+        node: shared.options.node.clone(),
+        node_id: NODE_ID_LOCAL,
+        pod_cidrs: shared
+            .store()
+            .block()
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        address: plan.facts.primary.unwrap_or(none),
+        form: "local".into(),
+        next_hop: None,
+        uplink: String::new(),
+        accept_native: false,
+        epoch: 0,
+    };
+    let mut rows = vec![own];
+    for (name, id) in &plan.peers.by_name {
+        let entry = entries.get(id).copied().unwrap_or_default();
+        let form = match entry.form {
+            FORM_TUNNEL => "tunnel",
+            FORM_NATIVE => "native",
+            _ => "none",
+        };
+        let uplink = plan
+            .facts
+            .uplinks
+            .iter()
+            .find(|u| u.index == entry.ifindex)
+            .map(|u| u.name.clone());
+        rows.push(RemoteRow {
+            node: name.clone(),
+            node_id: *id,
+            pod_cidrs: cidrs(name),
+            address: plan.peers.primaries.get(name).copied().unwrap_or(none),
+            form: form.into(),
+            next_hop: address(entry.next_hop_family, entry.next_hop),
+            uplink: uplink.unwrap_or_default(),
+            accept_native: entry.flags & REMOTE_ACCEPT_NATIVE != 0,
+            epoch: entry.epoch,
+        });
+    }
+    Ok(rows)
+}
+
+fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
+    match family {
+        0 => None,
+        FAMILY_V4 => Some(IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        _ => Some(IpAddr::from(bytes)),
+    }
+}
+
+pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
+    let datapath = shared.datapath();
+    let mut rows = Vec::new();
+    for program in Program::ALL {
+        for outcome in 0..OUTCOMES_PER_PROGRAM {
+            let Some(name) = outcome_name(outcome) else {
+                continue;
+            };
+            let values = datapath
+                .maps
+                .counters
+                .get(&counter_index(*program, outcome), 0)
+                .map_err(|source| Error::Map {
+                    name: COUNTERS,
+                    source,
+                })?;
+            let packets = values.iter().map(|c| c.packets).sum();
+            if packets == 0 {
+                continue;
+            }
+            rows.push(CounterRow {
+                program: program.name().into(),
+                outcome: name.into(),
+                drop: outcome >= 128,
+                packets,
+                bytes: values.iter().map(|c| c.bytes).sum(),
+            });
+        }
+    }
+    Ok(rows)
+}
+
+pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
+    let rows = read_all(&shared.datapath().maps.flows, FLOWS)?;
+    let now = monotonic();
+    Ok(rows
+        .into_iter()
+        .filter(|(_, note)| note.expires_at > now)
+        .map(|(key, note)| FlowRow {
+            protocol: protocol(key.protocol),
+            source: end(&key, key.source, key.source_port),
+            destination: end(&key, key.destination, key.destination_port),
+            expires_in: (note.expires_at - now) / 1_000_000_000,
+        })
+        .collect())
+}
+
+/// Nanoseconds as `bpf_ktime_get_ns` counts them.
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(std::time::Duration::from)
+        .unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {
+    let port = u16::from_be_bytes(port);
+    match address(key.family, bytes) {
+        Some(IpAddr::V6(a)) => format!("[{a}]:{port}"),
+        Some(IpAddr::V4(a)) => format!("{a}:{port}"),
+        None => String::from("?"),
+    }
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmpv6".into(),
+        other => other.to_string(),
+    }
+}

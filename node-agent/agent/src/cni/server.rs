@@ -1,0 +1,152 @@
+//! The socket: one request per connection, a line in, a line out.
+
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
+
+use super::{add, check, del, gc, internal, query};
+use crate::shared::Shared;
+
+/// Requests worked on at once: netlink is serial in the kernel anyway, and each
+/// takes a thread.
+const PARALLEL: usize = 8;
+
+/// Listens at a path, mode 0600.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    crate::files::remove(path)?;
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until the process ends.
+pub(crate) async fn run(shared: Arc<Shared>, listener: UnixListener) {
+    let slots = Arc::new(Semaphore::new(PARALLEL));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (shared, slots) = (shared.clone(), slots.clone());
+        tokio::spawn(async move {
+            if let Err(error) = serve(shared, slots, stream).await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        });
+    }
+}
+
+async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(MAX_MESSAGE as u64))
+        .read_line(&mut line)
+        .await?;
+    let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
+    let answer = tokio::task::spawn_blocking(move || answer(&shared, &line))
+        .await
+        .map_err(io::Error::other)?;
+    drop(slot);
+    write.write_all(answer.as_bytes()).await?;
+    write.shutdown().await
+}
+
+fn encode<T: Serialize>(result: Result<T, Failure>) -> String {
+    let answer = match result {
+        Ok(value) => Answer::Ok(value),
+        Err(failure) => Answer::Error(failure),
+    };
+    let mut text = serde_json::to_string(&answer).unwrap_or_else(|e| {
+        format!(r#"{{"error":{{"code":999,"msg":"cannot encode the answer: {e}"}}}}"#)
+    });
+    text.push('\n');
+    text
+}
+
+/// Works one request off.
+fn answer(shared: &Arc<Shared>, line: &str) -> String {
+    let request: Request = match serde_json::from_str(line) {
+        Ok(request) => request,
+        Err(e) => {
+            return encode::<()>(Err(Failure {
+                code: code::DECODE,
+                msg: format!(
+                    "the agent does not understand the request ({e}): veer-cni or veer may be of \
+                     another version"
+                ),
+                details: String::new(),
+            }));
+        }
+    };
+    match request {
+        Request::Add(request) => {
+            let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
+            let result = add::add(shared, &request);
+            match &result {
+                Ok(added) => tracing::info!(pod, address = ?added.addresses, "wired"),
+                Err(failure) => tracing::error!("{}", failure.msg),
+            }
+            encode(result)
+        }
+        Request::Del(request) => {
+            let result = del::unwire(shared, &request.attachment).map_err(|e| {
+                internal(format!(
+                    "sandbox {} cannot be unwired: {e}",
+                    request.attachment.container_id
+                ))
+            });
+            match &result {
+                Ok(()) => {
+                    tracing::info!(container = request.attachment.container_id, "unwired");
+                }
+                Err(failure) => tracing::error!("{}", failure.msg),
+            }
+            if shared.plan().decommission {
+                super::conflist::remove_with_the_last(shared);
+            }
+            encode(result)
+        }
+        Request::Check(request) => encode(check::check(shared, &request)),
+        Request::Gc { valid } => {
+            gc::retain(shared, &valid);
+            encode(Ok(()))
+        }
+        Request::Status => encode(status(shared)),
+        Request::NodeStatus => encode(Ok(query::node_status(shared))),
+        Request::Endpoints => encode(Ok(query::endpoints(shared))),
+        Request::Identities => encode(Ok(query::identities(shared))),
+        Request::Ipcache => encode(query::ipcache(shared).map_err(unreadable)),
+        Request::Remotes => encode(query::remotes(shared).map_err(unreadable)),
+        Request::Counters => encode(query::counters(shared).map_err(unreadable)),
+        Request::Flows => encode(query::flows(shared).map_err(unreadable)),
+    }
+}
+
+fn unreadable(error: crate::datapath::Error) -> Failure {
+    internal(format!("cannot read a map: {}", crate::chain(&error)))
+}
+
+fn status(shared: &Shared) -> Result<(), Failure> {
+    let reason = shared.plan().not_ready.clone();
+    if reason.is_empty() {
+        return Ok(());
+    }
+    Err(Failure {
+        code: code::NOT_AVAILABLE,
+        msg: format!("veer-agent cannot wire pods: {reason}"),
+        details: String::new(),
+    })
+}

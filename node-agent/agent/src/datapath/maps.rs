@@ -1,0 +1,236 @@
+//! The maps as typed handles, and the difference between what they hold and
+//! what they should.
+
+use std::{collections::HashMap, hash::Hash};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
+};
+use veer_bpf_common::{
+    key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
+    maps::{CONFIG, COUNTERS, ENDPOINTS, FLOWS, INTERFACES, IPCACHE, NODES, REMOTES, REMOTES_MAX},
+    value::{Config, Counter, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
+};
+
+use super::Error;
+
+/// A prefix of the ipcache: length in bits of the address, and the address.
+pub(crate) type Prefix = (u8, IpKey);
+
+/// Typed handles of all maps the agent reads or writes.
+pub(crate) struct Maps {
+    pub(crate) config: Array<MapData, Config>,
+    pub(crate) endpoints: BpfHashMap<MapData, IpKey, Endpoint>,
+    pub(crate) interfaces: BpfHashMap<MapData, u32, Interface>,
+    pub(crate) ipcache: LpmTrie<MapData, IpKey, IpcacheEntry>,
+    pub(crate) nodes: BpfHashMap<MapData, IpKey, u32>,
+    pub(crate) remotes: Array<MapData, Remote>,
+    pub(crate) flows: BpfHashMap<MapData, FlowKey, FlowNote>,
+    pub(crate) counters: PerCpuArray<MapData, Counter>,
+}
+
+macro_rules! take {
+    ($object:expr, $name:expr) => {
+        $object
+            .take_map($name)
+            .ok_or(Error::MissingMap($name))?
+            .try_into()
+            .map_err(|source| Error::Map {
+                name: $name,
+                source,
+            })?
+    };
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(crate) fn take(object: &mut Ebpf) -> Result<Self, Error> {
+        Ok(Self {
+            config: take!(object, CONFIG),
+            endpoints: take!(object, ENDPOINTS),
+            interfaces: take!(object, INTERFACES),
+            ipcache: take!(object, IPCACHE),
+            nodes: take!(object, NODES),
+            remotes: take!(object, REMOTES),
+            flows: take!(object, FLOWS),
+            counters: take!(object, COUNTERS),
+        })
+    }
+
+    /// Entries of the remotes' array that are in use.
+    pub(crate) fn used_remotes(&self) -> Result<HashMap<u32, Remote>, Error> {
+        let mut found = HashMap::new();
+        for id in 0..u32::try_from(REMOTES_MAX).unwrap_or(u32::MAX) {
+            let remote = self.remotes.get(&id, 0).map_err(error(REMOTES))?;
+            if remote != Remote::default() {
+                found.insert(id, remote);
+            }
+        }
+        Ok(found)
+    }
+
+    /// All rows of the ipcache.
+    pub(crate) fn ipcache_rows(&self) -> Result<HashMap<Prefix, IpcacheEntry>, Error> {
+        let mut found = HashMap::new();
+        for row in self.ipcache.iter() {
+            let (key, entry) = row.map_err(error(IPCACHE))?;
+            let length = u8::try_from(key.prefix_len().saturating_sub(IP_KEY_TAG_BITS));
+            found.insert((length.unwrap_or(0), key.data()), entry);
+        }
+        Ok(found)
+    }
+
+    /// Writes one row of the ipcache, or removes it.
+    pub(crate) fn set_ipcache(
+        &mut self,
+        (length, address): Prefix,
+        entry: Option<IpcacheEntry>,
+    ) -> Result<(), Error> {
+        let key = Key::new(IP_KEY_TAG_BITS + u32::from(length), address);
+        match entry {
+            Some(entry) => self.ipcache.insert(&key, entry, 0).map_err(error(IPCACHE)),
+            None => absent_is_fine(self.ipcache.remove(&key)).map_err(error(IPCACHE)),
+        }
+    }
+
+    /// Writes or removes the rows of one local pod address.
+    pub(crate) fn set_endpoint(
+        &mut self,
+        address: IpKey,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(), Error> {
+        match endpoint {
+            Some(e) => self.endpoints.insert(address, e, 0),
+            None => absent_is_fine(self.endpoints.remove(&address)),
+        }
+        .map_err(error(ENDPOINTS))
+    }
+
+    /// Writes or removes the row of one host-side veth.
+    pub(crate) fn set_interface(
+        &mut self,
+        index: u32,
+        interface: Option<Interface>,
+    ) -> Result<(), Error> {
+        match interface {
+            Some(i) => self.interfaces.insert(index, i, 0),
+            None => absent_is_fine(self.interfaces.remove(&index)),
+        }
+        .map_err(error(INTERFACES))
+    }
+
+    /// Writes or removes a node's address.
+    pub(crate) fn set_node(&mut self, address: IpKey, id: Option<u32>) -> Result<(), Error> {
+        match id {
+            Some(id) => self.nodes.insert(address, id, 0),
+            None => absent_is_fine(self.nodes.remove(&address)),
+        }
+        .map_err(error(NODES))
+    }
+
+    /// Writes a node's entry; a default entry is an unused one.
+    pub(crate) fn set_remote(&mut self, id: u32, remote: Remote) -> Result<(), Error> {
+        self.remotes.set(id, remote, 0).map_err(error(REMOTES))
+    }
+
+    /// Writes the node's configuration if it differs. Returns whether it did.
+    pub(crate) fn set_config(&mut self, config: Config) -> Result<bool, Error> {
+        if self.config.get(&0, 0).map_err(error(CONFIG))? == config {
+            return Ok(false);
+        }
+        self.config.set(0, config, 0).map_err(error(CONFIG))?;
+        Ok(true)
+    }
+}
+
+/// Reads a whole hash map.
+pub(crate) fn read_all<K: Pod + Hash + Eq, V: Pod>(
+    map: &BpfHashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<HashMap<K, V>, Error> {
+    map.iter()
+        .map(|row| row.map_err(error(name)))
+        .collect::<Result<_, _>>()
+}
+
+fn absent_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(e))
+            if e.io_error.raw_os_error() == Some(nix::libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+    move |source| Error::Map { name, source }
+}
+
+/// What to write and what to remove.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Difference<K, V> {
+    /// New and changed entries.
+    pub(crate) write: Vec<(K, V)>,
+    /// Entries that should not be there.
+    pub(crate) remove: Vec<K>,
+}
+
+/// The difference between two tables. With `complete` unset `want` may lack
+/// rows that are right, so nothing is removed.
+pub(crate) fn difference<K: Copy + Eq + Hash, V: Copy + PartialEq>(
+    have: &HashMap<K, V>,
+    want: &HashMap<K, V>,
+    complete: bool,
+) -> Difference<K, V> {
+    let write = want
+        .iter()
+        .filter(|(k, v)| have.get(*k) != Some(*v))
+        .map(|(k, v)| (*k, *v))
+        .collect();
+    let remove = have
+        .keys()
+        .filter(|k| complete && !want.contains_key(*k))
+        .copied()
+        .collect();
+    Difference { write, remove }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_differences_are_written() {
+        let have = HashMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
+        let want = HashMap::from([(1, 'a'), (2, 'x'), (4, 'd')]);
+        let mut got = difference(&have, &want, true);
+        got.write.sort_unstable();
+        assert_eq!(got.write, [(2, 'x'), (4, 'd')]);
+        assert_eq!(got.remove, [3]);
+    }
+
+    #[test]
+    fn an_incomplete_list_removes_nothing() {
+        let have = HashMap::from([(1, 'a')]);
+        let got = difference(&have, &HashMap::new(), false);
+        assert!(got.remove.is_empty() && got.write.is_empty());
+    }
+
+    #[test]
+    fn applying_a_difference_converges() {
+        let mut have = HashMap::from([(1, 'a'), (2, 'b')]);
+        let want = HashMap::from([(2, 'c'), (3, 'd')]);
+        let step = difference(&have, &want, true);
+        have.extend(step.write);
+        for key in step.remove {
+            have.remove(&key);
+        }
+        assert_eq!(have, want);
+        let again = difference(&have, &want, true);
+        assert!(again.write.is_empty() && again.remove.is_empty());
+    }
+}

@@ -1,0 +1,309 @@
+//! From what is known to what should be: pure functions of the index, the
+//! wired pods and the node's facts. Nothing here reads or writes the kernel.
+
+mod epoch;
+mod ids;
+mod peers;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+use veer_bpf_common::{
+    VXLAN_OVERHEAD_V4,
+    identity::{HOST, INIT, REMOTE_NODE},
+    key::IpKey,
+    value::{Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, NODE_ID_LOCAL, Remote},
+};
+use veer_crds::v1alpha1::ClusterNetworkSpec;
+
+pub(crate) use epoch::{Step, step};
+pub(crate) use ids::Ids;
+pub(crate) use peers::{Peers, peers};
+
+use crate::{
+    datapath::Prefix,
+    endpoint::{Store, gateway_of},
+    index::Index,
+    netlink::{pod::host_route, route::Route},
+};
+
+/// An uplink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    /// Device name.
+    pub(crate) name: String,
+    /// Interface index.
+    pub(crate) index: u32,
+    /// MTU in bytes.
+    pub(crate) mtu: u32,
+    /// Kind of device; empty for hardware.
+    pub(crate) kind: String,
+}
+
+/// How the kernel reaches another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Path {
+    /// Device.
+    pub(crate) index: u32,
+    /// Next hop: a router, or the node itself on the same link.
+    pub(crate) next_hop: IpAddr,
+    /// The next hop is the node itself.
+    pub(crate) same_link: bool,
+}
+
+/// What the node is, as netlink reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Address that stands for the node.
+    pub(crate) primary: Option<IpAddr>,
+    /// All global addresses, the primary first.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Uplinks.
+    pub(crate) uplinks: Vec<Uplink>,
+    /// Interface index of the VXLAN device; 0: it is not there yet.
+    pub(crate) vxlan_index: u32,
+    /// Paths to other nodes by their primary address.
+    pub(crate) paths: HashMap<IpAddr, Path>,
+}
+
+impl Facts {
+    /// MTU of the underlay in bytes: what the user says, or the smallest of the
+    /// uplinks'.
+    pub(crate) fn underlay_mtu(&self, cluster: Option<&ClusterNetworkSpec>) -> u32 {
+        let wanted = cluster
+            .and_then(|c| u32::try_from(c.mtu).ok())
+            .filter(|m| *m > 0);
+        let found = self.uplinks.iter().map(|u| u.mtu).min();
+        wanted.or(found).unwrap_or(1500)
+    }
+}
+
+/// Everything the kernel should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Desired {
+    /// The one configuration entry.
+    pub(crate) config: Config,
+    /// Node ids by address.
+    pub(crate) nodes: HashMap<IpKey, u32>,
+    /// Other nodes by id.
+    pub(crate) remotes: HashMap<u32, Remote>,
+    /// Rows of the ipcache.
+    pub(crate) ipcache: HashMap<Prefix, IpcacheEntry>,
+    /// Local pods by address.
+    pub(crate) endpoints: HashMap<IpKey, Endpoint>,
+    /// Local pods by device.
+    pub(crate) interfaces: HashMap<u32, Interface>,
+    /// Routes of the main table.
+    pub(crate) routes: Vec<Route>,
+    /// MTU of pods' default routes, in bytes.
+    pub(crate) mtu: u32,
+}
+
+/// What the functions here look at.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    /// What the API server said.
+    pub(crate) index: &'a Index,
+    /// Wired pods.
+    pub(crate) store: &'a Store,
+    /// The node.
+    pub(crate) facts: &'a Facts,
+    /// Other nodes with their ids and addresses.
+    pub(crate) peers: &'a Peers,
+    /// What the epoch asks.
+    pub(crate) step: &'a Step,
+    /// Remotes as they are now, by id.
+    pub(crate) present: &'a HashMap<u32, Remote>,
+}
+
+/// The prefix of one address.
+pub(crate) fn host_prefix(address: IpAddr) -> Prefix {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    (length, IpKey::from(address))
+}
+
+fn prefix(net: &IpNet) -> Prefix {
+    (net.prefix_len(), IpKey::from(net.network()))
+}
+
+/// The ipcache row of one address; `None`: no row of its own.
+pub(crate) fn row(
+    index: &Index,
+    store: &Store,
+    facts: &Facts,
+    peers: &Peers,
+    address: IpAddr,
+) -> Option<IpcacheEntry> {
+    let local = |identity| IpcacheEntry {
+        identity,
+        node_id: NODE_ID_LOCAL,
+    };
+    if facts.addresses.contains(&address) {
+        return Some(local(HOST));
+    }
+    if let Some(endpoint) = store.by_address(address) {
+        return Some(local(endpoint.identity));
+    }
+    if let Some(node_id) = peers.by_address.get(&address) {
+        return Some(IpcacheEntry {
+            identity: REMOTE_NODE,
+            node_id: *node_id,
+        });
+    }
+    let pod = index.remote_pod(address)?;
+    Some(IpcacheEntry {
+        identity: pod.identity,
+        node_id: *peers.by_name.get(pod.node)?,
+    })
+}
+
+/// Everything.
+pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
+    let Inputs {
+        index,
+        store,
+        facts,
+        peers,
+        step,
+        present,
+    } = inputs;
+    let cluster = index.cluster.as_ref().map(|(_, c)| c);
+    let block = store.block().map(IpNet::V4);
+    let mut d = Desired {
+        config: config(facts, cluster, block.as_ref(), step),
+        mtu: step.mtu,
+        ..Desired::default()
+    };
+
+    let init = |node_id| IpcacheEntry {
+        identity: INIT,
+        node_id,
+    };
+    if let Some(block) = &block {
+        d.ipcache.insert(prefix(block), init(NODE_ID_LOCAL));
+    }
+    for (name, id) in &peers.by_name {
+        let Some(node) = index.nodes.get(name) else {
+            continue;
+        };
+        for cidr in &node.pod_cidrs {
+            if Some(*cidr) != block {
+                d.ipcache.insert(prefix(cidr), init(*id));
+            }
+        }
+        let Some(address) = peers.primaries.get(name) else {
+            continue;
+        };
+        let path = facts.paths.get(address).copied();
+        let remote = epoch::remote(step, node, *address, path, present.get(id));
+        let mtu = if remote.form == FORM_TUNNEL {
+            step.mtu.min(step.tunnel_mtu)
+        } else {
+            step.mtu
+        };
+        d.routes.extend(remote_routes(
+            &node.pod_cidrs,
+            *address,
+            facts,
+            mtu,
+            block.as_ref(),
+        ));
+        d.remotes.insert(*id, remote);
+    }
+    for address in &facts.addresses {
+        d.nodes.insert(IpKey::from(*address), NODE_ID_LOCAL);
+    }
+    for (address, id) in &peers.by_address {
+        d.nodes.insert(IpKey::from(*address), *id);
+    }
+    let rows = facts
+        .addresses
+        .iter()
+        .copied()
+        .chain(store.iter().map(|e| e.address))
+        .chain(peers.by_address.keys().copied())
+        .chain(index.endpoints.addresses());
+    for address in rows {
+        if let Some(entry) = row(index, store, facts, peers, address) {
+            d.ipcache.insert(host_prefix(address), entry);
+        }
+    }
+    for endpoint in store.iter() {
+        d.endpoints.insert(endpoint.key(), endpoint.endpoint_value());
+        d.interfaces
+            .insert(endpoint.ifindex, endpoint.interface_value());
+        d.routes
+            .push(host_route(endpoint.ifindex, endpoint.address, facts.primary));
+    }
+    if let Some(block) = block {
+        d.routes.push(Route {
+            unreachable: true,
+            ..Route::link(block, 0)
+        });
+    }
+    d
+}
+
+fn remote_routes(
+    cidrs: &[IpNet],
+    address: IpAddr,
+    facts: &Facts,
+    mtu: u32,
+    own: Option<&IpNet>,
+) -> Vec<Route> {
+    if facts.vxlan_index == 0 {
+        return Vec::new();
+    }
+    cidrs
+        .iter()
+        .filter(|c| c.addr().is_ipv4() == address.is_ipv4() && Some(*c) != own)
+        .map(|cidr| Route {
+            gateway: Some(address),
+            source: facts.primary,
+            mtu,
+            onlink: true,
+            ..Route::link(*cidr, facts.vxlan_index)
+        })
+        .collect()
+}
+
+fn config(
+    facts: &Facts,
+    cluster: Option<&ClusterNetworkSpec>,
+    block: Option<&IpNet>,
+    step: &Step,
+) -> Config {
+    let gateway_v4 = match block.and_then(gateway_of) {
+        Some(IpAddr::V4(a)) => a,
+        Some(IpAddr::V6(_)) | None => Ipv4Addr::UNSPECIFIED,
+    };
+    Config {
+        vxlan_ifindex: facts.vxlan_index,
+        tunnel_mtu: step.tunnel_mtu,
+        native_mtu: step.native_mtu,
+        flags: 0,
+        gateway_v4: gateway_v4.octets(),
+        gateway_v6: [0; 16],
+        tunnel_port: tunnel_port(cluster).to_be_bytes(),
+        pad: [0; 2],
+    }
+}
+
+/// UDP port of the tunnel.
+pub(crate) fn tunnel_port(cluster: Option<&ClusterNetworkSpec>) -> u16 {
+    cluster
+        .and_then(|c| u16::try_from(c.routing.tunnel.port).ok())
+        .filter(|p| *p != 0)
+        .unwrap_or(veer_bpf_common::DEFAULT_TUNNEL_PORT)
+}
+
+/// Largest inner packet of the tunnel on this underlay, in bytes.
+pub(crate) fn tunnel_mtu(underlay: u32) -> u32 {
+    underlay.saturating_sub(VXLAN_OVERHEAD_V4)
+}
+
+#[cfg(test)]
+mod tests;

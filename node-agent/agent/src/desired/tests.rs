@@ -1,0 +1,243 @@
+//! Scenarios of the desired state.
+
+use std::collections::HashMap;
+
+use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE};
+use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
+
+use super::*;
+use crate::index::{Change, Event, NodeRecord, PodEndpointRow};
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().unwrap()
+}
+
+fn node(name: &str, cidr: &str, address: &str) -> NodeRecord {
+    NodeRecord {
+        name: name.into(),
+        pod_cidrs: vec![cidr.parse().unwrap()],
+        addresses: vec![ip(address)],
+        ..NodeRecord::default()
+    }
+}
+
+fn epoch(number: i64, mode: RoutingMode, phase: Phase) -> Epoch {
+    Epoch {
+        cluster_network_uid: "c".into(),
+        number,
+        mode,
+        phase,
+        attempt: 0,
+    }
+}
+
+fn facts() -> Facts {
+    let hop = |a| Path {
+        index: 7,
+        next_hop: ip(a),
+        same_link: true,
+    };
+    Facts {
+        primary: Some(ip("192.0.2.1")),
+        addresses: vec![ip("192.0.2.1"), ip("198.51.100.1")],
+        uplinks: vec![Uplink {
+            name: "eth0".into(),
+            index: 7,
+            mtu: 1500,
+            kind: String::new(),
+        }],
+        vxlan_index: 9,
+        paths: HashMap::from([(ip("192.0.2.2"), hop("192.0.2.2"))]),
+    }
+}
+
+struct World {
+    index: Index,
+    store: Store,
+    facts: Facts,
+    ids: Ids,
+    present: HashMap<u32, Remote>,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        store.set_block("10.1.0.0/24".parse().unwrap());
+        let mut index = Index::new("a");
+        index.handle(Event::Node(Change::Snapshot(vec![
+            node("a", "10.1.0.0/24", "192.0.2.1"),
+            node("b", "10.1.1.0/24", "192.0.2.2"),
+        ])));
+        Self {
+            index,
+            store,
+            facts: facts(),
+            ids: Ids::default(),
+            present: HashMap::new(),
+            _dir: dir,
+        }
+    }
+
+    fn peer_applied(&mut self, applied: Epoch) {
+        let mut b = node("b", "10.1.1.0/24", "192.0.2.2");
+        b.applied = Some(applied);
+        self.index.handle(Event::Node(Change::Apply(b)));
+    }
+
+    fn desired(&mut self, own: Option<&Epoch>) -> Desired {
+        let peers = peers(&self.index, &self.facts, &mut self.ids);
+        let step = step(own, 1500, 0);
+        let d = desired(Inputs {
+            index: &self.index,
+            store: &self.store,
+            facts: &self.facts,
+            peers: &peers,
+            step: &step,
+            present: &self.present,
+        });
+        self.present.clone_from(&d.remotes);
+        d
+    }
+}
+
+#[test]
+fn blocks_are_init_on_their_node_and_addresses_are_host_or_remote_node() {
+    let mut world = World::new();
+    let d = world.desired(None);
+    let get = |length, a: &str| d.ipcache.get(&(length, IpKey::from(ip(a)))).copied();
+    let entry = |identity, node_id| Some(IpcacheEntry { identity, node_id });
+    assert_eq!(get(24, "10.1.0.0"), entry(INIT, 1));
+    assert_eq!(get(24, "10.1.1.0"), entry(INIT, 2));
+    assert_eq!(get(32, "192.0.2.1"), entry(HOST, 1));
+    assert_eq!(get(32, "198.51.100.1"), entry(HOST, 1));
+    assert_eq!(get(32, "192.0.2.2"), entry(REMOTE_NODE, 2));
+    assert_eq!(d.nodes.get(&IpKey::from(ip("192.0.2.2"))), Some(&2));
+    assert_eq!(d.config.gateway_v4, [10, 1, 0, 1]);
+    assert_eq!((d.config.tunnel_mtu, d.config.native_mtu), (1450, 1500));
+}
+
+#[test]
+fn a_remote_pod_has_its_own_row_on_its_node() {
+    let mut world = World::new();
+    world
+        .index
+        .handle(Event::Endpoint(Change::Apply(PodEndpointRow {
+            key: "x/1".into(),
+            node: "b".into(),
+            addresses: vec![ip("10.1.1.9")],
+            identity: 777,
+            serial: 1,
+            pod_uid: String::new(),
+        })));
+    let d = world.desired(None);
+    assert_eq!(
+        d.ipcache.get(&host_prefix(ip("10.1.1.9"))),
+        Some(&IpcacheEntry {
+            identity: 777,
+            node_id: 2
+        })
+    );
+}
+
+#[test]
+fn a_node_cannot_claim_a_pods_or_our_address_and_shared_ones_are_nobodys() {
+    let mut world = World::new();
+    let mut c = node("c", "10.1.2.0/24", "192.0.2.3");
+    c.addresses
+        .extend(["10.1.1.9", "192.0.2.1", "172.17.0.1", "192.0.2.2"].map(ip));
+    let mut b = node("b", "10.1.1.0/24", "192.0.2.2");
+    b.addresses.push(ip("172.17.0.1"));
+    for n in [b, c] {
+        world.index.handle(Event::Node(Change::Apply(n)));
+    }
+    let d = world.desired(None);
+    for address in ["10.1.1.9", "172.17.0.1"] {
+        assert_eq!(d.nodes.get(&IpKey::from(ip(address))), None, "{address}");
+    }
+    assert_eq!(d.nodes.get(&IpKey::from(ip("192.0.2.1"))), Some(&1));
+    assert_eq!(d.nodes.get(&IpKey::from(ip("192.0.2.2"))), Some(&2));
+}
+
+#[test]
+fn the_route_to_another_nodes_block_never_leaves_the_vxlan_device() {
+    let mut world = World::new();
+    let native = epoch(2, RoutingMode::Native, Phase::Ready);
+    for (own, mtu) in [(None, 1450), (Some(&native), 1500)] {
+        world.peer_applied(native.clone());
+        let d = world.desired(own);
+        let route = d
+            .routes
+            .iter()
+            .find(|r| r.destination.to_string() == "10.1.1.0/24")
+            .unwrap();
+        assert_eq!(route.index, 9);
+        assert_eq!(route.gateway, Some(ip("192.0.2.2")));
+        assert!(route.onlink);
+        assert_eq!(route.mtu, mtu);
+    }
+    let d = world.desired(None);
+    let own = d.routes.iter().find(|r| r.unreachable).unwrap();
+    assert_eq!(own.destination.to_string(), "10.1.0.0/24");
+}
+
+#[test]
+fn a_change_to_native_accepts_first_sends_next_and_raises_the_mtu_last() {
+    let mut world = World::new();
+    let tunnel = epoch(1, RoutingMode::Tunnel, Phase::Ready);
+    world.peer_applied(tunnel.clone());
+    let mut seen = vec![world.desired(Some(&tunnel))];
+    for phase in [Phase::Prepare, Phase::Switch, Phase::Finalize, Phase::Ready] {
+        let e = epoch(2, RoutingMode::Native, phase);
+        world.peer_applied(epoch(2, RoutingMode::Native, Phase::Prepare));
+        seen.push(world.desired(Some(&e)));
+    }
+    let remotes: Vec<Remote> = seen.iter().map(|d| d.remotes[&2]).collect();
+    let forms: Vec<u8> = remotes.iter().map(|r| r.form).collect();
+    let (t, n) = (FORM_TUNNEL, FORM_NATIVE);
+    assert_eq!(forms, [t, t, n, n, n]);
+    let accepts: Vec<u32> = remotes.iter().map(|r| r.flags).collect();
+    let yes = REMOTE_ACCEPT_NATIVE;
+    assert_eq!(accepts, [0, yes, yes, yes, yes]);
+    let mtus: Vec<u32> = seen.iter().map(|d| d.mtu).collect();
+    assert_eq!(mtus, [1450, 1450, 1450, 1500, 1500]);
+    // The next hop is there long before the form.
+    assert!(remotes.iter().all(|r| r.ifindex == 7));
+}
+
+#[test]
+fn a_change_back_keeps_the_form_until_switch_and_accepts_until_finalize() {
+    let mut world = World::new();
+    let native = epoch(2, RoutingMode::Native, Phase::Ready);
+    world.peer_applied(native.clone());
+    world.desired(Some(&native));
+    let mut got = Vec::new();
+    for phase in [Phase::Prepare, Phase::Switch, Phase::Finalize] {
+        let e = epoch(3, RoutingMode::Tunnel, phase);
+        let d = world.desired(Some(&e));
+        got.push((d.remotes[&2].form, d.remotes[&2].flags, d.mtu));
+    }
+    assert_eq!(
+        got,
+        [
+            (FORM_NATIVE, REMOTE_ACCEPT_NATIVE, 1450),
+            (FORM_TUNNEL, REMOTE_ACCEPT_NATIVE, 1450),
+            (FORM_TUNNEL, 0, 1450),
+        ]
+    );
+}
+
+#[test]
+fn a_peer_that_is_not_prepared_or_not_reachable_gets_the_tunnel() {
+    let mut world = World::new();
+    let own = epoch(2, RoutingMode::Native, Phase::Ready);
+    world.peer_applied(epoch(1, RoutingMode::Tunnel, Phase::Ready));
+    let d = world.desired(Some(&own));
+    assert_eq!(d.remotes[&2].form, FORM_TUNNEL);
+    let route = d.routes.iter().find(|r| r.onlink).unwrap();
+    assert_eq!((route.mtu, d.mtu), (1450, 1500));
+    world.peer_applied(own.clone());
+    world.facts.paths.clear();
+    assert_eq!(world.desired(Some(&own)).remotes[&2].form, FORM_TUNNEL);
+}

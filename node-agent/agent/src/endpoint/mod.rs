@@ -1,0 +1,163 @@
+//! Pods wired on this node: their records on disk and the addresses they hold.
+//!
+//! Invariants: an address is handed out once at a time; a record is on disk
+//! before ADD answers; a record without a pod is removed by DEL or collection,
+//! never by the loss of a list.
+
+mod pool;
+mod store;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use veer_agent_api::Attachment;
+use veer_bpf_common::{
+    identity::INIT,
+    key::IpKey,
+    value::{Endpoint as EndpointValue, Interface as InterfaceValue},
+};
+
+pub(crate) use pool::{Pool, gateway_of};
+pub(crate) use store::{Reservation, Store, StoreError};
+
+use crate::netlink::link::Mac;
+
+/// A wired pod, as the record on disk holds it.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub(crate) struct LocalEndpoint {
+    /// Which interface of which sandbox.
+    #[serde(flatten)]
+    pub(crate) attachment: Attachment,
+    /// Path of the sandbox's network namespace.
+    pub(crate) netns: String,
+    /// Its inode: the path alone comes back for another namespace.
+    pub(crate) netns_inode: u64,
+    /// Boot in which it was wired; an inode means nothing after it.
+    pub(crate) boot_id: String,
+    /// The pod.
+    pub(crate) namespace: String,
+    /// The pod.
+    pub(crate) pod_name: String,
+    /// UID as the kubelet gave it; a static pod's is its config hash.
+    pub(crate) pod_uid: String,
+    /// UID of the API object, where that is another one (static pods).
+    #[serde(default)]
+    pub(crate) object_uid: Option<String>,
+    /// Its address.
+    pub(crate) address: IpAddr,
+    /// Its gateway.
+    pub(crate) gateway: IpAddr,
+    /// Its number on this node.
+    pub(crate) endpoint_id: u16,
+    /// Rises with every allocation on this node.
+    pub(crate) serial: i64,
+    /// Its security identity.
+    pub(crate) identity: u32,
+    /// Host side of its veth.
+    pub(crate) host_ifname: String,
+    /// Interface index of that.
+    pub(crate) ifindex: u32,
+    /// MAC of its eth0.
+    pub(crate) mac: Mac,
+    /// MAC of the host side.
+    pub(crate) node_mac: Mac,
+}
+
+impl LocalEndpoint {
+    /// `namespace/name` of the pod.
+    pub(crate) fn pod(&self) -> String {
+        format!("{}/{}", self.namespace, self.pod_name)
+    }
+
+    /// Row of the endpoints' map.
+    pub(crate) fn endpoint_value(&self) -> EndpointValue {
+        EndpointValue {
+            ifindex: self.ifindex,
+            identity: self.identity,
+            endpoint_id: self.endpoint_id,
+            flags: 0,
+            mac: self.mac,
+            node_mac: self.node_mac,
+        }
+    }
+
+    /// Row of the interfaces' map.
+    pub(crate) fn interface_value(&self) -> InterfaceValue {
+        let (v4, v6) = match self.address {
+            IpAddr::V4(a) => (a.octets(), [0; 16]),
+            IpAddr::V6(a) => ([0; 4], a.octets()),
+        };
+        InterfaceValue {
+            identity: self.identity,
+            endpoint_id: self.endpoint_id,
+            flags: 0,
+            mac: self.mac,
+            node_mac: self.node_mac,
+            v4,
+            v6,
+        }
+    }
+
+    /// Key of its address in the maps.
+    pub(crate) fn key(&self) -> IpKey {
+        IpKey::from(self.address)
+    }
+
+    /// Whether its own number is still unknown.
+    pub(crate) fn is_init(&self) -> bool {
+        self.identity == INIT
+    }
+}
+
+/// 64 bits that follow from a sandbox's interface (FNV-1a).
+fn seed(attachment: &Attachment, salt: u8) -> u64 {
+    let mut h = 0xcbf2_9ce4_8422_2325_u64;
+    let bytes = attachment
+        .container_id
+        .bytes()
+        .chain([0])
+        .chain(attachment.ifname.bytes())
+        .chain([0, salt]);
+    for b in bytes {
+        h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    h
+}
+
+/// Name of the host side of a sandbox's veth.
+pub(crate) fn host_ifname(attachment: &Attachment) -> String {
+    format!("veer{:010x}", seed(attachment, 0) & 0xff_ffff_ffff)
+}
+
+/// A MAC for one end of a sandbox's veth: locally administered, unicast.
+pub(crate) fn mac(attachment: &Attachment, host_side: bool) -> Mac {
+    let s = seed(attachment, if host_side { 1 } else { 2 }).to_be_bytes();
+    [(s[2] & 0xfe) | 0x02, s[3], s[4], s[5], s[6], s[7]]
+}
+
+/// A MAC for people.
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_macs_differ_by_sandbox_and_side() {
+        let one = Attachment {
+            container_id: "a".into(),
+            ifname: "eth0".into(),
+        };
+        let two = Attachment {
+            container_id: "b".into(),
+            ifname: "eth0".into(),
+        };
+        assert_ne!(host_ifname(&one), host_ifname(&two));
+        assert!(crate::netlink::is_host_veth(&host_ifname(&one)));
+        assert_ne!(mac(&one, true), mac(&one, false));
+        assert_eq!(mac(&one, true)[0] & 3, 2);
+        assert_eq!(mac_text([2, 0, 0, 0, 0, 255]), "02:00:00:00:00:ff");
+    }
+}

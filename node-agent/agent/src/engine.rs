@@ -1,0 +1,401 @@
+//! The loop that brings the kernel to the desired state: takes events in, works
+//! out what they made stale, and applies it; a repair round every few seconds
+//! puts back what others changed.
+//!
+//! One thread of its own, blocking; the only writer of index and plan.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+use veer_agent_api::Attachment;
+use veer_crds::v1alpha1::Epoch;
+
+use crate::{
+    cni,
+    converge::Converger,
+    datapath,
+    desired::{self, host_prefix},
+    held::{Held, HeldFile},
+    index::{Event, Resolution, Stale},
+    publish,
+    shared::Shared,
+    status::Report,
+};
+
+/// Time between repair rounds.
+const ROUND: Duration = Duration::from_secs(5);
+/// Every so many repair rounds the maps are compared in full and dead sandboxes
+/// are collected.
+const FULL_EVERY: u32 = 12;
+/// Events taken in before their consequences are applied.
+const BATCH: usize = 10_000;
+
+/// What makes the engine work.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// The API server said something.
+    Api(Event),
+    /// Local pods changed in a way that wants a look at their identities.
+    Identities,
+}
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Netlink.
+    #[error("netlink: {what}")]
+    Netlink {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// BPF.
+    #[error("BPF")]
+    Datapath(#[from] datapath::Error),
+    /// State folder.
+    #[error("cannot write below the state folder")]
+    State(#[source] io::Error),
+}
+
+/// See the module.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    from: Receiver<Input>,
+    report: watch::Sender<Report>,
+    held: HeldFile,
+    converger: Converger,
+    rounds: u32,
+    /// Once the first round is through, ADD is served.
+    started: bool,
+}
+
+impl Engine {
+    /// An engine over what is on disk and in the kernel.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        from: Receiver<Input>,
+        report: watch::Sender<Report>,
+    ) -> Result<Self, Error> {
+        let held = HeldFile::open(&shared.options.state);
+        if let Some(cluster) = held.get().cluster.clone() {
+            shared.index_mut().cluster = Some(cluster);
+        }
+        let converger = Converger::new(&shared)?;
+        Ok(Self {
+            shared,
+            from,
+            report,
+            held,
+            converger,
+            rounds: 0,
+            started: false,
+        })
+    }
+
+    /// Works until all senders are gone.
+    pub(crate) fn run(mut self) {
+        self.round(true);
+        let mut next = Instant::now() + ROUND;
+        loop {
+            let wait = next.saturating_duration_since(Instant::now());
+            let first = match self.from.recv_timeout(wait) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let Some(first) = first else {
+                self.rounds = self.rounds.wrapping_add(1);
+                let full = self.rounds.is_multiple_of(FULL_EVERY);
+                if full {
+                    cni::gc::collect(&self.shared);
+                    cni::gc::work_queue(&self.shared);
+                }
+                self.round(full);
+                next = Instant::now() + ROUND;
+                continue;
+            };
+            let stale = self.take_in(first);
+            if stale.identities {
+                self.identities();
+            }
+            if stale.all {
+                self.round(true);
+                next = Instant::now() + ROUND;
+            } else if let Err(error) = self.rows(&stale.addresses) {
+                tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
+            }
+            self.report();
+        }
+    }
+
+    fn take_in(&mut self, first: Input) -> Stale {
+        let mut stale = Stale::default();
+        let mut index = self.shared.index_mut();
+        let mut next = Some(first);
+        for _ in 0..BATCH {
+            match next {
+                Some(Input::Api(event)) => stale.merge(index.handle(event)),
+                Some(Input::Identities) => stale.identities = true,
+                None => break,
+            }
+            next = self.from.try_recv().ok();
+        }
+        stale
+    }
+
+    /// The blocks the API server assigns, or those on disk while it is silent.
+    fn wanted_blocks(&self) -> Vec<IpNet> {
+        let index = self.shared.index();
+        index
+            .nodes
+            .get(index.own())
+            .map(|n| n.pod_cidrs.clone())
+            .filter(|c| !c.is_empty())
+            .unwrap_or_else(|| self.held.get().pod_cidrs.clone())
+    }
+
+    fn wanted_epoch(&self) -> Option<Epoch> {
+        let index = self.shared.index();
+        index
+            .nodes
+            .get(index.own())
+            .and_then(|n| n.epoch.clone())
+            .or_else(|| self.held.get().epoch.clone())
+    }
+
+    fn told_to_go(&self) -> bool {
+        let index = self.shared.index();
+        index
+            .nodes
+            .get(index.own())
+            .map_or(self.held.get().decommissioned, |n| n.decommission)
+    }
+
+    /// One round: observe, compare, change.
+    fn round(&mut self, full: bool) {
+        if self.told_to_go() {
+            self.decommission();
+            return;
+        }
+        let outcome = self.try_round(full);
+        let reason = match &outcome {
+            Ok(reason) => reason.clone(),
+            Err(error) => {
+                let text = crate::chain(error);
+                tracing::error!(error = %text, "the node is not as it should be; trying again");
+                text
+            }
+        };
+        let ready = reason.is_empty();
+        {
+            let mut plan = self.shared.plan_mut();
+            // A repair that fails later leaves pods and new pods working.
+            if !self.started || outcome.is_ok() {
+                plan.not_ready.clone_from(&reason);
+            }
+            plan.decommission = false;
+        }
+        self.converger.degraded = reason;
+        if ready {
+            if !self.started {
+                cni::gc::collect(&self.shared);
+                cni::gc::work_queue(&self.shared);
+                tracing::info!("ready");
+            }
+            self.started = true;
+            if let Err(error) = cni::conflist::write(&self.shared.options.cni_conf_dir) {
+                tracing::error!(%error, "cannot write the conflist");
+            }
+        }
+        self.sync_objects();
+        if let Err(error) = self.shared.store().flush() {
+            tracing::warn!(%error, "cannot note released addresses");
+        }
+        self.report();
+    }
+
+    /// Returns why ADD cannot be served; empty: it can.
+    fn try_round(&mut self, full: bool) -> Result<String, Error> {
+        let blocks = self.wanted_blocks();
+        let epoch = self.wanted_epoch();
+        let block = blocks.iter().find_map(|b| match b {
+            IpNet::V4(b) => Some(*b),
+            IpNet::V6(_) => None,
+        });
+        let Some(block) = block else {
+            // Devices and programs can be made ready before the block is known.
+            self.converger.run(&self.shared, epoch.as_ref(), full)?;
+            return Ok("the node has no pod CIDR yet: is veer-operator running?".into());
+        };
+        let in_use = self.shared.store().set_block(block);
+        self.hold(IpNet::V4(in_use), None)?;
+        self.converger.run(&self.shared, epoch.as_ref(), full)?;
+        self.hold(IpNet::V4(in_use), epoch)?;
+        if in_use != block {
+            return Ok(format!(
+                "the node is assigned {block} but its pods hold {in_use}: drain the node to take \
+                 the new block over"
+            ));
+        }
+        Ok(String::new())
+    }
+
+    /// Notes on disk what the next start needs without the API server.
+    fn hold(&mut self, block: IpNet, epoch: Option<Epoch>) -> Result<(), Error> {
+        let cluster = self.shared.index().cluster.clone();
+        let held = Held {
+            pod_cidrs: vec![block],
+            cluster,
+            epoch: epoch.or_else(|| self.held.get().epoch.clone()),
+            decommissioned: false,
+        };
+        self.held.set(held).map_err(Error::State)
+    }
+
+    /// Writes the ipcache rows of these addresses.
+    fn rows(&self, addresses: &HashSet<IpAddr>) -> Result<(), Error> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        let mut datapath = self.shared.datapath();
+        let index = self.shared.index();
+        let plan = self.shared.plan();
+        let store = self.shared.store();
+        for address in addresses {
+            let row = desired::row(&index, &store, &plan.facts, &plan.peers, *address);
+            datapath.maps.set_ipcache(host_prefix(*address), row)?;
+        }
+        Ok(())
+    }
+
+    /// Gives local pods the identities that their labels have now.
+    fn identities(&self) {
+        let changes: Vec<(Attachment, u32, String)> = {
+            let index = self.shared.index();
+            let store = self.shared.store();
+            store
+                .iter()
+                .filter_map(|e| match index.resolve(&e.namespace, &e.pod_name, &e.pod_uid) {
+                    Resolution::Known(number, uid)
+                        if number != e.identity || e.object_uid.as_ref() != Some(&uid) =>
+                    {
+                        Some((e.attachment.clone(), number, uid))
+                    }
+                    Resolution::NoNumber(uid) if e.object_uid.as_ref() != Some(&uid) => {
+                        Some((e.attachment.clone(), e.identity, uid))
+                    }
+                    Resolution::Known(..) | Resolution::NoNumber(_) | Resolution::NoPod => None,
+                })
+                .collect()
+        };
+        for (attachment, number, uid) in changes {
+            if let Err(error) = self.set_identity(&attachment, number, uid) {
+                tracing::error!(error = %crate::chain(&error), "cannot change a pod's identity");
+            }
+        }
+    }
+
+    fn set_identity(
+        &self,
+        attachment: &Attachment,
+        number: u32,
+        uid: String,
+    ) -> Result<(), Error> {
+        let mut datapath = self.shared.datapath();
+        let changed = self
+            .shared
+            .store()
+            .set_identity(attachment, number, Some(uid))
+            .map_err(Error::State)?;
+        let Some(endpoint) = changed else {
+            return Ok(());
+        };
+        cni::write_rows(&mut datapath, &endpoint)?;
+        drop(datapath);
+        tracing::info!(pod = endpoint.pod(), identity = number, "identity");
+        self.shared
+            .publisher
+            .publish(&self.shared.options.node, &endpoint);
+        Ok(())
+    }
+
+    /// Compares this node's PodEndpoint objects with its wired pods.
+    fn sync_objects(&self) {
+        let index = self.shared.index();
+        if !index.complete.endpoints {
+            return;
+        }
+        let store = self.shared.store();
+        let mut wanted: HashSet<String> = HashSet::new();
+        let node = &self.shared.options.node;
+        for endpoint in store.iter() {
+            let (namespace, name) = publish::key(endpoint);
+            let key = format!("{namespace}/{name}");
+            let there = index.endpoints.of_node(node).any(|row| {
+                row.key == key
+                    && row.identity == i64::from(endpoint.identity)
+                    && row.serial == endpoint.serial
+                    && row.addresses == [endpoint.address]
+            });
+            if !there {
+                self.shared.publisher.publish(node, endpoint);
+            }
+            wanted.insert(key);
+        }
+        for row in index.endpoints.of_node(node) {
+            if !wanted.contains(&row.key)
+                && let Some((namespace, name)) = row.key.split_once('/')
+            {
+                self.shared
+                    .publisher
+                    .withdraw((namespace.to_owned(), name.to_owned()));
+            }
+        }
+    }
+
+    /// Removes everything of veer from the node, once the operator says so.
+    fn decommission(&mut self) {
+        {
+            let mut plan = self.shared.plan_mut();
+            plan.decommission = true;
+            plan.not_ready = "veer is being removed from this node".into();
+        }
+        let outcome = self.converger.decommission(&self.shared);
+        let done = outcome.is_ok();
+        if let Err(error) = outcome {
+            tracing::error!(error = %crate::chain(&error), "clean-up is not complete; trying again");
+        }
+        let held = Held {
+            decommissioned: done,
+            ..self.held.get().clone()
+        };
+        if let Err(error) = self.held.set(held) {
+            tracing::error!(%error, "cannot note the clean-up");
+        }
+        cni::conflist::remove_with_the_last(&self.shared);
+        self.converger.decommissioned = done;
+        self.report();
+    }
+
+    fn report(&self) {
+        let report = self.converger.report(&self.shared, self.held.get());
+        self.report.send_if_modified(|old| {
+            let changed = *old != report;
+            if changed {
+                *old = report;
+            }
+            changed
+        });
+    }
+}

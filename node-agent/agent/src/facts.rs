@@ -1,0 +1,185 @@
+//! What the node is: addresses, uplinks, paths to other nodes, by netlink.
+
+use std::{collections::HashMap, io, net::IpAddr};
+
+use crate::{
+    desired::{Facts, Path, Uplink},
+    netlink::{
+        VXLAN,
+        address::{self, Address},
+        is_host_veth,
+        link::{self, Link},
+        route::{self, Lookup, PROTOCOL},
+        wire::Socket,
+    },
+};
+
+/// What to look for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Uplinks by name; empty: those of the default routes.
+    pub(crate) uplinks: &'a [String],
+    /// The kubelet's idea of the node's address.
+    pub(crate) hint: Option<IpAddr>,
+    /// Other nodes' addresses.
+    pub(crate) peers: &'a [IpAddr],
+    /// Go straight to nodes on the same link.
+    pub(crate) direct: bool,
+}
+
+/// Whether a device's addresses can stand for the node. kube-ipvs0 holds the
+/// addresses of services.
+fn speaks_for_the_node(name: &str) -> bool {
+    name != VXLAN && name != "kube-ipvs0" && !is_host_veth(name)
+}
+
+/// Reads the facts. Where the node has no address at this moment (its uplink is
+/// being changed) the previous facts stay.
+pub(crate) fn gather(
+    socket: &mut Socket,
+    wanted: Wanted<'_>,
+    previous: &Facts,
+) -> io::Result<Facts> {
+    let links = link::list(socket)?;
+    let addresses = address::list(socket)?;
+    let routes = route::list(socket)?;
+    let defaults: Vec<(u32, Option<IpAddr>)> = routes
+        .iter()
+        .filter(|(protocol, r)| *protocol != PROTOCOL && r.destination.prefix_len() == 0)
+        .map(|(_, r)| (r.index, r.gateway))
+        .collect();
+    let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
+
+    let own: Vec<&Address> = addresses
+        .iter()
+        .filter(|a| a.global && is_usable(a.ip))
+        .filter(|a| names.get(&a.index).is_some_and(|l| speaks_for_the_node(&l.name)))
+        .collect();
+    let Some(primary) = primary(&own, wanted.hint, &defaults) else {
+        return Ok(previous.clone());
+    };
+    let mut all: Vec<IpAddr> = own.iter().map(|a| a.ip).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.retain(|a| *a != primary);
+    all.insert(0, primary);
+
+    let holder = own.iter().find(|a| a.ip == primary).map(|a| a.index);
+    let is_uplink = |l: &Link| {
+        if wanted.uplinks.is_empty() {
+            defaults.iter().any(|(index, _)| *index == l.index) || holder == Some(l.index)
+        } else {
+            wanted.uplinks.contains(&l.name)
+        }
+    };
+    let uplinks: Vec<Uplink> = links
+        .iter()
+        .filter(|l| is_uplink(l) && speaks_for_the_node(&l.name) && l.name != "lo")
+        .map(|l| Uplink {
+            name: l.name.clone(),
+            index: l.index,
+            mtu: l.mtu,
+            kind: l.kind.clone(),
+        })
+        .collect();
+    let mut paths = HashMap::new();
+    for peer in wanted.peers {
+        if let Some(found) = route::lookup(socket, *peer)? {
+            paths.insert(*peer, path(*peer, found, wanted.direct, &defaults));
+        }
+    }
+    Ok(Facts {
+        primary: Some(primary),
+        addresses: all,
+        uplinks,
+        vxlan_index: links
+            .iter()
+            .find(|l| l.name == VXLAN)
+            .map_or(0, |l| l.index),
+        paths,
+    })
+}
+
+fn is_usable(ip: IpAddr) -> bool {
+    match ip {
+        // Node-local DNS caches sit on link-local addresses of every node.
+        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local() && !a.is_unspecified(),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+    }
+}
+
+fn primary(
+    own: &[&Address],
+    hint: Option<IpAddr>,
+    defaults: &[(u32, Option<IpAddr>)],
+) -> Option<IpAddr> {
+    let v4 = || own.iter().filter(|a| a.ip.is_ipv4());
+    v4().find(|a| Some(a.ip) == hint)
+        .or_else(|| v4().find(|a| defaults.iter().any(|(index, _)| *index == a.index)))
+        .or_else(|| v4().next())
+        .map(|a| a.ip)
+}
+
+fn path(peer: IpAddr, found: Lookup, direct: bool, defaults: &[(u32, Option<IpAddr>)]) -> Path {
+    let router = defaults
+        .iter()
+        .find_map(|(index, gateway)| gateway.map(|g| (*index, g)));
+    match (found.gateway, direct, router) {
+        (None, false, Some((index, next_hop))) => Path {
+            index,
+            next_hop,
+            same_link: false,
+        },
+        (gateway, _, _) => Path {
+            index: found.index,
+            next_hop: gateway.unwrap_or(peer),
+            same_link: gateway.is_none(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u32, ip: &str) -> Address {
+        Address {
+            index,
+            ip: ip.parse().unwrap(),
+            global: true,
+        }
+    }
+
+    #[test]
+    fn the_kubelets_address_counts_only_while_the_node_has_it() {
+        let (a, b) = (at(2, "192.0.2.5"), at(3, "10.9.9.9"));
+        let own = [&b, &a];
+        let defaults = [(2, None)];
+        let hint = Some("10.9.9.9".parse().unwrap());
+        assert_eq!(primary(&own, hint, &defaults), hint);
+        let gone = Some("192.0.2.77".parse().unwrap());
+        assert_eq!(primary(&own, gone, &defaults), Some(a.ip));
+        assert_eq!(primary(&own, None, &[]), Some(b.ip));
+    }
+
+    #[test]
+    fn a_node_on_the_link_is_its_own_next_hop_unless_a_router_is_asked_for() {
+        let peer = "192.0.2.9".parse().unwrap();
+        let router = "192.0.2.1".parse().unwrap();
+        let found = Lookup {
+            index: 2,
+            gateway: None,
+            source: None,
+        };
+        let defaults = [(2, Some(router))];
+        assert_eq!(path(peer, found, true, &defaults).next_hop, peer);
+        assert_eq!(path(peer, found, false, &defaults).next_hop, router);
+    }
+
+    #[test]
+    fn link_local_addresses_do_not_stand_for_the_node() {
+        assert!(!is_usable("169.254.20.10".parse().unwrap()));
+        assert!(!is_usable("127.0.0.1".parse().unwrap()));
+        assert!(is_usable("172.17.0.1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,70 @@
+//! What the agent keeps on disk of the API server's word, so that it can start
+//! without it: its block, the cluster's settings, the epoch in force.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use veer_crds::v1alpha1::{ClusterNetworkSpec, Epoch};
+
+use crate::files;
+
+/// See the module.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Held {
+    /// Blocks assigned from.
+    #[serde(default, rename = "podCIDRs")]
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    /// UID and spec of the ClusterNetwork.
+    #[serde(default)]
+    pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
+    /// The last epoch applied.
+    #[serde(default)]
+    pub(crate) epoch: Option<Epoch>,
+    /// The node was told to clean up and has.
+    #[serde(default)]
+    pub(crate) decommissioned: bool,
+}
+
+/// [`Held`] with its file.
+#[derive(Debug)]
+pub(crate) struct HeldFile {
+    path: PathBuf,
+    /// What the file holds.
+    held: Held,
+}
+
+impl HeldFile {
+    /// Reads it; an absent or unreadable file is an empty one.
+    pub(crate) fn open(state: &Path) -> Self {
+        let path = state.join("held.json");
+        let held = match fs::read(&path).map(|b| serde_json::from_slice(&b)) {
+            Ok(Ok(held)) => held,
+            Ok(Err(error)) => {
+                tracing::error!(path = %path.display(), %error, "unreadable; starting without it");
+                Held::default()
+            }
+            Err(_) => Held::default(),
+        };
+        Self { path, held }
+    }
+
+    /// What is held.
+    pub(crate) fn get(&self) -> &Held {
+        &self.held
+    }
+
+    /// Changes it, on disk first; no write when nothing changed.
+    pub(crate) fn set(&mut self, held: Held) -> io::Result<()> {
+        if held != self.held {
+            let bytes = serde_json::to_vec(&held)?;
+            files::write_atomically(&self.path, &bytes)?;
+            self.held = held;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! PodEndpoints of all nodes, by object and by address.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use veer_bpf_common::identity::{FIRST_ALLOCATED, INIT, LAST_ALLOCATED};
+
+use super::Change;
+
+/// What counts of a PodEndpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodEndpointRow {
+    /// `namespace/name` of the object.
+    pub(crate) key: String,
+    /// The node that wrote it.
+    pub(crate) node: String,
+    /// The pod's addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The pod's identity as written there.
+    pub(crate) identity: i64,
+    /// Allocation serial.
+    pub(crate) serial: i64,
+    /// UID of the pod.
+    pub(crate) pod_uid: String,
+}
+
+/// Who has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RemotePod<'a> {
+    /// Its node.
+    pub(crate) node: &'a str,
+    /// Its identity; `init` where the object names none that a pod can have.
+    pub(crate) identity: u32,
+}
+
+/// All wired pods.
+#[derive(Debug, Default)]
+pub(crate) struct Endpoints {
+    by_key: HashMap<String, PodEndpointRow>,
+    by_address: HashMap<IpAddr, Vec<String>>,
+}
+
+impl Endpoints {
+    /// Takes a change in and returns the addresses whose rows may differ now.
+    pub(super) fn handle(&mut self, change: Change<String, PodEndpointRow>) -> HashSet<IpAddr> {
+        match change {
+            Change::Apply(row) => self.apply(row),
+            Change::Delete(key) => self.remove(&key),
+            Change::Snapshot(rows) => {
+                let mut touched: HashSet<IpAddr> = self.by_address.keys().copied().collect();
+                *self = Self::default();
+                for row in rows {
+                    touched.extend(self.apply(row));
+                }
+                touched
+            }
+        }
+    }
+
+    fn apply(&mut self, row: PodEndpointRow) -> HashSet<IpAddr> {
+        if self.by_key.get(&row.key) == Some(&row) {
+            return HashSet::new();
+        }
+        let mut touched = self.remove(&row.key);
+        for address in &row.addresses {
+            self.by_address
+                .entry(*address)
+                .or_default()
+                .push(row.key.clone());
+            touched.insert(*address);
+        }
+        self.by_key.insert(row.key.clone(), row);
+        touched
+    }
+
+    fn remove(&mut self, key: &str) -> HashSet<IpAddr> {
+        let Some(row) = self.by_key.remove(key) else {
+            return HashSet::new();
+        };
+        for address in &row.addresses {
+            if let Some(keys) = self.by_address.get_mut(address) {
+                keys.retain(|k| k != key);
+                if keys.is_empty() {
+                    self.by_address.remove(address);
+                }
+            }
+        }
+        row.addresses.into_iter().collect()
+    }
+
+    /// Of those who claim an address and may, the one with the highest serial.
+    pub(super) fn winner(
+        &self,
+        address: IpAddr,
+        may: impl Fn(&str, IpAddr) -> bool,
+    ) -> Option<RemotePod<'_>> {
+        self.by_address
+            .get(&address)?
+            .iter()
+            .filter_map(|key| self.by_key.get(key))
+            .filter(|row| may(&row.node, address))
+            .max_by(|a, b| (a.serial, &a.key).cmp(&(b.serial, &b.key)))
+            .map(|row| RemotePod {
+                node: &row.node,
+                identity: u32::try_from(row.identity)
+                    .ok()
+                    .filter(|i| (FIRST_ALLOCATED..=LAST_ALLOCATED).contains(i))
+                    .unwrap_or(INIT),
+            })
+    }
+
+    /// All addresses that any object names.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.by_address.keys().copied()
+    }
+
+    /// The objects of one node.
+    pub(crate) fn of_node<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = &'a PodEndpointRow> {
+        self.by_key.values().filter(move |row| row.node == node)
+    }
+
+    /// How many objects there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+}

@@ -1,0 +1,289 @@
+//! What the API server said, as plain data behind `apply` and `delete`.
+//!
+//! Inputs are typed events; outputs are lookups. Invariants: nothing vanishes
+//! by an error, only by a deletion or a complete list; an address is believed
+//! only inside its node's block; of two claims of one address the one with the
+//! higher serial counts. Knows neither the API client nor the kernel.
+
+mod endpoints;
+mod identities;
+mod nodes;
+
+use std::collections::{BTreeMap, HashSet};
+
+use veer_crds::v1alpha1::ClusterNetworkSpec;
+
+pub(crate) use endpoints::{PodEndpointRow, RemotePod};
+pub(crate) use identities::{IdentityRecord, PodRecord, Resolution};
+pub(crate) use nodes::NodeRecord;
+
+use endpoints::Endpoints;
+use identities::Identities;
+use nodes::Nodes;
+
+/// A change of a set of objects.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Change<K, T> {
+    /// New or changed.
+    Apply(T),
+    /// Gone.
+    Delete(K),
+    /// The complete set.
+    Snapshot(Vec<T>),
+}
+
+/// What a watcher reports.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// A node, by name.
+    Node(Change<String, NodeRecord>),
+    /// A wired pod of any node, by `namespace/name` of its object.
+    Endpoint(Change<String, PodEndpointRow>),
+    /// An identity, by number.
+    Identity(Change<u32, IdentityRecord>),
+    /// Labels of a namespace, by its name.
+    Namespace(Change<String, (String, BTreeMap<String, String>)>),
+    /// A pod of this node, by UID.
+    Pod(Change<String, PodRecord>),
+    /// The cluster's network; it never vanishes once seen.
+    Cluster(Box<(String, ClusterNetworkSpec)>),
+    /// resourceVersion of the newest identity seen.
+    IdentitySerial(String),
+}
+
+/// What an event made stale.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stale {
+    /// Everything: nodes, routes, configuration.
+    pub(crate) all: bool,
+    /// The rows of these addresses.
+    pub(crate) addresses: HashSet<std::net::IpAddr>,
+    /// The identities of local pods.
+    pub(crate) identities: bool,
+}
+
+impl Stale {
+    /// Both together.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.all |= other.all;
+        self.identities |= other.identities;
+        self.addresses.extend(other.addresses);
+    }
+}
+
+/// Which sets were seen complete at least once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Complete {
+    /// Nodes.
+    pub(crate) nodes: bool,
+    /// Wired pods.
+    pub(crate) endpoints: bool,
+    /// Identities.
+    pub(crate) identities: bool,
+    /// Namespaces.
+    pub(crate) namespaces: bool,
+    /// Pods of this node.
+    pub(crate) pods: bool,
+}
+
+/// The index.
+#[derive(Debug)]
+pub(crate) struct Index {
+    own: String,
+    /// Nodes.
+    pub(crate) nodes: Nodes,
+    /// Wired pods.
+    pub(crate) endpoints: Endpoints,
+    /// Identities, namespaces and own pods.
+    pub(crate) identities: Identities,
+    /// UID and spec of the ClusterNetwork.
+    pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
+    /// resourceVersion of the newest identity seen.
+    pub(crate) identity_serial: String,
+    /// What was seen complete.
+    pub(crate) complete: Complete,
+}
+
+impl Index {
+    /// An empty index of the node with this name.
+    pub(crate) fn new(own: &str) -> Self {
+        Self {
+            own: own.to_owned(),
+            nodes: Nodes::default(),
+            endpoints: Endpoints::default(),
+            identities: Identities::default(),
+            cluster: None,
+            identity_serial: String::new(),
+            complete: Complete::default(),
+        }
+    }
+
+    /// Name of the own node.
+    pub(crate) fn own(&self) -> &str {
+        &self.own
+    }
+
+    /// Takes an event in and says what it made stale.
+    pub(crate) fn handle(&mut self, event: Event) -> Stale {
+        let mut stale = Stale::default();
+        match event {
+            Event::Node(change) => {
+                self.complete.nodes |= matches!(change, Change::Snapshot(_));
+                stale.all = self.nodes.handle(change, &self.own);
+            }
+            Event::Endpoint(change) => {
+                let snapshot = matches!(change, Change::Snapshot(_));
+                stale.all = snapshot;
+                self.complete.endpoints |= snapshot;
+                stale.addresses = self.endpoints.handle(change);
+            }
+            Event::Identity(change) => {
+                self.complete.identities |= matches!(change, Change::Snapshot(_));
+                self.identities.handle_identity(change);
+                stale.identities = true;
+            }
+            Event::Namespace(change) => {
+                self.complete.namespaces |= matches!(change, Change::Snapshot(_));
+                self.identities.handle_namespace(change);
+                stale.identities = true;
+            }
+            Event::Pod(change) => {
+                self.complete.pods |= matches!(change, Change::Snapshot(_));
+                self.identities.handle_pod(change);
+                stale.identities = true;
+            }
+            Event::Cluster(cluster) => {
+                let new = Some(*cluster);
+                if self.cluster != new {
+                    self.cluster = new;
+                    stale.all = true;
+                    stale.identities = true;
+                }
+            }
+            Event::IdentitySerial(serial) => self.identity_serial = serial,
+        }
+        stale
+    }
+
+    /// The pod of another node that has this address now, if any can be
+    /// believed.
+    pub(crate) fn remote_pod(&self, address: std::net::IpAddr) -> Option<RemotePod<'_>> {
+        self.endpoints.winner(address, |node, address| {
+            node != self.own && self.nodes.claims(node, address)
+        })
+    }
+
+    /// The own pod's identity by its label set.
+    pub(crate) fn resolve(&self, namespace: &str, name: &str, uid: &str) -> Resolution {
+        let filter = self.cluster.as_ref().map(|(_, c)| &c.identity_labels);
+        self.identities.resolve(namespace, name, uid, filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use veer_bpf_common::identity::INIT;
+
+    fn node(name: &str, cidr: &str) -> NodeRecord {
+        NodeRecord {
+            name: name.into(),
+            pod_cidrs: vec![cidr.parse().unwrap()],
+            ..NodeRecord::default()
+        }
+    }
+
+    fn row(key: &str, node: &str, address: &str, serial: i64) -> PodEndpointRow {
+        PodEndpointRow {
+            key: key.into(),
+            node: node.into(),
+            addresses: vec![address.parse().unwrap()],
+            identity: 300,
+            serial,
+            pod_uid: String::new(),
+        }
+    }
+
+    fn index() -> Index {
+        let mut index = Index::new("a");
+        index.handle(Event::Node(Change::Snapshot(vec![
+            node("a", "10.1.0.0/24"),
+            node("b", "10.1.1.0/24"),
+        ])));
+        index
+    }
+
+    #[test]
+    fn an_address_outside_its_nodes_block_is_not_believed() {
+        let mut index = index();
+        for (key, on, address) in [
+            ("x/1", "b", "10.1.1.5"),
+            ("x/2", "b", "10.1.0.5"),
+            ("x/3", "nobody", "10.1.1.6"),
+        ] {
+            index.handle(Event::Endpoint(Change::Apply(row(key, on, address, 1))));
+        }
+        let seen = |a: &str| index.remote_pod(a.parse().unwrap()).is_some();
+        assert!(seen("10.1.1.5"));
+        assert!(!seen("10.1.0.5") && !seen("10.1.1.6"));
+    }
+
+    #[test]
+    fn of_two_claims_the_higher_serial_wins_in_any_order() {
+        for order in [[0, 1], [1, 0]] {
+            let mut index = index();
+            let mut rows = [
+                row("x/old", "b", "10.1.1.5", 7),
+                row("x/new", "b", "10.1.1.5", 8),
+            ];
+            rows[1].identity = 400;
+            for i in order {
+                index.handle(Event::Endpoint(Change::Apply(rows[i].clone())));
+            }
+            let address = "10.1.1.5".parse().unwrap();
+            assert_eq!(index.remote_pod(address).unwrap().identity, 400);
+            index.handle(Event::Endpoint(Change::Delete("x/new".into())));
+            assert_eq!(index.remote_pod(address).unwrap().identity, 300);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_drops_what_it_does_not_name_and_marks_it_stale() {
+        let mut index = index();
+        index.handle(Event::Endpoint(Change::Apply(row("x/1", "b", "10.1.1.5", 1))));
+        let stale = index.handle(Event::Endpoint(Change::Snapshot(vec![row(
+            "x/2", "b", "10.1.1.6", 2,
+        )])));
+        assert!(stale.all && index.complete.endpoints);
+        assert!(index.remote_pod("10.1.1.5".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_own_node_and_the_cluster_network_stay_when_they_vanish() {
+        let mut index = index();
+        index.handle(Event::Node(Change::Delete("a".into())));
+        index.handle(Event::Node(Change::Delete("b".into())));
+        assert!(index.nodes.get("a").is_some() && index.nodes.get("b").is_none());
+        index.handle(Event::Node(Change::Snapshot(Vec::new())));
+        assert!(index.nodes.get("a").is_some());
+    }
+
+    #[test]
+    fn a_nodes_row_that_did_not_change_makes_nothing_stale() {
+        let mut index = index();
+        let stale = index.handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24"))));
+        assert_eq!(stale, Stale::default());
+    }
+
+    #[test]
+    fn a_reserved_or_oversized_identity_of_a_peer_counts_as_init() {
+        let mut index = index();
+        for bad in [0, 1, 2, 6, 255, 0x0100_0000] {
+            let mut r = row("x/1", "b", "10.1.1.5", 1);
+            r.identity = bad;
+            index.handle(Event::Endpoint(Change::Apply(r)));
+            let pod = index.remote_pod("10.1.1.5".parse().unwrap()).unwrap();
+            assert_eq!(pod.identity, INIT);
+        }
+    }
+}

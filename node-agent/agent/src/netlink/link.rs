@@ -1,0 +1,220 @@
+//! Links: list, make, change, remove (`include/uapi/linux/if_link.h`).
+
+use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
+
+use super::wire::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+const AF_INET6: u16 = 10;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_NONE: u8 = 1;
+
+const IFF_UP: u32 = 0x1;
+const IFF_NOARP: u32 = 0x80;
+const HEADER: usize = 16;
+
+/// A MAC address in transmission order.
+pub(crate) type Mac = [u8; 6];
+
+/// A link as the kernel reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// Interface index.
+    pub(crate) index: u32,
+    /// Name.
+    pub(crate) name: String,
+    /// MTU in bytes.
+    pub(crate) mtu: u32,
+    /// Hardware address; zeros where it is not an Ethernet one.
+    pub(crate) mac: Mac,
+    /// Kind (`veth`, `vxlan`, …); empty for hardware.
+    pub(crate) kind: String,
+    /// Administratively up.
+    pub(crate) up: bool,
+    /// `IFF_NOARP`.
+    pub(crate) noarp: bool,
+    /// UDP port of a VXLAN device; 0 for others.
+    pub(crate) vxlan_port: u16,
+    /// `external` of a VXLAN device.
+    pub(crate) vxlan_external: bool,
+}
+
+fn header(index: u32, flags: u32, change: u32) -> [u8; HEADER] {
+    let mut h = [0; HEADER];
+    h[4..8].copy_from_slice(&index.to_ne_bytes());
+    h[8..12].copy_from_slice(&flags.to_ne_bytes());
+    h[12..16].copy_from_slice(&change.to_ne_bytes());
+    h
+}
+
+fn parse(message: &Received) -> Option<Link> {
+    if message.kind != RTM_NEWLINK {
+        return None;
+    }
+    let flags = u32_at(&message.body, 8)?;
+    let mut link = Link {
+        index: u32_at(&message.body, 4)?,
+        up: flags & IFF_UP != 0,
+        noarp: flags & IFF_NOARP != 0,
+        ..Link::default()
+    };
+    for (kind, value) in message.attrs(HEADER) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
+            IFLA_LINKINFO => {
+                link.kind = Attrs(value)
+                    .find(IFLA_INFO_KIND)
+                    .map(text)
+                    .unwrap_or_default();
+                if link.kind == "vxlan" {
+                    let data = Attrs(Attrs(value).find(IFLA_INFO_DATA).unwrap_or(&[]));
+                    link.vxlan_port = data
+                        .find(IFLA_VXLAN_PORT)
+                        .and_then(|v| u16_at(v, 0))
+                        .map_or(0, u16::from_be);
+                    link.vxlan_external =
+                        data.find(IFLA_VXLAN_COLLECT_METADATA) == Some([1].as_slice());
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// All links of the socket's namespace.
+pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
+    let message = Message::new(RTM_GETLINK, 0, &header(0, 0, 0));
+    Ok(socket.dump(&message)?.iter().filter_map(parse).collect())
+}
+
+/// One link by name; `None` when there is none.
+pub(crate) fn by_name(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
+    let mut message = Message::new(RTM_GETLINK, 0, &header(0, 0, 0));
+    message.string(IFLA_IFNAME, name);
+    match socket.get(message) {
+        Ok(received) => Ok(parse(&received)),
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Makes the one VXLAN device: `external`, no learning, `arp off`, no address.
+pub(crate) fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: u32) -> io::Result<()> {
+    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(0, IFF_NOARP, IFF_NOARP));
+    message
+        .string(IFLA_IFNAME, name)
+        .u32(IFLA_MTU, mtu)
+        .nest(IFLA_LINKINFO, |m| {
+            m.attr(IFLA_INFO_KIND, b"vxlan").nest(IFLA_INFO_DATA, |m| {
+                m.attr(IFLA_VXLAN_COLLECT_METADATA, &[1])
+                    .attr(IFLA_VXLAN_LEARNING, &[0])
+                    .attr(IFLA_VXLAN_PORT, &port.to_be_bytes());
+            });
+        });
+    socket.request(message)
+}
+
+/// One side of a veth pair to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VethEnd<'a> {
+    /// Name.
+    pub(crate) name: &'a str,
+    /// MAC.
+    pub(crate) mac: Mac,
+}
+
+/// Makes a veth pair whose second end is born inside another namespace.
+pub(crate) fn add_veth(
+    socket: &mut Socket,
+    host: VethEnd<'_>,
+    pod: VethEnd<'_>,
+    mtu: u32,
+    netns: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(0, 0, 0));
+    message
+        .string(IFLA_IFNAME, host.name)
+        .u32(IFLA_MTU, mtu)
+        .attr(IFLA_ADDRESS, &host.mac)
+        .nest(IFLA_LINKINFO, |m| {
+            m.attr(IFLA_INFO_KIND, b"veth").nest(IFLA_INFO_DATA, |m| {
+                m.nest(VETH_INFO_PEER, |m| {
+                    m.raw(&header(0, 0, 0))
+                        .string(IFLA_IFNAME, pod.name)
+                        .u32(IFLA_MTU, mtu)
+                        .attr(IFLA_ADDRESS, &pod.mac)
+                        .u32(IFLA_NET_NS_FD, netns.as_raw_fd().cast_unsigned());
+                });
+            });
+        });
+    socket.request(message)
+}
+
+/// Sets a link up.
+pub(crate) fn set_up(socket: &mut Socket, index: u32) -> io::Result<()> {
+    socket.request(Message::new(RTM_SETLINK, 0, &header(index, IFF_UP, IFF_UP)))
+}
+
+/// Switches ARP off on a link.
+pub(crate) fn set_noarp(socket: &mut Socket, index: u32) -> io::Result<()> {
+    let flags = header(index, IFF_NOARP, IFF_NOARP);
+    socket.request(Message::new(RTM_SETLINK, 0, &flags))
+}
+
+/// Sets a link's MTU, in bytes.
+pub(crate) fn set_mtu(socket: &mut Socket, index: u32, mtu: u32) -> io::Result<()> {
+    let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
+    message.u32(IFLA_MTU, mtu);
+    socket.request(message)
+}
+
+/// Has the kernel make no IPv6 link-local address when the link comes up, so
+/// that it sends no router solicitations. Fine on kernels without IPv6.
+pub(crate) fn no_ipv6_autoconf(socket: &mut Socket, index: u32) -> io::Result<()> {
+    let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
+    message.nest(IFLA_AF_SPEC, |m| {
+        m.nest(AF_INET6, |m| {
+            m.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_NONE]);
+        });
+    });
+    match socket.request(message) {
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(nix::libc::EAFNOSUPPORT | nix::libc::EOPNOTSUPP | nix::libc::EINVAL)
+            ) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Removes a link by name; fine when there is none.
+pub(crate) fn delete(socket: &mut Socket, name: &str) -> io::Result<()> {
+    let mut message = Message::new(RTM_DELLINK, 0, &header(0, 0, 0));
+    message.string(IFLA_IFNAME, name);
+    match socket.request(message) {
+        Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,218 @@
+//! Routes (`include/uapi/linux/rtnetlink.h`). Those of veer carry a protocol
+//! number of their own, by which it knows them again.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+
+use super::{
+    address::{from_octets, octets},
+    wire::{Attrs, CREATE, Message, REPLACE, Received, Socket, u32_at},
+};
+
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTNH_F_ONLINK: u32 = 4;
+const TABLE_MAIN: u8 = 254;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const SCOPE_NOWHERE: u8 = 255;
+const TYPE_UNICAST: u8 = 1;
+const TYPE_UNREACHABLE: u8 = 7;
+const HEADER: usize = 12;
+
+/// `rtm_protocol` of veer's routes in the node's namespace.
+pub(crate) const PROTOCOL: u8 = 0x76;
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Route {
+    /// Destination.
+    pub(crate) destination: IpNet,
+    /// Next hop, if not on the link itself.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Device; 0 with `unreachable`.
+    pub(crate) index: u32,
+    /// Source address for what starts here.
+    pub(crate) source: Option<IpAddr>,
+    /// MTU in bytes; 0: the device's.
+    pub(crate) mtu: u32,
+    /// The next hop is on the link although no route says so.
+    pub(crate) onlink: bool,
+    /// Refuse with "host unreachable".
+    pub(crate) unreachable: bool,
+}
+
+impl Route {
+    /// A route to what is on the link itself.
+    pub(crate) fn link(destination: IpNet, index: u32) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            index,
+            source: None,
+            mtu: 0,
+            onlink: false,
+            unreachable: false,
+        }
+    }
+
+    fn message(&self, kind: u16, flags: u16) -> Message {
+        let scope = match (self.unreachable, self.gateway) {
+            (true, _) => SCOPE_UNIVERSE,
+            (false, None) => SCOPE_LINK,
+            (false, Some(_)) => SCOPE_UNIVERSE,
+        };
+        let kind_of_route = if self.unreachable {
+            TYPE_UNREACHABLE
+        } else {
+            TYPE_UNICAST
+        };
+        let scope = if kind == RTM_DELROUTE {
+            SCOPE_NOWHERE
+        } else {
+            scope
+        };
+        let mut fixed = header(self.destination);
+        fixed[4] = TABLE_MAIN;
+        fixed[5] = PROTOCOL;
+        fixed[6] = scope;
+        fixed[7] = kind_of_route;
+        if self.onlink {
+            fixed[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
+        }
+        let mut message = Message::new(kind, flags, &fixed);
+        message.attr(RTA_DST, &octets(self.destination.network()));
+        if let Some(gateway) = self.gateway {
+            message.attr(RTA_GATEWAY, &octets(gateway));
+        }
+        if self.index != 0 {
+            message.u32(RTA_OIF, self.index);
+        }
+        if let Some(source) = self.source {
+            message.attr(RTA_PREFSRC, &octets(source));
+        }
+        if self.mtu != 0 {
+            message.nest(RTA_METRICS, |m| {
+                m.u32(RTAX_MTU, self.mtu);
+            });
+        }
+        message
+    }
+}
+
+fn header(destination: IpNet) -> [u8; HEADER] {
+    let family = if destination.addr().is_ipv4() { 2 } else { 10 };
+    let mut h = [0; HEADER];
+    h[0] = family;
+    h[1] = destination.prefix_len();
+    h
+}
+
+fn parse(message: &Received) -> Option<Route> {
+    let body = &message.body;
+    if message.kind != RTM_NEWROUTE || *body.get(4)? != TABLE_MAIN {
+        return None;
+    }
+    let attrs = message.attrs(HEADER);
+    if attrs
+        .find(RTA_TABLE)
+        .and_then(|v| u32_at(v, 0))
+        .is_some_and(|t| t != u32::from(TABLE_MAIN))
+    {
+        return None;
+    }
+    let any: IpAddr = if body[0] == 2 {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let destination = attrs.find(RTA_DST).and_then(from_octets).unwrap_or(any);
+    Some(Route {
+        destination: IpNet::new(destination, body[1]).ok()?,
+        gateway: attrs.find(RTA_GATEWAY).and_then(from_octets),
+        index: attrs.find(RTA_OIF).and_then(|v| u32_at(v, 0)).unwrap_or(0),
+        source: attrs.find(RTA_PREFSRC).and_then(from_octets),
+        mtu: attrs
+            .find(RTA_METRICS)
+            .and_then(|v| Attrs(v).find(RTAX_MTU))
+            .and_then(|v| u32_at(v, 0))
+            .unwrap_or(0),
+        onlink: u32_at(body, 8)? & RTNH_F_ONLINK != 0,
+        unreachable: body[7] == TYPE_UNREACHABLE,
+    })
+}
+
+/// The IPv4 routes of the main table, with their protocol.
+pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
+    let mut fixed = [0; HEADER];
+    fixed[0] = 2;
+    let message = Message::new(RTM_GETROUTE, 0, &fixed);
+    Ok(socket
+        .dump(&message)?
+        .iter()
+        .filter_map(|m| Some((*m.body.get(5)?, parse(m)?)))
+        .collect())
+}
+
+/// Makes or changes the route to a destination.
+pub(crate) fn replace(socket: &mut Socket, route: &Route) -> io::Result<()> {
+    socket.request(route.message(RTM_NEWROUTE, CREATE | REPLACE))
+}
+
+/// Removes a route; fine when there is none.
+pub(crate) fn delete(socket: &mut Socket, route: &Route) -> io::Result<()> {
+    match socket.request(route.message(RTM_DELROUTE, 0)) {
+        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => Ok(()),
+        other => other,
+    }
+}
+
+/// What the kernel would do with a packet to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lookup {
+    /// Device.
+    pub(crate) index: u32,
+    /// Router; `None` when the address is on the link.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Source address.
+    pub(crate) source: Option<IpAddr>,
+}
+
+/// Asks the kernel's routing table. `None` when it has no route there.
+pub(crate) fn lookup(socket: &mut Socket, destination: IpAddr) -> io::Result<Option<Lookup>> {
+    let mut message = Message::new(RTM_GETROUTE, 0, &header(IpNet::from(destination)));
+    message.attr(RTA_DST, &octets(destination));
+    let received = match socket.get(message) {
+        Ok(received) => received,
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH)
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    let attrs = received.attrs(HEADER);
+    Ok(attrs
+        .find(RTA_OIF)
+        .and_then(|v| u32_at(v, 0))
+        .map(|index| Lookup {
+            index,
+            gateway: attrs.find(RTA_GATEWAY).and_then(from_octets),
+            source: attrs.find(RTA_PREFSRC).and_then(from_octets),
+        }))
+}

@@ -1,0 +1,103 @@
+//! Starts the parts and waits for a signal.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    cni::server,
+    datapath::Datapath,
+    endpoint::Store,
+    engine::Engine,
+    http,
+    publish::Publisher,
+    shared::{Options, Shared},
+    status::{self, Report},
+    watch as watches,
+};
+
+/// How long to wait for the Node object before the kernel's own boot id is
+/// taken.
+const BOOT_ID_WAIT: Duration = Duration::from_millis(300);
+
+/// Runs the agent until it is told to stop. Nothing is detached then.
+pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result<()> {
+    fs::create_dir_all(&options.state)
+        .with_context(|| format!("cannot use {}", options.state.display()))?;
+    let client = Client::try_default()
+        .await
+        .context("no way to the API server: run in a pod with a service account or set KUBECONFIG")?;
+    let boot_id = boot_id(&client, &options.node).await;
+    let bpffs = options.bpffs.clone();
+    let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
+        .await
+        .context("loading the programs was cut off")??;
+    let store = Store::open(&options.state)
+        .with_context(|| format!("cannot read {}", options.state.display()))?;
+    let (to_engine, from_engine) = mpsc::channel();
+    let (publisher, wishes) = Publisher::new();
+    let listener = server::listen(&options.socket)
+        .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
+    let node = options.node.clone();
+    let shared = Arc::new(Shared::new(
+        options,
+        boot_id,
+        datapath,
+        store,
+        publisher,
+        to_engine.clone(),
+    ));
+
+    watches::start(&client, &node, &to_engine);
+    drop(to_engine);
+    let (report, reports) = watch::channel(Report::default());
+    let engine = Engine::new(shared.clone(), from_engine, report)
+        .context("cannot take over what is in the kernel")?;
+    thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || engine.run())
+        .context("cannot start the engine")?;
+    tokio::spawn(wishes.run(client.clone()));
+    tokio::spawn(server::run(shared.clone(), listener));
+    tokio::spawn(http::run(shared.clone(), metrics));
+    tokio::spawn(status::run(client, shared.clone(), reports));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; programs, maps and routes stay");
+    // The engine's thread may be in the middle of a round; every state it can
+    // be stopped in is one that the next agent takes over.
+    std::process::exit(0);
+}
+
+/// The node's boot id as the kubelet reported it, which is what the operator
+/// compares with, or the kernel's.
+async fn boot_id(client: &Client, node: &str) -> String {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let reported = tokio::time::timeout(BOOT_ID_WAIT, nodes.get_opt(node)).await;
+    if let Ok(Ok(Some(node))) = reported
+        && let Some(info) = node.status.and_then(|s| s.node_info)
+        && !info.boot_id.is_empty()
+    {
+        return info.boot_id;
+    }
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,154 @@
+//! What the agent's parts share, and the order in which its locks are taken:
+//! datapath, index, plan, store. No lock is held over netlink, the disk or the
+//! network, except the datapath's over the maps it guards.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+};
+
+use crate::{
+    datapath::Datapath,
+    desired::{Facts, Peers, Step},
+    endpoint::Store,
+    engine::Input,
+    index::Index,
+    publish::Publisher,
+};
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The node's name.
+    pub(crate) node: String,
+    /// The kubelet's idea of its address.
+    pub(crate) node_ip: Option<IpAddr>,
+    /// Folder of conflists.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// State folder.
+    pub(crate) state: PathBuf,
+    /// bpffs.
+    pub(crate) bpffs: PathBuf,
+    /// Socket for veer-cni and the command.
+    pub(crate) socket: PathBuf,
+    /// A writable `/proc/sys/net` of the node.
+    pub(crate) proc_sys_net: PathBuf,
+}
+
+/// What the engine decided last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    /// The node.
+    pub(crate) facts: Facts,
+    /// Other nodes.
+    pub(crate) peers: Peers,
+    /// What the epoch asks.
+    pub(crate) step: Step,
+    /// MTU of veths, in bytes.
+    pub(crate) link_mtu: u32,
+    /// Why ADD cannot be served; empty: it can.
+    pub(crate) not_ready: String,
+    /// The node is being cleaned up or was.
+    pub(crate) decommission: bool,
+}
+
+/// See the module.
+pub(crate) struct Shared {
+    /// Where things are.
+    pub(crate) options: Options,
+    /// The kernel's boot id.
+    pub(crate) boot_id: String,
+    datapath: Mutex<Datapath>,
+    index: RwLock<Index>,
+    plan: RwLock<Plan>,
+    store: Mutex<Store>,
+    /// Host-side device names of ADDs under way.
+    adding: Mutex<BTreeSet<String>>,
+    repairs: Mutex<BTreeMap<String, u64>>,
+    /// Writes PodEndpoints.
+    pub(crate) publisher: Publisher,
+    /// The engine.
+    pub(crate) engine: mpsc::Sender<Input>,
+}
+
+impl Shared {
+    /// All parts together.
+    pub(crate) fn new(
+        options: Options,
+        boot_id: String,
+        datapath: Datapath,
+        store: Store,
+        publisher: Publisher,
+        engine: mpsc::Sender<Input>,
+    ) -> Self {
+        let index = Index::new(&options.node);
+        Self {
+            options,
+            boot_id,
+            datapath: Mutex::new(datapath),
+            index: RwLock::new(index),
+            plan: RwLock::new(Plan {
+                not_ready: "the agent is starting".into(),
+                ..Plan::default()
+            }),
+            store: Mutex::new(store),
+            adding: Mutex::default(),
+            repairs: Mutex::default(),
+            publisher,
+            engine,
+        }
+    }
+
+    /// The maps and programs.
+    pub(crate) fn datapath(&self) -> MutexGuard<'_, Datapath> {
+        self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The index, to read.
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The index, to change.
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan, to read.
+    pub(crate) fn plan(&self) -> RwLockReadGuard<'_, Plan> {
+        self.plan.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan, to change.
+    pub(crate) fn plan_mut(&self) -> RwLockWriteGuard<'_, Plan> {
+        self.plan.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wired pods.
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Host-side device names of ADDs under way.
+    pub(crate) fn adding(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.adding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts something that was put back, or done, by its kind.
+    pub(crate) fn count(&self, what: &str, times: usize) {
+        if times > 0 {
+            let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+            *repairs.entry(what.to_owned()).or_default() += times as u64;
+        }
+    }
+
+    /// The counts of [`Shared::count`].
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        self.repairs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}

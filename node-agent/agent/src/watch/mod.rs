@@ -1,0 +1,236 @@
+//! Watches the API server and turns objects into the index's events.
+//!
+//! A list counts only once it is complete: objects of a list under way are
+//! collected and sent as one snapshot. A failed list or watch sends nothing.
+
+pub(crate) mod slim;
+
+use std::{collections::BTreeMap, fmt::Debug, sync::mpsc::Sender};
+
+use futures::{StreamExt, pin_mut};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    runtime::{WatchStreamExt, watcher},
+};
+use serde::de::DeserializeOwned;
+use slim::{SlimNamespace, SlimPod};
+use veer_crds::v1alpha1::{
+    CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
+};
+
+use crate::{
+    engine::Input,
+    index::{Change, Event, IdentityRecord, NodeRecord, PodEndpointRow, PodRecord},
+};
+
+/// Annotation of a mirror pod: the UID under which the kubelet runs it.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Starts all watches. They end when the receiver is gone.
+pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
+    let all = watcher::Config::default();
+    let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let own_pods = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+
+    let own = node.to_owned();
+    spawn(
+        Api::<NodeNetwork>::all(client.clone()),
+        all.clone(),
+        to.clone(),
+        move |change| vec![Event::Node(map(change, |n| node_record(n, &own), named_key))],
+    );
+    spawn(
+        Api::<PodEndpoint>::all(client.clone()),
+        all.clone(),
+        to.clone(),
+        |change| vec![Event::Endpoint(map(change, endpoint_row, |e| endpoint_key(&e)))],
+    );
+    spawn(
+        Api::<SecurityIdentity>::all(client.clone()),
+        all.clone(),
+        to.clone(),
+        identity_events,
+    );
+    spawn(
+        Api::<SlimNamespace>::all(client.clone()),
+        all,
+        to.clone(),
+        |change| {
+            let record = |n: SlimNamespace| {
+                let labels = n.metadata.labels.clone().unwrap_or_default();
+                Some((n.name_any(), labels))
+            };
+            vec![Event::Namespace(map(change, record, named_key))]
+        },
+    );
+    spawn(
+        Api::<SlimPod>::all(client.clone()),
+        own_pods,
+        to.clone(),
+        |change| {
+            vec![Event::Pod(map(change, pod_record, |p| {
+                p.metadata.uid.unwrap_or_default()
+            }))]
+        },
+    );
+    spawn(
+        Api::<ClusterNetwork>::all(client.clone()),
+        named(CLUSTER_NETWORK),
+        to.clone(),
+        |change| match change {
+            Change::Apply(c) => vec![cluster_event(c)],
+            Change::Snapshot(all) => all.into_iter().map(cluster_event).collect(),
+            // The last state stays.
+            Change::Delete(_) => Vec::new(),
+        },
+    );
+}
+
+fn spawn<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    to: Sender<Input>,
+    events: impl Fn(Change<K, K>) -> Vec<Event> + Send + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    tokio::spawn(async move {
+        let stream = watcher(api, config).default_backoff();
+        pin_mut!(stream);
+        let mut listing = Vec::new();
+        while let Some(item) = stream.next().await {
+            let change = match item {
+                Ok(watcher::Event::Init) => {
+                    listing = Vec::new();
+                    continue;
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listing.push(object);
+                    continue;
+                }
+                Ok(watcher::Event::InitDone) => Change::Snapshot(std::mem::take(&mut listing)),
+                Ok(watcher::Event::Apply(object)) => Change::Apply(object),
+                Ok(watcher::Event::Delete(object)) => Change::Delete(object),
+                Err(error) => {
+                    tracing::warn!(
+                        kind = %K::kind(&()),
+                        error = %crate::chain(&error),
+                        "watch failed; keeping what is known and trying again"
+                    );
+                    continue;
+                }
+            };
+            for event in events(change) {
+                if to.send(Input::Api(event)).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+}
+
+/// Translates a change of objects into one of records. An object without a
+/// record (one that does not concern the agent) counts as gone.
+fn map<K, T, I>(
+    change: Change<K, K>,
+    record: impl Fn(K) -> Option<T>,
+    key: impl Fn(K) -> I,
+) -> Change<I, T>
+where
+    K: Clone,
+{
+    match change {
+        Change::Apply(object) => match record(object.clone()) {
+            Some(record) => Change::Apply(record),
+            None => Change::Delete(key(object)),
+        },
+        Change::Delete(object) => Change::Delete(key(object)),
+        Change::Snapshot(all) => Change::Snapshot(all.into_iter().filter_map(record).collect()),
+    }
+}
+
+fn named_key<K: Resource>(object: K) -> String {
+    object.name_any()
+}
+
+fn node_record(node: NodeNetwork, own: &str) -> Option<NodeRecord> {
+    let name = node.name_any();
+    let status = node.status.unwrap_or_default();
+    let mine = name == own;
+    Some(NodeRecord {
+        pod_cidrs: node.spec.pod_cidrs,
+        addresses: status.addresses,
+        epoch: node.spec.epoch.filter(|_| mine),
+        applied: status.applied,
+        decommission: mine && node.spec.decommission,
+        name,
+    })
+}
+
+fn endpoint_key(endpoint: &PodEndpoint) -> String {
+    format!(
+        "{}/{}",
+        endpoint.namespace().unwrap_or_default(),
+        endpoint.name_any()
+    )
+}
+
+fn endpoint_row(endpoint: PodEndpoint) -> Option<PodEndpointRow> {
+    Some(PodEndpointRow {
+        key: endpoint_key(&endpoint),
+        node: endpoint.spec.node_name,
+        addresses: endpoint.spec.addresses,
+        identity: endpoint.spec.identity,
+        serial: endpoint.spec.serial,
+        pod_uid: endpoint.spec.pod_uid,
+    })
+}
+
+fn identity_record(identity: SecurityIdentity) -> Option<IdentityRecord> {
+    Some(IdentityRecord {
+        number: identity.name_any().parse().ok()?,
+        active: identity.spec.state == IdentityState::Active,
+        created: identity
+            .metadata
+            .creation_timestamp
+            .map_or(0, |t| t.0.as_second()),
+        labels: identity.spec.labels,
+    })
+}
+
+fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Event> {
+    let version = |i: &SecurityIdentity| i.resource_version();
+    let serial = match &change {
+        Change::Apply(i) | Change::Delete(i) => version(i),
+        Change::Snapshot(all) => all
+            .iter()
+            .filter_map(version)
+            .max_by_key(|v| v.parse::<u64>().unwrap_or(0)),
+    };
+    let key = |i: SecurityIdentity| i.name_any().parse().unwrap_or(0);
+    let mut events = vec![Event::Identity(map(change, identity_record, key))];
+    events.extend(serial.map(Event::IdentitySerial));
+    events
+}
+
+fn pod_record(pod: SlimPod) -> Option<PodRecord> {
+    if pod.spec.host_network {
+        return None;
+    }
+    let meta = pod.metadata;
+    Some(PodRecord {
+        uid: meta.uid.unwrap_or_default(),
+        namespace: meta.namespace.unwrap_or_default(),
+        name: meta.name.unwrap_or_default(),
+        service_account: pod.spec.service_account_name,
+        labels: meta.labels.unwrap_or_default(),
+        config_hash: meta
+            .annotations
+            .as_ref()
+            .and_then(|a: &BTreeMap<String, String>| a.get(CONFIG_HASH).cloned()),
+    })
+}
+
+fn cluster_event(cluster: ClusterNetwork) -> Event {
+    Event::Cluster(Box::new((cluster.uid().unwrap_or_default(), cluster.spec)))
+}
