@@ -1,0 +1,189 @@
+//! What the admission policy refuses: who asks, and deletion.
+
+use kube::Client;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, PodEndpoint};
+
+use crate::server::{Server, eventually};
+
+const POLICY: &str = include_str!("../../../charts/veer/templates/admission-policy.yaml");
+
+/// The policy in force, an agent's account that RBAC lets do everything, and
+/// NodeNetworks of nodes a and b.
+async fn guarded() -> Server {
+    let server = Server::start().await;
+    server
+        .apply(&POLICY.replace("{{ .Release.Namespace }}", "veer"))
+        .unwrap();
+    server.add_namespace("veer", &[]).await;
+    server.add_account("veer", "veer-agent").await;
+    let out = server.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "agent",
+        "--clusterrole=cluster-admin",
+        "--serviceaccount=veer:veer-agent",
+    ]);
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    for name in ["a", "b"] {
+        server.add_node(name).await;
+        let network = NodeNetwork::new(name, veer_crds::v1alpha1::NodeNetworkSpec::default());
+        server
+            .networks()
+            .create(&PostParams::default(), &network)
+            .await
+            .unwrap();
+    }
+    // The API server takes a moment to enforce a policy.
+    eventually("the policy is enforced", async || {
+        let agent = server.as_account("veer", "veer-agent", Some("a")).await;
+        match report(&agent, "b").await {
+            Err(error) if error.contains("may not write") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    server
+}
+
+async fn report(client: &Client, node: &str) -> Result<(), String> {
+    let networks: Api<NodeNetwork> = Api::all(client.clone());
+    let body = json!({
+        "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": node },
+        "status": { "mtu": 1500 },
+    });
+    let params = PatchParams::apply("veer-agent").force();
+    let done = networks
+        .patch_status(node, &params, &Patch::Apply(body))
+        .await;
+    done.map(drop).map_err(|e| e.to_string())
+}
+
+fn endpoint(node: &str) -> PodEndpoint {
+    let name = format!("pod-on-{node}");
+    let spec: Value = json!({
+        "podName": name, "podUID": "u", "nodeName": node, "endpointId": 1,
+        "addresses": ["10.0.0.1"], "identity": 256, "serial": 1,
+    });
+    PodEndpoint::new(&name, serde_json::from_value(spec).unwrap())
+}
+
+#[tokio::test]
+async fn an_agent_writes_only_its_own_nodes_objects() {
+    let server = guarded().await;
+    let agent = server.as_account("veer", "veer-agent", Some("a")).await;
+    report(&agent, "a").await.unwrap();
+    let said = report(&agent, "b").await.unwrap_err();
+    assert!(
+        said.contains("the agent of node a may not write NodeNetwork b"),
+        "{said}"
+    );
+
+    let networks: Api<NodeNetwork> = Api::all(agent.clone());
+    let spec = Patch::Merge(json!({ "spec": { "podCIDRs": ["10.9.9.0/24"] } }));
+    let said = networks
+        .patch("a", &PatchParams::default(), &spec)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("writes the status of its NodeNetwork only"),
+        "{said}"
+    );
+    let said = networks
+        .delete("a", &DeleteParams::default())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("writes the status of its NodeNetwork only"),
+        "{said}"
+    );
+
+    let endpoints: Api<PodEndpoint> = Api::namespaced(agent.clone(), "veer");
+    endpoints
+        .create(&PostParams::default(), &endpoint("a"))
+        .await
+        .unwrap();
+    let said = endpoints
+        .create(&PostParams::default(), &endpoint("b"))
+        .await
+        .unwrap_err();
+    assert!(
+        said.to_string()
+            .contains("may not write a PodEndpoint of another node"),
+        "{said}"
+    );
+    let other = server.as_account("veer", "veer-agent", Some("b")).await;
+    let others: Api<PodEndpoint> = Api::namespaced(other, "veer");
+    let said = others
+        .delete("pod-on-a", &DeleteParams::default())
+        .await
+        .unwrap_err();
+    assert!(
+        said.to_string()
+            .contains("may not write a PodEndpoint of another node"),
+        "{said}"
+    );
+    endpoints
+        .delete("pod-on-a", &DeleteParams::default())
+        .await
+        .unwrap();
+
+    let nowhere = server.as_account("veer", "veer-agent", None).await;
+    let said = report(&nowhere, "a").await.unwrap_err();
+    assert!(said.contains("does not say which node it is of"), "{said}");
+}
+
+#[tokio::test]
+async fn a_network_in_use_is_not_deleted_unless_that_is_meant() {
+    let server = guarded().await;
+    let networks: Api<ClusterNetwork> = server.cluster_networks();
+    let spec = serde_json::from_value(json!({
+        "podCIDRs": [{ "cidr": "10.244.0.0/16", "nodeMaskSize": 24 }],
+    }));
+    let network = ClusterNetwork::new("default", spec.unwrap());
+    networks
+        .create(&PostParams::default(), &network)
+        .await
+        .unwrap();
+    let status = Patch::Merge(json!({ "status": { "nodes": { "total": 2 } } }));
+    networks
+        .patch_status("default", &PatchParams::default(), &status)
+        .await
+        .unwrap();
+    let said = networks
+        .delete("default", &DeleteParams::default())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("is in use by 2 node(s): change it instead"),
+        "{said}"
+    );
+    let meant = Patch::Merge(json!({
+        "metadata": { "annotations": { "veer.dev/allow-delete": "true" } },
+    }));
+    networks
+        .patch("default", &PatchParams::default(), &meant)
+        .await
+        .unwrap();
+    networks
+        .delete("default", &DeleteParams::default())
+        .await
+        .unwrap();
+
+    networks
+        .create(&PostParams::default(), &network)
+        .await
+        .unwrap();
+    networks
+        .delete("default", &DeleteParams::default())
+        .await
+        .unwrap();
+}
