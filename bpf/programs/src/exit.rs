@@ -30,9 +30,9 @@ pub(crate) fn tc(program: Program, length: u32, decision: &Decision, outcome: Ou
         // On the tunnel device itself the packet only has to go on.
         Ok(Verdict::Overlay) if matches!(program, Program::OverlayEgress) => TC_ACT_UNSPEC,
         Ok(Verdict::Deliver | Verdict::Overlay | Verdict::Native | Verdict::Answer) => {
-            TC_ACT_REDIRECT as i32
+            TC_ACT_REDIRECT
         }
-        Err(_) => TC_ACT_SHOT as i32,
+        Err(_) => TC_ACT_SHOT,
     }
 }
 

@@ -17,7 +17,13 @@
 )]
 #![allow(
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     reason = "offsets and lengths of headers, and sizes of structures"
+)]
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::unnecessary_wraps,
+    reason = "the macros of aya-ebpf hand the context over; all inner functions have one shape"
 )]
 
 mod deliver;

@@ -6,6 +6,11 @@
 //! it does not do its work.
 
 #![expect(clippy::print_stdout, reason = "the result goes there")]
+#![allow(
+    clippy::too_many_lines,
+    clippy::wildcard_imports,
+    reason = "a table that speaks of the world by its names"
+)]
 
 use anyhow::{Result, ensure};
 use nix::{

@@ -1,6 +1,12 @@
 //! Delivery proved in namespaces: same node, tunnel, native, and the switch
 //! between them under traffic.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::similar_names,
+    reason = "patterns of bytes; pods and captures are named by letters"
+)]
+
 use anyhow::{Context as _, Result, ensure};
 use std::{
     io::{Read as _, Write as _},

@@ -1,6 +1,8 @@
 //! What the tunnel's receiving side believes, with tunnel packets written by
 //! hand: sent from the address of a node and from a stranger's on the same link.
 
+#![allow(clippy::too_many_lines, reason = "tables")]
+
 use anyhow::{Context as _, Result};
 use std::net::{Ipv4Addr, UdpSocket};
 use veer_bpf_common::{
@@ -58,14 +60,6 @@ impl Lab {
         Packet::udp((source, 5), (self.b.address, 6))
     }
 
-    /// Sends a tunnel packet to node 1 from an ordinary socket.
-    fn send(&self, from: &Namespace, vni: u32, inner: &[u8]) -> Result<()> {
-        let socket = from.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
-        let to = (address(1), DEFAULT_TUNNEL_PORT);
-        socket.send_to(&vxlan_payload(vni, inner), to)?;
-        Ok(())
-    }
-
     /// Sends one and waits until `program` counted one more with `outcome`.
     fn expect(
         &mut self,
@@ -81,7 +75,7 @@ impl Lab {
         } else {
             &self.stranger
         };
-        self.send(from, vni, inner)?;
+        send(from, vni, inner)?;
         let data = &mut self.node.datapath;
         let counted = await_condition(
             what,
@@ -93,6 +87,14 @@ impl Lab {
             format!("{:?}", all.map(|p| data.counted(p)))
         })
     }
+}
+
+/// Sends a tunnel packet to node 1 from an ordinary socket.
+fn send(from: &Namespace, vni: u32, inner: &[u8]) -> Result<()> {
+    let socket = from.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+    let to = (address(1), DEFAULT_TUNNEL_PORT);
+    socket.send_to(&vxlan_payload(vni, inner), to)?;
+    Ok(())
 }
 
 #[test]
@@ -300,11 +302,11 @@ fn what_is_refused_does_not_arrive() -> Result<()> {
     let lab = Lab::new()?;
     let server = lab.b.udp(6)?;
     server.set_read_timeout(Some(SILENCE))?;
-    lab.send(&lab.stranger, C_IDENTITY, &lab.udp(C).frame())?;
-    lab.send(&lab.two, C_IDENTITY, &lab.udp(D).frame())?;
-    lab.send(&lab.two, identity::HOST, &lab.udp(C).frame())?;
+    send(&lab.stranger, C_IDENTITY, &lab.udp(C).frame())?;
+    send(&lab.two, C_IDENTITY, &lab.udp(D).frame())?;
+    send(&lab.two, identity::HOST, &lab.udp(C).frame())?;
     assert!(server.recv(&mut [0; 64]).is_err());
-    lab.send(&lab.two, C_IDENTITY, &lab.udp(C).frame())?;
+    send(&lab.two, C_IDENTITY, &lab.udp(C).frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
     Ok(())
 }
@@ -316,7 +318,7 @@ fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
     let server = lab.b.udp(6)?;
     // An inner MAC that is nobody's: the stack would call it another host's.
     let packet = lab.udp(C).macs([2, 2, 2, 2, 2, 2], [4, 4, 4, 4, 4, 4]);
-    lab.send(&lab.two, C_IDENTITY, &packet.frame())?;
+    send(&lab.two, C_IDENTITY, &packet.frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
     let seen = at_b.wait(|f| Seen::of(f).filter(|s| s.source == C))?;
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));

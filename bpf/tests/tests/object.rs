@@ -1,5 +1,10 @@
 //! The object is what `bpf_common` says of it, and the kernel takes it.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kinds of maps that there are not"
+)]
+
 use anyhow::{Context as _, Result};
 use veer_bpf_common::{maps, outcome::Program, program};
 use veer_bpf_tests::datapath::Datapath;

@@ -1,6 +1,14 @@
 //! Notes of flows that the stack translated, by `BPF_PROG_TEST_RUN`: who makes
 //! them, who follows them, and when they end.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::similar_names,
+    clippy::too_many_lines,
+    clippy::wildcard_imports,
+    reason = "tables speak of the world by its names"
+)]
+
 use anyhow::Result;
 use veer_bpf_common::{
     key::FlowKey,

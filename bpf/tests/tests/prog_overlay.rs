@@ -1,6 +1,14 @@
 //! The tunnel device's programs by `BPF_PROG_TEST_RUN`. A test run has no
 //! tunnel key, so what `overlay_ingress` does with one is in `netns_overlay`.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::similar_names,
+    clippy::too_many_lines,
+    clippy::wildcard_imports,
+    reason = "tables speak of the world by its names"
+)]
+
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{

@@ -1,5 +1,11 @@
 //! `pod_egress` by `BPF_PROG_TEST_RUN`: what a pod sends, and what becomes of it.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::wildcard_imports,
+    reason = "lengths of packets written here; tables speak of the world by its names"
+)]
+
 use anyhow::{Context as _, Result};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{

@@ -1,5 +1,13 @@
 //! The uplinks' programs by `BPF_PROG_TEST_RUN`: what arrives from outside.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::similar_names,
+    clippy::too_many_lines,
+    clippy::wildcard_imports,
+    reason = "tables speak of the world by its names"
+)]
+
 use anyhow::{Context as _, Result};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
