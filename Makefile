@@ -7,7 +7,7 @@ export VEER_CACHE := $(CACHE)
 # Tools that setup installed, where the machine had none.
 ENV   := source $(CACHE)/env
 CARGO := $(ENV) && cargo
-E2E   := $(CARGO) run --quiet --release -p
+E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-conformance lint bench image crds clean
@@ -36,7 +36,7 @@ test-kernel: setup ## the BPF programs in the kernel
 test-api: setup ## operator, CRDs and admission against a real API server
 	@$(CARGO) test -p veer-operator
 test-e2e: image ## the real cluster
-	@$(CARGO) test --release -p veer-e2e-tests
+	@$(CARGO) test -p veer-e2e-tests
 
 test-conformance: image ## Kubernetes' own network suite, in both modes
 	@$(E2E) veer-e2e-tests --bin veer-conformance
@@ -47,7 +47,8 @@ bench: image ## round trips, streams, ns per packet, memory; as ratios
 crds: setup ## write crds/manifests and the chart's copy from the types
 	@$(CARGO) run --quiet -p veer-crds --bin crdgen
 
-lint: setup ## fmt, clippy for host and BPF, generated files, licences, chart
+lint: ## fmt, clippy for host and BPF, generated files, licences, chart
+	@e2e/setup/setup lint
 	@.ci/lint
 
 clean: ## remove what was built here (caches of setup stay)
