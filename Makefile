@@ -47,8 +47,7 @@ bench: image ## round trips, streams, ns per packet, memory; as ratios
 crds: setup ## write crds/manifests and the chart's copy from the types
 	@$(CARGO) run --quiet -p veer-crds --bin crdgen
 
-lint: ## fmt, clippy for host and BPF, generated files, licences, chart
-	@e2e/setup/setup lint
+lint: setup ## fmt, clippy for host and BPF, generated files, licences, chart
 	@.ci/lint
 
 clean: ## remove what was built here (caches of setup stay)
