@@ -49,9 +49,9 @@ impl<K> Clone for Change<K> {
 pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
     store: Store<K>,
     changes: broadcast::Sender<Change<K>>,
-    /// Whether the first list is in. Not the store's own word for it: that wakes
+    /// How many lists were read. Not the store's own word for it: that wakes
     /// one waiter only, which is the applier.
-    filled: watch::Receiver<bool>,
+    filled: watch::Receiver<u64>,
 }
 
 impl<K> Cached<K>
@@ -63,7 +63,7 @@ where
         let (reader, mut writer) = store();
         let (changes, _) = broadcast::channel(BACKLOG);
         let announce = changes.clone();
-        let (fill, filled) = watch::channel(false);
+        let (fill, filled) = watch::channel(0);
         let run = async move {
             let kind = K::kind(&());
             let events = follow(api, watcher::Config::default())
@@ -83,7 +83,7 @@ where
                     Event::Apply(object) => Change::Set(Arc::new(object)),
                     Event::Delete(object) => Change::Gone(Arc::new(object)),
                     Event::InitDone => {
-                        fill.send_replace(true);
+                        fill.send_modify(|lists| *lists += 1);
                         Change::All
                     }
                     Event::Init | Event::InitApply(_) => continue,
@@ -117,12 +117,18 @@ where
         self.store.clone()
     }
 
+    /// How many lists were read: more than one means that the watch was
+    /// interrupted, and that what was known before may be of another time.
+    pub(crate) fn lists(&self) -> u64 {
+        *self.filled.borrow()
+    }
+
     /// Returns once the first list is in.
     pub(crate) async fn ready(&self) {
         if self
             .filled
             .clone()
-            .wait_for(|filled| *filled)
+            .wait_for(|lists| *lists > 0)
             .await
             .is_err()
         {

@@ -1,7 +1,7 @@
 //! What all controllers of a leader's term share.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
@@ -40,8 +40,8 @@ pub(crate) struct Context {
     pub(crate) ledger: tokio::sync::Mutex<Ledger>,
     /// Which label sets pods use.
     pub(crate) usage: Usage,
-    /// Every Ready node's agent has reported in this term.
-    heard: AtomicBool,
+    /// Every Ready node's agent had reported when this many lists were read.
+    heard: AtomicU64,
     /// Events already published in this term.
     published: Mutex<BTreeSet<(String, &'static str, String)>>,
 }
@@ -75,7 +75,7 @@ impl Context {
             identities,
             ledger: tokio::sync::Mutex::new(Ledger::default()),
             usage: Usage::default(),
-            heard: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
             published: Mutex::default(),
         };
         let watches: Vec<BoxFuture<'static, ()>> = vec![
@@ -103,11 +103,12 @@ impl Context {
     }
 
     /// Names of Ready nodes whose agent has not reported. Once there was none,
-    /// there is none for the rest of the term: the guard is against what this
-    /// leader cannot have seen, such as blocks held on disk that a restored
+    /// there is none until something is listed anew: the guard is against what
+    /// this leader cannot have seen, such as blocks held on disk that a restored
     /// etcd knows nothing of.
     pub(crate) fn unheard(&self) -> Vec<String> {
-        if self.heard.load(Ordering::Acquire) {
+        let lists = self.nodes.lists() + self.node_networks.lists() + self.claims.lists();
+        if self.heard.load(Ordering::Acquire) == lists {
             return Vec::new();
         }
         let mut names: Vec<String> = self
@@ -124,7 +125,7 @@ impl Context {
             .collect();
         names.sort();
         if names.is_empty() {
-            self.heard.store(true, Ordering::Release);
+            self.heard.store(lists, Ordering::Release);
         }
         names
     }

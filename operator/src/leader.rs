@@ -6,6 +6,11 @@
 //! thirds of that. A leader cut off between the two can still write for a
 //! moment, which is why nothing relies on there being one leader only: blocks
 //! and identities are claimed by creating objects.
+//!
+//! The Lease changes with every renewal. If its resourceVersion is lower than one
+//! seen before, etcd was restored from a backup, what the caches say is of
+//! another time, and the term ends, so that the next begins with new lists and
+//! asks all agents what they hold.
 
 use std::time::Duration;
 
@@ -26,6 +31,8 @@ pub(crate) struct Candidate {
     duration: Duration,
     /// What the Lease last said, and since when.
     seen: Option<(LeaseSpec, Instant)>,
+    /// The highest resourceVersion of the Lease seen.
+    version: u64,
 }
 
 /// What one look at the Lease gave.
@@ -51,6 +58,7 @@ impl Candidate {
             identity,
             duration,
             seen: None,
+            version: 0,
         }
     }
 
@@ -127,11 +135,20 @@ impl Candidate {
             };
             let made = self.api.create(&PostParams::default(), &lease).await;
             return match made {
+                // Gone though it was seen: restored from before it, or deleted.
+                Ok(_) if self.version > 0 => {
+                    self.version = 0;
+                    Ok(Look::Others)
+                }
                 Ok(_) => Ok(Look::Held),
                 Err(error) if code(&error) == Some(409) => Ok(Look::Others),
                 Err(error) => Err(api(what())(error)),
             };
         };
+        if self.is_restored(&lease) {
+            tracing::warn!("etcd was restored from a backup: this term ends");
+            return Ok(Look::Others);
+        }
         let spec = lease.spec.clone().unwrap_or_default();
         if !self.may_take(&spec) {
             return Ok(Look::Others);
@@ -142,8 +159,19 @@ impl Candidate {
             .api
             .replace(&self.name, &PostParams::default(), &lease)
             .await;
-        put.map_err(api(what()))?;
+        let put = put.map_err(api(what()))?;
+        self.is_restored(&put);
         Ok(Look::Held)
+    }
+
+    /// Whether this Lease is older than one seen before; remembers its version.
+    fn is_restored(&mut self, lease: &Lease) -> bool {
+        let version = lease.metadata.resource_version.as_deref();
+        let version = version
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(self.version);
+        let before = std::mem::replace(&mut self.version, version);
+        version < before
     }
 
     fn may_take(&mut self, spec: &LeaseSpec) -> bool {

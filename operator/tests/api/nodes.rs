@@ -163,8 +163,8 @@ async fn exhaustion_is_reported_where_it_hurts_and_ends_when_there_is_room() {
         .await;
     let before = eventually("node a is settled", async || {
         let network = server.network_of("a").await;
-        let conditions = network.status.iter().flat_map(|s| &s.conditions);
-        let observed = conditions.filter_map(|c| c.observed_generation).next();
+        let mut conditions = network.status.iter().flat_map(|s| &s.conditions);
+        let observed = conditions.find_map(|c| c.observed_generation);
         let settled = network.spec.epoch.is_some() && observed == network.metadata.generation;
         if settled {
             Ok(network)
@@ -306,6 +306,39 @@ async fn after_a_restore_nothing_is_given_out_before_ready_nodes_said_what_they_
     server.report("a", held).await;
     assert_eq!(server.block_of("a").await, net("10.244.0.0/24"));
     assert_eq!(server.block_of("new").await, net("10.244.1.0/24"));
+    assert_sound(&server).await;
+}
+
+#[tokio::test]
+async fn an_operator_that_lives_through_a_restore_does_not_give_out_what_was_forgotten() {
+    let mut server = Server::start().await;
+    let operator = server.operator(NETWORK, &[]);
+    server.add_node("a").await;
+    server.block_of("a").await;
+    server.agent("a").await;
+    server.kubelet("a", true).await;
+    server.backup().await;
+    // The backup does not know b.
+    server.add_node("b").await;
+    let block = server.block_of("b").await;
+    server.agent("b").await;
+    server.restore().await;
+    // Its kubelet registers again; a new node comes at the same time.
+    server.add_node("b").await;
+    server.kubelet("b", true).await;
+    server.add_node("new").await;
+    // b's agent still holds its block, and reports when it has an object to.
+    server.network_of("b").await;
+    let held = json!({ "bootID": "boot-b", "heldPodCIDRs": [block] });
+    server.report("b", held).await;
+    let other = server.block_of("new").await;
+    assert_eq!(server.block_of("b").await, block, "{}", operator.said());
+    assert_ne!(other, block, "{}", operator.said());
+    assert!(
+        operator.said().contains("restored from a backup"),
+        "{}",
+        operator.said()
+    );
     assert_sound(&server).await;
 }
 

@@ -115,8 +115,9 @@ impl Drop for Slot {
 /// A running API server. Fields end in order: processes, files, slot.
 pub(crate) struct Server {
     pub(crate) client: Client,
-    _apiserver: Process,
-    _etcd: Process,
+    apiserver: Option<Process>,
+    etcd: Option<Process>,
+    commands: [Command; 2],
     pub(crate) dir: TempDir,
     _slot: Slot,
 }
@@ -163,7 +164,6 @@ impl Server {
             format!("--advertise-client-urls=http://127.0.0.1:{store}"),
             format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
         ]);
-        let etcd = Process::start(&etcd, &dir.path().join("etcd.log"));
         let made = Command::new("openssl")
             .args(["genrsa", "-out", &at("sa.key"), "2048"])
             .output()
@@ -192,30 +192,70 @@ impl Server {
             format!("--token-auth-file={}", at("tokens")),
             "--profiling=false".into(),
         ]);
-        let mut apiserver = Process::start(&apiserver, &dir.path().join("apiserver.log"));
         let kubeconfig = kubeconfig(port, "admin");
-        fs::write(dir.path().join("kubeconfig"), kubeconfig).unwrap();
-        let client = client(&fs::read_to_string(dir.path().join("kubeconfig")).unwrap()).await;
+        fs::write(dir.path().join("kubeconfig"), &kubeconfig).unwrap();
+        let mut server = Self {
+            client: client(&kubeconfig).await,
+            apiserver: None,
+            etcd: None,
+            commands: [etcd, apiserver],
+            dir,
+            _slot: slot,
+        };
+        server.up().await;
+        server
+    }
+
+    /// Starts both processes.
+    async fn up(&mut self) {
+        let at = |name: &str| self.dir.path().join(name);
+        self.etcd = Some(Process::start(&self.commands[0], &at("etcd.log")));
+        let mut apiserver = Process::start(&self.commands[1], &at("apiserver.log"));
         eventually("the API server is ready", async || {
             if let Ok(Some(status)) = apiserver.child.try_wait() {
-                panic!("kube-apiserver ended with {status}: {}", apiserver.said());
+                // The port may not be free again yet.
+                let said = apiserver.said();
+                apiserver = Process::start(&self.commands[1], &at("apiserver.log"));
+                return Err(format!("it ended with {status}: {said}"));
             }
             let ask = axum::http::Request::get("/readyz")
                 .body(Vec::new())
                 .unwrap();
-            client
-                .request_text(ask)
-                .await
-                .map_err(|e| format!("{e}; {}", apiserver.said()))
+            let answer = self.client.request_text(ask).await;
+            answer.map_err(|e| format!("{e}; {}", apiserver.said()))
         })
         .await;
-        Self {
-            client,
-            _apiserver: apiserver,
-            _etcd: etcd,
-            dir,
-            _slot: slot,
-        }
+        self.apiserver = Some(apiserver);
+    }
+
+    fn down(&mut self) {
+        self.apiserver = None;
+        self.etcd = None;
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let (from, to) = (self.dir.path().join(from), self.dir.path().join(to));
+        let copied = Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status()
+            .unwrap();
+        assert!(copied.success());
+    }
+
+    /// Takes a backup of the store.
+    pub(crate) async fn backup(&mut self) {
+        self.down();
+        self.copy("etcd-data", "etcd-backup");
+        self.up().await;
+    }
+
+    /// Goes back to the backup.
+    pub(crate) async fn restore(&mut self) {
+        self.down();
+        fs::remove_dir_all(self.dir.path().join("etcd-data")).unwrap();
+        self.copy("etcd-backup", "etcd-data");
+        self.up().await;
     }
 
     /// Starts one with veer's CRDs, applied as a user would.

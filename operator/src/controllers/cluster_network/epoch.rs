@@ -152,13 +152,19 @@ fn may_advance(epoch: &Epoch, members: &[Member]) -> bool {
     epoch.phase != Phase::Ready && all && whole
 }
 
+/// Whether a node of an earlier number is where a finished epoch leads to.
+fn arrived(applied: &Epoch, epoch: &Epoch) -> bool {
+    applied.mode == epoch.mode && applied.phase == Phase::Ready && epoch.phase == Phase::Ready
+}
+
 /// What a node is to be told: the step after its last, up to the cluster's.
 fn order(member: &Member, epoch: &Epoch) -> Epoch {
     let phase = match &member.applied {
         // A new node has no traffic that could be lost.
         None => epoch.phase,
         Some(applied) if same(applied, epoch) => next(applied.phase),
-        Some(applied) if applied.mode == epoch.mode && applied.phase == Phase::Ready => epoch.phase,
+        // It is where all others are, by the way of an earlier number.
+        Some(applied) if arrived(applied, epoch) => epoch.phase,
         Some(_) => Phase::Prepare,
     };
     // Never back within a number: an agent may acknowledge late.

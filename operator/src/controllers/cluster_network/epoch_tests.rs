@@ -209,7 +209,7 @@ proptest! {
                     for (member, (_, order)) in before.iter().zip(&plan.orders) {
                         let done = member.applied.as_ref().filter(|a| same(a, now));
                         let (first, done) = (Phase::Prepare, done.map(|a| a.phase));
-                        let stayed = member.applied.as_ref().is_some_and(|a| a.mode == now.mode);
+                        let stayed = member.applied.as_ref().is_some_and(|a| arrived(a, now));
                         let told = member.told.as_ref().filter(|t| same(t, now)).map(|t| t.phase);
                         prop_assert!(order.phase <= now.phase);
                         prop_assert!(
