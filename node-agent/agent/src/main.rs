@@ -116,6 +116,10 @@ impl RunArgs {
 
 /// An error with its causes in one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    // The client's own text holds the whole answer of the API server.
+    if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+        return status.message.clone();
+    }
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -86,9 +86,12 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     std::process::exit(0);
 }
 
-/// The node's boot id as the kubelet reported it, which is what the operator
-/// compares with, or the kernel's.
+/// The node's boot id, as the chart mounts it or as the kubelet reported it
+/// (which is what the operator compares with); else the one this process sees.
 async fn boot_id(client: &Client, node: &str) -> String {
+    if let Ok(text) = fs::read_to_string("/host/proc/sys/kernel/random/boot_id") {
+        return text.trim().to_owned();
+    }
     let nodes: Api<Node> = Api::all(client.clone());
     let reported = tokio::time::timeout(BOOT_ID_WAIT, nodes.get_opt(node)).await;
     if let Ok(Ok(Some(node))) = reported

@@ -75,11 +75,6 @@ impl Report {
         }
     }
 
-    /// Why ADD cannot be served; empty: it can.
-    pub(crate) fn not_ready(&self) -> &str {
-        &self.not_ready
-    }
-
     fn status(&self, boot_id: &str, conditions: Vec<Condition>) -> NodeNetworkStatus {
         NodeNetworkStatus {
             held_pod_cidrs: self.held_pod_cidrs.clone(),

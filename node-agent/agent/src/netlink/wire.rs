@@ -13,8 +13,9 @@ use std::{
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    socket,
+    setsockopt, socket, sockopt::ReceiveTimeout,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// `NLM_F_REQUEST`.
 const REQUEST: u16 = 0x1;
@@ -36,6 +37,8 @@ const DONE: u16 = 3;
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
+/// Seconds after which an answer of the kernel is given up.
+const PATIENCE: i64 = 10;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -203,6 +206,7 @@ impl Socket {
             protocol,
         )?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&fd, ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
         Ok(Self {
             fd,
             sequence: 0,
@@ -248,17 +252,15 @@ impl Socket {
     /// transaction; the messages with a set `acknowledge` are waited for.
     pub(crate) fn batch(&mut self, messages: Vec<(Message, bool)>) -> io::Result<()> {
         let mut bytes = Vec::new();
-        let mut waited = Vec::new();
+        let first = self.sequence + 1;
+        let mut last = first;
         for (message, acknowledge) in messages {
             self.sequence += 1;
             if acknowledge {
-                waited.push(self.sequence);
+                last = self.sequence;
             }
             bytes.extend(message.finish(self.sequence, if acknowledge { ACK } else { 0 }));
         }
-        let (Some(first), Some(last)) = (waited.first().copied(), waited.last().copied()) else {
-            return Ok(());
-        };
         // The kernel answers the whole batch before it looks at the next one, so
         // one send must hold all of it.
         send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
@@ -295,7 +297,9 @@ impl Socket {
                         if code != 0 && failure.is_none() {
                             failure = Some(io::Error::from_raw_os_error(-code));
                         }
-                        if sequence == last || (failure.is_some() && first == last) {
+                        // A batch that is refused as a whole is answered by
+                        // its first message.
+                        if sequence == last || (failure.is_some() && sequence == first) {
                             return failure.map_or(Ok(found), Err);
                         }
                     }
