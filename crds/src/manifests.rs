@@ -8,7 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::rules::{self, Rule};
+use crate::rules::{self, RootRule};
 use crate::v1alpha1::{ClusterNetwork, NodeNetwork, PodCIDR, PodEndpoint, SecurityIdentity};
 
 /// Annotation of a CRD with the number of its schema.
@@ -40,7 +40,7 @@ pub fn schema_version(crd: &CustomResourceDefinition) -> Option<u32> {
         .ok()
 }
 
-fn finish(mut crd: CustomResourceDefinition, root: &[Rule]) -> CustomResourceDefinition {
+fn finish(mut crd: CustomResourceDefinition, root: &[RootRule]) -> CustomResourceDefinition {
     crd.metadata
         .annotations
         .get_or_insert_default()
@@ -60,7 +60,8 @@ fn finish(mut crd: CustomResourceDefinition, root: &[Rule]) -> CustomResourceDef
         if !root.is_empty() {
             schema.x_kubernetes_validations = Some(
                 root.iter()
-                    .map(|(rule, message)| ValidationRule {
+                    .map(|(field, rule, message)| ValidationRule {
+                        field_path: field.map(str::to_owned),
                         rule: (*rule).to_owned(),
                         message: Some((*message).to_owned()),
                         ..ValidationRule::default()

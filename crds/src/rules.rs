@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 /// A rule in CEL and its sentence.
 pub(crate) type Rule = (&'static str, &'static str);
 
+/// A rule of a whole object: the field it speaks of, the rule, its sentence.
+pub(crate) type RootRule = (Option<&'static str>, &'static str, &'static str);
+
 /// Key of every list of conditions.
 pub(crate) const CONDITIONS_KEYS: [&str; 1] = ["type"];
 
@@ -109,12 +112,14 @@ pub(crate) const NATIVE_FAMILY: Rule = (
 );
 
 /// Of the ClusterNetwork.
-pub(crate) const CLUSTER_NETWORK: [Rule; 2] = [
+pub(crate) const CLUSTER_NETWORK: [RootRule; 2] = [
     (
+        None,
         "self.metadata.name == 'default'",
         "a cluster has one ClusterNetwork and its name is default: set metadata.name to default",
     ),
     (
+        Some(".spec.podCIDRs"),
         "oldSelf.spec.podCIDRs.all(o, self.spec.podCIDRs.exists(n, n.cidr == o.cidr) || \
          (has(o.state) && o.state == 'Draining' && has(oldSelf.status) && \
          has(oldSelf.status.podCIDRs) && \
@@ -132,7 +137,8 @@ pub(crate) const CLAIM_IMMUTABLE: Rule = (
 );
 
 /// Of the PodCIDR.
-pub(crate) const POD_CIDR: [Rule; 1] = [(
+pub(crate) const POD_CIDR: [RootRule; 1] = [(
+    None,
     "!isCIDR(self.spec.cidr) || (cidr(self.spec.cidr).ip().family() == 4 ? \
      self.spec.cidr.split('/')[0].split('.').join('-') == self.metadata.name : \
      self.metadata.name.matches('^[0-9a-f]{32}$'))",
@@ -148,7 +154,8 @@ pub(crate) const LABELS_IMMUTABLE: Rule = (
 );
 
 /// Of the SecurityIdentity.
-pub(crate) const SECURITY_IDENTITY: [Rule; 1] = [(
+pub(crate) const SECURITY_IDENTITY: [RootRule; 1] = [(
+    None,
     "self.metadata.name.matches('^[1-9][0-9]{2,7}$') && int(self.metadata.name) >= 256 && \
      int(self.metadata.name) <= 16777215",
     "an identity is named by its number: name it by a number from 256 to 16777215",
