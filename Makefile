@@ -4,6 +4,8 @@
 SHELL := /bin/bash
 CACHE := $(or $(VEER_CACHE),$(HOME)/.cache/veer)
 export VEER_CACHE := $(CACHE)
+# Dependencies are compiled once for every checkout of this user.
+export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CACHE)/target)
 # Tools that setup installed, where the machine had none.
 ENV   := source $(CACHE)/env
 CARGO := $(ENV) && cargo
@@ -50,5 +52,5 @@ crds: setup ## write crds/manifests and the chart's copy from the types
 lint: setup ## fmt, clippy for host and BPF, generated files, licences, chart
 	@.ci/lint
 
-clean: ## remove what was built here (caches of setup stay)
-	@rm -rf build target
+clean: ## remove what was built (what setup installed stays)
+	@rm -rf build target $(CACHE)/target
