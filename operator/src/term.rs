@@ -68,13 +68,13 @@ pub(crate) async fn run(setup: &Setup) {
 fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
     let c = context.as_ref();
     let (set_changed, changed_sets) = mpsc::unbounded_channel();
-    let whole = |()| ObjectRef::new(CLUSTER_NETWORK);
-    let cluster_network_queue = stream::select_all([
-        c.networks.queue().boxed(),
-        c.nodes.changes().map(|_| ()).map(whole).boxed(),
-        c.node_networks.changes().map(|_| ()).map(whole).boxed(),
-        c.claims.changes().map(|_| ()).map(whole).boxed(),
-    ]);
+    let cluster_network_queue = gather(stream::select_all([
+        c.networks.changes().map(drop).boxed(),
+        c.nodes.changes().map(drop).boxed(),
+        c.node_networks.changes().map(drop).boxed(),
+        c.claims.changes().map(drop).boxed(),
+    ]))
+    .map(|()| ObjectRef::new(CLUSTER_NETWORK));
     let node_queue = stream::select_all([
         c.nodes.queue().boxed(),
         c.node_networks
@@ -112,7 +112,7 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
             cx(),
             c.networks.store(),
             cluster_network_queue,
-            SETTLE,
+            Duration::ZERO,
             cluster_network::reconcile,
         )
         .boxed(),
@@ -154,6 +154,18 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
         .boxed(),
         assign::run(cx(), notify).boxed(),
     ]
+}
+
+/// One item for all that come within [`SETTLE`] of the first: unlike a debounce
+/// it does not wait for a pause, which a large cluster may never make.
+fn gather(changes: impl Stream<Item = ()> + Send + 'static) -> BoxStream<'static, ()> {
+    stream::unfold(changes.boxed(), |mut changes| async move {
+        changes.next().await?;
+        sleep(SETTLE).await;
+        while let Some(Some(())) = changes.next().now_or_never() {}
+        Some(((), changes))
+    })
+    .boxed()
 }
 
 /// The claims of a node, whenever the Node or its NodeNetwork changes.
