@@ -128,7 +128,8 @@ fn list(lab: &Lab, scope: Scope, folder: &Path) -> Result<Vec<String>> {
     Ok(specs
         .into_iter()
         .map(|s| s.name)
-        .filter(|n| n.contains("[Conformance]"))
+        // The suite brings specs of other groups along.
+        .filter(|n| n.contains("[sig-network]") && n.contains("[Conformance]"))
         .filter(|n| !n.contains("[Serial]") && !n.contains("[Disruptive]"))
         .collect())
 }
