@@ -9,9 +9,15 @@ pub const FAMILY_V6: u8 = 6;
 /// an n-bit prefix has length `IP_KEY_TAG_BITS + n`.
 pub const IP_KEY_TAG_BITS: u32 = 32;
 
+/// Family and padding of an IPv4 [`IpKey`] as one word.
+const TAG_V4: u32 = u32::from_ne_bytes([FAMILY_V4, 0, 0, 0]);
+
 /// An address of either family. The tag comes first, so that the same type
 /// serves as the data of a longest-prefix-match key.
-#[repr(C)]
+///
+/// Aligned, as the other keys, so that BPF writes words: it has no unaligned
+/// stores, and a key of single bytes costs more to build than to look up.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IpKey {
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
@@ -25,11 +31,10 @@ impl IpKey {
     /// The key of an IPv4 address in network byte order.
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Self {
-        Self {
-            family: FAMILY_V4,
-            pad: [0; 3],
-            addr: [a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        }
+        let words = [TAG_V4, u32::from_ne_bytes(a), 0, 0, 0];
+        // SAFETY: as many bytes, all of them integers; in words because bytes
+        // would be stored one by one, see above.
+        unsafe { core::mem::transmute::<[u32; 5], Self>(words) }
     }
 
     /// The key of an IPv6 address in network byte order.
@@ -53,6 +58,16 @@ impl IpKey {
     pub const fn addr(&self) -> &[u8; 16] {
         &self.addr
     }
+}
+
+/// A key of a longest-prefix map as the kernel sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixKey {
+    /// [`IP_KEY_TAG_BITS`] and the bits of the prefix.
+    pub bits: u32,
+    /// The prefix's address.
+    pub ip: IpKey,
 }
 
 impl From<core::net::IpAddr> for IpKey {
@@ -79,7 +94,7 @@ impl IpKey {
 
 /// One direction of a flow, exactly as its packets show it. ICMP echo has its
 /// identifier in both ports; other protocols without ports have zeros.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// As in [`IpKey`].
@@ -99,25 +114,56 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// An IPv4 flow; all in network byte order.
+    #[inline(always)]
+    pub const fn v4(
+        source: [u8; 4],
+        destination: [u8; 4],
+        source_port: [u8; 2],
+        destination_port: [u8; 2],
+        protocol: u8,
+    ) -> Self {
+        let (s, d) = (source_port, destination_port);
+        Self::from_words([
+            u32::from_ne_bytes(source),
+            0,
+            0,
+            0,
+            u32::from_ne_bytes(destination),
+            0,
+            0,
+            0,
+            u32::from_ne_bytes([s[0], s[1], d[0], d[1]]),
+            u32::from_ne_bytes([protocol, FAMILY_V4, 0, 0]),
+        ])
+    }
+
     /// The tuple that a reply to this one shows.
     #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-            protocol: self.protocol,
-            family: self.family,
-            pad: [0; 2],
-        }
+        let w = self.words();
+        let ports = w[8].rotate_left(16);
+        Self::from_words([w[4], w[5], w[6], w[7], w[0], w[1], w[2], w[3], ports, w[9]])
+    }
+
+    #[inline(always)]
+    const fn words(&self) -> [u32; 10] {
+        // SAFETY: as many bytes, and any of them make integers.
+        unsafe { core::mem::transmute::<Self, [u32; 10]>(*self) }
+    }
+
+    #[inline(always)]
+    const fn from_words(words: [u32; 10]) -> Self {
+        // SAFETY: as many bytes, and all fields are integers. In words for the
+        // same reason as in IpKey.
+        unsafe { core::mem::transmute::<[u32; 10], Self>(words) }
     }
 }
 
 /// All fragments of one datagram share it (RFC 791, section 3.2; RFC 8200,
 /// section 4.5, without the protocol there).
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
     /// As in [`IpKey`].
@@ -137,6 +183,7 @@ pub struct FragmentKey {
 const _: () = {
     assert!(size_of::<IpKey>() == 20);
     assert!(core::mem::offset_of!(IpKey, addr) == 4);
+    assert!(size_of::<PrefixKey>() == 24);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<FragmentKey>() == 40);
 };
@@ -161,6 +208,28 @@ mod tests {
             let ip: core::net::IpAddr = text.parse().unwrap();
             assert_eq!(IpKey::from(ip).to_ip(), Some(ip));
         }
+    }
+
+    #[test]
+    fn words_are_the_fields() {
+        let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], [3, 4], 6);
+        let expected = FlowKey {
+            source: *IpKey::v4([10, 0, 0, 1]).addr(),
+            destination: *IpKey::v4([10, 0, 0, 2]).addr(),
+            source_port: [1, 2],
+            destination_port: [3, 4],
+            protocol: 6,
+            family: FAMILY_V4,
+            pad: [0; 2],
+        };
+        assert_eq!(key, expected);
+        assert_eq!(expected.source[..5], [10, 0, 0, 1, 0]);
+        let back = key.reversed();
+        assert_eq!(
+            (back.source, back.source_port, back.destination_port),
+            (expected.destination, [3, 4], [1, 2])
+        );
+        assert_eq!((back.protocol, back.family), (6, FAMILY_V4));
     }
 
     #[test]

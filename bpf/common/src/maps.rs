@@ -2,7 +2,7 @@
 //! check of existing pins have them.
 
 use crate::{
-    key::{FlowKey, FragmentKey, IpKey},
+    key::{FlowKey, FragmentKey, IpKey, PrefixKey},
     outcome::{OUTCOMES_PER_PROGRAM, Program},
     value::{
         Config, Counter, Decision, Endpoint, FlowNote, FragmentPorts, Interface, IpcacheEntry,
@@ -101,16 +101,12 @@ const fn spec<K, V>(name: &'static str, kind: MapKind, max_entries: usize, flags
     }
 }
 
-/// The key of a longest-prefix map as the kernel sees it: prefix length first.
-#[repr(C)]
-struct LpmIpKey(u32, IpKey);
-
 /// All maps.
 pub const ALL: [MapSpec; 10] = [
     spec::<u32, Config>(CONFIG, MapKind::Array, 1, 0),
     spec::<IpKey, Endpoint>(ENDPOINTS, MapKind::Hash, ENDPOINTS_MAX, NO_PREALLOC),
     spec::<u32, Interface>(INTERFACES, MapKind::Hash, INTERFACES_MAX, NO_PREALLOC),
-    spec::<LpmIpKey, IpcacheEntry>(IPCACHE, MapKind::LpmTrie, IPCACHE_MAX, NO_PREALLOC),
+    spec::<PrefixKey, IpcacheEntry>(IPCACHE, MapKind::LpmTrie, IPCACHE_MAX, NO_PREALLOC),
     spec::<IpKey, u32>(NODES, MapKind::Hash, NODES_MAX, NO_PREALLOC),
     spec::<u32, Remote>(REMOTES, MapKind::Array, REMOTES_MAX, 0),
     spec::<FlowKey, FlowNote>(FLOWS, MapKind::LruHash, FLOWS_MAX, 0),

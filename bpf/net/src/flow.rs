@@ -6,7 +6,7 @@ use crate::{
     ipv4::{ICMP, Ipv4, TCP, UDP},
 };
 use veer_bpf_common::{
-    key::{FAMILY_V4, FlowKey, FragmentKey, IpKey},
+    key::{FlowKey, FragmentKey},
     outcome::DropReason,
     value::FragmentPorts,
 };
@@ -56,15 +56,13 @@ impl Flow {
 /// The tuple of `ip` with these ports.
 #[inline(always)]
 const fn key(ip: &Ipv4, ports: FragmentPorts) -> FlowKey {
-    FlowKey {
-        source: *IpKey::v4(ip.source).addr(),
-        destination: *IpKey::v4(ip.destination).addr(),
-        source_port: ports.source_port,
-        destination_port: ports.destination_port,
-        protocol: ip.protocol,
-        family: FAMILY_V4,
-        pad: [0; 2],
-    }
+    FlowKey::v4(
+        ip.source,
+        ip.destination,
+        ports.source_port,
+        ports.destination_port,
+        ip.protocol,
+    )
 }
 
 const NO_PORTS: FragmentPorts = FragmentPorts {

@@ -6,7 +6,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::ipv4::Ipv4;
 
-use crate::{exit::Outcome, flows, lookup, skb::Skb};
+use crate::{direct::copy, exit::Outcome, flows, lookup, skb::Skb};
 
 /// What came from another node to this node's pods: to the stack where the flow
 /// was translated there, else delivered.
@@ -29,7 +29,7 @@ pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4) -> Outcome {
     if ip.ttl <= 1 {
         return Ok(exception(skb));
     }
-    skb.hop(ip, pod.mac, pod.node_mac)?;
+    skb.hop(ip, copy(&pod.mac), copy(&pod.node_mac))?;
     skb.set_for_host();
     skb.redirect_peer(pod.ifindex)?;
     Ok(Verdict::Deliver)

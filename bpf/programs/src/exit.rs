@@ -6,7 +6,10 @@ use veer_bpf_common::{
     value::Decision,
 };
 
-use crate::maps::{COUNTERS, DECISIONS};
+use crate::{
+    direct,
+    maps::{COUNTERS, DECISIONS},
+};
 
 /// What an inner function returns.
 pub(crate) type Outcome = Result<Verdict, DropReason>;
@@ -17,8 +20,8 @@ pub(crate) type Outcome = Result<Verdict, DropReason>;
 /// the other programs of the device run (`sch_handle_ingress`, and
 /// `bpf_mprog` since kernel commit e420bed02507).
 #[inline(always)]
-pub(crate) fn tc(program: Program, length: u32, decision: &Decision, outcome: Outcome) -> i32 {
-    account(program, length, decision, outcome);
+pub(crate) fn tc(program: Program, length: u32, outcome: Outcome) -> i32 {
+    count(program, length, number(outcome));
     match outcome {
         Ok(
             Verdict::Pass
@@ -38,8 +41,8 @@ pub(crate) fn tc(program: Program, length: u32, decision: &Decision, outcome: Ou
 
 /// Ends an XDP program, whose only verdicts are to pass and to drop.
 #[inline(always)]
-pub(crate) fn xdp(program: Program, length: u32, decision: &Decision, outcome: Outcome) -> u32 {
-    account(program, length, decision, outcome);
+pub(crate) fn xdp(program: Program, length: u32, outcome: Outcome) -> u32 {
+    count(program, length, number(outcome));
     match outcome {
         Ok(_) => xdp_action::XDP_PASS,
         Err(_) => xdp_action::XDP_DROP,
@@ -52,30 +55,33 @@ pub(crate) fn observe(program: Program, length: u32, what: Observation) {
     count(program, length, what as u32);
 }
 
-/// Counts and records.
+/// The number under which an outcome is counted and recorded.
 #[inline(always)]
-fn account(program: Program, length: u32, decision: &Decision, outcome: Outcome) {
-    let number = match outcome {
+pub(crate) fn number(outcome: Outcome) -> u32 {
+    match outcome {
         Ok(verdict) => verdict as u32,
         Err(reason) => reason as u32,
-    };
-    count(program, length, number);
-    if let Some(record) = DECISIONS.get_ptr_mut(program as u32) {
-        // SAFETY: a slot of this CPU in a preallocated array; BPF programs do
-        // not migrate while they run.
-        unsafe {
-            *record = Decision {
-                outcome: number,
-                ..*decision
-            };
-        }
     }
+}
+
+/// This CPU's decision record of a program, blank. `None` cannot be: the record
+/// is an element of an array.
+///
+/// It is written where it lies: carried along, its fields would be spilled and
+/// restored on every branch.
+#[inline(always)]
+pub(crate) fn record(program: Program) -> Option<&'static mut Decision> {
+    let record = DECISIONS.get_ptr_mut(program as u32)?;
+    direct::blank(record);
+    // SAFETY: a slot of this CPU in a preallocated array, which no other program
+    // uses; BPF programs do not migrate while they run.
+    Some(unsafe { &mut *record })
 }
 
 #[inline(always)]
 fn count(program: Program, length: u32, number: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(program, number)) {
-        // SAFETY: as in `account`.
+        // SAFETY: as in `record`.
         unsafe {
             (*counter).packets += 1;
             (*counter).bytes += u64::from(length);

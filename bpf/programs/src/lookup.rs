@@ -3,7 +3,7 @@
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_ns};
 use veer_bpf_common::{
     identity,
-    key::{IP_KEY_TAG_BITS, IpKey},
+    key::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
     value::{
         Config, Endpoint, Interface, IpcacheEntry, NODE_ID_FIRST_REMOTE, NODE_ID_LOCAL,
         NODE_ID_NONE, Remote,
@@ -78,7 +78,13 @@ impl Who {
 /// Who has an IPv4 address, by the longest prefix of the ipcache.
 #[inline(always)]
 pub(crate) fn who(address: [u8; 4]) -> Who {
-    let Some(entry) = IPCACHE.get(&Key::new(WHOLE_V4, IpKey::v4(address))) else {
+    let key = PrefixKey {
+        bits: WHOLE_V4,
+        ip: IpKey::v4(address),
+    };
+    // SAFETY: the same fields in the same places; packed, it may lie anywhere.
+    let key = unsafe { &*(&raw const key).cast::<Key<IpKey>>() };
+    let Some(entry) = IPCACHE.get(key) else {
         return Who::World;
     };
     let IpcacheEntry { identity, node_id } = *entry;

@@ -4,7 +4,7 @@
 //! the packet and returns `Result<Verdict, DropReason>`; [`exit`] alone turns
 //! that into the code for the kernel, the counter and the decision record. What
 //! two programs do alike is in a module of its own: [`skb`] (reading and
-//! changing an `__sk_buff`), [`lookup`] (maps), [`flows`] (notes and
+//! changing an `__sk_buff`), [`direct`] (packet bytes in words), [`lookup`] (maps), [`flows`] (notes and
 //! fragments), [`deliver`] (into a local pod), [`remote`] (to another node).
 //!
 //! Built for the host this is only for the linter: nothing here runs there, and
@@ -27,6 +27,7 @@
 )]
 
 mod deliver;
+mod direct;
 mod exit;
 mod flows;
 mod lookup;

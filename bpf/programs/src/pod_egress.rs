@@ -15,6 +15,7 @@ use veer_bpf_net::{
 
 use crate::{
     deliver,
+    direct::copy,
     exit::Outcome,
     flows,
     lookup::{self, Who},
@@ -39,7 +40,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     let frame = Ethernet::parse(skb)?;
     let interface = lookup::interface(skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
     skb.decision.source_identity = interface.identity;
-    if frame.source != interface.mac {
+    if frame.source != copy(&interface.mac) {
         return Err(DropReason::SpoofedMac);
     }
     if skb.has_vlan() {
@@ -75,7 +76,8 @@ fn arp(skb: &mut Skb, interface: &Interface) -> Outcome {
 #[inline(always)]
 fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
-    if ip.source != interface.v4 || interface.v4 == [0; 4] {
+    let own = copy(&interface.v4);
+    if ip.source != own || own == [0; 4] {
         return Err(DropReason::SpoofedAddress);
     }
     if !ip.is_unicast() {

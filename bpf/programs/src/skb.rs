@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
+        __sk_buff, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, TC_ACT_SHOT, bpf_redir_neigh,
+        bpf_tunnel_key,
     },
     helpers::generated::{
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
@@ -24,7 +24,10 @@ use veer_bpf_net::{
     ipv4::Ipv4,
 };
 
-use crate::exit::{self, Outcome};
+use crate::{
+    direct,
+    exit::{self, Outcome},
+};
 
 /// `PACKET_HOST` (`include/uapi/linux/if_packet.h`): the stack takes the packet.
 const PACKET_HOST: u32 = 0;
@@ -42,8 +45,8 @@ pub(crate) struct Skb {
     raw: *mut __sk_buff,
     /// Which program this is.
     pub(crate) program: Program,
-    /// What is found out on the way, for the decision record.
-    pub(crate) decision: Decision,
+    /// This CPU's record of the program's decision, filled in on the way.
+    pub(crate) decision: &'static mut Decision,
 }
 
 /// Runs `inner` as the tc program `program`.
@@ -53,14 +56,18 @@ pub(crate) fn run(
     raw: *mut __sk_buff,
     inner: impl FnOnce(&mut Skb) -> Outcome,
 ) -> i32 {
+    let Some(decision) = exit::record(program) else {
+        return TC_ACT_SHOT;
+    };
     let mut skb = Skb {
         raw,
         program,
-        decision: Decision::default(),
+        decision,
     };
     let length = skb.length();
     let outcome = inner(&mut skb);
-    exit::tc(program, length, &skb.decision, outcome)
+    skb.decision.outcome = exit::number(outcome);
+    exit::tc(program, length, outcome)
 }
 
 /// Reads a field of `__sk_buff`.
@@ -132,10 +139,10 @@ impl Skb {
 
     /// Writes bytes at the start of the frame.
     #[inline(always)]
-    fn write_start<const N: usize>(&self, bytes: &[u8; N]) -> Result<(), DropReason> {
+    fn write_start<const N: usize>(&self, bytes: Words<N>) -> Result<(), DropReason> {
         // SAFETY: a valid context, and N readable bytes. The helper makes the
         // bytes writable and no more of the packet than those.
-        match unsafe { bpf_skb_store_bytes(self.raw, 0, bytes.as_ptr().cast(), N as u32, 0) } {
+        match unsafe { bpf_skb_store_bytes(self.raw, 0, bytes.0.as_ptr().cast(), N as u32, 0) } {
             0 => Ok(()),
             _ => Err(DropReason::HelperFailed),
         }
@@ -152,7 +159,7 @@ impl Skb {
     ) -> Result<(), DropReason> {
         let (ttl, checksum) = checksum::decrement_ttl(ip.ttl, ip.checksum);
         let (d, s, i) = (destination, source, ip.start);
-        self.write_start(&[
+        self.write_start(Words([
             d[0],
             d[1],
             d[2],
@@ -179,13 +186,13 @@ impl Skb {
             ip.protocol,
             checksum[0],
             checksum[1],
-        ])
+        ]))
     }
 
     /// Writes an ARP answer over the request.
     #[inline(always)]
     pub(crate) fn write_arp(&self, frame: &[u8; arp::FRAME_LENGTH]) -> Result<(), DropReason> {
-        self.write_start(frame)
+        self.write_start(Words(*frame))
     }
 
     /// To the egress of a device of this namespace.
@@ -212,10 +219,8 @@ impl Skb {
         next_hop: [u8; 4],
     ) -> Result<(), DropReason> {
         self.decision.ifindex = ifindex;
-        let mut hop = bpf_redir_neigh {
-            nh_family: AF_INET,
-            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [0; 4] },
-        };
+        let mut hop: bpf_redir_neigh = zeroed();
+        hop.nh_family = AF_INET;
         hop.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(next_hop);
         // SAFETY: an initialised structure of the size given.
         redirected(unsafe {
@@ -235,8 +240,7 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn set_tunnel(&mut self, vni: u32, outer: [u8; 4]) -> Result<(), DropReason> {
         self.decision.vni = vni;
-        // SAFETY: integers only, for which zero is a value.
-        let mut key: bpf_tunnel_key = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut key: bpf_tunnel_key = zeroed();
         key.tunnel_id = vni;
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(outer);
         key.tunnel_ttl = OUTER_TTL;
@@ -259,8 +263,7 @@ impl Skb {
     /// that did not come through the tunnel, or not over IPv4.
     #[inline(always)]
     pub(crate) fn tunnel(&self) -> Option<(u32, [u8; 4])> {
-        // SAFETY: integers only, for which zero is a value.
-        let mut key: bpf_tunnel_key = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut key: bpf_tunnel_key = zeroed();
         // SAFETY: a valid context and TUNNEL_KEY_SIZE writable bytes.
         let result = unsafe { bpf_skb_get_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, 0) };
         if result != 0 {
@@ -271,6 +274,19 @@ impl Skb {
         Some((key.tunnel_id, outer.to_be_bytes()))
     }
 }
+
+/// A structure of the kernel's interface, all of them integers.
+#[inline(always)]
+fn zeroed<T>() -> T {
+    let mut value = MaybeUninit::uninit();
+    direct::blank(value.as_mut_ptr());
+    // SAFETY: zero is a value of every integer.
+    unsafe { value.assume_init() }
+}
+
+/// Bytes that are written in words, see [`direct`].
+#[repr(C, align(4))]
+struct Words<const N: usize>([u8; N]);
 
 /// Whether a redirect helper took the packet.
 #[inline(always)]
@@ -296,7 +312,7 @@ impl Bytes for Skb {
             return None;
         }
         // SAFETY: within the packet's linear data, checked above.
-        Some(unsafe { *(start as *const [u8; N]) })
+        Some(unsafe { direct::read(start) })
     }
 
     #[inline(always)]

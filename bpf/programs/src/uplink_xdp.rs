@@ -1,11 +1,8 @@
 //! The tunnel's checks before an skb exists.
 
-use aya_ebpf::{macros::xdp, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use core::hint::black_box;
-use veer_bpf_common::{
-    outcome::{Program, Verdict},
-    value::Decision,
-};
+use veer_bpf_common::outcome::{Program, Verdict};
 use veer_bpf_net::{
     bytes::Bytes,
     ethernet::{self, Ethernet},
@@ -13,6 +10,7 @@ use veer_bpf_net::{
 };
 
 use crate::{
+    direct,
     exit::{self, Outcome},
     uplink_ingress,
 };
@@ -26,12 +24,12 @@ fn uplink_xdp(ctx: XdpContext) -> u32 {
         start: ctx.data(),
         end: ctx.data_end(),
     };
-    exit::xdp(
-        Program::UplinkXdp,
-        frame.length(),
-        &Decision::default(),
-        inner(&frame),
-    )
+    let Some(decision) = exit::record(Program::UplinkXdp) else {
+        return xdp_action::XDP_DROP;
+    };
+    let outcome = inner(&frame);
+    decision.outcome = exit::number(outcome);
+    exit::xdp(Program::UplinkXdp, frame.length(), outcome)
 }
 
 #[inline(always)]
@@ -70,7 +68,7 @@ impl Bytes for Frame {
             return None;
         }
         // SAFETY: within the frame, checked above.
-        Some(unsafe { *(start as *const [u8; N]) })
+        Some(unsafe { direct::read(start) })
     }
 
     #[inline(always)]
@@ -85,6 +83,6 @@ impl Bytes for Frame {
             return None;
         }
         // SAFETY: within the frame, checked above.
-        Some(unsafe { *(start as *const [u8; N]) })
+        Some(unsafe { direct::read(start) })
     }
 }

@@ -1,0 +1,61 @@
+//! Direct packet access in words.
+//!
+//! BPF has no unaligned loads of its own, so the compiler reads an array of
+//! bytes byte by byte. The kernel lets programs read packets in words wherever
+//! the machine can (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`: all of x86 and
+//! arm64), which takes a quarter of the instructions. The same goes for arrays
+//! of bytes in map values, and for filling with zeros, which the compiler makes
+//! a call of a function that does it byte by byte.
+
+/// `N` bytes from `start`.
+///
+/// # Safety
+///
+/// The program has compared `start + N` with the packet's end, or it is all
+/// within a map value.
+#[inline(always)]
+pub(crate) unsafe fn read<const N: usize>(start: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut at = 0;
+    while at + 4 <= N {
+        // SAFETY: inside the N bytes; alignment is no concern of this machine.
+        let word = unsafe { *((start + at) as *const u32) }.to_ne_bytes();
+        bytes[at] = word[0];
+        bytes[at + 1] = word[1];
+        bytes[at + 2] = word[2];
+        bytes[at + 3] = word[3];
+        at += 4;
+    }
+    if at + 2 <= N {
+        // SAFETY: as above.
+        let half = unsafe { *((start + at) as *const u16) }.to_ne_bytes();
+        bytes[at] = half[0];
+        bytes[at + 1] = half[1];
+        at += 2;
+    }
+    if at < N {
+        // SAFETY: as above.
+        bytes[at] = unsafe { *((start + at) as *const u8) };
+    }
+    bytes
+}
+
+/// An array of bytes in a map value.
+#[inline(always)]
+pub(crate) fn copy<const N: usize>(bytes: &[u8; N]) -> [u8; N] {
+    // SAFETY: a reference to N bytes.
+    unsafe { read(bytes.as_ptr() as usize) }
+}
+
+/// Fills a structure of integers with zeros.
+#[inline(always)]
+pub(crate) fn blank<T>(value: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(4) && align_of::<T>() >= 4) };
+    let mut at = 0;
+    while at < size_of::<T>() / 4 {
+        // Volatile: else the compiler finds the call again.
+        // SAFETY: within the structure, and aligned like it.
+        unsafe { value.cast::<u32>().add(at).write_volatile(0) };
+        at += 1;
+    }
+}
