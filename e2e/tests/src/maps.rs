@@ -9,6 +9,12 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 use veer_e2e_cluster::{Mac, Machine};
 
+/// Where the links are pinned, by device and direction.
+const LINKS: &str = "/sys/fs/bpf/veer/links";
+/// `BPF_LINK_TYPE_TCX` (`include/uapi/linux/bpf.h`), for which older bpftools
+/// have no name.
+const TCX: u64 = 11;
+
 /// Where the maps of layout 1 are pinned.
 pub const PINS: &str = "/sys/fs/bpf/veer/maps-v1";
 /// Outcomes of one program in COUNTERS; drop reasons begin at 128.
@@ -225,6 +231,50 @@ pub fn drops(node: &Machine, program: &str) -> Result<u64> {
         }
     }
     Ok(sum)
+}
+
+/// A program on a hook of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u64,
+    /// Whether it runs as machine code.
+    pub jited: bool,
+    /// Whether its return code is the verdict: always with tcx, by its flag in
+    /// a filter of clsact.
+    pub direct_action: bool,
+}
+
+/// veer's program on a device of a node; `direction` is `ingress` or `egress`.
+pub fn attached(node: &Machine, device: &str, direction: &str) -> Result<Attached> {
+    let pin = format!("{LINKS}/{device}-{direction}");
+    let (id, direct_action) = if node.exec_any(&["test", "-e", &pin])?.code == 0 {
+        let link = bpftool(node, &["link", "show", "pinned", &pin])?;
+        let tcx = link["type"] == "tcx" || link["type"] == TCX;
+        (link["prog_id"].as_u64(), tcx)
+    } else {
+        let net = bpftool(node, &["net", "show", "dev", device])?;
+        let hook = net[0]["tc"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|a| a["kind"].as_str().is_some_and(|k| k.contains(direction)));
+        let filters = node.exec(&["tc", "filter", "show", "dev", device, direction])?;
+        (
+            hook.and_then(|h| h["id"].as_u64()),
+            filters.stdout.contains("direct-action"),
+        )
+    };
+    let id = id.with_context(|| format!("no program on the {direction} of {device}"))?;
+    let program = bpftool(node, &["prog", "show", "id", &id.to_string()])?;
+    Ok(Attached {
+        name: program["name"].as_str().unwrap_or_default().to_owned(),
+        id,
+        jited: program["jited"] == true,
+        direct_action,
+    })
 }
 
 /// Numbers of the drop reasons that tests look for.

@@ -68,7 +68,9 @@ fn main() -> ExitCode {
     let trials = tests()
         .into_iter()
         .map(|(name, needs, test)| {
-            Trial::test(name, move || scene::run(needs, test).map_err(Into::into))
+            Trial::test(name, move || {
+                scene::run(needs, test).map_err(|e| format!("{e:#}").into())
+            })
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

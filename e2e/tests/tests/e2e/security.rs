@@ -145,7 +145,17 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
     let pod = scene.demo_on("worker1")?;
     let victim = scene.other_on("worker1")?;
     let node = scene.lab.node("worker1")?;
-    let own = pod.wire()?.pod_mac.to_string();
+    let wire = pod.wire()?;
+    let (own, host) = (wire.pod_mac.to_string(), wire.host_mac.to_string());
+    let route = pod
+        .site
+        .exec(&["ip", "-4", "route", "show", "default"])?
+        .stdout;
+    let gateway = route
+        .split_whitespace()
+        .nth(2)
+        .unwrap_or_default()
+        .to_owned();
     let place = (&node, "pod_egress", reason::SPOOFED_MAC);
     let to = SocketAddr::from((victim.address, UDP));
     let change = |mac: &str| {
@@ -154,6 +164,10 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
     };
     let outcome = refused(scene, victim, place, || {
         change("02:00:00:00:00:66")?;
+        // Its question for the gateway would be refused first: tell it.
+        pod.site.exec(&[
+            "ip", "neigh", "replace", &gateway, "lladdr", &host, "dev", "eth0",
+        ])?;
         let sent = send(&pod.site, pod.address, to, TEXT);
         change(&own)?;
         sent

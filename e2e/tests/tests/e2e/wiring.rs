@@ -43,7 +43,7 @@ pub(crate) const TESTS: [(&str, Test); 10] = [
     ),
     ("arp_for_anything_else_is_not_answered", arp_for_others),
     (
-        "program_on_the_host_side_veth_comes_first_and_is_jited",
+        "program_on_the_host_side_veth_is_direct_action_and_jited",
         program,
     ),
     (
@@ -260,43 +260,12 @@ fn ipcache_map(scene: &Scene) -> Result<()> {
 }
 
 fn program(scene: &Scene) -> Result<()> {
-    for pod in scene.demo.iter().chain(&scene.other) {
-        let node = scene.lab.node(&pod.node)?;
-        let wire = pod.wire()?;
-        let out = node.exec(&["bpftool", "-j", "net", "show", "dev", &wire.host_name])?;
-        let net: Value = serde_json::from_str(&out.stdout).context("bpftool net")?;
-        let attached = net[0]["tc"].as_array().cloned().unwrap_or_default();
-        let ingress = attached
-            .iter()
-            .find(|a| a["kind"].as_str().is_some_and(|k| k.contains("ingress")))
-            .with_context(|| format!("no program on the ingress of {}", wire.host_name))?;
+    for pod in scene.pods() {
+        let host = pod.wire()?.host_name;
+        let program = maps::attached(&scene.lab.node(&pod.node)?, &host, "ingress")?;
         ensure!(
-            ingress["name"] == "pod_egress",
-            "first on the ingress of {} is {ingress}",
-            wire.host_name
-        );
-        // A tcx program is direct-action by its nature; below 6.6 the filter says so.
-        if !ingress["kind"]
-            .as_str()
-            .unwrap_or_default()
-            .starts_with("tcx")
-        {
-            let words = ["tc", "filter", "show", "dev", &wire.host_name, "ingress"];
-            let filter = node.exec(&words)?.stdout;
-            ensure!(
-                filter.contains("direct-action"),
-                "no direct action: {filter}"
-            );
-        }
-        let id = ingress["prog_id"].as_u64().or(ingress["id"].as_u64());
-        let id = id
-            .with_context(|| format!("no program id in {ingress}"))?
-            .to_string();
-        let out = node.exec(&["bpftool", "-j", "prog", "show", "id", &id])?;
-        let program: Value = serde_json::from_str(&out.stdout).context("bpftool prog")?;
-        ensure!(
-            program["jited"] == true,
-            "program {id} is not JITed: {program}"
+            program.name == "pod_egress" && program.jited && program.direct_action,
+            "on the ingress of {host}: {program:?}"
         );
     }
     Ok(())
