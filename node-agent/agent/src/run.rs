@@ -1,8 +1,11 @@
 //! Starts the parts and waits for a signal.
 
+mod farewell;
+
 use std::{
     fs,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -36,9 +39,9 @@ const BOOT_ID_WAIT: Duration = Duration::from_millis(300);
 pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result<()> {
     fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot use {}", options.state.display()))?;
-    let client = Client::try_default()
-        .await
-        .context("no way to the API server: run in a pod with a service account or set KUBECONFIG")?;
+    let client = Client::try_default().await.context(
+        "no way to the API server: run in a pod with a service account or set KUBECONFIG",
+    )?;
     let boot_id = boot_id(&client, &options.node).await;
     let bpffs = options.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
@@ -80,7 +83,13 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("stopping; programs, maps and routes stay");
+    let (state, socket) = (&shared.options.state, &shared.options.socket);
+    let directory = socket.parent().unwrap_or(Path::new("/run/veer"));
+    match farewell::leave(state, directory, shared.store().len()) {
+        Ok(true) => tracing::info!("stopping; veer is gone from this node"),
+        Ok(false) => tracing::info!("stopping; programs, maps and routes stay"),
+        Err(error) => tracing::error!(%error, "stopping; some files of veer stay"),
+    }
     // The engine's thread may be in the middle of a round; every state it can
     // be stopped in is one that the next agent takes over.
     std::process::exit(0);

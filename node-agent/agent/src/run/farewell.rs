@@ -1,0 +1,86 @@
+//! The last thing that the agent of a decommissioned node does: taking its own
+//! files along.
+//!
+//! Until then it needs them, since it may be restarted. The directories stay,
+//! empty: they are mounts here. With sandboxes of veer left on the node the
+//! conflist and veer-cni stay too, and veer-cni takes the empty state directory as
+//! the sign that veer is gone: it lets every DEL succeed, and the last one removes
+//! what is left.
+
+use std::{fs, io, path::Path};
+
+use crate::{files, held::HeldFile};
+
+/// Where the chart mounts the node's directory of CNI plugins.
+const PLUGIN: &str = "/host/opt/cni/bin/veer-cni";
+
+/// Removes the agent's files if the node is decommissioned. `state` and `run` are
+/// its directories, `sandboxes` is how many the node has left. Returns whether
+/// anything was to be done.
+pub(super) fn leave(state: &Path, run: &Path, sandboxes: usize) -> io::Result<bool> {
+    if !HeldFile::open(state).get().decommissioned {
+        return Ok(false);
+    }
+    if sandboxes == 0 {
+        files::remove(Path::new(PLUGIN))?;
+    }
+    empty(state)?;
+    empty(run)?;
+    Ok(true)
+}
+
+fn empty(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            files::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::held::Held;
+
+    fn node(decommissioned: bool) -> tempfile::TempDir {
+        let node = tempfile::tempdir().unwrap();
+        for directory in ["state/endpoints", "run"] {
+            fs::create_dir_all(node.path().join(directory)).unwrap();
+        }
+        fs::write(node.path().join("state/endpoints/a.json"), "{}").unwrap();
+        fs::write(node.path().join("run/agent.sock"), "").unwrap();
+        let held = Held {
+            decommissioned,
+            epoch: Some(veer_crds::v1alpha1::Epoch::default()),
+            ..Held::default()
+        };
+        HeldFile::open(&node.path().join("state"))
+            .set(held)
+            .unwrap();
+        node
+    }
+
+    fn entries(directory: &Path) -> usize {
+        fs::read_dir(directory).unwrap().count()
+    }
+
+    #[test]
+    fn decommissioned_node_keeps_two_empty_directories() {
+        let node = node(true);
+        let (state, run) = (node.path().join("state"), node.path().join("run"));
+        assert!(leave(&state, &run, 1).unwrap());
+        assert_eq!((entries(&state), entries(&run)), (0, 0));
+    }
+
+    #[test]
+    fn agent_that_is_only_restarted_keeps_everything() {
+        let node = node(false);
+        let (state, run) = (node.path().join("state"), node.path().join("run"));
+        assert!(!leave(&state, &run, 0).unwrap());
+        assert_eq!((entries(&state), entries(&run)), (2, 1));
+    }
+}
