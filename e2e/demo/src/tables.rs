@@ -1,11 +1,16 @@
 //! What the demo prints, as tables.
 
 use anyhow::{Context, Result};
-use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{
+    ColumnConstraint, ContentArrangement, Table, Width, presets::UTF8_FULL_CONDENSED,
+};
 use serde_json::Value;
 use veer_e2e_tests::lab::{Lab, Mode};
 
 use crate::scenes::{Cast, Scene};
+
+/// Columns of a terminal in which evidence fits on its lines.
+const ROOMY: u16 = 150;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -151,6 +156,12 @@ pub(crate) fn scenes(mode: Mode, scenes: &[Scene]) -> String {
             scene.path.clone(),
             scene.evidence.join("\n"),
         ]);
+    }
+    // Evidence is what the table is for: it gets the room that there is.
+    if table.width().is_some_and(|width| width >= ROOMY)
+        && let Some(column) = table.column_mut(5)
+    {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(76)));
     }
     table.to_string()
 }

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+
 use anyhow::{Context, Result, anyhow};
 
 use crate::site::Site;
@@ -24,6 +26,8 @@ const LAST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Stream {
     name: String,
+    /// Where the server is, and what its sockets had no room for before.
+    server: (Site, u64),
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     sender: JoinHandle<()>,
@@ -47,21 +51,39 @@ pub struct Tally {
     pub answered: u64,
     /// Answers that came more than once.
     pub doubled: u64,
+    /// Datagrams that reached the server's socket when that was full, by the
+    /// kernel's counter: the server was slow, not the network.
+    pub overflown: u64,
     /// Longest time between two answers.
     pub longest_gap: Duration,
 }
 
 impl Tally {
-    /// Datagrams without an answer.
+    /// Datagrams that the network lost.
     pub fn lost(&self) -> u64 {
-        self.sent.saturating_sub(self.answered)
+        self.sent.saturating_sub(self.answered + self.overflown)
     }
 }
 
+/// Datagrams that sockets of a site had no room for, of all time
+/// (`UdpRcvbufErrors`).
+fn overflows(site: &Site) -> Result<u64> {
+    let text = site.exec(&["cat", "/proc/net/snmp"])?.stdout;
+    let mut lines = text.lines().filter_map(|l| l.strip_prefix("Udp: "));
+    let (names, values) = (lines.next(), lines.next());
+    let mut pairs = names
+        .unwrap_or_default()
+        .split(' ')
+        .zip(values.unwrap_or_default().split(' '));
+    let found = pairs.find(|(name, _)| *name == "RcvbufErrors");
+    let value = found.and_then(|(_, value)| value.parse().ok());
+    value.with_context(|| format!("no RcvbufErrors in {}", site.name))
+}
+
 impl Stream {
-    /// Starts sending from `from` to a netexec UDP server. Returns once the
-    /// first answer came.
-    pub fn start(from: &Site, to: SocketAddr) -> Result<Self> {
+    /// Starts sending from `from` to a netexec UDP server in `at`. Returns once
+    /// the first answer came.
+    pub fn start(from: &Site, to: SocketAddr, at: &Site) -> Result<Self> {
         let name = format!("{} → udp {to}", from.name);
         let socket = from.within(|| {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -69,6 +91,8 @@ impl Stream {
             Ok(socket)
         })?;
         socket.set_read_timeout(Some(LAST))?;
+        // A slow machine must not lose here what the network has delivered.
+        setsockopt(&socket, RcvBufForce, &(16 << 20)).context("widen the receive buffer")?;
         socket.send(b"echo 0")?;
         socket
             .recv(&mut [0; 64])
@@ -86,8 +110,10 @@ impl Stream {
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             thread::spawn(move || receive(&receiving, &stop, &sent))
         };
+        let server = (at.clone(), overflows(at)?);
         Ok(Self {
             name,
+            server,
             stop,
             sent,
             sender,
@@ -109,12 +135,15 @@ impl Stream {
         let all = seen.answers.len();
         seen.answers.sort_unstable();
         seen.answers.dedup();
+        let (site, before) = &self.server;
+        let overflown = overflows(site)?.saturating_sub(*before);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Ok(Tally {
             name: self.name,
             sent: self.sent.load(Ordering::Relaxed),
             answered: count(seen.answers.len()),
             doubled: count(all - seen.answers.len()),
+            overflown,
             longest_gap: seen.longest_gap,
         })
     }

@@ -49,6 +49,7 @@ fn unharmed(scene: &Scene, change: impl FnOnce() -> Result<()>) -> Result<()> {
     let source = scene.demo_on("worker1")?;
     let near = scene.other_on("worker1")?;
     let far = scene.other_on("worker2")?;
+    let backend = scene.fixed_on("worker2")?;
     let service = scene
         .lab
         .kubectl()
@@ -59,9 +60,9 @@ fn unharmed(scene: &Scene, change: impl FnOnce() -> Result<()>) -> Result<()> {
         .parse()?;
     let to = |pod: &Pod, port| SocketAddr::from((pod.address, port));
     let streams = [
-        Stream::start(&source.site, to(near, UDP))?,
-        Stream::start(&source.site, to(far, UDP))?,
-        Stream::start(&source.site, SocketAddr::from((service, 81)))?,
+        Stream::start(&source.site, to(near, UDP), &near.site)?,
+        Stream::start(&source.site, to(far, UDP), &far.site)?,
+        Stream::start(&source.site, SocketAddr::from((service, 81)), &backend.site)?,
     ];
     let mut open = [
         Conversation::open(&source.site, to(far, HTTP))?,

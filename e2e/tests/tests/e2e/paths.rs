@@ -444,7 +444,7 @@ fn same_program(scene: &Scene) -> Result<()> {
 
 fn lossless(scene: &Scene) -> Result<()> {
     let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
-    let udp = Stream::start(&source.site, (target.address, UDP).into())?;
+    let udp = Stream::start(&source.site, (target.address, UDP).into(), &target.site)?;
     let mut tcp = Conversation::open(&source.site, (target.address, HTTP).into())?;
     let mut back_and_forth = || -> Result<()> {
         for mode in [Mode::Tunnel, Mode::Native, Mode::Tunnel, Mode::Native] {
