@@ -70,28 +70,22 @@ impl Attachments {
             let mut datapath = shared.datapath();
             let key = (device.clone(), *index, *hook);
             let known = self.done.contains(&key);
-            match known.then(|| datapath.runs(device, *hook)).flatten() {
-                Some(first) => {
-                    if !first {
-                        self.not_first.insert(device.clone());
-                    }
-                    continue;
-                }
-                None => {
-                    datapath.attach(device, *hook)?;
-                    repaired += usize::from(known);
-                    if datapath.runs(device, *hook) == Some(false) {
-                        self.not_first.insert(device.clone());
-                    }
-                }
+            let mut runs = known.then(|| datapath.runs(device, *hook)).flatten();
+            if runs.is_none() {
+                datapath.attach(device, *hook)?;
+                repaired += usize::from(known);
+                runs = datapath.runs(device, *hook);
             }
             drop(datapath);
+            if runs == Some(false) {
+                self.not_first.insert(device.clone());
+            }
             self.done.insert(key);
         }
         shared.count("programs", repaired);
         let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
-        self.xdp(shared, &facts.uplinks)?;
+        self.xdp(shared, &facts.uplinks);
         if !self.pins_swept {
             let names: HashSet<String> = links.iter().map(|l| l.name.clone()).collect();
             let swept = shared.datapath().unpin_all_but(&names);
@@ -104,7 +98,7 @@ impl Attachments {
         Ok(())
     }
 
-    fn xdp(&mut self, shared: &Shared, uplinks: &[Uplink]) -> Result<(), Error> {
+    fn xdp(&mut self, shared: &Shared, uplinks: &[Uplink]) {
         let wanted = {
             let index = shared.index();
             index.cluster.as_ref().map_or(XdpMode::Off, |(_, c)| c.xdp)
@@ -132,7 +126,6 @@ impl Attachments {
         }
         self.xdp
             .retain(|name, _| uplinks.iter().any(|u| u.name == *name));
-        Ok(())
     }
 
     /// Takes clsact filters off (tcx links went with their pins).
@@ -189,9 +182,10 @@ fn xdp_mode(wanted: XdpMode, uplink: &Uplink) -> (XdpMode, String) {
         XdpMode::Generic => (XdpMode::Generic, "asked for".into()),
         XdpMode::Off => (XdpMode::Off, "asked for".into()),
         XdpMode::Auto => match driver(&uplink.name) {
-            Some(driver) if XDP_DRIVERS.contains(&driver.as_str()) => {
-                (XdpMode::Driver, format!("driver {driver} keeps its offloads"))
-            }
+            Some(driver) if XDP_DRIVERS.contains(&driver.as_str()) => (
+                XdpMode::Driver,
+                format!("driver {driver} keeps its offloads"),
+            ),
             Some(driver) => (
                 XdpMode::Off,
                 format!("driver {driver} is not known to keep its offloads"),

@@ -19,6 +19,7 @@ use crate::{
     engine::Error,
     facts::{self, Wanted},
     held::Held,
+    index::Complete,
     netlink::{
         VXLAN, is_host_veth,
         link::{self, Link},
@@ -49,6 +50,8 @@ pub(crate) struct Converger {
     pub(crate) degraded: String,
     /// Everything of veer is gone from the node.
     pub(crate) decommissioned: bool,
+    /// Nothing new is known: what changes now is a repair and counted as one.
+    pub(crate) repair: bool,
 }
 
 fn netlink(what: &'static str) -> impl Fn(std::io::Error) -> Error {
@@ -73,6 +76,7 @@ impl Converger {
             applied: None,
             degraded: String::new(),
             decommissioned: false,
+            repair: false,
         })
     }
 
@@ -87,7 +91,8 @@ impl Converger {
         self.observe(shared, &mut socket)?;
         let underlay = {
             let index = shared.index();
-            self.facts.underlay_mtu(index.cluster.as_ref().map(|(_, c)| c))
+            self.facts
+                .underlay_mtu(index.cluster.as_ref().map(|(_, c)| c))
         };
         self.devices(shared, &mut socket, underlay)?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
@@ -132,7 +137,7 @@ impl Converger {
                 .nodes
                 .iter()
                 .filter(|n| n.name != index.own())
-                .filter_map(|n| n.addresses.iter().copied().find(|a| a.is_ipv4()))
+                .filter_map(|n| n.addresses.iter().copied().find(std::net::IpAddr::is_ipv4))
                 .collect();
             (
                 cluster.map(|c| c.uplinks.clone()).unwrap_or_default(),
@@ -177,11 +182,13 @@ impl Converger {
             link::add_vxlan(socket, VXLAN, port, underlay).map_err(netlink(
                 "make veer_vxlan (is the kernel module vxlan there, is UDP port free?)",
             ))?;
-            shared.count("device", usize::from(self.facts.vxlan_index != 0));
+            self.count(shared, "device", 1);
             found = link::by_name(socket, VXLAN).map_err(netlink("find veer_vxlan"))?;
         }
         let Some(link) = found else {
-            return Err(netlink("find veer_vxlan")(std::io::ErrorKind::NotFound.into()));
+            return Err(netlink("find veer_vxlan")(
+                std::io::ErrorKind::NotFound.into(),
+            ));
         };
         if link.mtu != underlay {
             link::set_mtu(socket, link.index, underlay)
@@ -196,6 +203,12 @@ impl Converger {
         }
         self.facts.vxlan_index = link.index;
         Ok(())
+    }
+
+    fn count(&self, shared: &Shared, what: &str, times: usize) {
+        if self.repair {
+            shared.count(what, times);
+        }
     }
 
     fn publish_plan(&self, shared: &Shared, peers: &Peers, step: &Step, underlay: u32) {
@@ -226,7 +239,10 @@ impl Converger {
         self.present = datapath.maps.used_remotes()?;
         let (wanted, complete) = {
             let index = shared.index();
-            let complete = index.complete;
+            let complete = Complete {
+                nodes: index.complete.nodes && peers.all_known,
+                ..index.complete
+            };
             drop(index);
             (self.desired(shared, peers, step), complete)
         };
@@ -237,7 +253,7 @@ impl Converger {
             complete.nodes,
             complete.nodes && complete.endpoints,
         )?;
-        shared.count("map entries", changes);
+        self.count(shared, "map entries", changes);
         if complete.nodes {
             self.present.clone_from(&wanted.remotes);
         } else {
@@ -254,7 +270,7 @@ impl Converger {
         links: &[Link],
         wanted: &Desired,
     ) {
-        let complete = shared.index().complete.nodes;
+        let complete = wanted.all_known && shared.index().complete.nodes;
         let own: HashSet<&Route> = present
             .iter()
             .filter(|(protocol, _)| *protocol == PROTOCOL)
@@ -288,7 +304,7 @@ impl Converger {
                 }
             }
         }
-        shared.count("routes", changed);
+        self.count(shared, "routes", changed);
     }
 
     /// Running pods' default routes.
@@ -327,7 +343,7 @@ impl Converger {
                 tracing::warn!(%address, %error, "cannot write a neighbour entry");
             }
         }
-        shared.count("neighbours", missing.len());
+        self.count(shared, "neighbours", missing.len());
     }
 
     fn sysctls(&mut self, shared: &Shared) -> Result<(), Error> {
@@ -344,7 +360,7 @@ impl Converger {
         for uplink in &self.facts.uplinks {
             set(&loose(&uplink.name), "2", "set rp_filter of an uplink")?;
         }
-        shared.count("sysctls", changed);
+        self.count(shared, "sysctls", changed);
         Ok(())
     }
 
@@ -371,9 +387,7 @@ impl Converger {
                 link::delete(&mut socket, &device.name).map_err(netlink("remove a veth"))?;
             }
         }
-        self.sysctls
-            .restore()
-            .map_err(netlink("restore sysctls"))?;
+        self.sysctls.restore().map_err(netlink("restore sysctls"))?;
         self.pods_mtu = 0;
         self.applied = None;
         Ok(())
@@ -409,7 +423,10 @@ fn remove_strays(shared: &Shared, socket: &mut Socket, links: &[Link]) {
         .iter()
         .filter(|l| is_host_veth(&l.name) && !known.contains(&l.name));
     for stray in strays {
-        tracing::warn!(device = stray.name, "removing a veth that belongs to no pod");
+        tracing::warn!(
+            device = stray.name,
+            "removing a veth that belongs to no pod"
+        );
         if let Err(error) = link::delete(socket, &stray.name) {
             tracing::warn!(device = stray.name, %error, "cannot remove it");
         }
@@ -431,7 +448,11 @@ fn write_maps(
     let interfaces = read_all(&maps.interfaces, INTERFACES)?;
     let endpoints = read_all(&maps.endpoints, ENDPOINTS)?;
     let remotes = difference(present, &wanted.remotes, nodes_complete);
-    let nodes = difference(&read_all(&maps.nodes, NODES)?, &wanted.nodes, nodes_complete);
+    let nodes = difference(
+        &read_all(&maps.nodes, NODES)?,
+        &wanted.nodes,
+        nodes_complete,
+    );
     let rows = difference(&maps.ipcache_rows()?, &wanted.ipcache, rows_complete);
     let interfaces = difference(&interfaces, &wanted.interfaces, true);
     let endpoints = difference(&endpoints, &wanted.endpoints, true);

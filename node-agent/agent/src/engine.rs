@@ -105,7 +105,7 @@ impl Engine {
 
     /// Works until all senders are gone.
     pub(crate) fn run(mut self) {
-        self.round(true);
+        self.round(true, false);
         let mut next = Instant::now() + ROUND;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
@@ -121,7 +121,7 @@ impl Engine {
                     cni::gc::collect(&self.shared);
                     cni::gc::work_queue(&self.shared);
                 }
-                self.round(full);
+                self.round(full, true);
                 next = Instant::now() + ROUND;
                 continue;
             };
@@ -130,7 +130,7 @@ impl Engine {
                 self.identities();
             }
             if stale.all {
-                self.round(true);
+                self.round(true, false);
                 next = Instant::now() + ROUND;
             } else if let Err(error) = self.rows(&stale.addresses) {
                 tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
@@ -182,8 +182,10 @@ impl Engine {
             .map_or(self.held.get().decommissioned, |n| n.decommission)
     }
 
-    /// One round: observe, compare, change.
-    fn round(&mut self, full: bool) {
+    /// One round: observe, compare, change. With `repair` nothing new is known,
+    /// so whatever changes was changed by somebody else.
+    fn round(&mut self, full: bool, repair: bool) {
+        self.converger.repair = repair;
         if self.told_to_go() {
             self.decommission();
             return;
@@ -272,8 +274,12 @@ impl Engine {
         let index = self.shared.index();
         let plan = self.shared.plan();
         let store = self.shared.store();
+        let complete = index.complete.nodes && index.complete.endpoints;
         for address in addresses {
             let row = desired::row(&index, &store, &plan.facts, &plan.peers, *address);
+            if row.is_none() && !complete {
+                continue;
+            }
             datapath.maps.set_ipcache(host_prefix(*address), row)?;
         }
         Ok(())
@@ -286,17 +292,19 @@ impl Engine {
             let store = self.shared.store();
             store
                 .iter()
-                .filter_map(|e| match index.resolve(&e.namespace, &e.pod_name, &e.pod_uid) {
-                    Resolution::Known(number, uid)
-                        if number != e.identity || e.object_uid.as_ref() != Some(&uid) =>
-                    {
-                        Some((e.attachment.clone(), number, uid))
-                    }
-                    Resolution::NoNumber(uid) if e.object_uid.as_ref() != Some(&uid) => {
-                        Some((e.attachment.clone(), e.identity, uid))
-                    }
-                    Resolution::Known(..) | Resolution::NoNumber(_) | Resolution::NoPod => None,
-                })
+                .filter_map(
+                    |e| match index.resolve(&e.namespace, &e.pod_name, &e.pod_uid) {
+                        Resolution::Known(number, uid)
+                            if number != e.identity || e.object_uid.as_ref() != Some(&uid) =>
+                        {
+                            Some((e.attachment.clone(), number, uid))
+                        }
+                        Resolution::NoNumber(uid) if e.object_uid.as_ref() != Some(&uid) => {
+                            Some((e.attachment.clone(), e.identity, uid))
+                        }
+                        Resolution::Known(..) | Resolution::NoNumber(_) | Resolution::NoPod => None,
+                    },
+                )
                 .collect()
         };
         for (attachment, number, uid) in changes {
@@ -306,12 +314,7 @@ impl Engine {
         }
     }
 
-    fn set_identity(
-        &self,
-        attachment: &Attachment,
-        number: u32,
-        uid: String,
-    ) -> Result<(), Error> {
+    fn set_identity(&self, attachment: &Attachment, number: u32, uid: String) -> Result<(), Error> {
         let mut datapath = self.shared.datapath();
         let changed = self
             .shared
@@ -388,7 +391,13 @@ impl Engine {
         self.report();
     }
 
+    /// Reports, but not before everything that a report says is known: a status
+    /// without addresses would take the node off its peers' maps.
     fn report(&self) {
+        let complete = self.shared.index().complete;
+        if !(complete.nodes && complete.identities) {
+            return;
+        }
         let report = self.converger.report(&self.shared, self.held.get());
         self.report.send_if_modified(|old| {
             let changed = *old != report;

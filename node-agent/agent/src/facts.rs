@@ -53,7 +53,11 @@ pub(crate) fn gather(
     let own: Vec<&Address> = addresses
         .iter()
         .filter(|a| a.global && is_usable(a.ip))
-        .filter(|a| names.get(&a.index).is_some_and(|l| speaks_for_the_node(&l.name)))
+        .filter(|a| {
+            names
+                .get(&a.index)
+                .is_some_and(|l| speaks_for_the_node(&l.name))
+        })
         .collect();
     let Some(primary) = primary(&own, wanted.hint, &defaults) else {
         return Ok(previous.clone());

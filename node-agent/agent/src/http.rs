@@ -61,7 +61,10 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream) -> std::io::Result<()
             }
         }
         "/metrics" => ("200 OK", metrics(&shared)),
-        _ => ("404 Not Found", "there are /healthz, /readyz and /metrics\n".to_owned()),
+        _ => (
+            "404 Not Found",
+            "there are /healthz, /readyz and /metrics\n".to_owned(),
+        ),
     };
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\
@@ -111,11 +114,18 @@ fn metrics(shared: &Shared) -> String {
     let ready = u8::from(shared.plan().not_ready.is_empty());
     let (endpoints, identities) = (shared.store().len(), shared.index().identities.len());
     for (name, help, value) in [
-        ("veer_ready", "Whether pods can be wired.", usize::from(ready)),
+        (
+            "veer_ready",
+            "Whether pods can be wired.",
+            usize::from(ready),
+        ),
         ("veer_endpoints", "Pods wired on this node.", endpoints),
         ("veer_identities", "Identities known here.", identities),
     ] {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        let _ = writeln!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+        );
     }
     text
 }

@@ -64,12 +64,11 @@ struct RunArgs {
     #[arg(long, env = "NODE_IP")]
     node_ip: Option<IpAddr>,
     /// The node's folder of CNI configurations.
-    #[arg(
-        long,
-        env = "VEER_CNI_CONF_DIR",
-        default_value = "/host/etc/cni/net.d"
-    )]
+    #[arg(long, env = "VEER_CNI_CONF_DIR", default_value = "/host/etc/cni/net.d")]
     cni_conf_dir: PathBuf,
+    /// The node's folder of CNI plugins, to take veer-cni away at uninstall.
+    #[arg(long, env = "VEER_CNI_BIN_DIR", default_value = "/host/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
     /// Folder of what survives a restart.
     #[arg(long, default_value = "/var/lib/veer")]
     state_dir: PathBuf,
@@ -105,6 +104,7 @@ impl RunArgs {
             node: self.node_name,
             node_ip: self.node_ip,
             cni_conf_dir: self.cni_conf_dir,
+            cni_bin_dir: self.cni_bin_dir,
             state: self.state_dir,
             bpffs: self.bpffs,
             socket: self.socket,
@@ -142,6 +142,7 @@ fn main() -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(false)
         .init();
     let cli = Cli::parse();
     match cli.command {

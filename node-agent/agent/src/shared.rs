@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) node_ip: Option<IpAddr>,
     /// Folder of conflists.
     pub(crate) cni_conf_dir: PathBuf,
+    /// Folder of CNI plugins.
+    pub(crate) cni_bin_dir: PathBuf,
     /// State folder.
     pub(crate) state: PathBuf,
     /// bpffs.
@@ -58,7 +60,7 @@ pub(crate) struct Plan {
 pub(crate) struct Shared {
     /// Where things are.
     pub(crate) options: Options,
-    /// The kernel's boot id.
+    /// The node's boot id as the operator compares it.
     pub(crate) boot_id: String,
     datapath: Mutex<Datapath>,
     index: RwLock<Index>,

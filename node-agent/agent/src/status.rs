@@ -23,7 +23,7 @@ const PACE: Duration = Duration::from_millis(200);
 /// Wait before a failed write is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The status is written again after this, whatever happened to it.
-const REFRESH: Duration = Duration::from_secs(300);
+const REFRESH: Duration = Duration::from_mins(5);
 
 /// What is reported, without times.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,7 +112,11 @@ impl Report {
             (
                 "Degraded",
                 degraded,
-                if degraded { "RepairFailed" } else { "AsDesired" },
+                if degraded {
+                    "RepairFailed"
+                } else {
+                    "AsDesired"
+                },
                 if degraded {
                     self.degraded.clone()
                 } else {
@@ -174,6 +178,9 @@ pub(crate) async fn run(client: Client, shared: Arc<Shared>, mut reports: watch:
     {
         transitions.adopt(&status);
     }
+    if reports.changed().await.is_err() {
+        return;
+    }
     loop {
         let report = reports.borrow_and_update().clone();
         let status = report.status(&shared.boot_id, transitions.conditions(&report));
@@ -188,9 +195,8 @@ pub(crate) async fn run(client: Client, shared: Arc<Shared>, mut reports: watch:
             }
         };
         tokio::time::sleep(PACE).await;
-        match tokio::time::timeout(wait, reports.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(wait, reports.changed()).await {
+            return;
         }
     }
 }

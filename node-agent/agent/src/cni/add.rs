@@ -89,7 +89,10 @@ pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
     }
     let netns = netns::open(&add.netns).map_err(|e| Failure {
         code: code::INVALID_ENVIRONMENT,
-        msg: format!("pod {pod}: cannot open its network namespace {}: {e}", add.netns),
+        msg: format!(
+            "pod {pod}: cannot open its network namespace {}: {e}",
+            add.netns
+        ),
         details: String::new(),
     })?;
     replace_earlier(shared, add, &netns)?;
@@ -108,7 +111,15 @@ pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
         .reserve(&add.pod_uid)
         .map_err(|e| no_address(&pod, &e))?;
     undo.reservation = Some(reservation);
-    let result = wire(shared, add, &netns, &mut undo, reservation, identity, object_uid);
+    let result = wire(
+        shared,
+        add,
+        &netns,
+        &mut undo,
+        reservation,
+        identity,
+        object_uid,
+    );
     match result {
         Ok(added) => {
             undo.armed = false;
@@ -145,7 +156,7 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
             let same_pod = !add.pod_uid.is_empty()
                 && e.pod_uid == add.pod_uid
                 && e.attachment.ifname == add.attachment.ifname;
-            same || (same_pod && e.netns_inode != netns.inode && !alive(shared, e))
+            same || (same_pod && e.netns_inode != netns.inode && !alive(e))
         })
         .cloned()
         .collect();
@@ -161,8 +172,8 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
 }
 
 /// Whether the namespace of a wired pod is still there.
-pub(super) fn alive(shared: &Shared, endpoint: &LocalEndpoint) -> bool {
-    endpoint.boot_id == shared.boot_id && netns::is_at(&endpoint.netns, endpoint.netns_inode)
+pub(super) fn alive(endpoint: &LocalEndpoint) -> bool {
+    netns::is_at(&endpoint.netns, endpoint.netns_inode)
 }
 
 /// The pod's identity, waited for briefly; what comes later is put right later.
@@ -215,7 +226,6 @@ fn wire(
         attachment: add.attachment.clone(),
         netns: add.netns.clone(),
         netns_inode: netns.inode,
-        boot_id: shared.boot_id.clone(),
         namespace: add.pod_namespace.clone(),
         pod_name: add.pod_name.clone(),
         pod_uid: add.pod_uid.clone(),
@@ -247,6 +257,12 @@ fn wire(
         &shared.options.proc_sys_net,
     )
     .map_err(step("give the pod its address and routes"))?;
+    let now = shared.plan().step.mtu;
+    if now != route_mtu {
+        // The mode changed meanwhile, and the round may have passed this pod by.
+        pod::set_route_mtu(netns, wiring.pod_ifname, wiring.gateway, now)
+            .map_err(step("set the MTU of the pod's route"))?;
+    }
     let (path, bytes) = shared.store().record(&endpoint);
     files::write_atomically(&path, &bytes).map_err(step("write the endpoint's record"))?;
     shared.publisher.publish(&shared.options.node, &endpoint);
@@ -254,7 +270,7 @@ fn wire(
         // The number may have come between the last look and the record.
         let _ = shared.engine.send(Input::Identities);
     }
-    Ok(added(&endpoint, route_mtu))
+    Ok(added(&endpoint, now))
 }
 
 fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {

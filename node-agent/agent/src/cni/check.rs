@@ -38,12 +38,20 @@ pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         .map_err(|e| internal(e.to_string()))?;
     match host {
         Some(l) if l.index == endpoint.ifindex && l.up => {}
-        Some(_) => wrong.push(format!("{} is down or another device", endpoint.host_ifname)),
+        Some(_) => wrong.push(format!(
+            "{} is down or another device",
+            endpoint.host_ifname
+        )),
         None => wrong.push(format!("{} is missing", endpoint.host_ifname)),
     }
-    match netns::open(&check.netns)
-        .and_then(|n| pod::check(&n, &check.attachment.ifname, endpoint.address, gateway(&endpoint)))
-    {
+    match netns::open(&check.netns).and_then(|n| {
+        pod::check(
+            &n,
+            &check.attachment.ifname,
+            endpoint.address,
+            gateway(&endpoint),
+        )
+    }) {
         Ok(found) => wrong.extend(found),
         Err(e) => wrong.push(format!("cannot look into {}: {e}", check.netns)),
     }
@@ -51,7 +59,10 @@ pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         let datapath = shared.datapath();
         for hook in [Hook::PodEgress, Hook::PodIngress] {
             if datapath.runs(&endpoint.host_ifname, hook).is_none() {
-                wrong.push(format!("{} lacks its program {hook:?}", endpoint.host_ifname));
+                wrong.push(format!(
+                    "{} lacks its program {hook:?}",
+                    endpoint.host_ifname
+                ));
             }
         }
         let row = datapath.maps.endpoints.get(&endpoint.key(), 0).ok();

@@ -36,14 +36,20 @@ pub(crate) fn write(folder: &Path) -> io::Result<()> {
     files::write_atomically(&path, &wanted)
 }
 
-/// Removes it once no pod of veer is left on a node that is cleaned up: until
-/// then the runtime needs it for DEL.
+/// Removes it, and veer-cni, once no pod of veer is left on a node that is
+/// cleaned up: until then the runtime needs both for DEL.
 pub(crate) fn remove_with_the_last(shared: &Arc<Shared>) {
     super::gc::collect(shared);
-    if shared.store().len() == 0
-        && let Err(error) = files::remove(&shared.options.cni_conf_dir.join(NAME))
-    {
-        tracing::warn!(%error, "cannot remove the conflist");
+    if shared.store().len() > 0 {
+        return;
+    }
+    for path in [
+        shared.options.cni_conf_dir.join(NAME),
+        shared.options.cni_bin_dir.join("veer-cni"),
+    ] {
+        if let Err(error) = files::remove(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove it");
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{files, shared::Shared};
 pub(crate) fn collect(shared: &Arc<Shared>) {
     let dead: Vec<_> = {
         let all: Vec<_> = shared.store().iter().cloned().collect();
-        all.into_iter().filter(|e| !alive(shared, e)).collect()
+        all.into_iter().filter(|e| !alive(e)).collect()
     };
     for endpoint in dead {
         tracing::info!(pod = endpoint.pod(), "its sandbox is gone; unwiring it");

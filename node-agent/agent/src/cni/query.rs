@@ -69,7 +69,9 @@ pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
                 address,
                 id: value.endpoint_id,
                 identity: value.identity,
-                pod: known.map(crate::endpoint::LocalEndpoint::pod).unwrap_or_default(),
+                pod: known
+                    .map(crate::endpoint::LocalEndpoint::pod)
+                    .unwrap_or_default(),
                 ifindex: value.ifindex,
                 ifname: known.map(|e| e.host_ifname.clone()).unwrap_or_default(),
                 mac: mac_text(value.mac),
@@ -91,7 +93,11 @@ pub(super) fn identities(shared: &Shared) -> Vec<IdentityRow> {
     let others = index.identities.iter().map(|record| IdentityRow {
         identity: record.number,
         state: if record.active { "Active" } else { "Retiring" }.into(),
-        labels: record.labels.iter().map(|(k, v)| format!("{k}={v}")).collect(),
+        labels: record
+            .labels
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect(),
     });
     reserved.chain(others).collect()
 }

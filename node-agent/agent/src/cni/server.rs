@@ -128,15 +128,15 @@ fn answer(shared: &Arc<Shared>, line: &str) -> String {
         Request::NodeStatus => encode(Ok(query::node_status(shared))),
         Request::Endpoints => encode(Ok(query::endpoints(shared))),
         Request::Identities => encode(Ok(query::identities(shared))),
-        Request::Ipcache => encode(query::ipcache(shared).map_err(unreadable)),
-        Request::Remotes => encode(query::remotes(shared).map_err(unreadable)),
-        Request::Counters => encode(query::counters(shared).map_err(unreadable)),
-        Request::Flows => encode(query::flows(shared).map_err(unreadable)),
+        Request::Ipcache => encode(query::ipcache(shared).map_err(|e| unreadable(&e))),
+        Request::Remotes => encode(query::remotes(shared).map_err(|e| unreadable(&e))),
+        Request::Counters => encode(query::counters(shared).map_err(|e| unreadable(&e))),
+        Request::Flows => encode(query::flows(shared).map_err(|e| unreadable(&e))),
     }
 }
 
-fn unreadable(error: crate::datapath::Error) -> Failure {
-    internal(format!("cannot read a map: {}", crate::chain(&error)))
+fn unreadable(error: &crate::datapath::Error) -> Failure {
+    internal(format!("cannot read a map: {}", crate::chain(error)))
 }
 
 fn status(shared: &Shared) -> Result<(), Failure> {

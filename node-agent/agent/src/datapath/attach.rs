@@ -1,11 +1,7 @@
 //! Attaching: tcx links pinned by device and hook, or clsact filters with a
 //! fixed priority and handle on kernels before 6.6.
 
-use std::{
-    collections::HashSet,
-    fs, io,
-    path::Path,
-};
+use std::{collections::HashSet, fs, io, path::Path};
 
 use aya::{
     programs::{
@@ -90,7 +86,8 @@ pub(crate) enum Attached {
 
 /// tcx came with 6.6 (kernel commit e420bed02507).
 pub(super) fn tcx_supported() -> bool {
-    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0)) && std::env::var_os("VEER_FORCE_CLSACT").is_none()
+    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0))
+        && std::env::var_os("VEER_FORCE_CLSACT").is_none()
 }
 
 /// bpffs refuses names with dots (`bpf_lookup` in kernel/bpf/inode.c).
@@ -179,7 +176,10 @@ impl Datapath {
             let wanted = devices.iter().any(|device| {
                 name.strip_prefix(&device.replace('.', "~"))
                     .is_some_and(|rest| {
-                        matches!(rest, "-ingress" | "-egress" | "-xdp-driver" | "-xdp-generic")
+                        matches!(
+                            rest,
+                            "-ingress" | "-egress" | "-xdp-driver" | "-xdp-generic"
+                        )
                     })
             });
             if !wanted {
@@ -228,8 +228,7 @@ fn attach_tcx(
 ) -> Result<Attached, Failure> {
     let own = program.info()?.id();
     let running = SchedClassifier::query_tcx(device, direction)
-        .map(|(_, infos)| infos.iter().any(|info| info.id() == own))
-        .unwrap_or(false);
+        .is_ok_and(|(_, infos)| infos.iter().any(|info| info.id() == own));
     if path.exists() {
         if running {
             return Ok(Attached::Kept);
@@ -264,8 +263,7 @@ fn attach_clsact(
 ) -> Result<Attached, Failure> {
     // Fails when it is there already, which is as good.
     let _ = qdisc_add_clsact(device);
-    let existing = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)
-        ?;
+    let existing = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)?;
     let (id, outcome) = match program.attach_to_link(existing) {
         Ok(id) => (id, Attached::Replaced),
         Err(_) => (

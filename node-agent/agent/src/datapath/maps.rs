@@ -73,7 +73,7 @@ impl Maps {
     /// All rows of the ipcache.
     pub(crate) fn ipcache_rows(&self) -> Result<HashMap<Prefix, IpcacheEntry>, Error> {
         let mut found = HashMap::new();
-        for row in self.ipcache.iter() {
+        for row in &self.ipcache {
             let (key, entry) = row.map_err(error(IPCACHE))?;
             let length = u8::try_from(key.prefix_len().saturating_sub(IP_KEY_TAG_BITS));
             found.insert((length.unwrap_or(0), key.data()), entry);

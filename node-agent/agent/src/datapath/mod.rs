@@ -16,7 +16,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapInfo,
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 
@@ -141,7 +141,7 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     if let Program::Xdp(p) = program {
         p.load()
     } else {
-        <&mut aya::programs::SchedClassifier>::try_from(program).and_then(|p| p.load())
+        <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load)
     }
     .map_err(|source| Error::Program {
         name,

@@ -96,9 +96,7 @@ pub(super) fn remote(
         FORM_TUNNEL
     };
     let accept_native = match (phase, mode) {
-        (Phase::Preflight, _) => {
-            present.is_some_and(|p| p.flags & REMOTE_ACCEPT_NATIVE != 0)
-        }
+        (Phase::Preflight, _) => present.is_some_and(|p| p.flags & REMOTE_ACCEPT_NATIVE != 0),
         (Phase::Prepare | Phase::Switch, _)
         | (Phase::Finalize | Phase::Ready, RoutingMode::Native) => true,
         (Phase::Finalize | Phase::Ready, RoutingMode::Tunnel) => false,
@@ -116,7 +114,11 @@ pub(super) fn remote(
         tunnel_address,
         next_hop,
         ifindex: path.map_or(0, |p| p.index),
-        flags: if accept_native { REMOTE_ACCEPT_NATIVE } else { 0 },
+        flags: if accept_native {
+            REMOTE_ACCEPT_NATIVE
+        } else {
+            0
+        },
         // The low 32 bits are what the field holds.
         epoch: u32::try_from(number & 0xffff_ffff).unwrap_or(0),
         form,
@@ -130,5 +132,12 @@ fn widen(address: IpAddr) -> ([u8; 16], u8) {
     let bytes = octets(address);
     let mut wide = [0; 16];
     wide[..bytes.len()].copy_from_slice(&bytes);
-    (wide, if address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 })
+    (
+        wide,
+        if address.is_ipv4() {
+            FAMILY_V4
+        } else {
+            FAMILY_V6
+        },
+    )
 }

@@ -55,6 +55,11 @@ impl Ids {
         Some(id)
     }
 
+    /// Whether the node has an id.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     fn unused(&self) -> Option<u32> {
         let taken: BTreeSet<u32> = self
             .by_name

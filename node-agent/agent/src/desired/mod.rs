@@ -100,6 +100,8 @@ pub(crate) struct Desired {
     pub(crate) routes: Vec<Route>,
     /// MTU of pods' default routes, in bytes.
     pub(crate) mtu: u32,
+    /// As [`Peers::all_known`]: what is not here may be removed.
+    pub(crate) all_known: bool,
 }
 
 /// What the functions here look at.
@@ -175,6 +177,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     let mut d = Desired {
         config: config(facts, cluster, block.as_ref(), step),
         mtu: step.mtu,
+        all_known: peers.all_known,
         ..Desired::default()
     };
 
@@ -232,11 +235,15 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         }
     }
     for endpoint in store.iter() {
-        d.endpoints.insert(endpoint.key(), endpoint.endpoint_value());
+        d.endpoints
+            .insert(endpoint.key(), endpoint.endpoint_value());
         d.interfaces
             .insert(endpoint.ifindex, endpoint.interface_value());
-        d.routes
-            .push(host_route(endpoint.ifindex, endpoint.address, facts.primary));
+        d.routes.push(host_route(
+            endpoint.ifindex,
+            endpoint.address,
+            facts.primary,
+        ));
     }
     if let Some(block) = block {
         d.routes.push(Route {

@@ -17,6 +17,9 @@ pub(crate) struct Peers {
     pub(crate) primaries: BTreeMap<String, IpAddr>,
     /// Ids by each believed address.
     pub(crate) by_address: HashMap<IpAddr, u32>,
+    /// Whether every node has said where it is. While one has not, an entry that
+    /// an earlier agent wrote may be that node's, and nothing is removed.
+    pub(crate) all_known: bool,
 }
 
 /// The address that stands for a node: its first IPv4 one.
@@ -28,7 +31,10 @@ fn primary(addresses: &[IpAddr]) -> Option<IpAddr> {
 /// the own node, and one that two nodes name unless it is the primary of just
 /// one of them (an address on every node, such as a bridge's, is nobody's).
 pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
-    let mut peers = Peers::default();
+    let mut peers = Peers {
+        all_known: true,
+        ..Peers::default()
+    };
     let mut named: HashMap<IpAddr, u32> = HashMap::new();
     let mut twice: HashSet<IpAddr> = HashSet::new();
     let mut primaries: HashMap<IpAddr, u32> = HashMap::new();
@@ -41,6 +47,11 @@ pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
                 && !a.is_multicast()
         };
         let first = primary(&node.addresses).filter(believed);
+        if first.is_none() && !ids.knows(&node.name) {
+            // A new id now would leave the entry it had without an owner.
+            peers.all_known = false;
+            continue;
+        }
         let Some(id) = ids.of(&node.name, first) else {
             tracing::error!(node = %node.name, "more nodes than the datapath has entries for");
             continue;
@@ -59,7 +70,7 @@ pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
         }
     }
     // Only now: before, a node may not yet have claimed its earlier id.
-    if index.complete.nodes {
+    if index.complete.nodes && peers.all_known {
         ids.retain(|name| index.nodes.get(name).is_some());
     }
     for (address, id) in named {

@@ -32,8 +32,6 @@ pub(crate) struct LocalEndpoint {
     pub(crate) netns: String,
     /// Its inode: the path alone comes back for another namespace.
     pub(crate) netns_inode: u64,
-    /// Boot in which it was wired; an inode means nothing after it.
-    pub(crate) boot_id: String,
     /// The pod.
     pub(crate) namespace: String,
     /// The pod.

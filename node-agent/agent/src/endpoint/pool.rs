@@ -209,7 +209,9 @@ mod tests {
             ["10.1.0.5".parse().unwrap()],
             [released],
         );
-        let order: Vec<_> = std::iter::from_fn(|| p.take("")).map(|a| a.to_string()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| p.take(""))
+            .map(|a| a.to_string())
+            .collect();
         assert_eq!(order, ["10.1.0.6", "10.1.0.4", "10.1.0.2", "10.1.0.3"]);
     }
 
@@ -219,7 +221,9 @@ mod tests {
         let a = p.take("").unwrap();
         p.release(a, "");
         p.release(a, "");
-        let again = std::iter::from_fn(|| p.take("")).filter(|x| *x == a).count();
+        let again = std::iter::from_fn(|| p.take(""))
+            .filter(|x| *x == a)
+            .count();
         assert_eq!(again, 1);
     }
 }

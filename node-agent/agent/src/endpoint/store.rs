@@ -158,7 +158,8 @@ impl Store {
 
     /// Gives back what [`Store::reserve`] took and no endpoint uses.
     pub(crate) fn cancel(&mut self, reservation: &Reservation, pod_uid: &str) {
-        self.reserved_ids.retain(|id| *id != reservation.endpoint_id);
+        self.reserved_ids
+            .retain(|id| *id != reservation.endpoint_id);
         if let Some(pool) = &mut self.pool {
             pool.release(reservation.address, pod_uid);
         }
@@ -290,7 +291,6 @@ mod tests {
             attachment: attachment(n),
             netns: String::new(),
             netns_inode: 0,
-            boot_id: String::new(),
             namespace: "default".into(),
             pod_name: format!("p{n}"),
             pod_uid: format!("u{n}"),
@@ -358,14 +358,19 @@ mod tests {
         store.flush().unwrap();
         let mut again = Store::open(dir.path()).unwrap();
         again.set_block(block);
-        assert_eq!(IpAddr::from(again.reserve("u1").unwrap().address), e.address);
+        assert_eq!(
+            IpAddr::from(again.reserve("u1").unwrap().address),
+            e.address
+        );
     }
 
     #[test]
     fn a_new_block_waits_for_the_pods_of_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
-        let (old, new): (Ipv4Net, Ipv4Net) =
-            ("10.1.0.0/24".parse().unwrap(), "10.2.0.0/24".parse().unwrap());
+        let (old, new): (Ipv4Net, Ipv4Net) = (
+            "10.1.0.0/24".parse().unwrap(),
+            "10.2.0.0/24".parse().unwrap(),
+        );
         let mut store = Store::open(dir.path()).unwrap();
         store.set_block(old);
         let e = wire(&mut store, 1);

@@ -117,10 +117,7 @@ impl Endpoints {
     }
 
     /// The objects of one node.
-    pub(crate) fn of_node<'a>(
-        &'a self,
-        node: &'a str,
-    ) -> impl Iterator<Item = &'a PodEndpointRow> {
+    pub(crate) fn of_node<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a PodEndpointRow> {
         self.by_key.values().filter(move |row| row.node == node)
     }
 

@@ -147,8 +147,7 @@ impl Identities {
             return Resolution::NoPod;
         };
         let waiting = Resolution::NoNumber(pod.uid.clone());
-        let (Some(namespace_labels), Some(filter)) =
-            (self.namespaces.get(&pod.namespace), filter)
+        let (Some(namespace_labels), Some(filter)) = (self.namespaces.get(&pod.namespace), filter)
         else {
             return waiting;
         };

@@ -72,6 +72,10 @@ impl Stale {
 }
 
 /// Which sets were seen complete at least once.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one per watch; they become true independently of each other"
+)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Complete {
     /// Nodes.
@@ -250,7 +254,9 @@ mod tests {
     #[test]
     fn a_snapshot_drops_what_it_does_not_name_and_marks_it_stale() {
         let mut index = index();
-        index.handle(Event::Endpoint(Change::Apply(row("x/1", "b", "10.1.1.5", 1))));
+        index.handle(Event::Endpoint(Change::Apply(row(
+            "x/1", "b", "10.1.1.5", 1,
+        ))));
         let stale = index.handle(Event::Endpoint(Change::Snapshot(vec![row(
             "x/2", "b", "10.1.1.6", 2,
         )])));
@@ -266,6 +272,17 @@ mod tests {
         assert!(index.nodes.get("a").is_some() && index.nodes.get("b").is_none());
         index.handle(Event::Node(Change::Snapshot(Vec::new())));
         assert!(index.nodes.get("a").is_some());
+    }
+
+    #[test]
+    fn a_peer_that_loses_its_status_keeps_its_address() {
+        let mut index = index();
+        let mut b = node("b", "10.1.1.0/24");
+        b.addresses = vec!["192.0.2.2".parse().unwrap()];
+        index.handle(Event::Node(Change::Apply(b.clone())));
+        let stale = index.handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24"))));
+        assert_eq!(stale, Stale::default());
+        assert_eq!(index.nodes.get("b"), Some(&b));
     }
 
     #[test]

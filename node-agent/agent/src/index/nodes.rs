@@ -56,8 +56,16 @@ impl Nodes {
         }
     }
 
-    fn apply(&mut self, node: NodeRecord) -> bool {
-        if self.by_name.get(&node.name) == Some(&node) {
+    fn apply(&mut self, mut node: NodeRecord) -> bool {
+        let known = self.by_name.get(&node.name);
+        // A node without an address cannot be reached at all; one that reports
+        // none has only lost its status.
+        if node.addresses.is_empty()
+            && let Some(known) = known
+        {
+            node.addresses.clone_from(&known.addresses);
+        }
+        if known == Some(&node) {
             return false;
         }
         self.by_name.insert(node.name.clone(), node);

@@ -129,8 +129,8 @@ pub(crate) fn set_route_mtu(
     mtu: u32,
 ) -> io::Result<()> {
     let mut pod = netns.socket()?;
-    let eth = link::by_name(&mut pod, ifname)?
-        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let eth =
+        link::by_name(&mut pod, ifname)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     if eth.mtu < mtu {
         link::set_mtu(&mut pod, eth.index, mtu)?;
     }

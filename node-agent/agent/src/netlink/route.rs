@@ -69,10 +69,10 @@ impl Route {
     }
 
     fn message(&self, kind: u16, flags: u16) -> Message {
-        let scope = match (self.unreachable, self.gateway) {
-            (true, _) => SCOPE_UNIVERSE,
-            (false, None) => SCOPE_LINK,
-            (false, Some(_)) => SCOPE_UNIVERSE,
+        let scope = if self.unreachable || self.gateway.is_some() {
+            SCOPE_UNIVERSE
+        } else {
+            SCOPE_LINK
         };
         let kind_of_route = if self.unreachable {
             TYPE_UNREACHABLE

@@ -94,7 +94,10 @@ mod tests {
         let mut second = Sysctls::open(dir.path(), &memory);
         assert!(second.set("rp_filter", "2", true).unwrap());
         second.restore().unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("rp_filter")).unwrap(), "1");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("rp_filter")).unwrap(),
+            "1"
+        );
         assert!(!memory.exists());
     }
 }

@@ -138,7 +138,7 @@ impl Received {
 }
 
 /// Iterator over attributes, as (type without flag bits, value).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Attrs<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Attrs<'a> {
@@ -155,8 +155,8 @@ impl<'a> Iterator for Attrs<'a> {
 
 impl<'a> Attrs<'a> {
     /// The first attribute of a type.
-    pub(crate) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
-        Iterator::find(&mut self, |(k, _)| *k == kind).map(|(_, v)| v)
+    pub(crate) fn find(&self, kind: u16) -> Option<&'a [u8]> {
+        Iterator::find(&mut self.clone(), |(k, _)| *k == kind).map(|(_, v)| v)
     }
 }
 

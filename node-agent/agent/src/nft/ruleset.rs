@@ -90,7 +90,10 @@ pub(super) fn ruleset(
 ) -> Ruleset {
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
-    let of_cluster = cluster.into_iter().flat_map(|c| &c.pod_cidrs).map(|e| e.cidr);
+    let of_cluster = cluster
+        .into_iter()
+        .flat_map(|c| &c.pod_cidrs)
+        .map(|e| e.cidr);
     let of_nodes = index.nodes.iter().flat_map(|n| n.pod_cidrs.iter().copied());
     let pods = v4(of_cluster.chain(of_nodes).chain(block.map(IpNet::V4)));
     let nodes: BTreeSet<Ipv4Addr> = index
@@ -114,10 +117,16 @@ pub(super) fn ruleset(
     });
     Ruleset {
         chains: vec![
-            chain("raw_prerouting", "filter", HookPoint::Prerouting, RAW)
-                .rule([Expr::SourceIn(NODES), Expr::UdpTo(port), Expr::NoTrack]),
-            chain("raw_output", "filter", HookPoint::Output, RAW)
-                .rule([Expr::DestinationIn(NODES), Expr::UdpTo(port), Expr::NoTrack]),
+            chain("raw_prerouting", "filter", HookPoint::Prerouting, RAW).rule([
+                Expr::SourceIn(NODES),
+                Expr::UdpTo(port),
+                Expr::NoTrack,
+            ]),
+            chain("raw_output", "filter", HookPoint::Output, RAW).rule([
+                Expr::DestinationIn(NODES),
+                Expr::UdpTo(port),
+                Expr::NoTrack,
+            ]),
             no_tunnel_from_pods("forward", HookPoint::Forward, port),
             no_tunnel_from_pods("input", HookPoint::Input, port),
             postrouting(block, primary, masquerade, to_nodes_translated(step)),
@@ -129,7 +138,7 @@ pub(super) fn ruleset(
 }
 
 /// Whether a pod's flow that the stack forwards to a node's address (the API
-/// server behind its ClusterIP) is translated: wherever a peer might not take
+/// server behind its service address) is translated: wherever a peer might not take
 /// the bare packet.
 fn to_nodes_translated(step: &Step) -> bool {
     !(step.mode() == RoutingMode::Native && step.phase() >= Phase::Finalize)
@@ -171,7 +180,12 @@ fn postrouting(
     masquerade: bool,
     to_nodes: bool,
 ) -> Chain {
-    let mut c = chain("postrouting", "nat", HookPoint::Postrouting, BEFORE_SOURCE_NAT);
+    let mut c = chain(
+        "postrouting",
+        "nat",
+        HookPoint::Postrouting,
+        BEFORE_SOURCE_NAT,
+    );
     let (Some(block), Some(primary)) = (block, primary) else {
         return c;
     };
@@ -267,13 +281,7 @@ fn intervals(blocks: &[Ipv4Net]) -> Vec<(Ipv4Addr, bool)> {
         .collect()
 }
 
-fn set(
-    all: &mut Vec<Message>,
-    id: u32,
-    name: &str,
-    interval: bool,
-    elements: &[(Ipv4Addr, bool)],
-) {
+fn set(all: &mut Vec<Message>, id: u32, name: &str, interval: bool, elements: &[(Ipv4Addr, bool)]) {
     let mut m = message(NEW_SET, CREATE);
     m.string(TABLE_NAME, TABLE)
         .string(2, name)

@@ -37,13 +37,22 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
         Api::<NodeNetwork>::all(client.clone()),
         all.clone(),
         to.clone(),
-        move |change| vec![Event::Node(map(change, |n| node_record(n, &own), named_key))],
+        move |change| {
+            vec![Event::Node(map(
+                change,
+                |n| Some(node_record(n, &own)),
+                named_key,
+            ))]
+        },
     );
     spawn(
         Api::<PodEndpoint>::all(client.clone()),
         all.clone(),
         to.clone(),
-        |change| vec![Event::Endpoint(map(change, endpoint_row, |e| endpoint_key(&e)))],
+        |change| {
+            let record = |e| Some(endpoint_row(e));
+            vec![Event::Endpoint(map(change, record, endpoint_key))]
+        },
     );
     spawn(
         Api::<SecurityIdentity>::all(client.clone()),
@@ -69,7 +78,7 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
         to.clone(),
         |change| {
             vec![Event::Pod(map(change, pod_record, |p| {
-                p.metadata.uid.unwrap_or_default()
+                p.metadata.uid.clone().unwrap_or_default()
             }))]
         },
     );
@@ -134,7 +143,7 @@ fn spawn<K>(
 fn map<K, T, I>(
     change: Change<K, K>,
     record: impl Fn(K) -> Option<T>,
-    key: impl Fn(K) -> I,
+    key: impl Fn(&K) -> I,
 ) -> Change<I, T>
 where
     K: Clone,
@@ -142,29 +151,29 @@ where
     match change {
         Change::Apply(object) => match record(object.clone()) {
             Some(record) => Change::Apply(record),
-            None => Change::Delete(key(object)),
+            None => Change::Delete(key(&object)),
         },
-        Change::Delete(object) => Change::Delete(key(object)),
+        Change::Delete(object) => Change::Delete(key(&object)),
         Change::Snapshot(all) => Change::Snapshot(all.into_iter().filter_map(record).collect()),
     }
 }
 
-fn named_key<K: Resource>(object: K) -> String {
+fn named_key<K: Resource>(object: &K) -> String {
     object.name_any()
 }
 
-fn node_record(node: NodeNetwork, own: &str) -> Option<NodeRecord> {
+fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
     let name = node.name_any();
     let status = node.status.unwrap_or_default();
     let mine = name == own;
-    Some(NodeRecord {
+    NodeRecord {
         pod_cidrs: node.spec.pod_cidrs,
         addresses: status.addresses,
         epoch: node.spec.epoch.filter(|_| mine),
         applied: status.applied,
         decommission: mine && node.spec.decommission,
         name,
-    })
+    }
 }
 
 fn endpoint_key(endpoint: &PodEndpoint) -> String {
@@ -175,15 +184,15 @@ fn endpoint_key(endpoint: &PodEndpoint) -> String {
     )
 }
 
-fn endpoint_row(endpoint: PodEndpoint) -> Option<PodEndpointRow> {
-    Some(PodEndpointRow {
+fn endpoint_row(endpoint: PodEndpoint) -> PodEndpointRow {
+    PodEndpointRow {
         key: endpoint_key(&endpoint),
         node: endpoint.spec.node_name,
         addresses: endpoint.spec.addresses,
         identity: endpoint.spec.identity,
         serial: endpoint.spec.serial,
         pod_uid: endpoint.spec.pod_uid,
-    })
+    }
 }
 
 fn identity_record(identity: SecurityIdentity) -> Option<IdentityRecord> {
@@ -207,7 +216,7 @@ fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Ev
             .filter_map(version)
             .max_by_key(|v| v.parse::<u64>().unwrap_or(0)),
     };
-    let key = |i: SecurityIdentity| i.name_any().parse().unwrap_or(0);
+    let key = |i: &SecurityIdentity| i.name_any().parse().unwrap_or(0);
     let mut events = vec![Event::Identity(map(change, identity_record, key))];
     events.extend(serial.map(Event::IdentitySerial));
     events
