@@ -241,3 +241,30 @@ fn a_peer_that_is_not_prepared_or_not_reachable_gets_the_tunnel() {
     world.facts.paths.clear();
     assert_eq!(world.desired(Some(&own)).remotes[&2].form, FORM_TUNNEL);
 }
+
+#[test]
+fn while_a_node_does_not_say_where_it_is_nothing_of_an_earlier_agent_is_given_up() {
+    let mut world = World::new();
+    let before = world.desired(None);
+    // A new agent, which knows of b only that it exists.
+    world.ids = Ids::from_present(&before.remotes);
+    world.index = Index::new("a");
+    let silent = NodeRecord {
+        addresses: Vec::new(),
+        ..node("b", "10.1.1.0/24", "192.0.2.2")
+    };
+    let a = node("a", "10.1.0.0/24", "192.0.2.1");
+    world
+        .index
+        .handle(Event::Node(Change::Snapshot(vec![a, silent])));
+    let unsure = world.desired(None);
+    assert!(!unsure.all_known, "what is not wanted now must not be removed");
+    // Then b reports again, and has the id it had.
+    world
+        .index
+        .handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24", "192.0.2.2"))));
+    let after = world.desired(None);
+    assert!(after.all_known);
+    assert_eq!(after.remotes, before.remotes);
+    assert_eq!(after.ipcache, before.ipcache);
+}
