@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -24,7 +25,7 @@ use veer_crds::v1alpha1::{
 
 use crate::error::{Error as ApiError, api, found};
 
-/// Name of the operator's Deployment, and of its pods' label.
+/// Name of the operator's Deployment and Lease, and of its pods' label.
 const OPERATOR: &str = "veer-operator";
 /// How often the API server is asked how far things are.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -120,7 +121,7 @@ pub(crate) async fn run(
         tokio::time::sleep(PERIOD).await;
     }
     remove_taints(&nodes, deadline).await?;
-    delete_written(client).await?;
+    delete_written(client, namespace).await?;
     info!("veer is gone from every node; ClusterNetwork and CRDs stay until you delete them");
     Ok(())
 }
@@ -239,7 +240,7 @@ async fn remove_taint(nodes: &Api<Node>, node: &Node) -> Result<(), ApiError> {
 }
 
 /// Deletes what the operator and the agents wrote.
-async fn delete_written(client: Client) -> Result<(), Error> {
+async fn delete_written(client: Client, namespace: &str) -> Result<(), Error> {
     let (how, all) = (DeleteParams::default(), ListParams::default());
     let endpoints: Api<PodEndpoint> = Api::all(client.clone());
     for endpoint in endpoints
@@ -261,6 +262,8 @@ async fn delete_written(client: Client) -> Result<(), Error> {
         .delete_collection(&how, &all)
         .await
         .map_err(api("delete podcidrs"))?;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    found(leases.delete(OPERATOR, &how).await).map_err(api("delete lease veer-operator"))?;
     Api::<NodeNetwork>::all(client)
         .delete_collection(&how, &all)
         .await

@@ -258,11 +258,16 @@ fn while_a_node_does_not_say_where_it_is_nothing_of_an_earlier_agent_is_given_up
         .index
         .handle(Event::Node(Change::Snapshot(vec![a, silent])));
     let unsure = world.desired(None);
-    assert!(!unsure.all_known, "what is not wanted now must not be removed");
+    assert!(
+        !unsure.all_known,
+        "what is not wanted now must not be removed"
+    );
     // Then b reports again, and has the id it had.
-    world
-        .index
-        .handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24", "192.0.2.2"))));
+    world.index.handle(Event::Node(Change::Apply(node(
+        "b",
+        "10.1.1.0/24",
+        "192.0.2.2",
+    ))));
     let after = world.desired(None);
     assert!(after.all_known);
     assert_eq!(after.remotes, before.remotes);
