@@ -7,7 +7,7 @@ use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     client,
     lab::{Lab, NAMESPACE, RELEASE},
-    pods, workloads,
+    maps, pods, workloads,
 };
 
 use crate::scene::{DEMO, FIXED, Scene, Test};
@@ -24,7 +24,7 @@ pub(crate) const TESTS: [(&str, Test); 2] = [
     ),
 ];
 
-/// What is left of veer on a node, one line per thing.
+/// What is left of veer in a node's kernel, one line per thing.
 fn left(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let node = lab.node(name)?;
     let site = lab.node_site(name)?;
@@ -35,14 +35,12 @@ fn left(lab: &Lab, name: &str) -> Result<Vec<String>> {
         }
     }
     for line in node.exec(&["bpftool", "net", "show"])?.stdout.lines() {
-        if maps_programs().iter().any(|p| line.contains(p)) {
+        if maps::PROGRAMS.iter().any(|p| line.contains(p)) {
             found.push(format!("program {line}"));
         }
     }
-    for folder in ["/sys/fs/bpf/veer", "/run/veer", "/var/lib/veer"] {
-        let files = node.exec_any(&["find", folder])?;
-        found.extend(files.stdout.lines().map(|l| format!("file {l}")));
-    }
+    let pins = node.exec_any(&["find", "/sys/fs/bpf", "-path", "*veer*"])?;
+    found.extend(pins.stdout.lines().map(|l| format!("pin {l}")));
     let tables = node.exec(&["nft", "list", "tables"])?.stdout;
     found.extend(
         tables
@@ -60,10 +58,6 @@ fn left(lab: &Lab, name: &str) -> Result<Vec<String>> {
     let rules = site.exec(&["ip", "rule", "show"])?.stdout;
     found.extend(rules.lines().skip(3).map(|l| format!("rule {l}")));
     Ok(found)
-}
-
-fn maps_programs() -> &'static [&'static str] {
-    &veer_e2e_tests::maps::PROGRAMS
 }
 
 fn uninstall(scene: &Scene) -> Result<()> {
@@ -100,11 +94,22 @@ fn uninstall(scene: &Scene) -> Result<()> {
     ])?;
     for name in lab.cluster.node_names() {
         let node = lab.node(&name)?;
-        let what = format!("the network configuration of {name} went with its last pod");
+        let what = format!("the files of veer on {name} went with its last pod");
         await_condition(&what, Duration::from_mins(1), || {
-            let files =
-                node.exec_any(&["find", "/etc/cni/net.d", "/opt/cni/bin", "-name", "*veer*"]);
-            let files = files.map_err(|e| e.to_string())?.stdout;
+            // Directories may stay, empty: some are mounts of the chart's.
+            let words = [
+                "find",
+                "/etc/cni/net.d",
+                "/opt/cni/bin",
+                "/run/veer",
+                "/var/lib/veer",
+                "-not",
+                "-type",
+                "d",
+                "-path",
+                "*veer*",
+            ];
+            let files = node.exec_any(&words).map_err(|e| e.to_string())?.stdout;
             if files.trim().is_empty() {
                 Ok(Some(()))
             } else {
