@@ -332,9 +332,11 @@ impl Converger {
     ) {
         let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
         let present: HashSet<_> = present.iter().copied().collect();
+        let adding = shared.adding().clone();
         let missing: Vec<_> = shared
             .store()
             .iter()
+            .filter(|e| !adding.contains(&e.host_ifname))
             .map(|e| (e.ifindex, e.address, e.mac))
             .filter(|n| devices.contains(&n.0) && !present.contains(n))
             .collect();

@@ -190,6 +190,10 @@ impl Engine {
             self.decommission();
             return;
         }
+        if self.converger.decommissioned {
+            self.begin_anew();
+            return;
+        }
         let outcome = self.try_round(full);
         let reason = match &outcome {
             Ok(reason) => reason.clone(),
@@ -364,6 +368,22 @@ impl Engine {
                     .publisher
                     .withdraw((namespace.to_owned(), name.to_owned()));
             }
+        }
+    }
+
+    /// The node is wanted again: maps and folders that a start makes are gone, so
+    /// the kubelet is to start the agent again.
+    fn begin_anew(&mut self) {
+        let held = Held {
+            decommissioned: false,
+            ..self.held.get().clone()
+        };
+        match self.held.set(held) {
+            Ok(()) => {
+                tracing::info!("the node is wanted again; ending to start anew");
+                std::process::exit(0);
+            }
+            Err(error) => tracing::error!(%error, "cannot note that the node is wanted again"),
         }
     }
 

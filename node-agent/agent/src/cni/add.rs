@@ -4,7 +4,6 @@
 use std::{
     net::IpAddr,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -27,10 +26,12 @@ use crate::{
     shared::Shared,
 };
 
-/// How long ADD waits for the pod's identity, before it wires it as `init`.
-const IDENTITY_WAIT: Duration = Duration::from_millis(800);
+/// How long ADD waits for a known pod's number, before it wires it as `init`.
+const NUMBER_WAIT: Duration = Duration::from_millis(800);
+/// How long it waits for the pod to be known.
+const POD_WAIT: Duration = Duration::from_millis(100);
 /// Time between looks.
-const IDENTITY_LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes back what an ADD that fails has done, armed from the first step on.
 struct Undo<'a> {
@@ -176,22 +177,36 @@ pub(super) fn alive(endpoint: &LocalEndpoint) -> bool {
     netns::is_at(&endpoint.netns, endpoint.netns_inode)
 }
 
-/// The pod's identity, waited for briefly; what comes later is put right later.
-fn identity(shared: &Shared, add: &Add) -> (u32, Option<String>) {
-    let deadline = Instant::now() + IDENTITY_WAIT;
+/// Waits briefly for the pod's identity; what comes later is put right later.
+/// The Pod itself is known to the kubelet, so it can only be some milliseconds
+/// away; its number is a matter of the operator.
+pub(super) async fn await_identity(shared: &Shared, add: &Add) {
+    let begun = Instant::now();
     loop {
-        let found = shared
-            .index()
-            .resolve(&add.pod_namespace, &add.pod_name, &add.pod_uid);
-        let known = match found {
-            Resolution::Known(number, uid) => return (number, Some(uid)),
-            Resolution::NoNumber(uid) => Some(uid),
-            Resolution::NoPod => None,
+        let patience = match look_up(shared, add) {
+            Resolution::Known(..) => return,
+            Resolution::NoNumber(_) => NUMBER_WAIT,
+            Resolution::NoPod => POD_WAIT,
         };
-        if Instant::now() >= deadline {
-            return (INIT, known);
+        if begun.elapsed() >= patience {
+            return;
         }
-        thread::sleep(IDENTITY_LOOK);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn look_up(shared: &Shared, add: &Add) -> Resolution {
+    shared
+        .index()
+        .resolve(&add.pod_namespace, &add.pod_name, &add.pod_uid)
+}
+
+/// The pod's identity and the UID of its API object, as far as known.
+fn identity(shared: &Shared, add: &Add) -> (u32, Option<String>) {
+    match look_up(shared, add) {
+        Resolution::Known(number, uid) => (number, Some(uid)),
+        Resolution::NoNumber(uid) => (INIT, Some(uid)),
+        Resolution::NoPod => (INIT, None),
     }
 }
 

@@ -55,8 +55,13 @@ async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -
     BufReader::new(read.take(MAX_MESSAGE as u64))
         .read_line(&mut line)
         .await?;
+    let request = serde_json::from_str::<Request>(&line);
+    if let Ok(Request::Add(add)) = &request {
+        // Waits without a slot, so that pods whose identity is known go first.
+        add::await_identity(&shared, add).await;
+    }
     let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
-    let answer = tokio::task::spawn_blocking(move || answer(&shared, &line))
+    let answer = tokio::task::spawn_blocking(move || answer(&shared, request))
         .await
         .map_err(io::Error::other)?;
     drop(slot);
@@ -77,8 +82,8 @@ fn encode<T: Serialize>(result: Result<T, Failure>) -> String {
 }
 
 /// Works one request off.
-fn answer(shared: &Arc<Shared>, line: &str) -> String {
-    let request: Request = match serde_json::from_str(line) {
+fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String {
+    let request = match request {
         Ok(request) => request,
         Err(e) => {
             return encode::<()>(Err(Failure {

@@ -37,6 +37,9 @@ const DONE: u16 = 3;
 const DUMP_INTERRUPTED: u16 = 0x10;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
+/// How often a table that changes while it is read is read again: hundreds of
+/// pods at once change links and routes without a pause.
+const ATTEMPTS: usize = 50;
 /// Seconds after which an answer of the kernel is given up.
 const PATIENCE: i64 = 10;
 /// Bytes of `struct nlmsghdr`.
@@ -229,14 +232,14 @@ impl Socket {
 
     /// Reads a table. One that changes while it is read is read again.
     pub(crate) fn dump(&mut self, message: &Message) -> io::Result<Vec<Received>> {
-        for _ in 0..5 {
+        for _ in 0..ATTEMPTS {
             match self.exchange(message.clone(), DUMP) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }
         }
         Err(io::Error::other(
-            "the table changed during each of five attempts to read it",
+            "the table changed during every attempt to read it",
         ))
     }
 
