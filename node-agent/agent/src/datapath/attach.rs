@@ -85,6 +85,8 @@ pub(crate) enum Attached {
 }
 
 /// tcx came with 6.6 (kernel commit e420bed02507).
+/// `VEER_FORCE_CLSACT` in the environment tries the older way on a newer kernel; a
+/// node must not change over while the pins of the other way are there.
 pub(super) fn tcx_supported() -> bool {
     KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0))
         && std::env::var_os("VEER_FORCE_CLSACT").is_none()
