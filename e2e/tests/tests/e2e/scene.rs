@@ -79,7 +79,7 @@ pub(crate) fn end() -> Result<()> {
     if SCENE.get().is_none() || env::var_os("VEER_E2E_CLUSTER").is_some() {
         return Ok(());
     }
-    if env::var_os("VEER_E2E_KEEP").is_some() {
+    if is_set("VEER_E2E_KEEP") {
         eprintln!("the cluster {} is left up", own_name());
         return Ok(());
     }
@@ -91,10 +91,15 @@ fn own_name() -> String {
     format!("e2e{}", std::process::id())
 }
 
+/// Whether a variable says something.
+fn is_set(name: &str) -> bool {
+    env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
 /// Whether the network is not veer but the bridge plugin's: a control of the
 /// tests of services, which must pass there too.
 fn is_control() -> bool {
-    env::var_os("VEER_E2E_CONTROL").is_some()
+    is_set("VEER_E2E_CONTROL")
 }
 
 fn config() -> Result<Config> {
