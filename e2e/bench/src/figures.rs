@@ -19,6 +19,12 @@ impl Figures {
         self.series.entry(key).or_default().push(value);
     }
 
+    /// Subjects that have a series of this quantity.
+    pub(crate) fn subjects(&self, quantity: &str) -> Vec<&str> {
+        let of = self.series.keys().filter(|(_, q)| q == quantity);
+        of.map(|(subject, _)| subject.as_str()).collect()
+    }
+
     /// The series, sorted.
     fn sorted(&self, subject: &str, quantity: &str) -> Vec<f64> {
         let key = (subject.to_owned(), quantity.to_owned());

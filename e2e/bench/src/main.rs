@@ -11,6 +11,7 @@
 mod figures;
 mod measure;
 mod places;
+mod programs;
 mod report;
 mod wiring;
 
@@ -89,5 +90,7 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     wiring::restart(lab, &mut figures)?;
     progress.done("time from a killed agent to ready");
     wiring::add(lab, cli.pods, &progress, &mut figures)?;
+    programs::measure(&mut figures)?;
+    progress.done("nanoseconds per packet of each program");
     Ok(figures)
 }

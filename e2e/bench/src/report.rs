@@ -8,6 +8,7 @@ use crate::{
         P50, P99, STREAM,
         subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
     },
+    programs::NANOSECONDS,
     wiring::fact,
 };
 
@@ -47,7 +48,13 @@ fn two(value: Option<f64>) -> String {
 
 /// All tables.
 pub(crate) fn tables(figures: &Figures) -> String {
-    [network(figures), goals(figures), rest(figures)].join("\n\n")
+    [
+        network(figures),
+        goals(figures),
+        rest(figures),
+        programs(figures),
+    ]
+    .join("\n\n")
 }
 
 fn network(figures: &Figures) -> String {
@@ -163,6 +170,18 @@ fn rest(figures: &Figures) -> String {
             format!("{value:.1}"),
             String::new(),
             String::new(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn programs(figures: &Figures) -> String {
+    let mut table = table(&["program: packet", NANOSECONDS]);
+    for name in figures.subjects(NANOSECONDS) {
+        let value = figures.median(name, NANOSECONDS);
+        table.add_row([
+            name.to_owned(),
+            value.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}")),
         ]);
     }
     table.to_string()
