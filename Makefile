@@ -12,7 +12,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-conformance lint bench image crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-iptables test-conformance lint bench image crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-api: setup ## operator, CRDs and admission against a real API server
 	@$(CARGO) test -p veer-operator
 test-e2e: image ## the real cluster
 	@$(CARGO) test -p veer-e2e-tests
+
+test-iptables: image ## the services' tests with kube-proxy in iptables mode
+	@VEER_E2E_PROXY=iptables $(CARGO) test -p veer-e2e-tests -- services
 
 test-conformance: image ## Kubernetes' own network suite, in both modes
 	@$(E2E) veer-e2e-tests --bin veer-conformance

@@ -187,7 +187,15 @@ impl Capture {
 
     /// Waits until tcpdump has written all that the kernel has for it: on
     /// SIGUSR1 it says how many it captured and how many passed its filter.
+    ///
+    /// The second figure may stay ahead for ever: it counts what came between
+    /// the opening of the socket and the setting of the filter, which libpcap
+    /// throws away. So figures that stand still for some answers are the end
+    /// too; tcpdump reads at once (immediate mode) whenever it is awake.
     fn drain(&self) -> Result<()> {
+        const STANDSTILL: usize = 10;
+        let mut last = (0, 0);
+        let mut same = 0;
         await_condition(
             "tcpdump has written all packets",
             Duration::from_secs(10),
@@ -210,7 +218,13 @@ impl Capture {
                         "the kernel dropped {dropped} packets of the capture"
                     ));
                 }
-                if captured >= received {
+                same = if last == (captured, received) {
+                    same + 1
+                } else {
+                    0
+                };
+                last = (captured, received);
+                if captured >= received || same >= STANDSTILL {
                     Ok(Some(()))
                 } else {
                     Err(line)
