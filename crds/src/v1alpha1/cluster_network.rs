@@ -1,7 +1,7 @@
 //! ClusterNetwork: what the user asks of the network of the whole cluster.
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,9 @@ use crate::rules::{self, CONDITIONS_KEYS, rules};
     printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".status.activeMode"}"#,
     printcolumn = r#"{"name":"Target","type":"string","jsonPath":".status.targetMode"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
-    printcolumn = r#"{"name":"Nodes","type":"integer","jsonPath":".status.nodes.total"}"#,
-    printcolumn = r#"{"name":"Switched","type":"integer","jsonPath":".status.nodes.switched"}"#,
+    printcolumn = r#"{"name":"Progress","type":"string","jsonPath":".status.progress"}"#,
+    printcolumn = r#"{"name":"Failed Pairs","type":"integer","jsonPath":".status.failedPairCount"}"#,
+    printcolumn = r#"{"name":"Waiting For","type":"string","priority":1,"jsonPath":".status.conditions[?(@.type=='Progressing')].message"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -106,7 +107,7 @@ pub enum PodCidrState {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Routing {
-    /// Tunnel or Native.
+    /// Tunnel, Native or Hybrid.
     #[serde(default)]
     pub mode: RoutingMode,
     /// The tunnel's settings.
@@ -117,7 +118,7 @@ pub struct Routing {
     pub native: NativeRouting,
 }
 
-/// The two routing modes.
+/// The routing modes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq, Hash)]
 pub enum RoutingMode {
     /// VXLAN between nodes; the VNI is the sender's identity.
@@ -125,6 +126,8 @@ pub enum RoutingMode {
     Tunnel,
     /// Bare packets; the underlay must carry pod addresses.
     Native,
+    /// Bare packets between nodes on the same link, VXLAN between the others.
+    Hybrid,
 }
 
 /// Settings of the tunnel.
@@ -198,6 +201,19 @@ pub struct RolloutPolicy {
     #[serde(default = "default_confirm_timeout")]
     #[schemars(range(min = 1, max = 3600))]
     pub confirm_timeout_seconds: i32,
+    /// What becomes of pairs of nodes that fail the probes in the target form.
+    #[serde(default)]
+    pub failed_pairs: FailedPairs,
+}
+
+/// What becomes of pairs of nodes that fail the probes in the target form.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum FailedPairs {
+    /// The change goes no further until they succeed or it is turned round.
+    #[default]
+    Stop,
+    /// They keep the old form and are probed again; all others change.
+    Keep,
 }
 
 fn default_confirm_timeout() -> i32 {
@@ -211,6 +227,7 @@ impl Default for RolloutPolicy {
             max_concurrent: 0,
             paused: false,
             confirm_timeout_seconds: default_confirm_timeout(),
+            failed_pairs: FailedPairs::default(),
         }
     }
 }
@@ -299,6 +316,32 @@ pub struct ClusterNetworkStatus {
     /// Nodes by what they reported.
     #[serde(default)]
     pub nodes: NodeCounts,
+    /// How many nodes have done the present phase, for people: `2/3`.
+    #[serde(default)]
+    pub progress: String,
+    /// When the present phase or attempt began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Ready nodes that the present phase waits for, at most 16, those that were
+    /// told first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub slowest: Vec<NodeReason>,
+    /// Nodes that fell back to the old form in the present attempt, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub failed_nodes: Vec<NodeReason>,
+    /// Nodes that are not ready and hold nobody up, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub excluded_nodes: Vec<NodeReason>,
+    /// Pairs that failed the probes in the target form, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub failed_pairs: Vec<FailedPair>,
+    /// How many pairs failed, also those not listed.
+    #[serde(default)]
+    pub failed_pair_count: i32,
     /// Capacity and use of each block.
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend(
@@ -328,15 +371,48 @@ pub struct NodeCounts {
     /// With a ready agent.
     #[serde(default)]
     pub ready: i32,
+    /// That have probed all their pairs in the target form.
+    #[serde(default)]
+    pub probed: i32,
     /// Accepting both forms, at the smaller MTU.
     #[serde(default)]
     pub prepared: i32,
-    /// Sending in the target form.
+    /// Sending in the target form, confirmed by probes.
     #[serde(default)]
     pub switched: i32,
+    /// At the target's MTU, no longer accepting the other form.
+    #[serde(default)]
+    pub finalized: i32,
+    /// Fell back to the old form.
+    #[serde(default)]
+    pub failed: i32,
     /// Not ready when the change began, or since.
     #[serde(default)]
     pub excluded: i32,
+}
+
+/// A node by name, and why it is listed.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct NodeReason {
+    /// The node.
+    pub node: String,
+    /// Why, for people.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub reason: String,
+}
+
+/// Two nodes between which the target form does not work, in this direction.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct FailedPair {
+    /// The node that probed.
+    pub from: String,
+    /// The node that it probed.
+    pub to: String,
+    /// What failed and what to look at, for people.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub reason: String,
 }
 
 /// Capacity and use of a block.

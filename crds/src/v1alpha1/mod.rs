@@ -7,12 +7,12 @@ mod pod_endpoint;
 mod security_identity;
 
 pub use cluster_network::{
-    ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, IdentityLabels, Masquerade,
-    NativeRouting, NodeCounts, PodCidrEntry, PodCidrState, PodCidrStatus, PolicyEnforcement,
-    RolloutPolicy, Routing, RoutingMode, Tunnel, XdpMode,
+    ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, FailedPair, FailedPairs,
+    IdentityLabels, Masquerade, NativeRouting, NodeCounts, NodeReason, PodCidrEntry, PodCidrState,
+    PodCidrStatus, PolicyEnforcement, RolloutPolicy, Routing, RoutingMode, Tunnel, XdpMode,
 };
 pub use node_network::{
-    Epoch, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, Phase, UplinkStatus,
+    Epoch, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, Phase, ProbeReport, UplinkStatus,
 };
 pub use pod_cidr::{PodCIDR, PodCIDRSpec, PodCIDRStatus};
 pub use pod_endpoint::{PodEndpoint, PodEndpointSpec, PodEndpointState};

@@ -5,9 +5,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{RoutingMode, XdpMode};
+use super::{NodeReason, RoutingMode, XdpMode};
 use crate::rules::{self, CONDITIONS_KEYS, rules};
 
 /// One node's share of the network, named like the node. The operator writes
@@ -104,9 +105,16 @@ pub struct NodeNetworkStatus {
     /// The epoch applied in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<Epoch>,
+    /// What probes of the other nodes in the target form came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<ProbeReport>,
     /// resourceVersion of the newest SecurityIdentity seen.
     #[serde(default)]
     pub identity_serial: String,
+    /// Repairs since the agent started: how often something that another program
+    /// changed or removed was put back, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub repairs: BTreeMap<String, i64>,
     /// Uplinks in use.
     #[serde(default)]
     pub uplinks: Vec<UplinkStatus>,
@@ -135,6 +143,34 @@ pub struct NodeNetworkStatus {
         "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
     ))]
     pub conditions: Vec<Condition>,
+}
+
+/// What probes of the other nodes in an epoch's target form came to. The
+/// operator reads it together with `applied`: a node has done Preflight when
+/// `probes` is of the epoch's number and attempt, and Switch when `applied` says
+/// so, which it does only once every pair is confirmed or fell back.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeReport {
+    /// Number of the epoch.
+    pub number: i64,
+    /// Its attempt.
+    #[serde(default)]
+    pub attempt: i32,
+    /// The mode that was probed.
+    pub mode: RoutingMode,
+    /// How many other nodes answered in every size.
+    #[serde(default)]
+    pub passed: i32,
+    /// Nodes that do not answer in the target form: the pair keeps the other
+    /// form, which this node goes on to send and to accept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub failed: Vec<NodeReason>,
+    /// Nodes to which this one switched, did not confirm in time, and fell back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8192))]
+    pub fell_back: Vec<NodeReason>,
 }
 
 /// One uplink of a node.

@@ -89,6 +89,7 @@ impl Report {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             decommissioned: self.decommissioned,
             conditions,
+            ..NodeNetworkStatus::default()
         }
     }
 

@@ -56,16 +56,25 @@ pub(crate) fn step(epoch: Option<&Epoch>, underlay_mtu: u32, present_mtu: u32) -
     }
 }
 
+/// The form that a mode leads to for a peer reached by `path`.
+fn target(mode: RoutingMode, path: Option<Path>) -> u8 {
+    match (mode, path) {
+        (RoutingMode::Native, Some(_)) => FORM_NATIVE,
+        (RoutingMode::Hybrid, Some(path)) if path.same_link => FORM_NATIVE,
+        (RoutingMode::Tunnel | RoutingMode::Native | RoutingMode::Hybrid, _) => FORM_TUNNEL,
+    }
+}
+
 /// Whether a peer takes the native form from us now, by its own report.
 fn peer_accepts_native(own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
     let (Some(own), Some(peer)) = (own, peer) else {
         return false;
     };
+    let leads_there = peer.mode != RoutingMode::Tunnel;
     let same_change = peer.number == own.number
         && peer.cluster_network_uid == own.cluster_network_uid
-        && peer.phase >= Phase::Prepare
-        && peer.mode == RoutingMode::Native;
-    same_change || (peer.mode == RoutingMode::Native && peer.phase == Phase::Ready)
+        && peer.phase >= Phase::Prepare;
+    leads_there && (same_change || peer.phase == Phase::Ready)
 }
 
 /// The entry of one other node.
@@ -78,28 +87,27 @@ pub(super) fn remote(
 ) -> Remote {
     let (phase, mode) = (step.phase(), step.mode());
     let present_form = present.map_or(FORM_TUNNEL, |p| p.form);
-    let form = match (phase, mode) {
+    let target = target(mode, path);
+    let form = match phase {
         // Not yet: as it is, or the tunnel, which everybody always accepts.
-        (Phase::Preflight | Phase::Prepare, _) => present_form,
-        (Phase::Switch | Phase::Finalize | Phase::Ready, RoutingMode::Tunnel) => FORM_TUNNEL,
-        (Phase::Switch | Phase::Finalize | Phase::Ready, RoutingMode::Native) => {
-            if peer_accepts_native(step.epoch.as_ref(), node.applied.as_ref()) {
-                FORM_NATIVE
-            } else {
-                FORM_TUNNEL
-            }
+        Phase::Preflight | Phase::Prepare => present_form,
+        Phase::Switch | Phase::Finalize | Phase::Ready
+            if target == FORM_NATIVE
+                && peer_accepts_native(step.epoch.as_ref(), node.applied.as_ref()) =>
+        {
+            FORM_NATIVE
         }
+        Phase::Switch | Phase::Finalize | Phase::Ready => FORM_TUNNEL,
     };
     let form = if form == FORM_NATIVE && path.is_some() {
         FORM_NATIVE
     } else {
         FORM_TUNNEL
     };
-    let accept_native = match (phase, mode) {
-        (Phase::Preflight, _) => present.is_some_and(|p| p.flags & REMOTE_ACCEPT_NATIVE != 0),
-        (Phase::Prepare | Phase::Switch, _)
-        | (Phase::Finalize | Phase::Ready, RoutingMode::Native) => true,
-        (Phase::Finalize | Phase::Ready, RoutingMode::Tunnel) => false,
+    let accept_native = match phase {
+        Phase::Preflight => present.is_some_and(|p| p.flags & REMOTE_ACCEPT_NATIVE != 0),
+        Phase::Prepare | Phase::Switch => true,
+        Phase::Finalize | Phase::Ready => target == FORM_NATIVE || mode == RoutingMode::Native,
     };
     let (tunnel_address, tunnel_family) = widen(address);
     let (next_hop, next_hop_family) = path.map_or(([0; 16], 0), |p| widen(p.next_hop));

@@ -190,6 +190,7 @@ fn counts(members: &[Member], epoch: &Epoch) -> NodeCounts {
         prepared: count(&|m| acknowledged(m, epoch, Phase::Prepare)),
         switched: count(&|m| acknowledged(m, epoch, Phase::Switch)),
         excluded: count(&|m| !m.ready),
+        ..NodeCounts::default()
     }
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn build(
             .map(|r| r.over(old, generation))
             .collect(),
         observed_generation: generation.unwrap_or_default(),
+        ..ClusterNetworkStatus::default()
     }
 }
 
