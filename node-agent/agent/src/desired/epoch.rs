@@ -46,7 +46,7 @@ pub(crate) fn step(epoch: Option<&Epoch>, underlay_mtu: u32, present_mtu: u32) -
         (Phase::Finalize | Phase::Ready, RoutingMode::Native) => underlay_mtu,
         // The tunnel's is the smaller of the two.
         (Phase::Preflight | Phase::Prepare | Phase::Switch, _)
-        | (Phase::Finalize | Phase::Ready, RoutingMode::Tunnel) => tunnel,
+        | (Phase::Finalize | Phase::Ready, RoutingMode::Tunnel | RoutingMode::Hybrid) => tunnel,
     };
     Step {
         epoch: epoch.cloned(),
