@@ -11,7 +11,8 @@ pub const HOST: u32 = 1;
 pub const WORLD: u32 = 2;
 /// A pod of this cluster that veer did not wire.
 pub const UNMANAGED: u32 = 3;
-/// veer's own probes.
+/// The address from which a node probes others and answers their probes: one of
+/// its host stack. On the wire it is [`REMOTE_NODE`].
 pub const HEALTH: u32 = 4;
 /// A pod whose own number is not known yet.
 pub const INIT: u32 = 5;
@@ -34,11 +35,11 @@ pub const RESERVED: [(u32, &str); 6] = [
 ];
 
 /// Whether a VXLAN packet may carry this number as VNI. A sender writes its
-/// pod's identity, `init` for a pod whose number is not known yet, `health` in a
-/// probe, or `remote-node` for its host stack; it never writes the others.
+/// pod's identity, `init` for a pod whose number is not known yet, or
+/// `remote-node` for its host stack; it never writes the others.
 pub const fn allowed_on_wire(identity: u32) -> bool {
     matches!(
         identity,
-        HEALTH | INIT | REMOTE_NODE | FIRST_ALLOCATED..=LAST_ALLOCATED
+        INIT | REMOTE_NODE | FIRST_ALLOCATED..=LAST_ALLOCATED
     )
 }

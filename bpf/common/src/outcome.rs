@@ -103,7 +103,8 @@ numbered! {
         /// A bare packet claims a pod or node from which the native form is not
         /// accepted now.
         NativeNotAccepted = 138, "native-not-accepted";
-        /// A packet from outside claims an address of this node's own pods.
+        /// A packet from outside claims an address of this node's own pods or
+        /// their gateway.
         OwnSourceFromOutside = 139, "own-source-from-outside";
         /// No pod has this address of the node's pod CIDR.
         NoSuchEndpoint = 140, "no-such-endpoint";

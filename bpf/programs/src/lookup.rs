@@ -33,13 +33,14 @@ pub(crate) fn config() -> Option<&'static Config> {
 pub(crate) enum Who {
     /// Neither a pod nor a node.
     World,
-    /// An address of this node's host stack.
+    /// An address of this node's host stack, its health address included.
     Host,
     /// In this node's pod CIDR; whether a pod has it, the endpoints say.
     LocalPod(u32),
     /// A pod on another node: identity and node id.
     RemotePod(u32, u32),
-    /// An address of another node's host stack: its id.
+    /// An address of another node's host stack, its health address included:
+    /// its id.
     RemoteNode(u32),
 }
 
@@ -90,9 +91,9 @@ pub(crate) fn who(address: [u8; 4]) -> Who {
     let IpcacheEntry { identity, node_id } = *entry;
     match (identity, node_id) {
         (identity::WORLD, _) | (_, NODE_ID_NONE) => Who::World,
-        (identity::HOST, _) => Who::Host,
+        (identity::HOST, _) | (identity::HEALTH, NODE_ID_LOCAL) => Who::Host,
         (_, NODE_ID_LOCAL) => Who::LocalPod(identity),
-        (identity::REMOTE_NODE, node) => Who::RemoteNode(node),
+        (identity::REMOTE_NODE | identity::HEALTH, node) => Who::RemoteNode(node),
         (_, node) => Who::RemotePod(identity, node),
     }
 }

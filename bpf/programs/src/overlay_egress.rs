@@ -4,6 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity, mark,
     outcome::{DropReason, Program, Verdict},
+    value::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
@@ -21,7 +22,7 @@ use crate::{
 /// Device: the VXLAN device; direction: egress. Expects `pod_egress`'s packets,
 /// which have their tunnel key, and what the stack routed to remote pods and
 /// nodes. Emits the latter with a key, or out of an uplink, by the remote's
-/// form; notes those that were translated.
+/// form, or by the form that a probe asks for; notes those that were translated.
 #[classifier]
 fn overlay_egress(ctx: TcContext) -> i32 {
     skb::run(Program::OverlayEgress, ctx.skb.skb, inner)
@@ -56,5 +57,10 @@ fn inner(skb: &mut Skb) -> Outcome {
             Err(DropReason::TunnelSourceNotOnNode)
         }
     };
-    remote::from_stack(skb, node, tunnelled)
+    let probe = match mark {
+        mark::PROBE_TUNNEL => Some(FORM_TUNNEL),
+        mark::PROBE_NATIVE => Some(FORM_NATIVE),
+        _ => None,
+    };
+    remote::from_stack(skb, node, tunnelled, probe)
 }

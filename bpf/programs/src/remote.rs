@@ -12,7 +12,7 @@ use crate::{
     deliver::exception,
     exit::Outcome,
     lookup::{self, now},
-    skb::Skb,
+    skb::{Outer, Skb},
 };
 
 /// The form that holds now: once `revert_at` has passed, the one before the
@@ -48,7 +48,7 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outc
             if config.vxlan_ifindex == 0 {
                 return Err(DropReason::NotConfigured);
             }
-            tunnel(skb, remote, identity)?;
+            tunnel(skb, remote, identity, Outer::MayFragment)?;
             skb.set_mark(mark::REDIRECTED);
             skb.redirect(config.vxlan_ifindex)?;
             Ok(Verdict::Overlay)
@@ -69,15 +69,30 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outc
 /// A packet that the stack sends out of the tunnel device to the node `id` or a
 /// pod on it. The stack has counted the hop and seen to the size. `tunnelled`
 /// is the identity for the VNI, or why the tunnel must not carry it.
+///
+/// A probe goes in the form that it asks for, and in the tunnel with DF outside
+/// too: it is to find what the path takes whole.
 #[inline(always)]
-pub(crate) fn from_stack(skb: &mut Skb, id: u32, tunnelled: Result<u32, DropReason>) -> Outcome {
+pub(crate) fn from_stack(
+    skb: &mut Skb,
+    id: u32,
+    tunnelled: Result<u32, DropReason>,
+    probe: Option<u8>,
+) -> Outcome {
     let remote = find(skb, id)?;
-    match form(remote) {
+    let (form, outer) = match probe {
+        Some(form) => (form, Outer::DontFragment),
+        None => (form(remote), Outer::MayFragment),
+    };
+    match form {
         FORM_TUNNEL => {
-            tunnel(skb, remote, tunnelled?)?;
+            tunnel(skb, remote, tunnelled?, outer)?;
             Ok(Verdict::Overlay)
         }
-        FORM_NATIVE => native(skb, remote),
+        FORM_NATIVE => {
+            skb.forget_route()?;
+            native(skb, remote)
+        }
         _ => Err(DropReason::RemoteUnusable),
     }
 }
@@ -89,11 +104,11 @@ fn find(skb: &mut Skb, id: u32) -> Result<&'static Remote, DropReason> {
 }
 
 #[inline(always)]
-fn tunnel(skb: &mut Skb, remote: &Remote, identity: u32) -> Result<(), DropReason> {
+fn tunnel(skb: &mut Skb, remote: &Remote, identity: u32, outer: Outer) -> Result<(), DropReason> {
     if remote.tunnel_family != FAMILY_V4 {
         return Err(DropReason::RemoteUnusable);
     }
-    skb.set_tunnel(identity, v4(&remote.tunnel_address))
+    skb.set_tunnel(identity, v4(&remote.tunnel_address), outer)
 }
 
 #[inline(always)]

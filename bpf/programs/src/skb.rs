@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, TC_ACT_SHOT, bpf_redir_neigh,
-        bpf_tunnel_key,
+        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, TC_ACT_SHOT,
+        bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated::{
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
@@ -39,6 +39,15 @@ const OUTER_TTL: u8 = 64;
 /// local address came later (kernel commit 26101f5ab6bd, v6.0) and kernels
 /// before it refuse a longer structure.
 const TUNNEL_KEY_SIZE: u32 = offset_of!(bpf_tunnel_key, __bindgen_anon_3) as u32;
+
+/// Whether routers on the way may fragment the tunnel's outer packet.
+#[derive(Clone, Copy)]
+pub(crate) enum Outer {
+    /// Yes: what does not fit arrives all the same.
+    MayFragment,
+    /// No: what does not fit is lost.
+    DontFragment,
+}
 
 /// A packet in a tc program.
 pub(crate) struct Skb {
@@ -238,20 +247,40 @@ impl Skb {
     /// The outer checksum is left out: the inner ones cover what matters, and
     /// the tunnel's outer packets stay cheap to segment and to merge.
     #[inline(always)]
-    pub(crate) fn set_tunnel(&mut self, vni: u32, outer: [u8; 4]) -> Result<(), DropReason> {
+    pub(crate) fn set_tunnel(
+        &mut self,
+        vni: u32,
+        to: [u8; 4],
+        outer: Outer,
+    ) -> Result<(), DropReason> {
         self.decision.vni = vni;
+        self.tunnel_key(vni, to, outer)
+    }
+
+    /// Takes the route off by which the stack sent the packet to this device.
+    ///
+    /// Where the MAC of the neighbour it is redirected to has to be asked for,
+    /// the kernel sends it later to the neighbour of *that* route
+    /// (`neigh_update` in `net/core/neighbour.c`): the tunnel device's, and so
+    /// to nobody. A tunnel key takes the route's place and names no neighbour.
+    #[inline(always)]
+    pub(crate) fn forget_route(&self) -> Result<(), DropReason> {
+        self.tunnel_key(0, [0; 4], Outer::MayFragment)
+    }
+
+    #[inline(always)]
+    fn tunnel_key(&self, vni: u32, to: [u8; 4], outer: Outer) -> Result<(), DropReason> {
         let mut key: bpf_tunnel_key = zeroed();
         key.tunnel_id = vni;
-        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(outer);
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(to);
         key.tunnel_ttl = OUTER_TTL;
+        let flags = match outer {
+            Outer::MayFragment => BPF_F_ZERO_CSUM_TX,
+            Outer::DontFragment => BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT,
+        };
         // SAFETY: a valid context and TUNNEL_KEY_SIZE initialised bytes.
         let result = unsafe {
-            bpf_skb_set_tunnel_key(
-                self.raw,
-                &raw mut key,
-                TUNNEL_KEY_SIZE,
-                u64::from(BPF_F_ZERO_CSUM_TX),
-            )
+            bpf_skb_set_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, u64::from(flags))
         };
         match result {
             0 => Ok(()),

@@ -49,7 +49,8 @@ fn inner(skb: &mut Skb) -> Outcome {
     let source = lookup::who(ip.source);
     skb.decision.source_identity = source.identity();
     match source {
-        Who::World | Who::Host => Ok(Verdict::Pass),
+        Who::World => Ok(Verdict::Pass),
+        Who::Host => own(&ip),
         Who::LocalPod(_) => Err(DropReason::OwnSourceFromOutside),
         Who::RemotePod(_, node) | Who::RemoteNode(node) => bare(skb, &ip, node),
     }
@@ -74,6 +75,17 @@ pub(crate) fn tunnel<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<Option<Verdict>,
     match lookup::who(ip.destination) {
         Who::Host => Err(DropReason::TunnelSourceNotNode),
         Who::World | Who::LocalPod(_) | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(None),
+    }
+}
+
+/// A packet from outside with a source of this node's own stack. That of the
+/// pods' gateway, which is the health address, is on no link outside; with the
+/// others there are set-ups in which this is right, and the stack knows.
+#[inline(always)]
+fn own(ip: &Ipv4) -> Outcome {
+    match lookup::config() {
+        Some(config) if config.gateway_v4 == ip.source => Err(DropReason::OwnSourceFromOutside),
+        _ => Ok(Verdict::Pass),
     }
 }
 

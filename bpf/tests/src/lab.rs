@@ -76,7 +76,7 @@ pub fn address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, n)
 }
 
-/// Node `n`'s gateway address.
+/// Node `n`'s gateway address, which is its health address too.
 pub fn gateway(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, n, 1)
 }
@@ -132,7 +132,8 @@ impl Node {
     pub fn new(link: &Underlay, n: u8) -> Result<Self> {
         let namespace = link.join(n, &format!("node{n}"))?;
         let host = &namespace;
-        host.ip(&["addr", "add", &format!("{}/32", gateway(n)), "dev", "lo"])?;
+        let health = format!("{}/32", gateway(n));
+        host.ip(&["addr", "add", &health, "dev", "lo", "scope", "host"])?;
         host.ip(&[
             "link",
             "add",
@@ -164,9 +165,8 @@ impl Node {
             ..Config::default()
         })?;
         datapath.set_prefix((network(n), 24), identity::INIT, NODE_ID_LOCAL)?;
-        for own in [address(n), gateway(n)] {
-            datapath.set_prefix((own, 32), identity::HOST, NODE_ID_LOCAL)?;
-        }
+        datapath.set_prefix((address(n), 32), identity::HOST, NODE_ID_LOCAL)?;
+        datapath.set_prefix((gateway(n), 32), identity::HEALTH, NODE_ID_LOCAL)?;
         datapath.set_node(address(n), NODE_ID_LOCAL)?;
         namespace.run(|| {
             datapath.attach(Program::OverlayIngress, VXLAN, Ingress)?;
@@ -265,6 +265,7 @@ impl Node {
         let data = &mut self.datapath;
         data.set_prefix((network(other), 24), identity::INIT, id(other))?;
         data.set_prefix((address(other), 32), identity::REMOTE_NODE, id(other))?;
+        data.set_prefix((gateway(other), 32), identity::HEALTH, id(other))?;
         data.set_node(address(other), id(other))?;
         self.set_form(other, FORM_TUNNEL)?;
         let own = address(self.n).to_string();
@@ -293,26 +294,33 @@ impl Node {
     /// Writes the form of packets to another node. Both forms are accepted
     /// from it.
     pub fn set_form(&mut self, other: u8, form: u8) -> Result<()> {
-        let hop = *IpKey::v4(address(other).octets()).addr();
-        let uplink = self.namespace.ifindex(ETH0)?;
-        self.datapath.set_remote(
-            id(other),
-            Remote {
-                tunnel_address: hop,
-                next_hop: hop,
-                ifindex: uplink,
-                flags: REMOTE_ACCEPT_NATIVE,
-                form,
-                previous_form: if form == FORM_NATIVE {
-                    FORM_TUNNEL
-                } else {
-                    FORM_NATIVE
-                },
-                tunnel_family: FAMILY_V4,
-                next_hop_family: FAMILY_V4,
-                ..Remote::default()
+        let entry = Remote {
+            form,
+            previous_form: if form == FORM_NATIVE {
+                FORM_TUNNEL
+            } else {
+                FORM_NATIVE
             },
-        )
+            ..self.remote(other)?
+        };
+        self.datapath.set_remote(id(other), entry)
+    }
+
+    /// The entry of another node in the tunnel's form, to be written with
+    /// changes.
+    pub fn remote(&self, other: u8) -> Result<Remote> {
+        let hop = *IpKey::v4(address(other).octets()).addr();
+        Ok(Remote {
+            tunnel_address: hop,
+            next_hop: hop,
+            ifindex: self.namespace.ifindex(ETH0)?,
+            flags: REMOTE_ACCEPT_NATIVE,
+            form: FORM_TUNNEL,
+            previous_form: FORM_TUNNEL,
+            tunnel_family: FAMILY_V4,
+            next_hop_family: FAMILY_V4,
+            ..Remote::default()
+        })
     }
 
     /// How many packets the host's stack has forwarded.

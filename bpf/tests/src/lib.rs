@@ -1,5 +1,5 @@
 //! What the tests of the BPF programs share: packets ([`packet`]), the loaded
-//! object with typed maps and test runs ([`datapath`]), network namespaces and
+//! object with typed maps and test runs ([`datapath`]), pings ([`echo`]), network namespaces and
 //! captures ([`netns`]), and nodes with pods made of these ([`lab`]).
 //!
 //! The tests need root and a kernel with tcx (6.6 or later); they never skip.
@@ -12,6 +12,7 @@
 )]
 
 pub mod datapath;
+pub mod echo;
 pub mod lab;
 pub mod netns;
 pub mod packet;

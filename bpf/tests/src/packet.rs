@@ -371,6 +371,8 @@ pub struct Seen {
     pub protocol: u8,
     /// Time to live.
     pub ttl: u8,
+    /// Flags and fragment offset.
+    pub fragment: u16,
     /// Source port; 0 where the protocol has none.
     pub source_port: u16,
     /// Destination port, or the ICMP type in its high byte.
@@ -398,11 +400,17 @@ impl Seen {
             destination: Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
             protocol: ip[9],
             ttl: ip[8],
+            fragment: u16::from_be_bytes([ip[6], ip[7]]),
             source_port: u16::from_be_bytes([ports[0], ports[1]]),
             destination_port: u16::from_be_bytes([ports[2], ports[3]]),
             checksum_ok: sum(frame.get(14..transport_at)?) == 0xffff,
             transport_at,
         })
+    }
+
+    /// Whether routers must not fragment it.
+    pub fn dont_fragment(&self) -> bool {
+        self.fragment & 0x4000 != 0
     }
 
     /// VNI and inner frame of a tunnel packet.

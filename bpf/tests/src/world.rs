@@ -54,8 +54,10 @@ pub const C_IDENTITY: u32 = 3000;
 /// Pod on node 3.
 pub const D: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 30);
 
-/// The gateway of this node's pods.
+/// The gateway of this node's pods, which is its health address.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
+/// The health address of node 2.
+pub const HEALTH_2: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 /// This node.
 pub const NODE_1: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Another node.
@@ -151,7 +153,8 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
         (net(1, 24), identity::INIT, NODE_ID_LOCAL),
         (net(2, 24), identity::INIT, ID_2),
         (net(3, 24), identity::INIT, ID_3),
-        ((GATEWAY, 32), identity::HOST, NODE_ID_LOCAL),
+        ((GATEWAY, 32), identity::HEALTH, NODE_ID_LOCAL),
+        ((HEALTH_2, 32), identity::HEALTH, ID_2),
         ((NODE_1, 32), identity::HOST, NODE_ID_LOCAL),
         ((NODE_2, 32), identity::REMOTE_NODE, ID_2),
         ((NODE_3, 32), identity::REMOTE_NODE, ID_3),

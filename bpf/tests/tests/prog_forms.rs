@@ -1,4 +1,5 @@
-//! `pod_egress` by `BPF_PROG_TEST_RUN`: packets to other nodes in either form.
+//! Packets to other nodes in either form, by `BPF_PROG_TEST_RUN`: those of pods
+//! and those of the stack.
 
 #![allow(
     clippy::too_many_lines,
@@ -9,8 +10,8 @@
 use anyhow::Result;
 use veer_bpf_common::{
     mark,
-    outcome::{Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+    outcome::{DropReason, Program, Verdict},
+    value::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},
@@ -72,23 +73,52 @@ fn the_native_form_is_one_hop_on_the_uplink() -> Result<()> {
 
 #[test]
 fn an_entry_falls_back_by_itself_once_its_time_is_over() -> Result<()> {
-    let mut node = load()?;
-    let minute = 60_000_000_000;
-    for (what, revert_at, expected) in [
-        ("never", 0, Verdict::Native),
-        ("in a minute", now()? + minute, Verdict::Native),
-        ("a while ago", 1, Verdict::Overlay),
+    let mut node = world::load(&[Program::PodEgress, Program::OverlayEgress])?;
+    let tunnel = Verdict::Overlay as u32;
+    let native = Verdict::Native as u32;
+    let unusable = DropReason::RemoteUnusable as u32;
+    let future = now()? + 3600 * 1_000_000_000;
+    let just_now = now()?;
+    let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
+    let packets = [
+        ("pod to pod", Program::PodEgress, a_to(C)),
+        ("pod to node", Program::PodEgress, a_to(NODE_2)),
+        ("host to pod", Program::OverlayEgress, udp(NODE_1, C)),
+        ("host to node", Program::OverlayEgress, udp(NODE_1, NODE_2)),
+        ("translated pod", Program::OverlayEgress, udp(A, C)),
+    ];
+    for (form, previous_form, revert_at, expected) in [
+        (FORM_NATIVE, FORM_TUNNEL, 0, native),
+        (FORM_NATIVE, FORM_TUNNEL, future, native),
+        (FORM_NATIVE, FORM_TUNNEL, just_now, tunnel),
+        (FORM_NATIVE, FORM_TUNNEL, 1, tunnel),
+        (FORM_TUNNEL, FORM_NATIVE, 0, tunnel),
+        (FORM_TUNNEL, FORM_NATIVE, future, tunnel),
+        (FORM_TUNNEL, FORM_NATIVE, just_now, native),
+        (FORM_TUNNEL, FORM_NATIVE, u64::MAX, tunnel),
+        // A remote that was new when it was switched.
+        (FORM_NATIVE, FORM_NONE, 0, native),
+        (FORM_NATIVE, FORM_NONE, future, native),
+        (FORM_NATIVE, FORM_NONE, just_now, unusable),
+        (FORM_NONE, FORM_TUNNEL, future, unusable),
     ] {
         node.set_remote(
             ID_2,
             Remote {
+                form,
+                previous_form,
                 revert_at,
-                previous_form: FORM_TUNNEL,
-                ..remote(FORM_NATIVE)
+                ..remote(form)
             },
         )?;
-        let ran = run(&mut node, &a_to(C).frame())?;
-        assert_eq!(ran.decision.outcome, expected as u32, "{what}");
+        for (what, program, packet) in &packets {
+            let ran = node.run(*program, &packet.frame(), Context::default())?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected),
+                "{what}: form {form}, before {previous_form}, until {revert_at}"
+            );
+        }
     }
     Ok(())
 }

@@ -1,0 +1,166 @@
+//! Probes between two nodes, on the wire: ICMP echo with a mark goes in the form
+//! it asks for while the entry says the other, and the kernel there answers.
+
+use anyhow::{Context as _, Result, ensure};
+use std::net::Ipv4Addr;
+use veer_bpf_common::{
+    VXLAN_OVERHEAD_V4, identity, mark,
+    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+};
+use veer_bpf_tests::{
+    echo::Echo,
+    lab::{ETH0, MTU, TwoNodes, address, gateway, id},
+    netns::{Capture, DEADLINE},
+    packet::Seen,
+};
+
+const TUNNEL_MTU: usize = (MTU - VXLAN_OVERHEAD_V4) as usize;
+const NATIVE_MTU: usize = MTU as usize;
+/// The small size of the agent's probes.
+const SMALL: usize = 64;
+
+/// An echo request of node 1's health address, of `length` bytes, in a tunnel
+/// packet: its outer header and VNI.
+fn tunnelled(frame: &[u8], length: usize) -> Option<(Seen, u32)> {
+    let outer = Seen::of(frame)?;
+    let (vni, inner) = outer.tunnelled(frame)?;
+    let request = Seen::of(inner)?;
+    (is_request(&request) && inner.len() == 14 + length).then_some((outer, vni))
+}
+
+fn bare(frame: &[u8], length: usize) -> Option<Seen> {
+    let seen = Seen::of(frame)?;
+    (is_request(&seen) && frame.len() == 14 + length).then_some(seen)
+}
+
+fn is_request(seen: &Seen) -> bool {
+    (seen.source, seen.destination) == (gateway(1), gateway(2)) && seen.protocol == 1
+}
+
+fn probe(lab: &TwoNodes, mark: u32) -> Result<Echo> {
+    let node = &lab.one.namespace;
+    node.run(|| Echo::new(gateway(1), mark, 77))
+}
+
+/// Sends a probe and waits for its reply.
+fn exchange(lab: &mut TwoNodes, probe: &Echo, to: Ipv4Addr, length: usize) -> Result<()> {
+    probe.send(to, length)?;
+    probe
+        .reply(length, DEADLINE)
+        .with_context(|| lab.counted().unwrap_or_default())
+}
+
+fn wire(lab: &TwoNodes) -> Result<Capture> {
+    lab.two.namespace.capture(ETH0)
+}
+
+#[test]
+fn a_tunnel_probe_is_tunnelled_while_the_pair_is_native() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    lab.set_form(FORM_NATIVE)?;
+    // The receiver has not been told to accept the native form, nor not to.
+    let mut wire = wire(&lab)?;
+    let probe = probe(&lab, mark::PROBE_TUNNEL)?;
+    for length in [SMALL, TUNNEL_MTU] {
+        exchange(&mut lab, &probe, gateway(2), length)?;
+        let (outer, vni) = wire.wait(|f| tunnelled(f, length))?;
+        assert_eq!((outer.source, outer.destination), (address(1), address(2)));
+        assert_eq!(vni, identity::REMOTE_NODE);
+        assert!(outer.dont_fragment(), "{length} bytes: no DF outside");
+        let frames = wire.frames()?;
+        assert!(!frames.iter().any(|f| bare(f, length).is_some()));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_native_probe_is_bare_while_the_pair_is_tunnelled() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    let mut wire = wire(&lab)?;
+    let probe = probe(&lab, mark::PROBE_NATIVE)?;
+    for length in [SMALL, NATIVE_MTU] {
+        exchange(&mut lab, &probe, gateway(2), length)?;
+        let seen = wire.wait(|f| bare(f, length))?;
+        assert_eq!(seen.destination_mac, lab.two.namespace.mac(ETH0)?);
+        assert!(seen.dont_fragment(), "{length} bytes: no DF");
+        let frames = wire.frames()?;
+        assert!(!frames.iter().any(|f| tunnelled(f, length).is_some()));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_native_probe_is_answered_by_a_node_that_takes_nothing_bare_for_its_pods() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    for (node, other) in [(&mut lab.one, 2), (&mut lab.two, 1)] {
+        let mut entry = node.remote(other)?;
+        entry.flags = 0;
+        node.datapath.set_remote(id(other), entry)?;
+    }
+    let probe = probe(&lab, mark::PROBE_NATIVE)?;
+    for length in [SMALL, NATIVE_MTU] {
+        exchange(&mut lab, &probe, gateway(2), length)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_probe_that_does_not_fit_its_form_is_not_cut_up() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    let mut wire = wire(&lab)?;
+    let probe = probe(&lab, mark::PROBE_TUNNEL)?;
+    probe.send(gateway(2), TUNNEL_MTU + 1)?;
+    exchange(&mut lab, &probe, gateway(2), SMALL)?;
+    wire.wait(|f| tunnelled(f, SMALL))?;
+    let fragments = wire.frames()?.iter().filter_map(|f| Seen::of(f));
+    let fragments = fragments.filter(|s| s.fragment & 0x3fff != 0).count();
+    assert_eq!(fragments, 0, "seen: {:?}", wire.summary());
+    // What is no probe arrives all the same, in fragments.
+    let echo = lab.one.namespace.run(|| Echo::new(gateway(1), 0, 78))?;
+    exchange(&mut lab, &echo, gateway(2), TUNNEL_MTU + 1)?;
+    let fragment = |f: &[u8]| Seen::of(f).filter(|s| s.fragment & 0x3fff != 0);
+    wire.wait(fragment)?;
+    Ok(())
+}
+
+#[test]
+fn a_pair_that_was_not_confirmed_goes_back_by_itself_on_the_wire() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    let mut wire = wire(&lab)?;
+    let echo = lab.one.namespace.run(|| Echo::new(gateway(1), 0, 79))?;
+    let entry = Remote {
+        form: FORM_NATIVE,
+        previous_form: FORM_TUNNEL,
+        ..lab.one.remote(2)?
+    };
+    // Lengths tell the requests apart.
+    for (length, revert_at, native) in [(100, u64::MAX, true), (101, 1, false), (102, 0, true)] {
+        let entry = Remote { revert_at, ..entry };
+        lab.one.datapath.set_remote(id(2), entry)?;
+        exchange(&mut lab, &echo, gateway(2), length)?;
+        let was_bare = wire.wait(|f| {
+            let tunnelled = tunnelled(f, length).map(|_| false);
+            tunnelled.or_else(|| bare(f, length).map(|_| true))
+        })?;
+        ensure!(
+            was_bare == native,
+            "revert at {revert_at}: bare is {was_bare}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_stack_sends_bare_waits_for_the_neighbours_mac() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    lab.set_form(FORM_NATIVE)?;
+    let echo = lab.one.namespace.run(|| Echo::new(gateway(1), 0, 80))?;
+    for _ in 0..3 {
+        for node in [&lab.one, &lab.two] {
+            node.namespace.ip(&["neigh", "flush", "dev", ETH0])?;
+        }
+        // Each is sent once only.
+        exchange(&mut lab, &echo, gateway(2), SMALL)?;
+    }
+    Ok(())
+}
