@@ -12,7 +12,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-iptables test-conformance lint bench image crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults test-iptables test-conformance lint bench image crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,12 @@ test-kernel: setup ## the BPF programs in the kernel
 test-api: setup ## operator, CRDs and admission against a real API server
 	@$(CARGO) test -p veer-operator
 test-e2e: image ## the real cluster
-	@$(CARGO) test -p veer-e2e-tests
+	@$(CARGO) test -p veer-e2e-tests --test e2e
+
+# One after the other: each wants the machine's processors for itself.
+test-faults: image ## one fault after another under load; the table goes to docs/faults.md
+	@VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
+	@VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
 
 test-iptables: image ## the services' tests with kube-proxy in iptables mode
 	@VEER_E2E_PROXY=iptables $(CARGO) test -p veer-e2e-tests -- services

@@ -206,7 +206,7 @@ fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
                 && wire.reply_vnis == BTreeSet::from([theirs])
                 && wire.requests + wire.replies == 0
         }
-        Mode::Native => {
+        Mode::Native | Mode::Hybrid => {
             let macs = wire.macs.iter().map(|(a, b)| format!("{a} > {b}"));
             evidence.push(format!("uplink: bare packets, NIC MACs {}", list(macs)));
             evidence.push(format!(
@@ -261,7 +261,7 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
             ),
             there == BTreeSet::from([REMOTE_NODE]) && bare == 0,
         ),
-        Mode::Native => (
+        Mode::Native | Mode::Hybrid => (
             format!("to the other node's pod: {bare} bare packets"),
             there.is_empty() && bare == PINGS as usize,
         ),

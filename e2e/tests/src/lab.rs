@@ -26,13 +26,15 @@ pub const OPERATOR: &str = "deployment/veer-operator";
 /// truth; a machine that builds beside it is slow.
 const INSTALL: Duration = Duration::from_mins(2);
 
-/// The two routing modes.
+/// The routing modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// VXLAN between nodes.
     Tunnel,
     /// Bare packets between nodes.
     Native,
+    /// Bare packets between nodes on one link, VXLAN between others.
+    Hybrid,
 }
 
 impl Mode {
@@ -41,6 +43,7 @@ impl Mode {
         match self {
             Self::Tunnel => "Tunnel",
             Self::Native => "Native",
+            Self::Hybrid => "Hybrid",
         }
     }
 }
@@ -229,6 +232,7 @@ impl Lab {
         match network["status"]["activeMode"].as_str() {
             Some("Tunnel") => Ok(Mode::Tunnel),
             Some("Native") => Ok(Mode::Native),
+            Some("Hybrid") => Ok(Mode::Hybrid),
             other => bail!("the ClusterNetwork's active mode is {other:?}"),
         }
     }

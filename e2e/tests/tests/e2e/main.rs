@@ -14,7 +14,6 @@ mod judge;
 mod lifecycle;
 mod paths;
 mod removal;
-mod scene;
 mod security;
 mod services;
 mod wiring;
@@ -23,7 +22,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 use scene::{Needs, Test};
-use veer_e2e_tests::lab::Mode;
+use veer_e2e_tests::{lab::Mode, scene};
 
 /// All tests, in the order in which they run.
 fn tests() -> Vec<(String, Needs, Test)> {

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay};
-use veer_e2e_tests::{
+
+use crate::{
     baseline,
     lab::{Lab, Mode},
     pods::{self, Pod},
@@ -17,28 +18,29 @@ use veer_e2e_tests::{
 };
 
 /// A test: what it found wrong is its error.
-pub(crate) type Test = fn(&Scene) -> Result<()>;
+pub type Test = fn(&Scene) -> Result<()>;
 
 /// Namespace of the demo's workloads.
-pub(crate) const DEMO: &str = "e2e-demo";
+pub const DEMO: &str = "e2e-demo";
 /// Namespace of the pods with a known place.
-pub(crate) const FIXED: &str = "e2e-fixed";
+pub const FIXED: &str = "e2e-fixed";
 
 /// What a test needs of the cluster.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Needs {
+pub struct Needs {
     mode: Mode,
     rp_filter: u8,
 }
 
 impl Needs {
     /// A routing mode.
-    pub(crate) fn mode(mode: Mode) -> Self {
+    pub fn mode(mode: Mode) -> Self {
         Self { mode, rp_filter: 0 }
     }
 
     /// Every node with `rp_filter` 1 on `all`, as some distributions have it.
-    pub(crate) fn strict(self) -> Self {
+    #[must_use]
+    pub fn strict(self) -> Self {
         Self {
             rp_filter: 1,
             ..self
@@ -48,23 +50,23 @@ impl Needs {
 
 /// The cluster and the pods on it.
 #[derive(Debug)]
-pub(crate) struct Scene {
+pub struct Scene {
     /// The cluster with veer on it.
-    pub(crate) lab: Lab,
+    pub lab: Lab,
     /// The mode in force.
-    pub(crate) mode: Mode,
+    pub mode: Mode,
     /// The `DaemonSet`'s pods, one per node.
-    pub(crate) demo: Vec<Pod>,
+    pub demo: Vec<Pod>,
     /// The Deployment's pods, of another label set, one per worker.
-    pub(crate) other: Vec<Pod>,
+    pub other: Vec<Pod>,
     /// A pod per node with hostPorts and a service of its own.
-    pub(crate) fixed: Vec<Pod>,
+    pub fixed: Vec<Pod>,
 }
 
 static SCENE: OnceLock<Result<Mutex<Scene>, String>> = OnceLock::new();
 
 /// Runs a test on the shared cluster, which the first one starts.
-pub(crate) fn run(needs: Needs, test: Test) -> Result<()> {
+pub fn run<T>(needs: Needs, test: impl FnOnce(&Scene) -> Result<T>) -> Result<T> {
     let scene = SCENE.get_or_init(|| start().map(Mutex::new).map_err(|e| format!("{e:#}")));
     let scene = scene
         .as_ref()
@@ -75,7 +77,7 @@ pub(crate) fn run(needs: Needs, test: Test) -> Result<()> {
 }
 
 /// Removes the cluster, if this run made it.
-pub(crate) fn end() -> Result<()> {
+pub fn end() -> Result<()> {
     if SCENE.get().is_none() || env::var_os("VEER_E2E_CLUSTER").is_some() {
         return Ok(());
     }
@@ -128,7 +130,7 @@ fn start() -> Result<Scene> {
         baseline::install(&lab)?;
         lab.cluster.await_nodes_ready(workloads::STARTED)?;
     } else if lab
-        .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
+        .helm(&["status", "veer", "-n", crate::lab::NAMESPACE])
         .is_err()
     {
         lab.install(&[])?;
@@ -158,7 +160,8 @@ impl Scene {
                 .node_site(&name)?
                 .exec(&["sysctl", "-q", "-w", &value])?;
         }
-        if self.mode != needs.mode && !is_control() {
+        if !is_control() {
+            // The one before may have failed in the midst of a change.
             self.lab.set_mode(needs.mode)?;
             self.mode = needs.mode;
         }
@@ -166,7 +169,7 @@ impl Scene {
     }
 
     /// The `DaemonSet`'s pod on a node.
-    pub(crate) fn demo_on(&self, node: &str) -> Result<&Pod> {
+    pub fn demo_on(&self, node: &str) -> Result<&Pod> {
         self.demo
             .iter()
             .find(|p| p.node == node)
@@ -174,7 +177,7 @@ impl Scene {
     }
 
     /// The Deployment's pod on a node.
-    pub(crate) fn other_on(&self, node: &str) -> Result<&Pod> {
+    pub fn other_on(&self, node: &str) -> Result<&Pod> {
         self.other
             .iter()
             .find(|p| p.node == node)
@@ -182,7 +185,7 @@ impl Scene {
     }
 
     /// The pod with a known place on a node.
-    pub(crate) fn fixed_on(&self, node: &str) -> Result<&Pod> {
+    pub fn fixed_on(&self, node: &str) -> Result<&Pod> {
         self.fixed
             .iter()
             .find(|p| p.node == node)
@@ -190,33 +193,33 @@ impl Scene {
     }
 
     /// All pods that tests use.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = &Pod> {
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.demo.iter().chain(&self.other).chain(&self.fixed)
     }
 
     /// A pod's identity number, from its `PodEndpoint`.
-    pub(crate) fn identity(&self, pod: &Pod) -> Result<u32> {
+    pub fn identity(&self, pod: &Pod) -> Result<u32> {
         identity_of(&self.lab, pod)
     }
 
     /// A node's address.
-    pub(crate) fn address(&self, node: &str) -> Result<IpAddr> {
+    pub fn address(&self, node: &str) -> Result<IpAddr> {
         Ok(IpAddr::V4(self.lab.cluster.address(node)?))
     }
 
     /// The MTU that the mode in force leaves to pods, on the uplink's 1500:
     /// VXLAN over IPv4 takes 50 octets.
-    pub(crate) fn pod_mtu(&self) -> u32 {
+    pub fn pod_mtu(&self) -> u32 {
         let uplink = u32::from(self.lab.cluster.state().config.mtu);
         match self.mode {
-            Mode::Tunnel => uplink - 50,
+            Mode::Tunnel | Mode::Hybrid => uplink - 50,
             Mode::Native => uplink,
         }
     }
 }
 
 /// A pod's identity number, from its `PodEndpoint`.
-pub(crate) fn identity_of(lab: &Lab, pod: &Pod) -> Result<u32> {
+pub fn identity_of(lab: &Lab, pod: &Pod) -> Result<u32> {
     let list = lab
         .kubectl()
         .json(&["-n", &pod.namespace, "get", "podendpoints"])?;

@@ -1,0 +1,400 @@
+//! What became of a load, and whether that is harm.
+
+use std::{fmt, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_load::report::{End, MOMENT_MS, Moment, PlaceReport, Side};
+
+use super::plan::{Path, Planned};
+
+/// A gap that is never too long.
+const HARMLESS: Duration = Duration::from_millis(50);
+
+/// How long a gap may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The longest gap on the undisturbed cluster: the generator's own.
+    pub own: Duration,
+    /// Three times that, or 50 ms when that is more.
+    pub allowed: Duration,
+}
+
+impl Limit {
+    /// Before anything is known.
+    pub(super) const NONE: Self = Self {
+        own: Duration::MAX,
+        allowed: Duration::MAX,
+    };
+
+    /// By a report of the undisturbed cluster.
+    pub(super) fn of(report: &Report) -> Self {
+        let own = report.longest_gap().map_or(Duration::ZERO, |(_, gap)| gap);
+        Self {
+            own,
+            allowed: HARMLESS.max(own * 3),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "own longest gap {}, allowed {}",
+            millis(self.own),
+            millis(self.allowed)
+        )
+    }
+}
+
+/// A time in milliseconds, for people.
+pub(super) fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+/// One direction of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// Datagrams, messages or octets sent.
+    pub sent: u64,
+    /// The same, arrived, each once.
+    pub received: u64,
+    /// Datagrams that came more than once.
+    pub duplicated: u64,
+    /// Datagrams that one sent later overtook.
+    pub reordered: u64,
+    /// What arrived as something else than was sent, or from elsewhere.
+    pub corrupted: u64,
+    /// The longest time between two arrivals.
+    pub longest_gap: Duration,
+    /// When it ended, from the beginning of the load.
+    pub gap_ended: Duration,
+    /// The furthest that the sender was behind its own clock: the machine's
+    /// share in a gap.
+    pub sender_late: Duration,
+    /// Arrivals over time, per [`MOMENT_MS`].
+    pub timeline: Vec<Moment>,
+}
+
+impl Way {
+    fn new(from: &End, to: &End, began: u64) -> Self {
+        Self {
+            sent: from.sent,
+            received: to.received,
+            duplicated: to.duplicated,
+            reordered: to.reordered,
+            corrupted: to.corrupted,
+            longest_gap: Duration::from_micros(to.longest_gap_us),
+            gap_ended: Duration::from_nanos(to.longest_gap_at.saturating_sub(began)),
+            sender_late: Duration::from_micros(from.longest_delay_us),
+            timeline: to.timeline.clone(),
+        }
+    }
+
+    /// What was sent and did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.received)
+    }
+}
+
+/// A flow and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// Its path.
+    pub path: Path,
+    /// `udp`, `echo` or `bulk`.
+    pub kind: &'static str,
+    /// There and back; of an echo the round trip only.
+    pub ways: Vec<Way>,
+    /// Errors that ended its connection, at either end.
+    pub resets: Vec<String>,
+}
+
+impl Flow {
+    /// For people.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.path.name(), self.kind)
+    }
+
+    fn harm(&self, limit: Limit) -> Vec<String> {
+        let name = self.name();
+        let mut harm: Vec<String> = self.resets.iter().map(|r| format!("{name}: {r}")).collect();
+        for (way, direction) in self.ways.iter().zip(["there", "back"]) {
+            let mut say = |what: String| harm.push(format!("{name} {direction}: {what}"));
+            if way.sent == 0 {
+                say("nothing was sent".to_owned());
+            }
+            for (count, what) in [
+                (way.lost(), "lost"),
+                (way.duplicated, "came twice"),
+                (way.corrupted, "are not what was sent"),
+            ] {
+                if count > 0 {
+                    say(format!("{count} of {} {what}", way.sent));
+                }
+            }
+            if way.longest_gap > limit.allowed {
+                say(format!(
+                    "a gap of {} ended {:.2} s after the beginning, {} are allowed \
+                     (the sender was {} late at most)",
+                    millis(way.longest_gap),
+                    way.gap_ended.as_secs_f64(),
+                    millis(limit.allowed),
+                    millis(way.sender_late)
+                ));
+            }
+        }
+        harm
+    }
+}
+
+/// What became of a load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// When it began, nanoseconds since 1970.
+    pub began: u64,
+    /// How long it ran.
+    pub time: Duration,
+    /// What gaps are allowed.
+    pub limit: Limit,
+    /// All flows.
+    pub flows: Vec<Flow>,
+    /// Places whose buffers overflowed, and how often: what is lost there was
+    /// lost by the generator.
+    pub overflown: Vec<(String, u64)>,
+}
+
+impl Report {
+    pub(super) fn new(
+        began: u64,
+        ended: u64,
+        limit: Limit,
+        plan: &[Planned],
+        places: Vec<(String, PlaceReport)>,
+    ) -> Result<Self> {
+        let overflown = places.iter().filter(|(_, p)| p.overflown > 0);
+        let overflown = overflown.map(|(n, p)| (n.clone(), p.overflown)).collect();
+        let ends: Vec<End> = places.into_iter().flat_map(|(_, p)| p.ends).collect();
+        let flows: Result<Vec<Flow>> = plan
+            .iter()
+            .map(|planned| {
+                let end = |side| {
+                    ends.iter()
+                        .find(|e| e.flow == planned.spec.flow && e.side == side)
+                        .with_context(|| format!("{}: no report of {side:?}", planned.name()))
+                };
+                let (client, server) = (end(Side::Client)?, end(Side::Server)?);
+                let ways = if planned.kind == "echo" {
+                    vec![Way::new(client, client, began)]
+                } else {
+                    vec![
+                        Way::new(client, server, began),
+                        Way::new(server, client, began),
+                    ]
+                };
+                Ok(Flow {
+                    path: planned.path,
+                    kind: planned.kind,
+                    ways,
+                    resets: client
+                        .resets
+                        .iter()
+                        .chain(&server.resets)
+                        .cloned()
+                        .collect(),
+                })
+            })
+            .collect();
+        Ok(Self {
+            began,
+            time: Duration::from_nanos(ended.saturating_sub(began)),
+            limit,
+            flows: flows?,
+            overflown,
+        })
+    }
+
+    /// The same of some paths only.
+    #[must_use]
+    pub fn only(&self, paths: &[Path]) -> Self {
+        let mut some = self.clone();
+        some.flows.retain(|f| paths.contains(&f.path));
+        some
+    }
+
+    /// It is an error when anything was lost, doubled, altered or reset, or a
+    /// gap was longer than allowed.
+    pub fn unharmed(&self) -> Result<()> {
+        let harm = self.harm();
+        ensure!(harm.is_empty(), "{}", harm.join("\n"));
+        Ok(())
+    }
+
+    /// All harm, or that there was none.
+    pub fn losses(&self) -> String {
+        let harm = self.harm();
+        if harm.is_empty() {
+            "nothing was lost".to_owned()
+        } else {
+            harm.join("\n")
+        }
+    }
+
+    fn harm(&self) -> Vec<String> {
+        let mut harm: Vec<String> = self.flows.iter().flat_map(|f| f.harm(self.limit)).collect();
+        harm.extend(
+            self.overflown
+                .iter()
+                .map(|(name, count)| format!("{name} had no room for {count} datagrams")),
+        );
+        harm
+    }
+
+    fn ways(&self) -> impl Iterator<Item = (&Flow, &Way)> {
+        self.flows
+            .iter()
+            .flat_map(|f| f.ways.iter().map(move |w| (f, w)))
+    }
+
+    /// Sum over the flows of a kind.
+    fn sum(&self, kind: &str, count: impl Fn(&Way) -> u64) -> u64 {
+        let ways = self.ways().filter(|(f, _)| f.kind == kind);
+        ways.map(|(_, w)| count(w)).sum()
+    }
+
+    /// The flow with the longest gap.
+    pub fn longest_gap(&self) -> Option<(&Flow, Duration)> {
+        let longest = self.ways().max_by_key(|(_, w)| w.longest_gap);
+        longest.map(|(flow, way)| (flow, way.longest_gap))
+    }
+
+    /// All of it in a line, for tables.
+    pub fn figure(&self) -> String {
+        let lost: u64 = self.ways().map(|(_, w)| w.lost()).sum();
+        let resets: usize = self.flows.iter().map(|f| f.resets.len()).sum();
+        let gap = self.longest_gap().map_or_else(String::new, |(flow, gap)| {
+            format!("longest gap {} ({})", millis(gap), flow.name())
+        });
+        let of_sum = self.sum("bulk", |w| w.received) / 1_000_000;
+        format!(
+            "{:.1} s: {} datagrams, {} echoes, {of_sum} MB checked: {lost} lost, {resets} resets, \
+             {} reordered; {gap}",
+            self.time.as_secs_f64(),
+            self.sum("udp", |w| w.sent),
+            self.sum("echo", |w| w.sent),
+            self.sum("udp", |w| w.reordered),
+        )
+    }
+
+    /// Octets per second and longest gap over time, of all flows together or
+    /// of those that `which` wants: one value per [`MOMENT_MS`].
+    pub fn timeline(&self, which: impl Fn(&Flow) -> bool) -> Vec<(f64, Duration)> {
+        let mut line: Vec<(f64, Duration)> = Vec::new();
+        for (_, way) in self.ways().filter(|(f, _)| which(f)) {
+            for (index, moment) in way.timeline.iter().enumerate() {
+                if line.len() <= index {
+                    line.resize(index + 1, (0.0, Duration::ZERO));
+                }
+                let per_second = f64::from(moment.octets) * 1000.0 / MOMENT;
+                line[index].0 += per_second;
+                let gap = Duration::from_micros(moment.gap_us.into());
+                line[index].1 = line[index].1.max(gap);
+            }
+        }
+        line
+    }
+}
+
+/// [`MOMENT_MS`] as a number to divide by.
+const MOMENT: f64 = 100.0;
+const _: () = assert!(MOMENT_MS == 100, "MOMENT is MOMENT_MS");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way() -> Way {
+        Way {
+            sent: 100,
+            received: 100,
+            duplicated: 0,
+            reordered: 3,
+            corrupted: 0,
+            longest_gap: Duration::from_millis(20),
+            gap_ended: Duration::from_secs(1),
+            sender_late: Duration::from_millis(1),
+            timeline: vec![
+                Moment {
+                    octets: 1000,
+                    gap_us: 20_000,
+                };
+                2
+            ],
+        }
+    }
+
+    fn report(change: impl Fn(&mut Way), resets: &[&str]) -> Report {
+        let mut bad = way();
+        change(&mut bad);
+        Report {
+            began: 0,
+            time: Duration::from_secs(1),
+            limit: Limit {
+                own: Duration::from_millis(20),
+                allowed: Duration::from_millis(60),
+            },
+            flows: vec![Flow {
+                path: Path::CrossNode,
+                kind: "udp",
+                ways: vec![way(), bad],
+                resets: resets.iter().map(|r| (*r).to_owned()).collect(),
+            }],
+            overflown: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_harm_is_seen_and_named() {
+        type Change = fn(&mut Way);
+        let none: Change = |_| {};
+        assert!(report(none, &[]).unharmed().is_ok());
+        let cases: [(Change, &[&str], &str); 6] = [
+            (|w| w.received = 99, &[], "1 of 100 lost"),
+            (|w| w.duplicated = 1, &[], "came twice"),
+            (|w| w.corrupted = 2, &[], "not what was sent"),
+            (|w| w.sent = 0, &[], "nothing was sent"),
+            (
+                |w| w.longest_gap = Duration::from_millis(61),
+                &[],
+                "a gap of 61.0 ms",
+            ),
+            (none, &["connection reset"], "connection reset"),
+        ];
+        for (change, resets, words) in cases {
+            let error = report(change, resets).unharmed().expect_err(words);
+            let text = error.to_string();
+            assert!(
+                text.contains(words) && text.contains("cross node"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_time_line_adds_octets_and_takes_the_longest_gap() {
+        let line = report(|w| w.timeline[1].gap_us = 50_000, &[]).timeline(|_| true);
+        assert_eq!(line.len(), 2);
+        assert!((line[0].0 - 20_000.0).abs() < 1e-9);
+        assert_eq!(line[1].1, Duration::from_millis(50));
+    }
+
+    #[test]
+    fn short_gaps_of_the_generator_allow_fifty_milliseconds() {
+        let mut own = report(|_| {}, &[]);
+        assert_eq!(Limit::of(&own).allowed, Duration::from_millis(60));
+        for way in &mut own.flows[0].ways {
+            way.longest_gap = Duration::from_millis(4);
+        }
+        assert_eq!(Limit::of(&own).allowed, HARMLESS);
+    }
+}

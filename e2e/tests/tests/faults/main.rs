@@ -1,0 +1,48 @@
+//! Faults, one after another, on one cluster that carries load all the time;
+//! a table of what was done and what held.
+//!
+//! Environment: as for the e2e tests, and `VEER_FAULTS_WRITE=1` writes the
+//! table to docs/faults.md too. Faults whose name holds `router` want
+//! `VEER_E2E_UNDERLAY=router` and are left out without it.
+
+mod fault;
+mod switch;
+
+use std::{env, process::ExitCode};
+
+use fault::Fault;
+use libtest_mimic::{Arguments, Trial};
+use veer_e2e_tests::scene;
+
+/// All faults, in the order in which they run.
+fn faults() -> Vec<Fault> {
+    let mut all = Vec::new();
+    all.extend(switch::faults());
+    let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");
+    all.retain(|f| f.name.contains("router") == router);
+    all
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share a cluster, and each wants the machine for itself.
+    arguments.test_threads = Some(1);
+    let trials = faults()
+        .into_iter()
+        .map(|fault| {
+            Trial::test(fault.name.clone(), move || {
+                scene::run(fault.needs, |scene| fault.run(scene))
+                    .map_err(|e| format!("{e:#}").into())
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let write = env::var_os("VEER_FAULTS_WRITE").is_some_and(|v| !v.is_empty());
+    for outcome in [fault::report(write), scene::end()] {
+        if let Err(error) = outcome {
+            eprintln!("faults: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
+    conclusion.exit_code()
+}
