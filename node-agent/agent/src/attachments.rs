@@ -9,6 +9,7 @@ use crate::{
     desired::{Facts, Uplink},
     engine::Error,
     netlink::{VXLAN, link::Link},
+    repair::Kind,
     shared::Shared,
 };
 
@@ -65,15 +66,26 @@ impl Attachments {
             }
         }
         self.not_first.clear();
-        let mut repaired = 0;
+        let mut failure = None;
         for (device, index, hook) in &wanted {
             let mut datapath = shared.datapath();
             let key = (device.clone(), *index, *hook);
             let known = self.done.contains(&key);
             let mut runs = known.then(|| datapath.runs(device, *hook)).flatten();
             if runs.is_none() {
-                datapath.attach(device, *hook)?;
-                repaired += usize::from(known);
+                if let Err(error) = datapath.attach(device, *hook) {
+                    // One that went meanwhile needs no program, and one that
+                    // refuses must not keep the others from theirs.
+                    if nix::net::if_::if_nametoindex(device.as_str()).is_ok() {
+                        failure = failure.or(Some(error));
+                    }
+                    self.done.remove(&key);
+                    continue;
+                }
+                if known {
+                    let what = format!("program {} on {device} was detached", hook.program());
+                    shared.repaired(Kind::Program, what);
+                }
                 runs = datapath.runs(device, *hook);
             }
             drop(datapath);
@@ -82,7 +94,6 @@ impl Attachments {
             }
             self.done.insert(key);
         }
-        shared.count("programs", repaired);
         let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
         self.xdp(shared, &facts.uplinks);
@@ -90,12 +101,13 @@ impl Attachments {
             let names: HashSet<String> = links.iter().map(|l| l.name.clone()).collect();
             let swept = shared.datapath().unpin_all_but(&names);
             match swept {
-                Ok(removed) => shared.count("stale pins", removed),
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "stale pins"),
                 Err(error) => tracing::warn!(%error, "cannot sweep stale pins"),
             }
             self.pins_swept = true;
         }
-        Ok(())
+        failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
     fn xdp(&mut self, shared: &Shared, uplinks: &[Uplink]) {

@@ -6,31 +6,31 @@
 
 use std::collections::{HashMap, HashSet};
 
-use veer_bpf_common::{
-    maps::{ENDPOINTS, INTERFACES, NODES},
-    value::Remote,
-};
+use veer_bpf_common::value::Remote;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
     attachments::Attachments,
-    datapath::{Datapath, difference, read_all},
     desired::{self, Desired, Facts, Ids, Inputs, Peers, Step},
-    engine::Error,
+    device::Device,
+    engine::{Error, netlink},
     facts::{self, Wanted},
     held::Held,
+    host::{self, Host},
     index::Complete,
     netlink::{
         VXLAN, is_host_veth,
         link::{self, Link},
         neighbour, netns, pod,
-        route::{self, PROTOCOL, Route},
+        route::{self, PROTOCOL},
         sysctl::Sysctls,
         wire::Socket,
     },
     nft,
+    repair::Kind,
     shared::Shared,
     status::Report,
+    tables::{self, Scope},
 };
 
 /// What lives from round to round.
@@ -38,7 +38,8 @@ pub(crate) struct Converger {
     ids: Ids,
     /// Entries of the remotes' map as last written.
     present: HashMap<u32, Remote>,
-    sysctls: Sysctls,
+    device: Device,
+    host: Host,
     attachments: Attachments,
     nft: nft::Table,
     facts: Facts,
@@ -50,12 +51,6 @@ pub(crate) struct Converger {
     pub(crate) degraded: String,
     /// Everything of veer is gone from the node.
     pub(crate) decommissioned: bool,
-    /// Nothing new is known: what changes now is a repair and counted as one.
-    pub(crate) repair: bool,
-}
-
-fn netlink(what: &'static str) -> impl Fn(std::io::Error) -> Error {
-    move |source| Error::Netlink { what, source }
 }
 
 impl Converger {
@@ -65,10 +60,11 @@ impl Converger {
         Ok(Self {
             ids: Ids::from_present(&present),
             present,
-            sysctls: Sysctls::open(
+            device: Device::default(),
+            host: Host::new(Sysctls::open(
                 &shared.options.proc_sys_net,
                 &shared.options.state.join("sysctl.json"),
-            ),
+            )),
             attachments: Attachments::default(),
             nft: nft::Table::default(),
             facts: Facts::default(),
@@ -76,7 +72,6 @@ impl Converger {
             applied: None,
             degraded: String::new(),
             decommissioned: false,
-            repair: false,
         })
     }
 
@@ -94,9 +89,14 @@ impl Converger {
             self.facts
                 .underlay_mtu(index.cluster.as_ref().map(|(_, c)| c))
         };
-        self.devices(shared, &mut socket, underlay)?;
+        let port = {
+            let index = shared.index();
+            desired::tunnel_port(index.cluster.as_ref().map(|(_, c)| c))
+        };
+        self.facts.vxlan_index = self.device.converge(shared, &mut socket, port, underlay)?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         remove_strays(shared, &mut socket, &links);
+        host::up(shared, &mut socket, &links);
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
 
@@ -107,22 +107,26 @@ impl Converger {
 
         let wanted = self.desired(shared, &peers, &step);
         if smaller_first {
-            self.routes(shared, &mut socket, &routes, &links, &wanted);
+            self.host
+                .routes(shared, &mut socket, &routes, &links, &wanted);
             self.pod_mtus(shared, wanted.mtu);
         }
-        if full {
-            self.maps(shared, &peers, &step)?;
-        }
-        self.attachments.converge(shared, &links, &self.facts)?;
+        self.maps(shared, &peers, &step, full)?;
+        // One part that cannot be put right must not keep the others from it.
+        let attached = self.attachments.converge(shared, &links, &self.facts);
         if !smaller_first {
-            self.routes(shared, &mut socket, &routes, &links, &wanted);
+            self.host
+                .routes(shared, &mut socket, &routes, &links, &wanted);
             self.pod_mtus(shared, wanted.mtu);
         }
-        self.neighbours(shared, &mut socket, &neighbours, &links);
-        self.sysctls(shared)?;
-        self.nft
+        self.host
+            .neighbours(shared, &mut socket, &neighbours, &links);
+        let sysctls = self.host.sysctls(shared, &self.facts);
+        let nft = self
+            .nft
             .converge(shared, &self.facts, &step)
-            .map_err(netlink("write the nftables table"))?;
+            .map_err(netlink("write the nftables table"));
+        attached.and(sysctls).and(nft)?;
         if full {
             self.applied.clone_from(&step.epoch);
         }
@@ -159,58 +163,6 @@ impl Converger {
         Ok(())
     }
 
-    /// The VXLAN device: made if missing, made again if another's, never down.
-    fn devices(
-        &mut self,
-        shared: &Shared,
-        socket: &mut Socket,
-        underlay: u32,
-    ) -> Result<(), Error> {
-        let port = {
-            let index = shared.index();
-            desired::tunnel_port(index.cluster.as_ref().map(|(_, c)| c))
-        };
-        let mut found = link::by_name(socket, VXLAN).map_err(netlink("find veer_vxlan"))?;
-        if let Some(link) = &found
-            && (link.kind != "vxlan" || !link.vxlan_external || link.vxlan_port != port)
-        {
-            tracing::warn!(?link, "veer_vxlan is not as veer makes it; making it again");
-            link::delete(socket, VXLAN).map_err(netlink("remove a foreign veer_vxlan"))?;
-            found = None;
-        }
-        if found.is_none() {
-            link::add_vxlan(socket, VXLAN, port, underlay).map_err(netlink(
-                "make veer_vxlan (is the kernel module vxlan there, is UDP port free?)",
-            ))?;
-            self.count(shared, "device", 1);
-            found = link::by_name(socket, VXLAN).map_err(netlink("find veer_vxlan"))?;
-        }
-        let Some(link) = found else {
-            return Err(netlink("find veer_vxlan")(
-                std::io::ErrorKind::NotFound.into(),
-            ));
-        };
-        if link.mtu != underlay {
-            link::set_mtu(socket, link.index, underlay)
-                .map_err(netlink("set the MTU of veer_vxlan"))?;
-        }
-        if !link.noarp {
-            link::set_noarp(socket, link.index).map_err(netlink("arp off on veer_vxlan"))?;
-        }
-        if !link.up {
-            link::no_ipv6_autoconf(socket, link.index).map_err(netlink("veer_vxlan"))?;
-            link::set_up(socket, link.index).map_err(netlink("set veer_vxlan up"))?;
-        }
-        self.facts.vxlan_index = link.index;
-        Ok(())
-    }
-
-    fn count(&self, shared: &Shared, what: &str, times: usize) {
-        if self.repair {
-            shared.count(what, times);
-        }
-    }
-
     fn publish_plan(&self, shared: &Shared, peers: &Peers, step: &Step, underlay: u32) {
         let mut plan = shared.plan_mut();
         plan.facts.clone_from(&self.facts);
@@ -232,11 +184,22 @@ impl Converger {
         })
     }
 
-    /// Compares and writes all maps. Works the desired state out again under the
-    /// lock, so that no ADD or DEL comes between.
-    fn maps(&mut self, shared: &Shared, peers: &Peers, step: &Step) -> Result<(), Error> {
+    /// Compares and writes the maps, with `full` the ipcache too. Works the
+    /// desired state out again under the lock, so that no ADD or DEL comes between.
+    fn maps(
+        &mut self,
+        shared: &Shared,
+        peers: &Peers,
+        step: &Step,
+        full: bool,
+    ) -> Result<(), Error> {
         let mut datapath = shared.datapath();
-        self.present = datapath.maps.used_remotes()?;
+        for path in datapath.repin().map_err(netlink("pin a map again"))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            shared.repaired(Kind::Pin, format!("the pin of map {name} was removed"));
+        }
+        let found = datapath.maps.used_remotes()?;
+        self.present = tables::own_remotes(&datapath.maps, &found);
         let (wanted, complete) = {
             let index = shared.index();
             let complete = Complete {
@@ -246,65 +209,20 @@ impl Converger {
             drop(index);
             (self.desired(shared, peers, step), complete)
         };
-        let changes = write_maps(
-            &mut datapath,
-            &wanted,
-            &self.present,
-            complete.nodes,
-            complete.nodes && complete.endpoints,
-        )?;
-        self.count(shared, "map entries", changes);
+        let scope = Scope {
+            nodes: complete.nodes,
+            rows: complete.nodes && complete.endpoints,
+            ipcache: full,
+        };
+        tables::converge(&mut datapath, &wanted, found, scope, |what| {
+            shared.repaired(Kind::MapEntry, what);
+        })?;
         if complete.nodes {
             self.present.clone_from(&wanted.remotes);
         } else {
             self.present.extend(wanted.remotes);
         }
         Ok(())
-    }
-
-    fn routes(
-        &self,
-        shared: &Shared,
-        socket: &mut Socket,
-        present: &[(u8, Route)],
-        links: &[Link],
-        wanted: &Desired,
-    ) {
-        let complete = wanted.all_known && shared.index().complete.nodes;
-        let own: HashSet<&Route> = present
-            .iter()
-            .filter(|(protocol, _)| *protocol == PROTOCOL)
-            .map(|(_, r)| r)
-            .collect();
-        let want: HashSet<&Route> = wanted.routes.iter().collect();
-        let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
-        let mut changed = 0;
-        for route in want.difference(&own) {
-            if route.index != 0 && !devices.contains(&route.index) {
-                continue;
-            }
-            match route::replace(socket, route) {
-                Ok(()) => changed += 1,
-                Err(error) => {
-                    tracing::warn!(to = %route.destination, %error, "cannot write a route");
-                }
-            }
-        }
-        let destinations: HashSet<_> = want.iter().map(|r| r.destination).collect();
-        for route in own {
-            // One that only differs was replaced above.
-            let gone = !destinations.contains(&route.destination);
-            let remote = route.gateway.is_some();
-            if gone && (complete || !remote) {
-                match route::delete(socket, route) {
-                    Ok(()) => changed += 1,
-                    Err(error) => {
-                        tracing::warn!(to = %route.destination, %error, "cannot remove a route");
-                    }
-                }
-            }
-        }
-        self.count(shared, "routes", changed);
     }
 
     /// Running pods' default routes.
@@ -321,49 +239,6 @@ impl Converger {
             }
         }
         self.pods_mtu = mtu;
-    }
-
-    fn neighbours(
-        &self,
-        shared: &Shared,
-        socket: &mut Socket,
-        present: &[(u32, std::net::IpAddr, link::Mac)],
-        links: &[Link],
-    ) {
-        let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
-        let present: HashSet<_> = present.iter().copied().collect();
-        let adding = shared.adding().clone();
-        let missing: Vec<_> = shared
-            .store()
-            .iter()
-            .filter(|e| !adding.contains(&e.host_ifname))
-            .map(|e| (e.ifindex, e.address, e.mac))
-            .filter(|n| devices.contains(&n.0) && !present.contains(n))
-            .collect();
-        for (index, address, mac) in &missing {
-            if let Err(error) = neighbour::replace(socket, *index, *address, *mac) {
-                tracing::warn!(%address, %error, "cannot write a neighbour entry");
-            }
-        }
-        self.count(shared, "neighbours", missing.len());
-    }
-
-    fn sysctls(&mut self, shared: &Shared) -> Result<(), Error> {
-        let mut changed = 0;
-        let mut set = |key: &str, value: &str, what| {
-            self.sysctls
-                .set(key, value, true)
-                .map(|c| changed += usize::from(c))
-                .map_err(netlink(what))
-        };
-        set("ipv4/ip_forward", "1", "set net.ipv4.ip_forward")?;
-        let loose = |name: &str| format!("ipv4/conf/{name}/rp_filter");
-        set(&loose(VXLAN), "2", "set rp_filter of veer_vxlan")?;
-        for uplink in &self.facts.uplinks {
-            set(&loose(&uplink.name), "2", "set rp_filter of an uplink")?;
-        }
-        self.count(shared, "sysctls", changed);
-        Ok(())
     }
 
     /// Detaches and removes everything of veer. Pods keep running without a
@@ -389,7 +264,8 @@ impl Converger {
                 link::delete(&mut socket, &device.name).map_err(netlink("remove a veth"))?;
             }
         }
-        self.sysctls.restore().map_err(netlink("restore sysctls"))?;
+        self.host.restore().map_err(netlink("restore sysctls"))?;
+        self.device.forget();
         self.pods_mtu = 0;
         self.applied = None;
         Ok(())
@@ -433,66 +309,4 @@ fn remove_strays(shared: &Shared, socket: &mut Socket, links: &[Link]) {
             tracing::warn!(device = stray.name, %error, "cannot remove it");
         }
     }
-}
-
-/// Writes the differences. Targets come before what points to them, and go
-/// after. Returns how many entries were written or removed.
-fn write_maps(
-    datapath: &mut Datapath,
-    wanted: &Desired,
-    present: &HashMap<u32, Remote>,
-    nodes_complete: bool,
-    rows_complete: bool,
-) -> Result<usize, Error> {
-    let maps = &mut datapath.maps;
-    let mut changes = usize::from(maps.set_config(wanted.config)?);
-
-    let interfaces = read_all(&maps.interfaces, INTERFACES)?;
-    let endpoints = read_all(&maps.endpoints, ENDPOINTS)?;
-    let remotes = difference(present, &wanted.remotes, nodes_complete);
-    let nodes = difference(
-        &read_all(&maps.nodes, NODES)?,
-        &wanted.nodes,
-        nodes_complete,
-    );
-    let rows = difference(&maps.ipcache_rows()?, &wanted.ipcache, rows_complete);
-    let interfaces = difference(&interfaces, &wanted.interfaces, true);
-    let endpoints = difference(&endpoints, &wanted.endpoints, true);
-    changes += remotes.write.len() + remotes.remove.len();
-    changes += nodes.write.len() + nodes.remove.len();
-    changes += rows.write.len() + rows.remove.len();
-    changes += interfaces.write.len() + interfaces.remove.len();
-    changes += endpoints.write.len() + endpoints.remove.len();
-
-    for (id, remote) in remotes.write {
-        maps.set_remote(id, remote)?;
-    }
-    for (address, id) in nodes.write {
-        maps.set_node(address, Some(id))?;
-    }
-    for (index, interface) in interfaces.write {
-        maps.set_interface(index, Some(interface))?;
-    }
-    for (address, endpoint) in endpoints.write {
-        maps.set_endpoint(address, Some(endpoint))?;
-    }
-    for (prefix, entry) in rows.write {
-        maps.set_ipcache(prefix, Some(entry))?;
-    }
-    for prefix in rows.remove {
-        maps.set_ipcache(prefix, None)?;
-    }
-    for address in endpoints.remove {
-        maps.set_endpoint(address, None)?;
-    }
-    for index in interfaces.remove {
-        maps.set_interface(index, None)?;
-    }
-    for address in nodes.remove {
-        maps.set_node(address, None)?;
-    }
-    for id in remotes.remove {
-        maps.set_remote(id, Remote::default())?;
-    }
-    Ok(changes)
 }

@@ -28,15 +28,24 @@ use crate::{
     held::{Held, HeldFile},
     index::{Event, Resolution, Stale},
     publish,
+    repair::Kind,
     shared::Shared,
     status::Report,
 };
 
 /// Time between repair rounds.
-const ROUND: Duration = Duration::from_secs(5);
-/// Every so many repair rounds the maps are compared in full and dead sandboxes
-/// are collected.
-const FULL_EVERY: u32 = 12;
+const ROUND: Duration = Duration::from_secs(2);
+/// Every so many repair rounds dead sandboxes are collected.
+const COLLECT_EVERY: u32 = 30;
+/// Rows of the ipcache that one repair round on average compares: a larger one
+/// is compared in every second, third, … round only, so that of the largest
+/// (131,072 rows) each row is looked at twice a minute.
+const ROWS_PER_ROUND: usize = 8192;
+/// Time from the kernel's word that something changed to the round that looks:
+/// what comes together is looked at together.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Least time between two rounds for the kernel's sake.
+const GAP: Duration = Duration::from_millis(500);
 /// Events taken in before their consequences are applied.
 const BATCH: usize = 10_000;
 
@@ -47,6 +56,8 @@ pub(crate) enum Input {
     Api(Event),
     /// Local pods changed in a way that wants a look at their identities.
     Identities,
+    /// Links, addresses or routes of the node changed.
+    Kernel,
 }
 
 /// Why a round failed.
@@ -66,6 +77,11 @@ pub(crate) enum Error {
     /// State folder.
     #[error("cannot write below the state folder")]
     State(#[source] io::Error),
+}
+
+/// Names what was tried with netlink when it fails.
+pub(crate) fn netlink(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Netlink { what, source }
 }
 
 /// See the module.
@@ -105,8 +121,9 @@ impl Engine {
 
     /// Works until all senders are gone.
     pub(crate) fn run(mut self) {
-        self.round(true, false);
-        let mut next = Instant::now() + ROUND;
+        self.round(true);
+        let mut last = Instant::now();
+        let mut next = last + ROUND;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
             let first = match self.from.recv_timeout(wait) {
@@ -115,43 +132,60 @@ impl Engine {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let Some(first) = first else {
-                self.rounds = self.rounds.wrapping_add(1);
-                let full = self.rounds.is_multiple_of(FULL_EVERY);
-                if full {
-                    cni::gc::collect(&self.shared);
-                    cni::gc::work_queue(&self.shared);
-                }
-                self.round(full, true);
-                next = Instant::now() + ROUND;
+                self.repair();
+                last = Instant::now();
+                next = last + ROUND;
                 continue;
             };
-            let stale = self.take_in(first);
+            let (stale, kernel) = self.take_in(first);
             if stale.identities {
                 self.identities();
             }
             if stale.all {
-                self.round(true, false);
-                next = Instant::now() + ROUND;
-            } else if let Err(error) = self.rows(&stale.addresses) {
-                tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
+                self.round(true);
+                last = Instant::now();
+                next = last + ROUND;
+            } else {
+                if let Err(error) = self.rows(&stale.addresses) {
+                    tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
+                }
+                if kernel {
+                    next = next.min((Instant::now() + SETTLE).max(last + GAP));
+                }
             }
             self.report();
         }
     }
 
-    fn take_in(&mut self, first: Input) -> Stale {
+    /// A round for which nobody asked.
+    fn repair(&mut self) {
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds.is_multiple_of(COLLECT_EVERY) {
+            cni::gc::collect(&self.shared);
+            cni::gc::work_queue(&self.shared);
+        }
+        let rows = self.shared.datapath().maps.shadow.ipcache.len();
+        let every = u32::try_from(rows / ROWS_PER_ROUND).unwrap_or(u32::MAX);
+        self.round(self.rounds.is_multiple_of(every.max(1)));
+    }
+
+    /// Takes in what has come; says what it made stale, and whether the kernel
+    /// reported something.
+    fn take_in(&mut self, first: Input) -> (Stale, bool) {
         let mut stale = Stale::default();
+        let mut kernel = false;
         let mut index = self.shared.index_mut();
         let mut next = Some(first);
         for _ in 0..BATCH {
             match next {
                 Some(Input::Api(event)) => stale.merge(index.handle(event)),
                 Some(Input::Identities) => stale.identities = true,
+                Some(Input::Kernel) => kernel = true,
                 None => break,
             }
             next = self.from.try_recv().ok();
         }
-        stale
+        (stale, kernel)
     }
 
     /// The blocks the API server assigns, or those on disk while it is silent.
@@ -182,10 +216,8 @@ impl Engine {
             .map_or(self.held.get().decommissioned, |n| n.decommission)
     }
 
-    /// One round: observe, compare, change. With `repair` nothing new is known,
-    /// so whatever changes was changed by somebody else.
-    fn round(&mut self, full: bool, repair: bool) {
-        self.converger.repair = repair;
+    /// One round: observe, compare, change; with `full` every row of the ipcache.
+    fn round(&mut self, full: bool) {
         if self.told_to_go() {
             self.decommission();
             return;
@@ -212,6 +244,7 @@ impl Engine {
             }
             plan.decommission = false;
         }
+        self.tell_degraded(&reason);
         self.converger.degraded = reason;
         if ready {
             if !self.started {
@@ -219,16 +252,36 @@ impl Engine {
                 cni::gc::work_queue(&self.shared);
                 tracing::info!("ready");
             }
-            self.started = true;
-            if let Err(error) = cni::conflist::write(&self.shared.options.cni_conf_dir) {
-                tracing::error!(%error, "cannot write the conflist");
+            match cni::conflist::write(&self.shared.options.cni_conf_dir) {
+                Ok(true) if self.started => {
+                    let what = format!("{} was changed or removed", cni::conflist::NAME);
+                    self.shared.repaired(Kind::Conflist, what);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::error!(%error, "cannot write the conflist"),
             }
+            self.started = true;
         }
+        self.shared.tell_repairs();
         self.sync_objects();
         if let Err(error) = self.shared.store().flush() {
             tracing::warn!(%error, "cannot note released addresses");
         }
         self.report();
+    }
+
+    /// Tells of the beginning and the end of a time in which not all is well.
+    fn tell_degraded(&self, reason: &str) {
+        let before = &self.converger.degraded;
+        if !self.started || before == reason {
+            return;
+        }
+        if reason.is_empty() {
+            let note = "devices, programs, maps and routes are as they should be again";
+            self.shared.events.normal("AsDesired", note);
+        } else {
+            self.shared.events.warn("Degraded", reason);
+        }
     }
 
     /// Returns why ADD cannot be served; empty: it can.

@@ -9,20 +9,25 @@ mod cni;
 mod converge;
 mod datapath;
 mod desired;
+mod device;
 mod endpoint;
 mod engine;
+mod events;
 mod facts;
 mod files;
 mod held;
+mod host;
 mod http;
 mod index;
 mod install;
 mod netlink;
 mod nft;
 mod publish;
+mod repair;
 mod run;
 mod shared;
 mod status;
+mod tables;
 mod watch;
 
 use std::{

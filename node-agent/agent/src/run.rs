@@ -23,8 +23,10 @@ use crate::{
     cni::server,
     datapath::Datapath,
     endpoint::Store,
-    engine::Engine,
+    engine::{Engine, Input},
+    events::Events,
     http,
+    netlink::notify,
     publish::Publisher,
     shared::{Options, Shared},
     status::{self, Report},
@@ -51,6 +53,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
     let (publisher, wishes) = Publisher::new();
+    let (events, untold) = Events::new();
     let listener = server::listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
     let node = options.node.clone();
@@ -60,11 +63,12 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         datapath,
         store,
         publisher,
+        events,
         to_engine.clone(),
     ));
 
     watches::start(&client, &node, &to_engine);
-    drop(to_engine);
+    listen_to_kernel(to_engine)?;
     let (report, reports) = watch::channel(Report::default());
     let engine = Engine::new(shared.clone(), from_engine, report)
         .context("cannot take over what is in the kernel")?;
@@ -73,6 +77,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         .spawn(move || engine.run())
         .context("cannot start the engine")?;
     tokio::spawn(wishes.run(client.clone()));
+    tokio::spawn(untold.run(client.clone(), node));
     tokio::spawn(server::run(shared.clone(), listener));
     tokio::spawn(http::run(shared.clone(), metrics));
     tokio::spawn(status::run(client, shared.clone(), reports));
@@ -93,6 +98,20 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     // The engine's thread may be in the middle of a round; every state it can
     // be stopped in is one that the next agent takes over.
     std::process::exit(0);
+}
+
+/// Has the engine look whenever the kernel says that the node changed.
+fn listen_to_kernel(to_engine: mpsc::Sender<Input>) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name("notify".into())
+        .spawn(move || {
+            let result = notify::listen(|| to_engine.send(Input::Kernel).is_ok());
+            if let Err(error) = result {
+                tracing::warn!(%error, "no word from the kernel; changes are seen by the rounds");
+            }
+        })
+        .context("cannot start listening to the kernel")?;
+    Ok(())
 }
 
 /// The node's boot id, as the chart mounts it or as the kubelet reported it

@@ -14,8 +14,10 @@ use crate::{
     desired::{Facts, Peers, Step},
     endpoint::Store,
     engine::Input,
+    events::Events,
     index::Index,
     publish::Publisher,
+    repair::{Kind, Ledger},
 };
 
 /// Where things are.
@@ -68,7 +70,9 @@ pub(crate) struct Shared {
     store: Mutex<Store>,
     /// Host-side device names of ADDs under way.
     adding: Mutex<BTreeSet<String>>,
-    repairs: Mutex<BTreeMap<String, u64>>,
+    repairs: Mutex<Ledger>,
+    /// Tells what happens on this node as Kubernetes Events.
+    pub(crate) events: Events,
     /// Writes PodEndpoints.
     pub(crate) publisher: Publisher,
     /// The engine.
@@ -83,6 +87,7 @@ impl Shared {
         datapath: Datapath,
         store: Store,
         publisher: Publisher,
+        events: Events,
         engine: mpsc::Sender<Input>,
     ) -> Self {
         let index = Index::new(&options.node);
@@ -98,6 +103,7 @@ impl Shared {
             store: Mutex::new(store),
             adding: Mutex::default(),
             repairs: Mutex::default(),
+            events,
             publisher,
             engine,
         }
@@ -138,19 +144,23 @@ impl Shared {
         self.adding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts something that was put back, or done, by its kind.
-    pub(crate) fn count(&self, what: &str, times: usize) {
-        if times > 0 {
-            let mut repairs = self.repairs.lock().unwrap_or_else(PoisonError::into_inner);
-            *repairs.entry(what.to_owned()).or_default() += times as u64;
-        }
+    /// Counts one thing that somebody else changed or removed and that was put
+    /// back. `what` says what was found: "route 10.244.2.0/24 was removed".
+    pub(crate) fn repaired(&self, kind: Kind, what: String) {
+        self.ledger().enter(kind, what);
     }
 
-    /// The counts of [`Shared::count`].
+    /// Tells in log and Events what was put back since the last call.
+    pub(crate) fn tell_repairs(&self) {
+        self.ledger().tell(&self.events);
+    }
+
+    /// How often what was put back since the agent started, by kind.
     pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
-        self.repairs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.ledger().counts()
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.repairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,6 +35,7 @@ pub(crate) struct Report {
     uplinks: Vec<UplinkStatus>,
     mtu: u32,
     endpoints: usize,
+    repairs: BTreeMap<String, i64>,
     not_ready: String,
     degraded: String,
     decommissioned: bool,
@@ -69,6 +70,11 @@ impl Report {
             uplinks: attachments.uplinks(facts),
             mtu,
             endpoints: shared.store().len(),
+            repairs: shared
+                .counts()
+                .into_iter()
+                .map(|(kind, times)| (kind, i64::try_from(times).unwrap_or(i64::MAX)))
+                .collect(),
             not_ready,
             degraded: degraded.to_owned(),
             decommissioned,
@@ -88,6 +94,7 @@ impl Report {
             boot_id: boot_id.to_owned(),
             agent_version: env!("CARGO_PKG_VERSION").into(),
             decommissioned: self.decommissioned,
+            repairs: self.repairs.clone(),
             conditions,
             ..NodeNetworkStatus::default()
         }

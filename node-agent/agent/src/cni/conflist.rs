@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{files, shared::Shared};
 
 /// Its file name: early in the alphabet, since the first file counts.
-const NAME: &str = "05-veer.conflist";
+pub(crate) const NAME: &str = "05-veer.conflist";
 
 /// The file's content. Runtimes that know `cniVersions` choose the newest;
 /// containerd 1.x takes `cniVersion`.
@@ -26,14 +26,15 @@ fn content() -> Vec<u8> {
     bytes
 }
 
-/// Writes it atomically, unless it is there already.
-pub(crate) fn write(folder: &Path) -> io::Result<()> {
+/// Writes it atomically, unless it is there already. Returns whether it was not.
+pub(crate) fn write(folder: &Path) -> io::Result<bool> {
     let path = folder.join(NAME);
     let wanted = content();
     if fs::read(&path).is_ok_and(|found| found == wanted) {
-        return Ok(());
+        return Ok(false);
     }
-    files::write_atomically(&path, &wanted)
+    files::write_atomically(&path, &wanted)?;
+    Ok(true)
 }
 
 /// Removes it, and veer-cni, once no pod of veer is left on a node that is

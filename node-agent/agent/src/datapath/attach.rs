@@ -38,7 +38,8 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
-    fn program(self) -> &'static str {
+    /// Name of the hook's program.
+    pub(crate) fn program(self) -> &'static str {
         match self {
             Self::PodEgress => program::POD_EGRESS,
             Self::PodIngress => program::POD_INGRESS,

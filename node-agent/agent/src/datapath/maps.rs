@@ -28,6 +28,29 @@ pub(crate) struct Maps {
     pub(crate) remotes: Array<MapData, Remote>,
     pub(crate) flows: BpfHashMap<MapData, FlowKey, FlowNote>,
     pub(crate) counters: PerCpuArray<MapData, Counter>,
+    /// What the entries were when last written here, or taken over.
+    pub(crate) shadow: Shadow,
+}
+
+/// The maps' entries as this agent wrote them. Only agents write these maps, one
+/// at a time, so an entry that differs from here is somebody else's work.
+#[derive(Debug, Default)]
+pub(crate) struct Shadow {
+    /// The maps were compared once: what is noted here is all there is.
+    pub(crate) begun: bool,
+    pub(crate) config: Option<Config>,
+    pub(crate) endpoints: HashMap<IpKey, Endpoint>,
+    pub(crate) interfaces: HashMap<u32, Interface>,
+    pub(crate) ipcache: HashMap<Prefix, IpcacheEntry>,
+    pub(crate) nodes: HashMap<IpKey, u32>,
+    pub(crate) remotes: HashMap<u32, Remote>,
+}
+
+fn note<K: Eq + Hash, V>(shadow: &mut HashMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => shadow.insert(key, value),
+        None => shadow.remove(&key),
+    };
 }
 
 macro_rules! take {
@@ -55,6 +78,7 @@ impl Maps {
             remotes: take!(object, REMOTES),
             flows: take!(object, FLOWS),
             counters: take!(object, COUNTERS),
+            shadow: Shadow::default(),
         })
     }
 
@@ -89,9 +113,12 @@ impl Maps {
     ) -> Result<(), Error> {
         let key = Key::new(IP_KEY_TAG_BITS + u32::from(length), address);
         match entry {
-            Some(entry) => self.ipcache.insert(&key, entry, 0).map_err(error(IPCACHE)),
-            None => absent_is_fine(self.ipcache.remove(&key)).map_err(error(IPCACHE)),
+            Some(entry) => self.ipcache.insert(&key, entry, 0),
+            None => absent_is_fine(self.ipcache.remove(&key)),
         }
+        .map_err(error(IPCACHE))?;
+        note(&mut self.shadow.ipcache, (length, address), entry);
+        Ok(())
     }
 
     /// Writes or removes the rows of one local pod address.
@@ -104,7 +131,9 @@ impl Maps {
             Some(e) => self.endpoints.insert(address, e, 0),
             None => absent_is_fine(self.endpoints.remove(&address)),
         }
-        .map_err(error(ENDPOINTS))
+        .map_err(error(ENDPOINTS))?;
+        note(&mut self.shadow.endpoints, address, endpoint);
+        Ok(())
     }
 
     /// Writes or removes the row of one host-side veth.
@@ -117,7 +146,9 @@ impl Maps {
             Some(i) => self.interfaces.insert(index, i, 0),
             None => absent_is_fine(self.interfaces.remove(&index)),
         }
-        .map_err(error(INTERFACES))
+        .map_err(error(INTERFACES))?;
+        note(&mut self.shadow.interfaces, index, interface);
+        Ok(())
     }
 
     /// Writes or removes a node's address.
@@ -126,21 +157,29 @@ impl Maps {
             Some(id) => self.nodes.insert(address, id, 0),
             None => absent_is_fine(self.nodes.remove(&address)),
         }
-        .map_err(error(NODES))
+        .map_err(error(NODES))?;
+        note(&mut self.shadow.nodes, address, id);
+        Ok(())
     }
 
     /// Writes a node's entry; a default entry is an unused one.
     pub(crate) fn set_remote(&mut self, id: u32, remote: Remote) -> Result<(), Error> {
-        self.remotes.set(id, remote, 0).map_err(error(REMOTES))
+        self.remotes.set(id, remote, 0).map_err(error(REMOTES))?;
+        let used = (remote != Remote::default()).then_some(remote);
+        note(&mut self.shadow.remotes, id, used);
+        Ok(())
     }
 
-    /// Writes the node's configuration if it differs. Returns whether it did.
-    pub(crate) fn set_config(&mut self, config: Config) -> Result<bool, Error> {
-        if self.config.get(&0, 0).map_err(error(CONFIG))? == config {
-            return Ok(false);
-        }
+    /// The node's configuration.
+    pub(crate) fn present_config(&self) -> Result<Config, Error> {
+        self.config.get(&0, 0).map_err(error(CONFIG))
+    }
+
+    /// Writes the node's configuration.
+    pub(crate) fn set_config(&mut self, config: Config) -> Result<(), Error> {
         self.config.set(0, config, 0).map_err(error(CONFIG))?;
-        Ok(true)
+        self.shadow.config = Some(config);
+        Ok(())
     }
 }
 
@@ -177,6 +216,15 @@ pub(crate) struct Difference<K, V> {
     pub(crate) write: Vec<(K, V)>,
     /// Entries that should not be there.
     pub(crate) remove: Vec<K>,
+}
+
+impl<K, V> Default for Difference<K, V> {
+    fn default() -> Self {
+        Self {
+            write: Vec::new(),
+            remove: Vec::new(),
+        }
+    }
 }
 
 /// The difference between two tables. With `complete` unset `want` may lack

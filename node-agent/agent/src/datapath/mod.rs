@@ -15,13 +15,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapInfo,
+    maps::{MapData, MapInfo},
     programs::{Program, ProgramError, SchedClassifier},
 };
 use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 
 pub(crate) use attach::{Hook, XdpAttach, remove_clsact};
-pub(crate) use maps::{Maps, Prefix, difference, read_all};
+pub(crate) use maps::{Difference, Maps, Prefix, difference, read_all};
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,8 @@ pub(crate) struct Datapath {
     object: Ebpf,
     /// The maps.
     pub(crate) maps: Maps,
+    /// All maps once more, to pin them again.
+    pinned: Vec<(PathBuf, MapData)>,
     links: PathBuf,
     root: PathBuf,
     /// Attach by tcx links (6.6 and later), not by clsact.
@@ -111,9 +113,21 @@ impl Datapath {
             load_program(&mut object, name)?;
         }
         let maps = Maps::take(&mut object)?;
+        let pinned = layout::ALL
+            .iter()
+            .map(|spec| {
+                let path = pins.join(spec.name);
+                let map = MapData::from_pin(&path).map_err(|source| Error::Map {
+                    name: spec.name,
+                    source,
+                })?;
+                Ok((path, map))
+            })
+            .collect::<Result<_, Error>>()?;
         Ok(Self {
             object,
             maps,
+            pinned,
             links,
             root,
             tcx: attach::tcx_supported(),
@@ -123,6 +137,26 @@ impl Datapath {
     /// `tcx` or `clsact`.
     pub(crate) fn attach_kind(&self) -> &'static str {
         if self.tcx { "tcx" } else { "clsact" }
+    }
+
+    /// Pins maps again whose pins are gone or are of other maps. Returns the
+    /// paths of those.
+    pub(crate) fn repin(&self) -> io::Result<Vec<&Path>> {
+        let mut lost = Vec::new();
+        for (path, map) in &self.pinned {
+            let own = map.info().map_err(io::Error::other)?.id();
+            if MapInfo::from_pin(path).is_ok_and(|info| info.id() == own) {
+                continue;
+            }
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            crate::files::remove(path)?;
+            map.pin(path).map_err(io::Error::other)?;
+            lost.push(path.as_path());
+        }
+        fs::create_dir_all(&self.links)?;
+        Ok(lost)
     }
 
     /// Removes every pin of every version. The programs go with their links.

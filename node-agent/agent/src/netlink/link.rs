@@ -4,8 +4,8 @@ use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
 use super::wire::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
 
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
+pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_SETLINK: u16 = 19;
 
@@ -98,6 +98,11 @@ fn parse(message: &Received) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// The name of the link that a notification is of.
+pub(super) fn name(message: &Received) -> Option<String> {
+    message.attrs(HEADER).find(IFLA_IFNAME).map(text)
 }
 
 /// All links of the socket's namespace.

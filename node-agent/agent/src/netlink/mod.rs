@@ -6,6 +6,7 @@ pub(crate) mod address;
 pub(crate) mod link;
 pub(crate) mod neighbour;
 pub(crate) mod netns;
+pub(crate) mod notify;
 pub(crate) mod pod;
 pub(crate) mod route;
 pub(crate) mod sysctl;

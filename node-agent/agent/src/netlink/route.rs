@@ -13,8 +13,8 @@ use super::{
     wire::{Attrs, CREATE, Message, REPLACE, Received, Socket, u32_at},
 };
 
-const RTM_NEWROUTE: u16 = 24;
-const RTM_DELROUTE: u16 = 25;
+pub(super) const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -154,6 +154,13 @@ fn parse(message: &Received) -> Option<Route> {
     })
 }
 
+/// Whether a notification is of a route that counts for more than one pod: of
+/// the main table, and not one of veer's to a single address.
+pub(super) fn concerns_the_node(message: &Received) -> bool {
+    let byte = |at: usize| message.body.get(at).copied();
+    byte(4) == Some(TABLE_MAIN) && !(byte(5) == Some(PROTOCOL) && byte(1) == Some(32))
+}
+
 /// The IPv4 routes of the main table, with their protocol.
 pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
     let mut fixed = [0; HEADER];
@@ -171,11 +178,13 @@ pub(crate) fn replace(socket: &mut Socket, route: &Route) -> io::Result<()> {
     socket.request(route.message(RTM_NEWROUTE, CREATE | REPLACE))
 }
 
-/// Removes a route; fine when there is none.
-pub(crate) fn delete(socket: &mut Socket, route: &Route) -> io::Result<()> {
+/// Removes a route; fine when there is none. Returns whether there was.
+pub(crate) fn delete(socket: &mut Socket, route: &Route) -> io::Result<bool> {
     match socket.request(route.message(RTM_DELROUTE, 0)) {
-        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => Ok(()),
-        other => other,
+        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => {
+            Ok(false)
+        }
+        other => other.map(|()| true),
     }
 }
 

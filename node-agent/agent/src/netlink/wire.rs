@@ -163,6 +163,23 @@ impl<'a> Attrs<'a> {
     }
 }
 
+/// The messages of one datagram, up to the first that is cut off.
+pub(crate) fn messages(mut bytes: &[u8]) -> Vec<Received> {
+    let mut found = Vec::new();
+    while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
+        let length = length as usize;
+        let Some(body) = bytes.get(HEADER..length) else {
+            break;
+        };
+        found.push(Received {
+            kind,
+            body: body.to_vec(),
+        });
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    found
+}
+
 /// 16 bits in host byte order at an offset.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..at + 2)?;
@@ -201,14 +218,25 @@ impl Socket {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
-    fn open(protocol: SockProtocol) -> io::Result<Self> {
+    /// A socket that hears of changes in these groups (`RTMGRP_*`) of the calling
+    /// thread's network namespace, for as long as it takes.
+    pub(crate) fn listen(groups: u32) -> io::Result<OwnedFd> {
+        Self::bound(SockProtocol::NetlinkRoute, groups)
+    }
+
+    fn bound(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
         let fd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC,
             protocol,
         )?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(fd)
+    }
+
+    fn open(protocol: SockProtocol) -> io::Result<Self> {
+        let fd = Self::bound(protocol, 0)?;
         setsockopt(&fd, ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
         Ok(Self {
             fd,

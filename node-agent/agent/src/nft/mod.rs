@@ -15,6 +15,7 @@ use std::{
 use crate::{
     desired::{Facts, Step},
     netlink::wire::{Message, Socket},
+    repair::Kind,
     shared::Shared,
 };
 
@@ -30,6 +31,7 @@ const SUBSYSTEM: u16 = 10;
 const BATCH: (u16, u16) = (0x10, 0x11);
 
 const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
@@ -82,16 +84,20 @@ impl Table {
         let block = shared.store().block();
         let wanted = ruleset::ruleset(&shared.index(), facts, step, block);
         let mut socket = Socket::netfilter()?;
+        let mut changed = false;
         if let Some((ruleset, print)) = &self.written
             && *ruleset == wanted
         {
             if fingerprint(&mut socket).ok() == Some(*print) {
                 return Ok(());
             }
-            tracing::warn!("the table inet veer was changed by somebody; writing it again");
-            shared.count("nftables", 1);
+            changed = true;
         }
         commit(&mut socket, wanted.messages())?;
+        if changed {
+            let what = "table inet veer was changed or removed";
+            shared.repaired(Kind::Nftables, what.into());
+        }
         self.written = Some((wanted, fingerprint(&mut socket)?));
         Ok(())
     }
@@ -110,11 +116,13 @@ impl Table {
     }
 }
 
-/// A hash of what the kernel says of the table's chains, rules and sets. The
-/// rules have no counters, so it changes only when somebody changes them.
+/// A hash of what the kernel says of the table and its chains, rules and sets.
+/// The rules have no counters, so it changes only when somebody changes them.
 fn fingerprint(socket: &mut Socket) -> io::Result<u64> {
     let mut hasher = DefaultHasher::new();
-    let mut dumps = vec![table(GET_CHAIN, 0), table(GET_RULE, 0)];
+    let mut dumps: Vec<Message> = [GET_TABLE, GET_CHAIN, GET_RULE]
+        .map(|get| table(get, 0))
+        .into();
     for set in ruleset::SETS {
         let mut elements = table(GET_ELEMENT, 0);
         elements.string(2, set);

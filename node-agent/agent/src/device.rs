@@ -1,0 +1,82 @@
+//! The VXLAN device: made if missing, made again if another's, never down.
+
+use crate::{
+    engine::{Error, netlink},
+    netlink::{
+        VXLAN,
+        link::{self, Link},
+        wire::Socket,
+    },
+    repair::Kind,
+    shared::Shared,
+};
+
+/// What the device was to be like in the last round.
+#[derive(Debug, Default)]
+pub(crate) struct Device {
+    /// MTU in bytes; `None` before the first round and after a clean-up.
+    last: Option<u32>,
+}
+
+impl Device {
+    /// Makes the device so and returns its interface index.
+    pub(crate) fn converge(
+        &mut self,
+        shared: &Shared,
+        socket: &mut Socket,
+        port: u16,
+        mtu: u32,
+    ) -> Result<u32, Error> {
+        let tell = |how: &str, known: bool| {
+            if known {
+                shared.repaired(Kind::Device, format!("{VXLAN} {how}"));
+            }
+        };
+        let known = self.last.is_some();
+        let mut found = find(socket)?;
+        if let Some(link) = &found
+            && (link.kind != "vxlan" || !link.vxlan_external || link.vxlan_port != port)
+        {
+            tracing::warn!(?link, "veer_vxlan is not as veer makes it; making it again");
+            link::delete(socket, VXLAN).map_err(netlink("remove a foreign veer_vxlan"))?;
+            found = None;
+        }
+        let made = found.is_none();
+        if made {
+            link::add_vxlan(socket, VXLAN, port, mtu).map_err(netlink(
+                "make veer_vxlan (is the kernel module vxlan there, is UDP port free?)",
+            ))?;
+            tell("was removed", known);
+            found = find(socket)?;
+        }
+        let Some(link) = found else {
+            return Err(netlink("find veer_vxlan")(
+                std::io::ErrorKind::NotFound.into(),
+            ));
+        };
+        if link.mtu != mtu {
+            link::set_mtu(socket, link.index, mtu).map_err(netlink("set the MTU of veer_vxlan"))?;
+            tell("had another MTU", self.last == Some(mtu));
+        }
+        if !link.noarp {
+            link::set_noarp(socket, link.index).map_err(netlink("arp off on veer_vxlan"))?;
+            tell("had arp on", known);
+        }
+        if !link.up {
+            link::no_ipv6_autoconf(socket, link.index).map_err(netlink("veer_vxlan"))?;
+            link::set_up(socket, link.index).map_err(netlink("set veer_vxlan up"))?;
+            tell("was set down", known && !made);
+        }
+        self.last = Some(mtu);
+        Ok(link.index)
+    }
+
+    /// The device was removed on purpose.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+fn find(socket: &mut Socket) -> Result<Option<Link>, Error> {
+    link::by_name(socket, VXLAN).map_err(netlink("find veer_vxlan"))
+}

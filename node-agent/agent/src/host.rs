@@ -1,0 +1,223 @@
+//! What the node's stack holds for pods and other nodes: routes, neighbour
+//! entries, devices that are up, sysctls.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    desired::{Desired, Facts},
+    engine::{Error, netlink},
+    netlink::{
+        VXLAN,
+        link::{self, Link, Mac},
+        neighbour,
+        route::{self, PROTOCOL, Route},
+        sysctl::Sysctls,
+        wire::Socket,
+    },
+    repair::{Kind, Last},
+    shared::Shared,
+};
+
+/// Loose: what comes by another device than answers would leave by is fine. The
+/// larger of `all` and the device's value counts.
+const LOOSE: &str = "2";
+
+/// See the module.
+pub(crate) struct Host {
+    routes: Last<IpNet, Route>,
+    neighbours: Last<(u32, IpAddr), Mac>,
+    sysctls: Sysctls,
+    /// Keys that were as they should be after the last round.
+    set: HashSet<String>,
+}
+
+impl Host {
+    /// `sysctls` knows the values to restore.
+    pub(crate) fn new(sysctls: Sysctls) -> Self {
+        Self {
+            routes: Last::default(),
+            neighbours: Last::default(),
+            sysctls,
+            set: HashSet::new(),
+        }
+    }
+
+    /// Writes and removes veer's routes. `present` was read before `wanted` was
+    /// worked out.
+    pub(crate) fn routes(
+        &mut self,
+        shared: &Shared,
+        socket: &mut Socket,
+        present: &[(u8, Route)],
+        links: &[Link],
+        wanted: &Desired,
+    ) {
+        let complete = wanted.all_known && shared.index().complete.nodes;
+        let own: HashMap<IpNet, &Route> = present
+            .iter()
+            .filter(|(protocol, _)| *protocol == PROTOCOL)
+            .map(|(_, r)| (r.destination, r))
+            .collect();
+        let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
+        let mut now: HashMap<IpNet, Route> = HashMap::new();
+        for route in &wanted.routes {
+            let to = route.destination;
+            let found = own.get(&to);
+            if found != Some(&route) {
+                if route.index != 0 && !devices.contains(&route.index) {
+                    continue;
+                }
+                if let Err(error) = route::replace(socket, route) {
+                    tracing::warn!(%to, %error, "cannot write a route");
+                    continue;
+                }
+                if self.routes.lost(&to, route) {
+                    let how = if found.is_some() {
+                        "changed"
+                    } else {
+                        "removed"
+                    };
+                    shared.repaired(Kind::Route, format!("route {to} was {how}"));
+                }
+            }
+            now.insert(to, route.clone());
+        }
+        let wanted: HashSet<IpNet> = wanted.routes.iter().map(|r| r.destination).collect();
+        // While nodes are missing, so are their routes; those to pods are known.
+        let gone = own
+            .values()
+            .filter(|r| !wanted.contains(&r.destination) && (complete || r.gateway.is_none()));
+        for route in gone {
+            let to = route.destination;
+            match route::delete(socket, route) {
+                Ok(true) if self.routes.foreign(&to) && complete => {
+                    shared.repaired(Kind::Route, format!("route {to} was added"));
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%to, %error, "cannot remove a route"),
+            }
+        }
+        if complete {
+            self.routes.set(now);
+        } else {
+            self.routes.extend(now);
+        }
+    }
+
+    /// Writes the permanent neighbour entries of local pods.
+    pub(crate) fn neighbours(
+        &mut self,
+        shared: &Shared,
+        socket: &mut Socket,
+        present: &[(u32, IpAddr, Mac)],
+        links: &[Link],
+    ) {
+        let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
+        let present: HashMap<(u32, IpAddr), Mac> =
+            present.iter().map(|(i, a, m)| ((*i, *a), *m)).collect();
+        let adding = shared.adding().clone();
+        let wired: Vec<_> = shared
+            .store()
+            .iter()
+            .filter(|e| !adding.contains(&e.host_ifname))
+            .map(|e| (e.ifindex, e.address, e.mac))
+            .collect();
+        let mut now = HashMap::new();
+        for (index, address, mac) in wired {
+            if !devices.contains(&index) {
+                continue;
+            }
+            let key = (index, address);
+            let found = present.get(&key);
+            if found != Some(&mac) {
+                if let Err(error) = neighbour::replace(socket, index, address, mac) {
+                    tracing::warn!(%address, %error, "cannot write a neighbour entry");
+                    continue;
+                }
+                if self.neighbours.lost(&key, &mac) {
+                    let how = if found.is_some() {
+                        "changed"
+                    } else {
+                        "removed"
+                    };
+                    let what = format!("neighbour entry {address} was {how}");
+                    shared.repaired(Kind::Neighbour, what);
+                }
+            }
+            now.insert(key, mac);
+        }
+        self.neighbours.set(now);
+    }
+
+    /// Sets the sysctls of node, devices and pods' devices.
+    pub(crate) fn sysctls(&mut self, shared: &Shared, facts: &Facts) -> Result<(), Error> {
+        let loose = |name: &str| format!("ipv4/conf/{name}/rp_filter");
+        let mut wanted = vec![("ipv4/ip_forward".to_owned(), "1", true)];
+        wanted.push((loose(VXLAN), LOOSE, true));
+        wanted.extend(facts.uplinks.iter().map(|u| (loose(&u.name), LOOSE, true)));
+        let adding = shared.adding().clone();
+        // These go with their pods: there is nothing to restore.
+        wanted.extend(
+            shared
+                .store()
+                .iter()
+                .filter(|e| !adding.contains(&e.host_ifname))
+                .map(|e| (loose(&e.host_ifname), LOOSE, false)),
+        );
+        let mut now = HashSet::new();
+        let mut failure = None;
+        for (key, value, remember) in wanted {
+            match self.sysctls.set(&key, value, remember) {
+                Ok(changed) => {
+                    if changed && self.set.contains(&key) {
+                        let what = format!("sysctl net.{} was changed", key.replace('/', "."));
+                        shared.repaired(Kind::Sysctl, what);
+                    }
+                    now.insert(key);
+                }
+                // The device is gone.
+                Err(e) if !remember && e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => failure = failure.or(Some(netlink("set a sysctl below net")(e))),
+            }
+        }
+        self.set = now;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Puts old values of sysctls back, and forgets what it knew.
+    pub(crate) fn restore(&mut self) -> io::Result<()> {
+        self.routes.clear();
+        self.neighbours.clear();
+        self.set.clear();
+        self.sysctls.restore()
+    }
+}
+
+/// Sets up the host sides of local pods' devices. A device that is down has
+/// no routes and no neighbours, so this comes first.
+pub(crate) fn up(shared: &Shared, socket: &mut Socket, links: &[Link]) {
+    let adding = shared.adding().clone();
+    let wired: HashSet<(String, u32)> = shared
+        .store()
+        .iter()
+        .filter(|e| !adding.contains(&e.host_ifname))
+        .map(|e| (e.host_ifname.clone(), e.ifindex))
+        .collect();
+    for link in links.iter().filter(|l| !l.up) {
+        if !wired.contains(&(link.name.clone(), link.index)) {
+            continue;
+        }
+        match link::set_up(socket, link.index) {
+            Ok(()) => {
+                shared.repaired(Kind::Device, format!("{} was set down", link.name));
+            }
+            Err(error) => tracing::warn!(device = link.name, %error, "cannot set it up"),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What somebody else changed or removed and the agent put back: counted by
+//! kind, and told once per round and kind.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+};
+
+use crate::events::Events;
+
+/// Things named in one message; the rest is counted.
+const NAMED: usize = 5;
+
+/// What was put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// The VXLAN device, or a setting of it.
+    Device,
+    /// A route.
+    Route,
+    /// A permanent neighbour entry.
+    Neighbour,
+    /// A program on its hook.
+    Program,
+    /// The pin of a map.
+    Pin,
+    /// An entry of a map.
+    MapEntry,
+    /// The nftables table.
+    Nftables,
+    /// A sysctl.
+    Sysctl,
+    /// The CNI configuration.
+    Conflist,
+}
+
+impl Kind {
+    /// Its name in status and metrics.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Route => "routes",
+            Self::Neighbour => "neighbours",
+            Self::Program => "programs",
+            Self::Pin => "pins",
+            Self::MapEntry => "map entries",
+            Self::Nftables => "nftables",
+            Self::Sysctl => "sysctls",
+            Self::Conflist => "conflist",
+        }
+    }
+}
+
+/// Repairs of this agent's life.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    counts: BTreeMap<Kind, u64>,
+    /// Since they were last told: how many, and the first ones in words.
+    untold: BTreeMap<Kind, (usize, Vec<String>)>,
+}
+
+impl Ledger {
+    /// Enters one repair; `what` says what was found, as in "route
+    /// 10.244.2.0/24 was removed".
+    pub(crate) fn enter(&mut self, kind: Kind, what: String) {
+        *self.counts.entry(kind).or_default() += 1;
+        let (times, named) = self.untold.entry(kind).or_default();
+        *times += 1;
+        if named.len() < NAMED {
+            named.push(what);
+        }
+    }
+
+    /// The counts by name.
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        self.counts
+            .iter()
+            .map(|(kind, times)| (kind.name().to_owned(), *times))
+            .collect()
+    }
+
+    /// One sentence per kind for what was not told yet.
+    fn sentences(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untold)
+            .into_values()
+            .map(|(times, mut named)| {
+                // Which five of many are named is no matter, but the same five
+                // make the same message, and so one Event with a count.
+                named.sort_unstable();
+                let rest = times - named.len();
+                let more = if rest == 0 {
+                    String::new()
+                } else {
+                    format!(" and {rest} more")
+                };
+                format!("{}{more}; put back", named.join(", "))
+            })
+            .collect()
+    }
+
+    /// Tells in log and Events what was put back since it was last called.
+    pub(crate) fn tell(&mut self, events: &Events) {
+        for sentence in self.sentences() {
+            tracing::warn!("{sentence}");
+            events.warn("Repaired", sentence);
+        }
+    }
+}
+
+/// What a table was to hold at the end of the last round, to tell a repair from
+/// a change of mind: only what was wanted then as it is now, and is not there,
+/// was taken away by somebody; only what was not wanted then either, and is
+/// there, was put there by somebody.
+#[derive(Debug)]
+pub(crate) struct Last<K, V>(Option<HashMap<K, V>>);
+
+impl<K, V> Default for Last<K, V> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<K: Eq + Hash, V: PartialEq> Last<K, V> {
+    /// Whether somebody else changed or removed what is now to be written.
+    pub(crate) fn lost(&self, key: &K, value: &V) -> bool {
+        self.0.as_ref().is_some_and(|l| l.get(key) == Some(value))
+    }
+
+    /// Whether somebody else wrote what is now to be removed.
+    pub(crate) fn foreign(&self, key: &K) -> bool {
+        self.0.as_ref().is_some_and(|l| !l.contains_key(key))
+    }
+
+    /// Notes what the table holds now, in full.
+    pub(crate) fn set(&mut self, now: HashMap<K, V>) {
+        self.0 = Some(now);
+    }
+
+    /// Notes more of what the table holds.
+    pub(crate) fn extend(&mut self, more: HashMap<K, V>) {
+        self.0.get_or_insert_default().extend(more);
+    }
+
+    /// Forgets everything: the next round repairs nothing, it begins.
+    pub(crate) fn clear(&mut self) {
+        self.0 = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_repairs_of_one_round_are_one_sentence_per_kind() {
+        let mut ledger = Ledger::default();
+        ledger.enter(Kind::Device, "veer_vxlan was set down".into());
+        for i in 0..7 {
+            ledger.enter(Kind::Route, format!("route 10.1.{i}.0/24 was removed"));
+        }
+        let sentences = ledger.sentences();
+        assert_eq!(sentences[0], "veer_vxlan was set down; put back");
+        assert!(sentences[1].starts_with("route 10.1.0.0/24 was removed, route 10.1.1.0/24"));
+        assert!(sentences[1].ends_with("10.1.4.0/24 was removed and 2 more; put back"));
+        assert_eq!(ledger.counts()["routes"], 7);
+        assert!(ledger.sentences().is_empty(), "told once");
+        assert_eq!(ledger.counts()["device"], 1, "and still counted");
+    }
+
+    #[test]
+    fn a_change_of_mind_is_no_repair() {
+        let mut last = Last::default();
+        assert!(!last.lost(&1, &'a') && !last.foreign(&1), "the first round");
+        last.set(HashMap::from([(1, 'a'), (2, 'b')]));
+        assert!(last.lost(&1, &'a'), "wanted then and now");
+        assert!(!last.lost(&1, &'x'), "wanted otherwise now");
+        assert!(!last.lost(&3, &'c'), "new");
+        assert!(!last.foreign(&2), "wanted no longer");
+        assert!(last.foreign(&4), "never wanted");
+        last.extend(HashMap::from([(3, 'c')]));
+        assert!(last.lost(&2, &'b') && last.lost(&3, &'c'));
+    }
+}
