@@ -16,5 +16,4 @@ pub mod maps;
 pub mod pods;
 pub mod scene;
 pub mod site;
-pub mod stream;
 pub mod workloads;

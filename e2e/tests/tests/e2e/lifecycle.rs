@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -10,17 +10,17 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
-    client::{self, Conversation},
+    client,
     lab::{AGENT, NAMESPACE},
-    pods::{self, Pod},
+    load::{self, Path},
+    pods,
     site::Site,
-    stream::Stream,
-    workloads::{self, HTTP, UDP},
+    workloads,
 };
 
 use crate::{
     behind,
-    scene::{DEMO, FIXED, Scene, Test, identity_of},
+    scene::{DEMO, Scene, Test, identity_of},
 };
 
 /// All tests.
@@ -44,52 +44,10 @@ pub(crate) const TESTS: [(&str, Test); 5] = [
 /// How long agents may take to be there again.
 const REPLACED: Duration = Duration::from_mins(1);
 
-/// Traffic of each kind that must survive whatever `change` does.
+/// Traffic of each kind on all paths must survive whatever `change` does.
 fn unharmed(scene: &Scene, change: impl FnOnce() -> Result<()>) -> Result<()> {
-    let source = scene.demo_on("worker1")?;
-    let near = scene.other_on("worker1")?;
-    let far = scene.other_on("worker2")?;
-    let backend = scene.fixed_on("worker2")?;
-    let service = scene
-        .lab
-        .kubectl()
-        .json(&["-n", FIXED, "get", "service", "at-worker2"])?;
-    let service: IpAddr = service["spec"]["clusterIP"]
-        .as_str()
-        .unwrap_or_default()
-        .parse()?;
-    let to = |pod: &Pod, port| SocketAddr::from((pod.address, port));
-    let streams = [
-        Stream::start(&source.site, to(near, UDP), &near.site)?,
-        Stream::start(&source.site, to(far, UDP), &far.site)?,
-        Stream::start(&source.site, SocketAddr::from((service, 81)), &backend.site)?,
-    ];
-    let mut open = [
-        Conversation::open(&source.site, to(far, HTTP))?,
-        Conversation::open(&source.site, SocketAddr::from((service, 80)))?,
-        Conversation::open(&scene.lab.node_site("worker1")?, to(far, HTTP))?,
-    ];
-    let changed = change();
-    // Half a second more of each, with the change behind it.
-    let before: Vec<u64> = streams.iter().map(Stream::sent).collect();
-    await_condition("the streams go on", Duration::from_secs(10), || {
-        let further = streams.iter().zip(&before).all(|(s, b)| s.sent() > b + 250);
-        Ok(further.then_some(()))
-    })?;
-    let mut tallies = Vec::new();
-    for stream in streams {
-        tallies.push(stream.stop()?);
-    }
-    changed?;
-    for tally in &tallies {
-        ensure!(tally.lost() == 0 && tally.doubled == 0, "{tallies:#?}");
-    }
-    for conversation in &mut open {
-        conversation
-            .ask("/hostname")
-            .context("a connection opened before")?;
-    }
-    Ok(())
+    let ((), report) = load::under(&scene.lab, &Path::ALL, change)?;
+    report.unharmed()
 }
 
 fn agents_killed(scene: &Scene) -> Result<()> {

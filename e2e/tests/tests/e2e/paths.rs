@@ -11,14 +11,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::{Transport, await_condition};
+use veer_e2e_cluster::Transport;
 use veer_e2e_tests::{
-    client::{self, Conversation},
+    client,
     evidence::{Place, Plan, TUNNEL, UPLINK, Walk, at},
     lab::Mode,
+    load::{self, Path},
     maps,
     pods::{Pod, links},
-    stream::Stream,
     workloads::{HTTP, UDP},
 };
 
@@ -443,24 +443,10 @@ fn same_program(scene: &Scene) -> Result<()> {
 }
 
 fn lossless(scene: &Scene) -> Result<()> {
-    let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
-    let udp = Stream::start(&source.site, (target.address, UDP).into(), &target.site)?;
-    let mut tcp = Conversation::open(&source.site, (target.address, HTTP).into())?;
-    let mut back_and_forth = || -> Result<()> {
-        for mode in [Mode::Tunnel, Mode::Native, Mode::Tunnel, Mode::Native] {
-            scene.lab.set_mode(mode)?;
-            let before = udp.sent();
-            await_condition("the stream goes on", Duration::from_secs(5), || {
-                Ok((udp.sent() > before + 200).then_some(()))
-            })?;
-            let name = tcp.ask("/hostname").context("the open connection")?;
-            ensure!(name == target.name, "{name} answered for {}", target.name);
-        }
-        Ok(())
-    };
-    let changed = back_and_forth();
-    let tally = udp.stop()?;
-    changed?;
-    ensure!(tally.lost() == 0 && tally.doubled == 0, "{tally:?}");
-    Ok(())
+    let ((), report) = load::under(&scene.lab, &Path::ALL, || {
+        [Mode::Tunnel, Mode::Native]
+            .into_iter()
+            .try_for_each(|mode| scene.lab.set_mode(mode))
+    })?;
+    report.unharmed()
 }

@@ -7,7 +7,7 @@ use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     client,
     lab::{Lab, NAMESPACE, RELEASE},
-    maps, pods, workloads,
+    load, maps, pods, workloads,
 };
 
 use crate::scene::{DEMO, FIXED, Scene, Test};
@@ -76,10 +76,11 @@ fn uninstall(scene: &Scene) -> Result<()> {
     }
     // Pods wired by it can still be deleted.
     let kubectl = lab.kubectl();
-    for namespace in [DEMO, FIXED] {
+    for namespace in [DEMO, FIXED, load::NAMESPACE] {
         kubectl.run(&[
             "delete",
             "namespace",
+            "--ignore-not-found",
             namespace,
             "--wait=true",
             "--timeout=90s",
