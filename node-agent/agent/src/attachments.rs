@@ -1,6 +1,9 @@
 //! Which program runs on which device, kept so.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::{Duration, Instant},
+};
 
 use veer_crds::v1alpha1::{UplinkStatus, XdpMode};
 
@@ -8,7 +11,7 @@ use crate::{
     datapath::{self, Datapath, Hook, XdpAttach},
     desired::{Facts, Uplink},
     engine::Error,
-    netlink::{VXLAN, link::Link},
+    netlink::{VXLAN, is_host_veth, link::Link},
     repair::Kind,
     shared::Shared,
 };
@@ -16,6 +19,10 @@ use crate::{
 /// Drivers whose driver-mode XDP keeps the offloads that TCP streams live on.
 /// A veth loses its peer's segmentation offload, for example.
 const XDP_DRIVERS: [&str; 4] = ["mlx5_core", "ice", "i40e", "ixgbe"];
+
+/// How long a device may be no uplink, such as while its default route is set
+/// anew, before its programs are taken off.
+const NO_UPLINK: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -27,6 +34,8 @@ pub(crate) struct Attachments {
     /// Uplinks on which another program comes first.
     not_first: BTreeSet<String>,
     pins_swept: bool,
+    /// Devices with programs of uplinks that are none, and since when.
+    former: BTreeMap<String, Instant>,
 }
 
 impl Attachments {
@@ -94,6 +103,7 @@ impl Attachments {
             }
             self.done.insert(key);
         }
+        self.leave_former_uplinks(shared, facts);
         let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
         self.xdp(shared, &facts.uplinks);
@@ -108,6 +118,50 @@ impl Attachments {
             self.pins_swept = true;
         }
         failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Takes the programs off devices that are uplinks no longer, also those
+    /// that an earlier agent attached to.
+    fn leave_former_uplinks(&mut self, shared: &Shared, facts: &Facts) {
+        // Before the cluster's settings are known, nor is what the uplinks are.
+        if shared.index().cluster.is_none() {
+            return;
+        }
+        let datapath = shared.datapath();
+        let mut devices = match datapath.pinned_devices() {
+            Ok(devices) => devices,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the pinned links");
+                return;
+            }
+        };
+        devices.extend(self.done.iter().map(|(device, ..)| device.clone()));
+        devices.retain(|d| {
+            d != VXLAN && !is_host_veth(d) && !facts.uplinks.iter().any(|u| u.name == *d)
+        });
+        self.former.retain(|device, _| devices.contains(device));
+        for device in devices {
+            let since = *self
+                .former
+                .entry(device.clone())
+                .or_insert_with(Instant::now);
+            if since.elapsed() < NO_UPLINK {
+                continue;
+            }
+            let result = datapath
+                .detach(&device)
+                .and_then(|()| datapath.detach_xdp(&device, None));
+            if !datapath.attaches_links() {
+                datapath::remove_clsact(&device);
+            }
+            match result {
+                Ok(()) => {
+                    tracing::info!(device, "no uplink any more; its programs are off");
+                    self.former.remove(&device);
+                }
+                Err(error) => tracing::warn!(device, %error, "cannot take programs off"),
+            }
+        }
     }
 
     fn xdp(&mut self, shared: &Shared, uplinks: &[Uplink]) {

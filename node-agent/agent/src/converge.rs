@@ -4,7 +4,10 @@
 //! What is in the kernel is read *before* what should be there is worked out:
 //! whatever an ADD makes in between is then neither missing nor in the way.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use veer_bpf_common::value::Remote;
 use veer_crds::v1alpha1::Epoch;
@@ -33,6 +36,10 @@ use crate::{
     tables::{self, Scope},
 };
 
+/// How long the node's address may be away, for a lease renewed or an uplink made
+/// anew, before it counts as lost.
+const ADDRESS_AWAY: Duration = Duration::from_millis(1500);
+
 /// What lives from round to round.
 pub(crate) struct Converger {
     ids: Ids,
@@ -43,6 +50,8 @@ pub(crate) struct Converger {
     attachments: Attachments,
     nft: nft::Table,
     facts: Facts,
+    /// Since when the address that stands for the node is not there.
+    away: Option<Instant>,
     /// MTU that running pods' routes have, in bytes; 0: not known.
     pods_mtu: u32,
     /// The epoch in force.
@@ -68,6 +77,7 @@ impl Converger {
             attachments: Attachments::default(),
             nft: nft::Table::default(),
             facts: Facts::default(),
+            away: None,
             pods_mtu: 0,
             applied: None,
             degraded: String::new(),
@@ -149,7 +159,7 @@ impl Converger {
                 peers,
             )
         };
-        self.facts = facts::gather(
+        let found = facts::gather(
             socket,
             Wanted {
                 uplinks: &uplinks,
@@ -160,6 +170,18 @@ impl Converger {
             &self.facts,
         )
         .map_err(netlink("read the node's addresses and routes"))?;
+        if let (Some(old), Some(new)) = (self.facts.primary, found.primary)
+            && !found.addresses.contains(&old)
+        {
+            let since = *self.away.get_or_insert_with(Instant::now);
+            return Err(if since.elapsed() < ADDRESS_AWAY {
+                Error::AddressGone(old)
+            } else {
+                Error::Moved { old, new }
+            });
+        }
+        self.away = None;
+        self.facts = found;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
 use veer_agent_api::Attachment;
 use veer_crds::v1alpha1::Epoch;
@@ -77,6 +77,17 @@ pub(crate) enum Error {
     /// State folder.
     #[error("cannot write below the state folder")]
     State(#[source] io::Error),
+    /// The address that stood for the node is gone, just now.
+    #[error("the node's address {0} is gone; looking again before it is taken for lost")]
+    AddressGone(IpAddr),
+    /// The node has another address.
+    #[error("the node's address {old} is gone, it is {new} now")]
+    Moved {
+        /// What stood for the node.
+        old: IpAddr,
+        /// What does now.
+        new: IpAddr,
+    },
 }
 
 /// Names what was tried with netlink when it fails.
@@ -121,6 +132,15 @@ impl Engine {
 
     /// Works until all senders are gone.
     pub(crate) fn run(mut self) {
+        // What was wired before the node was last booted: the device numbers in
+        // those records may be other devices' now.
+        if !self.told_to_go() {
+            // The pool remembers whose addresses they were.
+            if let Some(block) = self.wanted_v4() {
+                self.shared.store().set_block(block);
+            }
+            cni::gc::collect(&self.shared);
+        }
         self.round(true);
         let mut last = Instant::now();
         let mut next = last + ROUND;
@@ -199,6 +219,14 @@ impl Engine {
             .unwrap_or_else(|| self.held.get().pod_cidrs.clone())
     }
 
+    /// The first of [`Self::wanted_blocks`] that pods can be wired from.
+    fn wanted_v4(&self) -> Option<Ipv4Net> {
+        self.wanted_blocks().iter().find_map(|b| match b {
+            IpNet::V4(b) => Some(*b),
+            IpNet::V6(_) => None,
+        })
+    }
+
     fn wanted_epoch(&self) -> Option<Epoch> {
         let index = self.shared.index();
         index
@@ -227,6 +255,13 @@ impl Engine {
             return;
         }
         let outcome = self.try_round(full);
+        if let Err(error @ Error::Moved { .. }) = &outcome {
+            // Connections to the API server that began at the old address are
+            // dead without knowing it. Everything else stays as it is for the
+            // next agent, which takes the ids of other nodes over.
+            tracing::error!("{error}: ending, so that the kubelet starts the agent anew");
+            std::process::exit(0);
+        }
         let reason = match &outcome {
             Ok(reason) => reason.clone(),
             Err(error) => {
@@ -286,13 +321,8 @@ impl Engine {
 
     /// Returns why ADD cannot be served; empty: it can.
     fn try_round(&mut self, full: bool) -> Result<String, Error> {
-        let blocks = self.wanted_blocks();
         let epoch = self.wanted_epoch();
-        let block = blocks.iter().find_map(|b| match b {
-            IpNet::V4(b) => Some(*b),
-            IpNet::V6(_) => None,
-        });
-        let Some(block) = block else {
+        let Some(block) = self.wanted_v4() else {
             // Devices and programs can be made ready before the block is known.
             self.converger.run(&self.shared, epoch.as_ref(), full)?;
             return Ok("the node has no pod CIDR yet: is veer-operator running?".into());

@@ -28,6 +28,9 @@ const REFRESH: Duration = Duration::from_mins(5);
 /// What is reported, without times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Report {
+    /// Not reported: the object that holds a report. One that was made again, or
+    /// lost its status, makes this a new report.
+    object: String,
     held_pod_cidrs: Vec<IpNet>,
     addresses: Vec<IpAddr>,
     applied: Option<Epoch>,
@@ -56,9 +59,17 @@ impl Report {
         degraded: &str,
         decommissioned: bool,
     ) -> Self {
-        let identity_serial = shared.index().identity_serial.clone();
+        let (identity_serial, object) = {
+            let index = shared.index();
+            let own = index.nodes.get(index.own());
+            (
+                index.identity_serial.clone(),
+                own.map(|n| n.reported.clone()).unwrap_or_default(),
+            )
+        };
         let not_ready = shared.plan().not_ready.clone();
         Self {
+            object,
             held_pod_cidrs: if decommissioned {
                 Vec::new()
             } else {

@@ -1,7 +1,11 @@
 //! Attaching: tcx links pinned by device and hook, or clsact filters with a
 //! fixed priority and handle on kernels before 6.6.
 
-use std::{collections::HashSet, fs, io, path::Path};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs, io,
+    path::Path,
+};
 
 use aya::{
     programs::{
@@ -19,6 +23,9 @@ use super::{Datapath, Error};
 /// Priority and handle of veer's clsact filters.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x7ee1);
+
+/// What follows a device's name in the name of a pin.
+const SUFFIXES: [&str; 4] = ["-ingress", "-egress", "-xdp-driver", "-xdp-generic"];
 
 /// A place where a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -178,12 +185,7 @@ impl Datapath {
             let name = entry.file_name().to_string_lossy().into_owned();
             let wanted = devices.iter().any(|device| {
                 name.strip_prefix(&device.replace('.', "~"))
-                    .is_some_and(|rest| {
-                        matches!(
-                            rest,
-                            "-ingress" | "-egress" | "-xdp-driver" | "-xdp-generic"
-                        )
-                    })
+                    .is_some_and(|rest| SUFFIXES.contains(&rest))
             });
             if !wanted {
                 crate::files::remove(&entry.path())?;
@@ -191,6 +193,17 @@ impl Datapath {
             }
         }
         Ok(removed)
+    }
+
+    /// Names of the devices that have pinned links.
+    pub(crate) fn pinned_devices(&self) -> io::Result<BTreeSet<String>> {
+        let mut devices = BTreeSet::new();
+        for entry in fs::read_dir(&self.links)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let device = SUFFIXES.iter().find_map(|s| name.strip_suffix(s));
+            devices.extend(device.map(|d| d.replace('~', ".")));
+        }
+        Ok(devices)
     }
 
     /// Whether the hook's program runs on the device, and whether it runs first.

@@ -134,6 +134,11 @@ impl Datapath {
         })
     }
 
+    /// Whether programs are attached by links that can be pinned.
+    pub(crate) fn attaches_links(&self) -> bool {
+        self.tcx
+    }
+
     /// `tcx` or `clsact`.
     pub(crate) fn attach_kind(&self) -> &'static str {
         if self.tcx { "tcx" } else { "clsact" }

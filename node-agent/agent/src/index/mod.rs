@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn the_own_object_made_again_is_something_new() {
+        let mut index = index();
+        let mut a = node("a", "10.1.0.0/24");
+        a.reported = "uid-1".into();
+        assert!(index.handle(Event::Node(Change::Apply(a))).all);
+        index.handle(Event::Node(Change::Delete("a".into())));
+        let anew = node("a", "10.1.0.0/24");
+        assert!(index.handle(Event::Node(Change::Apply(anew))).all);
+        assert_eq!(index.nodes.get("a").unwrap().reported, "");
+    }
+
+    #[test]
     fn a_nodes_row_that_did_not_change_makes_nothing_stale() {
         let mut index = index();
         let stale = index.handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24"))));

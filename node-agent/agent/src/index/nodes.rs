@@ -22,6 +22,9 @@ pub(crate) struct NodeRecord {
     pub(crate) applied: Option<Epoch>,
     /// `spec.decommission`; kept of the own node only.
     pub(crate) decommission: bool,
+    /// UID of the object, of the own node only and while it holds a report of an
+    /// agent's; one that was deleted and made again does not.
+    pub(crate) reported: String,
 }
 
 /// All nodes.

@@ -164,6 +164,7 @@ fn named_key<K: Resource>(object: &K) -> String {
 
 fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
     let name = node.name_any();
+    let uid = node.uid().unwrap_or_default();
     let status = node.status.unwrap_or_default();
     let mine = name == own;
     NodeRecord {
@@ -172,6 +173,11 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
         epoch: node.spec.epoch.filter(|_| mine),
         applied: status.applied,
         decommission: mine && node.spec.decommission,
+        reported: if mine && !status.boot_id.is_empty() {
+            uid
+        } else {
+            String::new()
+        },
         name,
     }
 }
