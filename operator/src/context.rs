@@ -21,6 +21,8 @@ use crate::slim::SlimNode;
 
 /// After how many different events the memory of them starts anew.
 const EVENTS_REMEMBERED: usize = 1000;
+/// Bytes of an event's note; the API server takes no longer ones.
+const NOTE: usize = 1024;
 
 /// A ClusterNetwork, or why it cannot be read.
 pub(crate) type GuardedNetwork = DeserializeGuard<ClusterNetwork>;
@@ -156,6 +158,27 @@ impl Context {
                 return;
             }
         }
+        if let Err(error) = self.publish(on, type_, reason, note).await {
+            tracing::warn!(reason, "cannot publish an event: {error}");
+            self.published
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&key);
+        }
+    }
+
+    /// Publishes an event, also if the same was published before.
+    ///
+    /// # Errors
+    /// When the API server refuses it or does not answer.
+    pub(crate) async fn publish<K: Resource<DynamicType = ()>>(
+        &self,
+        on: &K,
+        type_: EventType,
+        reason: &'static str,
+        mut note: String,
+    ) -> kube::Result<()> {
+        note.truncate(note.floor_char_boundary(NOTE));
         let event = Event {
             type_,
             reason: reason.to_owned(),
@@ -163,12 +186,6 @@ impl Context {
             action: reason.to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &on.object_ref(&())).await {
-            tracing::warn!(reason, "cannot publish an event: {error}");
-            self.published
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&key);
-        }
+        self.recorder.publish(&event, &on.object_ref(&())).await
     }
 }

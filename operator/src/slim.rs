@@ -80,6 +80,11 @@ impl SlimNode {
             .any(|c| c.type_ == "Ready" && c.status == "True")
     }
 
+    /// Its labels.
+    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
+        self.metadata.labels.clone().unwrap_or_default()
+    }
+
     /// Its addresses (host names left out).
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.status

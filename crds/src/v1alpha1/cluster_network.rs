@@ -322,6 +322,9 @@ pub struct ClusterNetworkStatus {
     /// When the present phase or attempt began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
+    /// When the present change, or the last one, began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<Time>,
     /// Ready nodes that the present phase waits for, at most 16, those that were
     /// told first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -47,7 +47,13 @@ async fn a_patch_of_the_mode_takes_every_node_through_every_phase() {
     server
         .change(json!({ "routing": { "mode": "Native" } }))
         .await;
-    for phase in [Phase::Prepare, Phase::Switch, Phase::Finalize, Phase::Ready] {
+    for phase in [
+        Phase::Preflight,
+        Phase::Prepare,
+        Phase::Switch,
+        Phase::Finalize,
+        Phase::Ready,
+    ] {
         for name in ["a", "b", "c"] {
             let epoch = told(&server, name, 2, phase).await;
             assert_eq!(epoch.mode, RoutingMode::Native);
@@ -66,12 +72,21 @@ async fn a_patch_of_the_mode_takes_every_node_through_every_phase() {
             let said = server
                 .await_network("Progressing", "True", "AwaitingNodes")
                 .await;
-            assert!(
-                said.ends_with("awaits c") || said.contains("awaits "),
-                "{said}"
+            assert!(said.contains("awaits "), "{said}");
+            let status = eventually("only c is awaited", async || {
+                let status = server.network().await.status.unwrap();
+                let nodes: Vec<&str> = status.slowest.iter().map(|n| n.node.as_str()).collect();
+                if nodes == ["c"] && status.slowest[0].reason.starts_with("told ") {
+                    Ok(status)
+                } else {
+                    Err(format!("{:?}", status.slowest))
+                }
+            })
+            .await;
+            assert_eq!(
+                (status.phase, status.progress.as_str()),
+                (Some(phase), "2/3")
             );
-            let network = server.network().await.status.unwrap();
-            assert_eq!(network.phase, Some(phase));
         }
         server.agent("c").await;
     }
@@ -95,22 +110,20 @@ async fn turning_round_and_a_node_that_is_away() {
     server
         .change(json!({ "routing": { "mode": "Native" } }))
         .await;
-    told(&server, "a", 2, Phase::Prepare).await;
+    told(&server, "a", 2, Phase::Preflight).await;
     server
         .change(json!({ "routing": { "mode": "Tunnel" } }))
         .await;
-    let back = told(&server, "a", 3, Phase::Prepare).await;
+    let back = told(&server, "a", 3, Phase::Preflight).await;
     assert_eq!(back.mode, RoutingMode::Tunnel);
 
     // c falls away: the others go on to Switch and wait there.
     server.kubelet("c", false).await;
-    for name in ["a", "b"] {
-        told(&server, name, 3, Phase::Prepare).await;
-        server.agent(name).await;
-    }
-    for name in ["a", "b"] {
-        told(&server, name, 3, Phase::Switch).await;
-        server.agent(name).await;
+    for phase in [Phase::Preflight, Phase::Prepare, Phase::Switch] {
+        for name in ["a", "b"] {
+            told(&server, name, 3, phase).await;
+            server.agent(name).await;
+        }
     }
     let said = server
         .await_network("Progressing", "True", "NodesExcluded")
@@ -120,7 +133,7 @@ async fn turning_round_and_a_node_that_is_away() {
 
     // It comes back and follows, one step after the other.
     server.kubelet("c", true).await;
-    for phase in [Phase::Prepare, Phase::Switch] {
+    for phase in [Phase::Preflight, Phase::Prepare, Phase::Switch] {
         told(&server, "c", 3, phase).await;
         server.agent("c").await;
     }

@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use veer_crds::v1alpha1::{
-    CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, PodCIDR, SecurityIdentity,
+    CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, Phase, PodCIDR, SecurityIdentity,
 };
 
 use crate::server::{Process, Server, eventually, free_port};
@@ -101,13 +101,36 @@ impl Server {
     }
 
     /// An agent reports that it is ready, holds what it was told, and has done
-    /// what its epoch says.
+    /// what its epoch says; all its probes were answered.
     pub(crate) async fn agent(&self, name: &str) {
+        self.agent_failing(name, &[], &[]).await;
+    }
+
+    /// As [`Self::agent`], but these peers did not answer in the target form, or
+    /// did not after the node had switched.
+    pub(crate) async fn agent_failing(&self, name: &str, failed: &[&str], fell_back: &[&str]) {
         let network = self.network_of(name).await;
+        let epoch = network.spec.epoch.as_ref();
+        let before = network.status.and_then(|s| s.applied);
+        // The word for Preflight is the report of the probes.
+        let applied = epoch
+            .filter(|e| e.phase != Phase::Preflight)
+            .or(before.as_ref());
+        let peers = |names: &[&str]| -> Vec<Value> {
+            let peer = |name| json!({ "node": name, "reason": "no answer to probes" });
+            names.iter().map(peer).collect()
+        };
+        let probes = epoch.map(|epoch| {
+            json!({
+                "number": epoch.number, "attempt": epoch.attempt, "mode": epoch.mode,
+                "failed": peers(failed), "fellBack": peers(fell_back),
+            })
+        });
         let status = json!({
             "bootID": format!("boot-{name}"),
             "heldPodCIDRs": network.spec.pod_cidrs,
-            "applied": network.spec.epoch,
+            "applied": applied,
+            "probes": probes,
             "conditions": [{
                 "type": "Ready", "status": "True", "reason": "Ready", "message": "",
                 "lastTransitionTime": "2026-01-01T00:00:00Z",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use kube::core::{Selector, SelectorExt};
 use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, PodCIDR};
 
 use super::epoch::{Member, Wish};
@@ -38,19 +39,25 @@ impl Seen {
         }
     }
 
-    /// Whether kubelet and agent of a node are ready, and the agent's word is of
-    /// the node's present boot.
-    pub(crate) fn ready(&self, node: &SlimNode) -> bool {
-        let status = self
-            .networks
-            .get(node.name())
-            .and_then(|n| n.status.as_ref());
-        node.is_ready()
-            && status.is_some_and(|s| {
-                s.boot_id == node.status.node_info.boot_id
-                    && is_true(&s.conditions, "Ready")
-                    && !s.decommissioned
-            })
+    /// Why a node is not ready; `None`: its kubelet and its agent are, and the
+    /// agent's word is of the node's present boot.
+    pub(crate) fn absent(&self, node: &SlimNode) -> Option<&'static str> {
+        if !node.is_ready() {
+            return Some("the kubelet is not ready");
+        }
+        let network = self.networks.get(node.name());
+        let Some(status) = network.and_then(|n| n.status.as_ref()) else {
+            return Some("the agent has not reported");
+        };
+        if status.boot_id != node.status.node_info.boot_id {
+            Some("the agent has not reported since the node booted")
+        } else if status.decommissioned {
+            Some("veer was removed from the node")
+        } else if is_true(&status.conditions, "Ready") {
+            None
+        } else {
+            Some("the agent is not ready")
+        }
     }
 }
 
@@ -60,25 +67,33 @@ pub(crate) fn wish(network: &ClusterNetwork) -> Wish<'_> {
     Wish {
         uid: network.metadata.uid.as_deref().unwrap_or_default(),
         mode: network.spec.routing.mode,
-        paused: network.spec.rollout.paused,
+        rollout: &network.spec.rollout,
         current: status.and_then(|s| s.epoch.as_ref()),
         active: status.and_then(|s| s.active_mode),
+        since: status.and_then(|s| s.since.as_ref()).map(|t| t.0),
+        began: status.and_then(|s| s.began.as_ref()).map(|t| t.0),
     }
 }
 
 /// The nodes, as the epoch sees them. A Node that has no NodeNetwork yet has
 /// nothing to be told; a NodeNetwork without a Node is no member.
-pub(crate) fn members(seen: &Seen) -> Vec<Member> {
+pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
+    // One that cannot be read selects nobody and is named among the problems.
+    let canary = network.spec.rollout.canary.clone();
+    let canary = canary.and_then(|labels| Selector::try_from(labels).ok());
     let mut members: Vec<Member> = seen
         .nodes
         .iter()
         .filter_map(|node| {
             let network = seen.networks.get(node.name())?;
+            let status = network.status.as_ref();
             Some(Member {
                 name: node.name().to_owned(),
-                ready: seen.ready(node),
+                absent: seen.absent(node),
+                canary: canary.as_ref().is_some_and(|c| c.matches(&node.labels())),
                 told: network.spec.epoch.clone(),
-                applied: network.status.as_ref().and_then(|s| s.applied.clone()),
+                applied: status.and_then(|s| s.applied.clone()),
+                probes: status.and_then(|s| s.probes.clone()),
             })
         })
         .collect();

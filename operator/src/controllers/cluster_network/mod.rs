@@ -7,6 +7,8 @@
 mod build;
 pub(crate) mod epoch;
 pub(crate) mod initial;
+mod news;
+mod rollout;
 mod status;
 mod validate;
 
@@ -17,11 +19,15 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::{Api, Resource, ResourceExt};
-use veer_crds::v1alpha1::{CLUSTER_NETWORK, ClusterNetwork, Epoch, NodeNetwork, Phase};
+use veer_crds::v1alpha1::{
+    CLUSTER_NETWORK, ClusterNetwork, ClusterNetworkStatus, Epoch, NodeNetwork,
+};
 
+use crate::condition;
 use crate::context::{Context, GuardedNetwork};
 use crate::error::Error;
 use build::Seen;
+use news::News;
 
 /// Field manager of this controller.
 const MANAGER: &str = "veer-operator/cluster-network";
@@ -45,17 +51,22 @@ pub(crate) async fn reconcile(
     let seen = Seen::read(&context).await;
     let problems = validate::problems(&network.spec, &seen.nodes);
     let wish = build::wish(network);
-    let plan = epoch::plan(&wish, &build::members(&seen));
-    let status = status::build(network, &seen, &plan, &problems);
+    let now = condition::now().0;
+    let plan = epoch::plan(&wish, &build::members(network, &seen), now);
+    let status = status::build(network, &seen, &plan, &problems, now);
 
     let api: Api<ClusterNetwork> = Api::all(context.client.clone());
     if network.status.as_ref() != Some(&status) {
         let version = network.meta().resource_version.as_deref();
         crate::apply::status(&api, CLUSTER_NETWORK, MANAGER, &status, version).await?;
-        announce(&context, network, &plan).await;
+        announce(&context, network, &status, &plan).await;
     }
     tell(&context, &seen, &plan).await?;
-    Ok(Action::requeue(SLOW))
+    let retry = plan.retry_at.map(|time| time.as_second() - now.as_second());
+    let retry = retry.and_then(|seconds| u64::try_from(seconds.max(1)).ok());
+    Ok(Action::requeue(retry.map_or(SLOW, |seconds| {
+        SLOW.min(Duration::from_secs(seconds))
+    })))
 }
 
 /// Tells each node its epoch where it was told another.
@@ -88,30 +99,36 @@ async fn tell_one(
     Ok(())
 }
 
-async fn announce(context: &Context, network: &ClusterNetwork, plan: &epoch::Plan) {
-    let before = network.status.as_ref().and_then(|s| s.epoch.as_ref());
-    let Some(before) = before.filter(|b| **b != plan.epoch) else {
-        return;
-    };
-    let (mode, number) = (plan.epoch.mode, plan.epoch.number);
-    let phase = plan.epoch.phase;
-    tracing::info!(?mode, number, ?phase, "routing epoch");
-    let (reason, note) = if number != before.number {
-        (
-            "RoutingModeChanging",
-            format!("changing to {mode:?} (epoch {number})"),
-        )
-    } else if phase == Phase::Ready {
-        (
-            "RoutingModeChanged",
-            format!("traffic moves by {mode:?} (epoch {number})"),
-        )
-    } else {
-        return;
-    };
-    context
-        .event(network, EventType::Normal, reason, note)
-        .await;
+async fn announce(
+    context: &Context,
+    network: &ClusterNetwork,
+    status: &ClusterNetworkStatus,
+    plan: &epoch::Plan,
+) {
+    let old = network.status.clone().unwrap_or_default();
+    if old.epoch != status.epoch {
+        let Epoch {
+            mode,
+            number,
+            phase,
+            attempt,
+            ..
+        } = plan.epoch;
+        tracing::info!(?mode, number, ?phase, attempt, "routing epoch");
+    }
+    for News {
+        type_,
+        reason,
+        note,
+    } in news::news(&old, status, plan)
+    {
+        if type_ == EventType::Warning {
+            // A pair that fails in every attempt is told once.
+            context.event(network, type_, reason, note).await;
+        } else if let Err(error) = context.publish(network, type_, reason, note).await {
+            tracing::warn!(reason, "cannot publish an event: {error}");
+        }
+    }
 }
 
 /// Says that the object cannot be read; nodes keep what they were told.

@@ -1,13 +1,15 @@
 //! The ClusterNetwork's status: pure.
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
 use veer_crds::v1alpha1::{
-    ClusterNetwork, ClusterNetworkStatus, Phase, PodCidrEntry, PodCidrState, PodCidrStatus,
+    ClusterNetwork, ClusterNetworkStatus, PodCidrEntry, PodCidrState, PodCidrStatus,
 };
 
 use super::build::Seen;
 use super::epoch::Plan;
+use super::rollout::{self, LISTED};
 use crate::condition::Report;
 use crate::controllers::node::allocate::capacity;
 
@@ -20,13 +22,12 @@ pub(crate) fn build(
     seen: &Seen,
     plan: &Plan,
     problems: &[String],
+    now: Timestamp,
 ) -> ClusterNetworkStatus {
     let generation = network.metadata.generation;
-    let old = network
-        .status
-        .as_ref()
-        .map(|s| s.conditions.as_slice())
-        .unwrap_or_default();
+    let old = network.status.as_ref();
+    let waited = old.map(|s| s.slowest.as_slice()).unwrap_or_default();
+    let old = old.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let pod_cidrs: Vec<PodCidrStatus> = network
         .spec
         .pod_cidrs
@@ -34,8 +35,8 @@ pub(crate) fn build(
         .map(|entry| block(entry, seen))
         .collect();
     let reports = [
-        ready(plan, problems),
-        progressing(network, plan),
+        rollout::ready(plan, problems),
+        rollout::progressing(network, plan),
         available(network, seen, &pod_cidrs),
         degraded(plan, seen, problems),
     ];
@@ -45,13 +46,20 @@ pub(crate) fn build(
         phase: Some(plan.epoch.phase),
         epoch: Some(plan.epoch.clone()),
         nodes: plan.counts,
+        progress: rollout::progress(plan),
+        since: Some(Time(plan.since)),
+        began: Some(Time(plan.began)),
+        slowest: rollout::slowest(waited, plan, now),
+        failed_nodes: plan.fell_back.iter().take(LISTED).cloned().collect(),
+        excluded_nodes: plan.excluded.iter().take(LISTED).cloned().collect(),
+        failed_pairs: plan.failed.clone(),
+        failed_pair_count: i32::try_from(plan.failed_count).unwrap_or(i32::MAX),
         pod_cidrs,
         conditions: reports
             .into_iter()
             .map(|r| r.over(old, generation))
             .collect(),
         observed_generation: generation.unwrap_or_default(),
-        ..ClusterNetworkStatus::default()
     }
 }
 
@@ -90,7 +98,8 @@ fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
     }
 }
 
-fn names(list: &[String]) -> String {
+/// The first of these names.
+pub(super) fn names(list: &[String]) -> String {
     let text = list
         .iter()
         .take(NAMES)
@@ -104,75 +113,23 @@ fn names(list: &[String]) -> String {
     }
 }
 
-fn ready(plan: &Plan, problems: &[String]) -> Report {
-    let mode = plan.epoch.mode;
-    let report = |status, reason, message| Report {
-        type_: "Ready",
+/// A condition to be reported.
+pub(super) fn report(
+    type_: &'static str,
+    status: bool,
+    reason: &'static str,
+    message: String,
+) -> Report {
+    Report {
+        type_,
         status,
         reason,
         message,
-    };
-    if let Some(problem) = problems.first() {
-        return report(false, "Invalid", problem.clone());
     }
-    if plan.epoch.phase != Phase::Ready {
-        let message = format!("changing to {mode:?}, phase {:?}", plan.epoch.phase);
-        return report(false, "Changing", message);
-    }
-    if plan.awaited.is_empty() {
-        report(
-            true,
-            "InForce",
-            format!("{mode:?} is in force on every ready node"),
-        )
-    } else {
-        report(
-            false,
-            "Awaiting",
-            format!("not in force yet on {}", names(&plan.awaited)),
-        )
-    }
-}
-
-fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
-    let report = |status, reason, message| Report {
-        type_: "Progressing",
-        status,
-        reason,
-        message,
-    };
-    let (phase, number) = (plan.epoch.phase, plan.epoch.number);
-    let target = network.spec.routing.mode;
-    if network.spec.rollout.paused && (phase != Phase::Ready || plan.epoch.mode != target) {
-        let message =
-            format!("paused in phase {phase:?}: set spec.rollout.paused to false to go on");
-        return report(false, "Paused", message);
-    }
-    if phase == Phase::Ready {
-        return report(false, "Done", format!("epoch {number} is complete"));
-    }
-    if !plan.awaited.is_empty() {
-        let message = format!("phase {phase:?} awaits {}", names(&plan.awaited));
-        return report(true, "AwaitingNodes", message);
-    }
-    if !plan.excluded.is_empty() {
-        let message = format!(
-            "phase {phase:?} is complete on all ready nodes; the next awaits {}: bring them back, \
-             or delete the Nodes that are gone for good",
-            names(&plan.excluded)
-        );
-        return report(true, "NodesExcluded", message);
-    }
-    report(true, "Advancing", format!("phase {phase:?} is complete"))
 }
 
 fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {
-    let report = |status, reason, message| Report {
-        type_: "CIDRsAvailable",
-        status,
-        reason,
-        message,
-    };
+    let report = |status, reason, message| report("CIDRsAvailable", status, reason, message);
     if !seen.unheard.is_empty() {
         let message = format!(
             "no block is given out before the agents of these ready nodes have reported what they \
@@ -225,32 +182,34 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
 }
 
 fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Report {
-    let report = |status, reason, message| Report {
-        type_: "Degraded",
-        status,
-        reason,
-        message,
-    };
+    let report = |status, reason, message| report("Degraded", status, reason, message);
     if !problems.is_empty() {
         return report(true, "Invalid", problems.join("; "));
     }
-    let mut down: Vec<String> = seen
-        .nodes
-        .iter()
-        .filter(|node| !seen.ready(node))
-        .map(|node| node.name().to_owned())
-        .collect();
-    down.sort();
-    if down.is_empty() {
-        return report(
-            false,
-            "AllReady",
-            format!("{} node(s) are ready", plan.counts.ready),
-        );
+    let down: Vec<String> = absent(seen);
+    let mut faults = Vec::new();
+    if !down.is_empty() {
+        faults.push(format!(
+            "not ready: {}; see their NodeNetworks and their agents' logs",
+            names(&down)
+        ));
     }
-    let message = format!(
-        "not ready: {}; see their NodeNetworks and their agents' logs",
-        names(&down)
-    );
-    report(true, "NodesNotReady", message)
+    faults.extend(rollout::failing(plan));
+    if faults.is_empty() {
+        let message = format!("{} node(s) are ready", plan.counts.ready);
+        return report(false, "AllReady", message);
+    }
+    let reason = if down.is_empty() {
+        "PairsFailed"
+    } else {
+        "NodesNotReady"
+    };
+    report(true, reason, faults.join("; "))
+}
+
+fn absent(seen: &Seen) -> Vec<String> {
+    let absent = seen.nodes.iter().filter(|n| seen.absent(n).is_some());
+    let mut names: Vec<String> = absent.map(|n| n.name().to_owned()).collect();
+    names.sort();
+    names
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use kube::core::Selector;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 use crate::slim::SlimNode;
@@ -10,6 +11,13 @@ use crate::slim::SlimNode;
 /// Each as a sentence with the next step.
 pub(crate) fn problems(spec: &ClusterNetworkSpec, nodes: &[Arc<SlimNode>]) -> Vec<String> {
     let mut problems = Vec::new();
+    let canary = spec.rollout.canary.clone().unwrap_or_default();
+    if let Err(error) = Selector::try_from(canary) {
+        problems.push(format!(
+            "spec.rollout.canary is not a selector ({error}): correct it; until then no node \
+             is told to switch"
+        ));
+    }
     for entry in &spec.pod_cidrs {
         let inside = nodes.iter().find_map(|node| {
             let address = node
@@ -33,6 +41,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_canary_selector_that_selects_nothing_by_mistake_is_named() {
+        let canary = "{matchExpressions: [{key: a, operator: Maybe}]}";
+        let spec: ClusterNetworkSpec = serde_yaml::from_str(&format!(
+            "{{podCIDRs: [{{cidr: 10.0.0.0/8, nodeMaskSize: 24}}], rollout: {{canary: {canary}}}}}"
+        ))
+        .unwrap();
+        let found = problems(&spec, &[]);
+        assert!(found[0].starts_with("spec.rollout.canary is not a selector"));
+    }
 
     #[test]
     fn a_pod_block_over_a_nodes_address_is_named() {

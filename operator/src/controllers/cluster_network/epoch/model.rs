@@ -1,0 +1,333 @@
+//! The plan against chance: agents that act in any order, nodes that come, go and
+//! are made anew, a user who changes his mind, pairs that break, operators that
+//! die between their writes, and a second leader with an old view.
+
+use proptest::prelude::*;
+
+use super::view::{View, same};
+use super::world::{AWAY, Network, World};
+use super::*;
+
+const NODES: usize = 4;
+
+/// A leader's caches: what it read, and when the nodes' objects last changed.
+#[derive(Clone)]
+struct Caches {
+    network: Network,
+    nodes: Vec<Member>,
+    versions: Vec<u64>,
+    now: i64,
+}
+
+/// What happens next.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The user.
+    Mode(RoutingMode),
+    Pause,
+    Keep,
+    Canary(bool),
+    MaxConcurrent(i32),
+    /// The cluster.
+    Ready(usize),
+    Obey(usize),
+    Break(usize, usize),
+    Mend,
+    Renew(usize),
+    Time(i64),
+    /// A leader writes the status, if that is to be changed, and tells so many
+    /// nodes before it dies.
+    Look(usize),
+    /// Another leader reads everything, and is stopped there.
+    Read,
+    /// It goes on.
+    Wake(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = 0..NODES;
+    prop_oneof![
+        2 => prop_oneof![
+            Just(RoutingMode::Tunnel), Just(RoutingMode::Native), Just(RoutingMode::Hybrid)
+        ].prop_map(Step::Mode),
+        1 => Just(Step::Pause),
+        1 => Just(Step::Keep),
+        1 => any::<bool>().prop_map(Step::Canary),
+        1 => (0..3).prop_map(Step::MaxConcurrent),
+        3 => node.clone().prop_map(Step::Ready),
+        20 => node.clone().prop_map(Step::Obey),
+        1 => (node.clone(), node.clone()).prop_map(|(a, b)| Step::Break(a, b)),
+        1 => Just(Step::Mend),
+        1 => node.prop_map(Step::Renew),
+        3 => (0..400i64).prop_map(Step::Time),
+        12 => Just(Step::Look(NODES)),
+        4 => (0..NODES).prop_map(Step::Look),
+        2 => Just(Step::Read),
+        2 => (0..=NODES).prop_map(Step::Wake),
+    ]
+}
+
+struct Model {
+    world: World,
+    versions: Vec<u64>,
+    other: Option<Caches>,
+}
+
+impl Model {
+    fn caches(&self) -> Caches {
+        Caches {
+            network: self.world.network.clone(),
+            nodes: self.world.nodes.clone(),
+            versions: self.versions.clone(),
+            now: self.world.now,
+        }
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+        let world = &mut self.world;
+        let rollout = &mut world.network.rollout;
+        let touched = match step {
+            Step::Mode(mode) => {
+                world.network.mode = mode;
+                None
+            }
+            Step::Pause => {
+                rollout.paused = !rollout.paused;
+                None
+            }
+            Step::Keep => {
+                rollout.failed_pairs = match rollout.failed_pairs {
+                    FailedPairs::Keep => FailedPairs::Stop,
+                    FailedPairs::Stop => FailedPairs::Keep,
+                };
+                None
+            }
+            Step::Canary(true) => {
+                world.canaries(&[1, 2]);
+                None
+            }
+            Step::Canary(false) => {
+                rollout.canary = None;
+                None
+            }
+            Step::MaxConcurrent(most) => {
+                rollout.max_concurrent = most;
+                None
+            }
+            Step::Ready(node) => {
+                let absent = &mut world.nodes[node].absent;
+                *absent = absent.is_none().then_some(AWAY);
+                None
+            }
+            Step::Obey(node) => {
+                world.obey(node);
+                Some(node)
+            }
+            Step::Break(from, to) => {
+                world.broken.insert((from, to));
+                None
+            }
+            Step::Mend => {
+                world.broken.clear();
+                None
+            }
+            Step::Renew(node) => {
+                world.nodes[node] = Member {
+                    name: world.nodes[node].name.clone(),
+                    canary: world.nodes[node].canary,
+                    absent: Some(AWAY),
+                    ..Member::default()
+                };
+                Some(node)
+            }
+            Step::Time(seconds) => {
+                world.now += seconds;
+                None
+            }
+            Step::Look(tells) => {
+                let fresh = self.caches();
+                return self.lead(&fresh, tells);
+            }
+            Step::Read => {
+                self.other = Some(self.caches());
+                None
+            }
+            Step::Wake(tells) => {
+                let Some(old) = self.other.take() else {
+                    return Ok(());
+                };
+                return self.lead(&old, tells);
+            }
+        };
+        if let Some(node) = touched {
+            self.versions[node] += 1;
+        }
+        // Every change of the ClusterNetwork's spec is a new version of it.
+        if matches!(
+            step,
+            Step::Mode(_) | Step::Pause | Step::Keep | Step::Canary(_) | Step::MaxConcurrent(_)
+        ) {
+            self.world.network.version += 1;
+        }
+        Ok(())
+    }
+
+    /// A leader that sees `caches` writes the status and tells `tells` nodes.
+    fn lead(&mut self, caches: &Caches, tells: usize) -> Result<(), TestCaseError> {
+        let seen = &caches.network;
+        let plan = seen.plan(&caches.nodes, caches.now);
+        let written = seen.written(&plan);
+        let changes = (
+            &written.current,
+            written.active,
+            written.since,
+            written.began,
+        ) != (&seen.current, seen.active, seen.since, seen.began);
+        if changes {
+            if self.world.network.version != seen.version {
+                return Ok(()); // Another writer was first.
+            }
+            judge_status(caches, &plan)?;
+            self.world.network = self.world.network.written(&plan);
+            self.world.network.version += 1;
+        }
+        for (i, (_, order)) in plan.orders.iter().enumerate().take(tells) {
+            if caches.nodes[i].told.as_ref() == Some(order) {
+                continue;
+            }
+            if self.versions[i] != caches.versions[i] {
+                continue; // Another writer was first.
+            }
+            judge_order(caches, &plan, i, order)?;
+            self.world.nodes[i].told = Some(order.clone());
+            self.versions[i] += 1;
+        }
+        // Counted where all were told, by what this leader could see.
+        let most = usize::try_from(seen.rollout.max_concurrent).unwrap();
+        let before = View::new(&plan.epoch, &caches.nodes);
+        let mut told = caches.nodes.clone();
+        for (member, (_, order)) in told.iter_mut().zip(&plan.orders) {
+            member.told = Some(order.clone());
+        }
+        let after = View::new(&plan.epoch, &told).switching();
+        prop_assert!(
+            most == 0 || after <= most.max(before.switching()),
+            "{plan:?}"
+        );
+        Ok(())
+    }
+}
+
+/// The cluster's epoch only goes forward, and no further than its nodes let it.
+fn judge_status(caches: &Caches, plan: &Plan) -> Result<(), TestCaseError> {
+    let Some(last) = &caches.network.current else {
+        return Ok(());
+    };
+    let now = &plan.epoch;
+    let key = |e: &Epoch| (e.number, e.phase, e.attempt);
+    prop_assert!(key(now) >= key(last), "{last:?} → {now:?}");
+    if now.number > last.number || now.phase == last.phase {
+        return Ok(());
+    }
+    prop_assert!(!caches.network.rollout.paused);
+    let view = View::new(last, &caches.nodes);
+    for peer in view.ready() {
+        prop_assert!(
+            view.done(peer, last.phase),
+            "{peer:?} has not done {last:?}"
+        );
+    }
+    if matches!(last.phase, Phase::Preflight | Phase::Switch)
+        && caches.network.rollout.failed_pairs == FailedPairs::Stop
+    {
+        prop_assert!(!view.ready().any(|m| view.fails(m)), "{plan:?}");
+    }
+    if now.phase == Phase::Finalize {
+        for peer in &caches.nodes {
+            let switched = |a: &Epoch| same(a, now) && a.phase >= Phase::Switch;
+            prop_assert!(
+                peer.ready() && peer.applied.as_ref().is_some_and(switched),
+                "{peer:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// No node is told to send in a form that a ready node has not agreed to accept,
+/// none to stop accepting one that another still sends, and none to go back.
+fn judge_order(
+    caches: &Caches,
+    plan: &Plan,
+    node: usize,
+    order: &Epoch,
+) -> Result<(), TestCaseError> {
+    let (epoch, member) = (&plan.epoch, &caches.nodes[node]);
+    let view = View::new(epoch, &caches.nodes);
+    let told = member.told.as_ref().filter(|t| same(t, epoch));
+    prop_assert!(order.phase <= epoch.phase && order.attempt <= epoch.attempt);
+    prop_assert!(told.is_none_or(|t| (t.phase, t.attempt) <= (order.phase, order.attempt)));
+    if order::arrived(member.applied.as_ref(), epoch) {
+        return Ok(());
+    }
+    let last = view.last_done(member);
+    let follows = order.phase <= last.map_or(Phase::Preflight, next);
+    prop_assert!(
+        follows || told.is_some_and(|t| t.phase == order.phase),
+        "{member:?} {order:?}"
+    );
+    let enters = order.phase == Phase::Switch && told.is_none_or(|t| t.phase < Phase::Switch);
+    if !enters || view.done(member, Phase::Switch) {
+        return Ok(());
+    }
+    prop_assert!(member.ready());
+    for peer in view.ready() {
+        prop_assert!(
+            view.done(peer, Phase::Prepare),
+            "{peer:?} is not prepared: {order:?}"
+        );
+    }
+    if epoch.phase == Phase::Switch && caches.network.rollout.canary.is_some() && !member.canary {
+        let canaries: Vec<_> = view.ready().filter(|m| m.canary).collect();
+        let switched = canaries.iter().all(|m| view.done(m, Phase::Switch));
+        prop_assert!(!canaries.is_empty() && switched, "{canaries:?}");
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever happens, every write of every leader is sound by what it could
+    /// see and the API server let it write; and when things are well again, the
+    /// cluster gets to where the user wants it.
+    #[test]
+    fn a_change_is_sound_through_any_deaths_and_ends(
+        steps in proptest::collection::vec(step(), 1..250),
+    ) {
+        let mut world = World::new(NODES);
+        world.settle();
+        let mut model = Model { world, versions: vec![0; NODES], other: None };
+        for step in steps {
+            model.take(step)?;
+        }
+        for node in 0..NODES {
+            model.world.set_ready(node, true);
+        }
+        model.world.broken.clear();
+        model.world.network.rollout = RolloutPolicy {
+            max_concurrent: model.world.network.rollout.max_concurrent,
+            ..RolloutPolicy::default()
+        };
+        for _ in 0..40 {
+            let fresh = model.caches();
+            model.lead(&fresh, NODES)?;
+            model.world.all_obey();
+            model.world.now += 400;
+        }
+        let plan = model.world.look();
+        let seen = (plan.epoch.phase, plan.active, plan.done, plan.failed_count);
+        let wanted = (Phase::Ready, model.world.network.mode, 4, 0);
+        prop_assert_eq!(seen, wanted, "{:?}\n{:?}", plan, model.world.nodes);
+    }
+}
