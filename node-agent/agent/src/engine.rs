@@ -423,7 +423,7 @@ impl Engine {
     /// Compares this node's PodEndpoint objects with its wired pods.
     fn sync_objects(&self) {
         let index = self.shared.index();
-        if !index.complete.endpoints {
+        if !index.complete.endpoints_listed {
             return;
         }
         let store = self.shared.store();
@@ -498,7 +498,7 @@ impl Engine {
     /// without addresses would take the node off its peers' maps.
     fn report(&self) {
         let complete = self.shared.index().complete;
-        if !(complete.nodes && complete.identities) {
+        if !(complete.nodes_listed && complete.identities) {
             return;
         }
         let report = self.converger.report(&self.shared, self.held.get());

@@ -19,9 +19,11 @@ use tokio::{
     sync::watch,
 };
 
+use veer_bpf_common::{identity::FIRST_ALLOCATED, value::NODE_ID_FIRST_REMOTE};
+
 use crate::{
     cni::server,
-    datapath::Datapath,
+    datapath::{self, Datapath},
     endpoint::Store,
     engine::{Engine, Input},
     events::Events,
@@ -30,7 +32,7 @@ use crate::{
     publish::Publisher,
     shared::{Options, Shared},
     status::{self, Report},
-    watch as watches,
+    watch::{self as watches, Earlier},
 };
 
 /// How long to wait for the Node object before the kernel's own boot id is
@@ -67,7 +69,8 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         to_engine.clone(),
     ));
 
-    watches::start(&client, &node, &to_engine);
+    let earlier = earlier(&shared).context("cannot read the maps")?;
+    watches::start(&client, &node, &to_engine, &shared.events, earlier);
     listen_to_kernel(to_engine)?;
     let (report, reports) = watch::channel(Report::default());
     let engine = Engine::new(shared.clone(), from_engine, report)
@@ -98,6 +101,23 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     // The engine's thread may be in the middle of a round; every state it can
     // be stopped in is one that the next agent takes over.
     std::process::exit(0);
+}
+
+/// How much an earlier agent knew of other nodes.
+fn earlier(shared: &Shared) -> Result<Earlier, datapath::Error> {
+    let datapath = shared.datapath();
+    let pods = datapath.maps.ipcache_rows()?;
+    Ok(Earlier {
+        nodes: datapath.maps.used_remotes()?.len(),
+        pods: pods
+            .iter()
+            .filter(|((length, _), row)| {
+                *length == 32
+                    && row.node_id >= NODE_ID_FIRST_REMOTE
+                    && row.identity >= FIRST_ALLOCATED
+            })
+            .count(),
+    })
 }
 
 /// Has the engine look whenever the kernel says that the node changed.

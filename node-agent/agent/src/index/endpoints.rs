@@ -48,6 +48,16 @@ impl Endpoints {
         match change {
             Change::Apply(row) => self.apply(row),
             Change::Delete(key) => self.remove(&key),
+            Change::Doubted(rows, gone) => {
+                let mut touched = HashSet::new();
+                for key in gone {
+                    touched.extend(self.remove(&key));
+                }
+                for row in rows {
+                    touched.extend(self.apply(row));
+                }
+                touched
+            }
             Change::Snapshot(rows) => {
                 let mut touched: HashSet<IpAddr> = self.by_address.keys().copied().collect();
                 *self = Self::default();

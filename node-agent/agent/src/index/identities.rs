@@ -67,6 +67,14 @@ impl Identities {
         match change {
             Change::Apply(record) => self.insert(record),
             Change::Delete(number) => self.remove(number),
+            Change::Doubted(records, gone) => {
+                for number in gone {
+                    self.remove(number);
+                }
+                for record in records {
+                    self.insert(record);
+                }
+            }
             Change::Snapshot(records) => {
                 self.by_number.clear();
                 self.by_hash.clear();
@@ -108,6 +116,10 @@ impl Identities {
             Change::Delete(name) => {
                 self.namespaces.remove(&name);
             }
+            Change::Doubted(all, gone) => {
+                self.namespaces.retain(|name, _| !gone.contains(name));
+                self.namespaces.extend(all);
+            }
             Change::Snapshot(all) => self.namespaces = all.into_iter().collect(),
         }
     }
@@ -119,6 +131,11 @@ impl Identities {
             }
             Change::Delete(uid) => {
                 self.pods.remove(&uid);
+            }
+            Change::Doubted(all, gone) => {
+                self.pods.retain(|uid, _| !gone.contains(uid));
+                self.pods
+                    .extend(all.into_iter().map(|p| (p.uid.clone(), p)));
             }
             Change::Snapshot(all) => {
                 self.pods = all.into_iter().map(|p| (p.uid.clone(), p)).collect();

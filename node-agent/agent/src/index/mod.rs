@@ -30,6 +30,21 @@ pub(crate) enum Change<K, T> {
     Delete(K),
     /// The complete set.
     Snapshot(Vec<T>),
+    /// What is said to be the complete set but is not believed: these are there,
+    /// those are gone, of all others nothing is known.
+    Doubted(Vec<T>, Vec<K>),
+}
+
+impl<K, T> Change<K, T> {
+    /// Whether it says of everything whether it is there.
+    fn is_complete(&self) -> bool {
+        matches!(self, Self::Snapshot(_))
+    }
+
+    /// Whether a list was read to its end.
+    fn is_list(&self) -> bool {
+        matches!(self, Self::Snapshot(_) | Self::Doubted(..))
+    }
 }
 
 /// What a watcher reports.
@@ -88,6 +103,10 @@ pub(crate) struct Complete {
     pub(crate) namespaces: bool,
     /// Pods of this node.
     pub(crate) pods: bool,
+    /// Nodes, but what the list lacked may be there nevertheless.
+    pub(crate) nodes_listed: bool,
+    /// Wired pods, in the same sense; those of this node are complete.
+    pub(crate) endpoints_listed: bool,
 }
 
 /// The index.
@@ -132,27 +151,28 @@ impl Index {
         let mut stale = Stale::default();
         match event {
             Event::Node(change) => {
-                self.complete.nodes |= matches!(change, Change::Snapshot(_));
+                self.complete.nodes |= change.is_complete();
+                self.complete.nodes_listed |= change.is_list();
                 stale.all = self.nodes.handle(change, &self.own);
             }
             Event::Endpoint(change) => {
-                let snapshot = matches!(change, Change::Snapshot(_));
-                stale.all = snapshot;
-                self.complete.endpoints |= snapshot;
+                stale.all = change.is_list();
+                self.complete.endpoints |= change.is_complete();
+                self.complete.endpoints_listed |= change.is_list();
                 stale.addresses = self.endpoints.handle(change);
             }
             Event::Identity(change) => {
-                self.complete.identities |= matches!(change, Change::Snapshot(_));
+                self.complete.identities |= change.is_complete();
                 self.identities.handle_identity(change);
                 stale.identities = true;
             }
             Event::Namespace(change) => {
-                self.complete.namespaces |= matches!(change, Change::Snapshot(_));
+                self.complete.namespaces |= change.is_complete();
                 self.identities.handle_namespace(change);
                 stale.identities = true;
             }
             Event::Pod(change) => {
-                self.complete.pods |= matches!(change, Change::Snapshot(_));
+                self.complete.pods |= change.is_complete();
                 self.identities.handle_pod(change);
                 stale.identities = true;
             }

@@ -40,6 +40,16 @@ impl Nodes {
             Change::Apply(node) => self.apply(node),
             // The own object may be deleted by mistake; the pods stay.
             Change::Delete(name) => name != own && self.by_name.remove(&name).is_some(),
+            Change::Doubted(nodes, gone) => {
+                let mut changed = true;
+                for name in gone.iter().filter(|name| *name != own) {
+                    self.by_name.remove(name);
+                }
+                for node in nodes {
+                    changed |= self.apply(node);
+                }
+                changed
+            }
             Change::Snapshot(nodes) => {
                 let gone: Vec<String> = self
                     .by_name

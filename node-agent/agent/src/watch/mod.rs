@@ -1,13 +1,15 @@
 //! Watches the API server and turns objects into the index's events.
 //!
-//! A list counts only once it is complete: objects of a list under way are
-//! collected and sent as one snapshot. A failed list or watch sends nothing.
+//! A list counts only once it is complete and can be believed ([`intake`]). A
+//! failed list or watch, a forbidden one included, sends nothing.
 
+mod intake;
 pub(crate) mod slim;
 
-use std::{collections::BTreeMap, fmt::Debug, sync::mpsc::Sender};
+use std::{collections::BTreeMap, fmt::Debug, sync::mpsc::Sender, time::Instant};
 
 use futures::{StreamExt, pin_mut};
+use intake::Intake;
 use kube::{
     Api, Client, Resource, ResourceExt,
     runtime::{WatchStreamExt, watcher},
@@ -20,23 +22,44 @@ use veer_crds::v1alpha1::{
 
 use crate::{
     engine::Input,
+    events::Events,
     index::{Change, Event, IdentityRecord, NodeRecord, PodEndpointRow, PodRecord},
 };
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
+/// How much an earlier agent knew, by what it left in the maps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Earlier {
+    /// Other nodes.
+    pub(crate) nodes: usize,
+    /// Pods of other nodes.
+    pub(crate) pods: usize,
+}
+
 /// Starts all watches. They end when the receiver is gone.
-pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
+pub(crate) fn start(
+    client: &Client,
+    node: &str,
+    to: &Sender<Input>,
+    events: &Events,
+    earlier: Earlier,
+) {
     let all = watcher::Config::default();
     let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
     let own_pods = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
 
     let own = node.to_owned();
+    let name = node.to_owned();
     spawn(
         Api::<NodeNetwork>::all(client.clone()),
         all.clone(),
-        to.clone(),
+        (to.clone(), events.clone()),
+        Intake::doubting(
+            Box::new(move |n| (named_key(n), named_key(n) == name)),
+            earlier.nodes,
+        ),
         move |change| {
             vec![Event::Node(map(
                 change,
@@ -45,10 +68,15 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
             ))]
         },
     );
+    let name = node.to_owned();
     spawn(
         Api::<PodEndpoint>::all(client.clone()),
         all.clone(),
-        to.clone(),
+        (to.clone(), events.clone()),
+        Intake::doubting(
+            Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
+            earlier.pods,
+        ),
         |change| {
             let record = |e| Some(endpoint_row(e));
             vec![Event::Endpoint(map(change, record, endpoint_key))]
@@ -57,13 +85,15 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
     spawn(
         Api::<SecurityIdentity>::all(client.clone()),
         all.clone(),
-        to.clone(),
+        (to.clone(), events.clone()),
+        Intake::trusting(),
         identity_events,
     );
     spawn(
         Api::<SlimNamespace>::all(client.clone()),
         all,
-        to.clone(),
+        (to.clone(), events.clone()),
+        Intake::trusting(),
         |change| {
             let record = |n: SlimNamespace| {
                 let labels = n.metadata.labels.clone().unwrap_or_default();
@@ -75,7 +105,8 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
     spawn(
         Api::<SlimPod>::all(client.clone()),
         own_pods,
-        to.clone(),
+        (to.clone(), events.clone()),
+        Intake::trusting(),
         |change| {
             vec![Event::Pod(map(change, pod_record, |p| {
                 p.metadata.uid.clone().unwrap_or_default()
@@ -85,12 +116,13 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
     spawn(
         Api::<ClusterNetwork>::all(client.clone()),
         named(CLUSTER_NETWORK),
-        to.clone(),
+        (to.clone(), events.clone()),
+        Intake::trusting(),
         |change| match change {
             Change::Apply(c) => vec![cluster_event(c)],
             Change::Snapshot(all) => all.into_iter().map(cluster_event).collect(),
             // The last state stays.
-            Change::Delete(_) => Vec::new(),
+            Change::Delete(_) | Change::Doubted(..) => Vec::new(),
         },
     );
 }
@@ -98,40 +130,47 @@ pub(crate) fn start(client: &Client, node: &str, to: &Sender<Input>) {
 fn spawn<K>(
     api: Api<K>,
     config: watcher::Config,
-    to: Sender<Input>,
+    (to, doubts): (Sender<Input>, Events),
+    mut intake: Intake<K>,
     events: impl Fn(Change<K, K>) -> Vec<Event> + Send + 'static,
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     tokio::spawn(async move {
-        let stream = watcher(api, config).default_backoff();
-        pin_mut!(stream);
-        let mut listing = Vec::new();
-        while let Some(item) = stream.next().await {
-            let change = match item {
-                Ok(watcher::Event::Init) => {
-                    listing = Vec::new();
+        loop {
+            let stream = watcher(api.clone(), config.clone()).default_backoff();
+            pin_mut!(stream);
+            loop {
+                let next = match intake.again() {
+                    Some(at) => tokio::time::timeout_at(at.into(), stream.next()).await,
+                    None => Ok(stream.next().await),
+                };
+                let Ok(next) = next else {
+                    if intake.take_again(Instant::now()) {
+                        break;
+                    }
                     continue;
+                };
+                let Some(item) = next else { return };
+                let (change, doubt) = match item {
+                    Ok(event) => intake.take(event, Instant::now()),
+                    Err(error) => {
+                        tracing::warn!(
+                            kind = %K::kind(&()),
+                            error = %crate::chain(&error),
+                            "watch failed; keeping what is known and trying again"
+                        );
+                        continue;
+                    }
+                };
+                if let Some(why) = doubt {
+                    tracing::error!("{why}");
+                    doubts.warn("ListDoubted", why);
                 }
-                Ok(watcher::Event::InitApply(object)) => {
-                    listing.push(object);
-                    continue;
-                }
-                Ok(watcher::Event::InitDone) => Change::Snapshot(std::mem::take(&mut listing)),
-                Ok(watcher::Event::Apply(object)) => Change::Apply(object),
-                Ok(watcher::Event::Delete(object)) => Change::Delete(object),
-                Err(error) => {
-                    tracing::warn!(
-                        kind = %K::kind(&()),
-                        error = %crate::chain(&error),
-                        "watch failed; keeping what is known and trying again"
-                    );
-                    continue;
-                }
-            };
-            for event in events(change) {
-                if to.send(Input::Api(event)).is_err() {
-                    return;
+                for event in change.map(&events).unwrap_or_default() {
+                    if to.send(Input::Api(event)).is_err() {
+                        return;
+                    }
                 }
             }
         }
@@ -155,6 +194,10 @@ where
         },
         Change::Delete(object) => Change::Delete(key(&object)),
         Change::Snapshot(all) => Change::Snapshot(all.into_iter().filter_map(record).collect()),
+        Change::Doubted(all, gone) => Change::Doubted(
+            all.into_iter().filter_map(record).collect(),
+            gone.iter().map(key).collect(),
+        ),
     }
 }
 
@@ -217,7 +260,7 @@ fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Ev
     let version = |i: &SecurityIdentity| i.resource_version();
     let serial = match &change {
         Change::Apply(i) | Change::Delete(i) => version(i),
-        Change::Snapshot(all) => all
+        Change::Snapshot(all) | Change::Doubted(all, _) => all
             .iter()
             .filter_map(version)
             .max_by_key(|v| v.parse::<u64>().unwrap_or(0)),
