@@ -1,8 +1,9 @@
-//! Server-side apply, one field manager per controller.
+//! Server-side apply, one field manager per controller; creation where there must
+//! be no object yet.
 
 use std::fmt::Debug;
 
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +70,20 @@ fn body<K: Resource<DynamicType = ()>>(
         "metadata": metadata,
         part: content,
     }))
+}
+
+/// Creates an object. That there is one already is a conflict, which an apply
+/// would not see.
+pub(crate) async fn create<K>(to: &Api<K>, manager: &str, object: &K) -> Result<K, Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Serialize,
+{
+    let params = PostParams {
+        field_manager: Some(manager.to_owned()),
+        ..PostParams::default()
+    };
+    let what = format!("create {} {}", K::kind(&()), object.name_any());
+    to.create(&params, object).await.map_err(api(what))
 }
 
 /// Deletes exactly this object in exactly this version.

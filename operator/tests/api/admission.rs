@@ -55,7 +55,14 @@ async fn report(client: &Client, node: &str) -> Result<(), String> {
     let networks: Api<NodeNetwork> = Api::all(client.clone());
     let body = json!({
         "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": node },
-        "status": { "mtu": 1500 },
+        "status": {
+            "mtu": 1500,
+            "repairs": { "route": 2 },
+            "probes": {
+                "number": 2, "mode": "Native", "attempt": 1,
+                "failed": [{ "node": "b", "reason": "no answer" }],
+            },
+        },
     });
     let params = PatchParams::apply("veer-agent").force();
     let done = networks

@@ -15,7 +15,9 @@
 mod admission;
 mod crds;
 mod identities;
+mod leaders;
 mod modes;
 mod nodes;
 mod play;
+mod rollout;
 mod server;

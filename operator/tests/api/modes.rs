@@ -7,7 +7,7 @@ use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 use crate::play::NETWORK;
 use crate::server::{Server, eventually};
 
-async fn told(server: &Server, node: &str, number: i64, phase: Phase) -> Epoch {
+pub(crate) async fn told(server: &Server, node: &str, number: i64, phase: Phase) -> Epoch {
     eventually(
         &format!("{node} is told epoch {number} {phase:?}"),
         async || {
@@ -21,7 +21,7 @@ async fn told(server: &Server, node: &str, number: i64, phase: Phase) -> Epoch {
     .await
 }
 
-async fn ready_cluster() -> (Server, crate::server::Process) {
+pub(crate) async fn ready_cluster() -> (Server, crate::server::Process) {
     let server = Server::start().await;
     let operator = server.operator(NETWORK, &[]);
     for name in ["a", "b", "c"] {

@@ -43,7 +43,7 @@ async fn taint_is(server: &Server, node: &str, wanted: bool) {
 
 /// What must hold always: no two claims overlap, and every node's blocks are
 /// its own claims.
-async fn assert_sound(server: &Server) {
+pub(crate) async fn assert_sound(server: &Server) {
     let claims = server.all_claims().await;
     for (i, a) in claims.iter().enumerate() {
         for b in &claims[i + 1..] {

@@ -176,3 +176,63 @@ fn short(reason: &str) -> &str {
     let text = reason.split(':').next().unwrap_or(reason);
     text.strip_prefix("fell back ").unwrap_or(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use veer_crds::v1alpha1::{Epoch, RolloutPolicy, RoutingMode};
+
+    use super::super::epoch::{Member, Wish, plan};
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    /// The plan in Preflight, for nodes of which these were told it.
+    fn preflight(told: &[&str]) -> Plan {
+        let epoch = Epoch {
+            cluster_network_uid: "uid".into(),
+            number: 2,
+            mode: RoutingMode::Native,
+            phase: Phase::Preflight,
+            attempt: 0,
+        };
+        let member = |name: &str| Member {
+            name: name.into(),
+            told: told.contains(&name).then(|| epoch.clone()),
+            ..Member::default()
+        };
+        let wish = Wish {
+            uid: "uid",
+            mode: RoutingMode::Native,
+            rollout: &RolloutPolicy::default(),
+            current: Some(&epoch),
+            active: Some(RoutingMode::Tunnel),
+            since: Some(at(0)),
+            began: Some(at(0)),
+        };
+        plan(&wish, &["a", "b"].map(member), at(0))
+    }
+
+    #[test]
+    fn who_is_awaited_keeps_the_time_since_when_and_comes_first() {
+        let first = slowest(&[], &preflight(&["b"]), at(10));
+        let said: Vec<_> = first
+            .iter()
+            .map(|n| (n.node.as_str(), n.reason.as_str()))
+            .collect();
+        let since = "nothing of epoch 2 acknowledged, since 1970-01-01T00:00:10Z";
+        assert_eq!(
+            said,
+            [
+                ("b", format!("told Preflight, {since}").as_str()),
+                ("a", format!("not told Preflight yet, {since}").as_str()),
+            ]
+        );
+        // Time alone changes nothing.
+        assert_eq!(slowest(&first, &preflight(&["b"]), at(99)), first);
+        let later = slowest(&first, &preflight(&["a", "b"]), at(99));
+        assert_eq!(later[0], first[0]);
+        assert!(later[1].reason.ends_with("since 1970-01-01T00:01:39Z"));
+    }
+}

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use serde::Serialize;
-use veer_crds::v1alpha1::NodeNetworkSpec;
+use veer_crds::v1alpha1::{NodeNetwork, NodeNetworkSpec};
 
 /// What this controller applies; the routing epoch is another's field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +19,16 @@ pub(crate) fn spec(node_uid: &str, blocks: &[IpNet]) -> OwnSpec {
         pod_cidrs: blocks.to_vec(),
         node_uid: node_uid.to_owned(),
     }
+}
+
+/// The object of a node that has none.
+pub(crate) fn object(name: &str, spec: &OwnSpec) -> NodeNetwork {
+    let spec = NodeNetworkSpec {
+        pod_cidrs: spec.pod_cidrs.clone(),
+        node_uid: spec.node_uid.clone(),
+        ..NodeNetworkSpec::default()
+    };
+    NodeNetwork::new(name, spec)
 }
 
 /// Whether there is nothing to write.

@@ -48,13 +48,18 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
 
     let spec = build::spec(node.uid(), &outcome.blocks);
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
-    let applied = if held
-        .as_deref()
-        .is_some_and(|h| build::is_as_wanted(&h.spec, &spec))
-    {
-        None
-    } else {
-        Some(crate::apply::spec(&api, &name, MANAGER, &spec, None).await?)
+    // By what was read, or not at all: a leader that was stopped past its Lease
+    // must not give back a block that is by now another node's.
+    let applied = match held.as_deref() {
+        Some(held) if build::is_as_wanted(&held.spec, &spec) => None,
+        Some(held) => {
+            let version = held.metadata.resource_version.as_deref();
+            Some(crate::apply::spec(&api, &name, MANAGER, &spec, version).await?)
+        }
+        None => {
+            let network = build::object(&name, &spec);
+            Some(crate::apply::create(&api, MANAGER, &network).await?)
+        }
     };
     let current = applied.as_ref().or(held.as_deref());
     status::settle(&api, &name, current, &outcome).await?;

@@ -296,7 +296,7 @@ fn judge_order(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// Whatever happens, every write of every leader is sound by what it could
     /// see and the API server let it write; and when things are well again, the

@@ -362,3 +362,28 @@ fn times_stay_while_nothing_happens() {
     assert_eq!(next.since.as_second(), world.now);
     assert_eq!(next.began, began.began);
 }
+
+#[test]
+fn an_hour_without_an_operator_harms_nothing() {
+    for phase in [
+        Phase::Preflight,
+        Phase::Prepare,
+        Phase::Switch,
+        Phase::Finalize,
+    ] {
+        let mut world = World::asked_for_native(3);
+        world.until(phase);
+        world.obey(1);
+        world.now += 3600;
+        assert_eq!(phase_of(&world.look()), (2, phase, 0));
+        assert_eq!(phase_of(&world.settle()), (2, Phase::Ready, 0));
+    }
+    // An attempt long due is made once, and the next waits as ever.
+    let mut world = World::asked_for_native(3);
+    world.broken.insert((0, 1));
+    world.settle();
+    world.now += 3600;
+    let plan = world.settle();
+    assert_eq!(phase_of(&plan), (2, Phase::Preflight, 1));
+    assert_eq!(plan.retry_at.unwrap().as_second() - world.now, 30);
+}
