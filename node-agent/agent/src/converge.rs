@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -14,10 +15,12 @@ use veer_crds::v1alpha1::Epoch;
 
 use crate::{
     attachments::Attachments,
+    clock::monotonic,
     desired::{self, Desired, Facts, Ids, Inputs, Peers, Step},
     device::Device,
     engine::{Error, netlink},
     facts::{self, Wanted},
+    health::Health,
     held::Held,
     host::{self, Host},
     index::Complete,
@@ -30,9 +33,11 @@ use crate::{
         wire::Socket,
     },
     nft,
+    probe::{Answer, Ask},
     repair::Kind,
     shared::Shared,
     status::Report,
+    switch::{Now, Switch},
     tables::{self, Scope},
 };
 
@@ -43,8 +48,12 @@ const ADDRESS_AWAY: Duration = Duration::from_millis(1500);
 /// What lives from round to round.
 pub(crate) struct Converger {
     ids: Ids,
-    /// Entries of the remotes' map as last written.
+    /// Entries of the remotes' map as last written. A pair's form is what it is
+    /// here: the map is read for it when the agent starts, and only then.
     present: HashMap<u32, Remote>,
+    /// The epoch, and what probes found.
+    pub(crate) switch: Switch,
+    health: Health,
     device: Device,
     host: Host,
     attachments: Attachments,
@@ -54,8 +63,6 @@ pub(crate) struct Converger {
     away: Option<Instant>,
     /// MTU that running pods' routes have, in bytes; 0: not known.
     pods_mtu: u32,
-    /// The epoch in force.
-    applied: Option<Epoch>,
     /// Why the node is not as it should be; empty: it is.
     pub(crate) degraded: String,
     /// Everything of veer is gone from the node.
@@ -64,11 +71,13 @@ pub(crate) struct Converger {
 
 impl Converger {
     /// Over what is in the maps and on disk.
-    pub(crate) fn new(shared: &Shared) -> Result<Self, Error> {
+    pub(crate) fn new(shared: &Shared, held: &Held) -> Result<Self, Error> {
         let present = shared.datapath().maps.used_remotes()?;
         Ok(Self {
             ids: Ids::from_present(&present),
             present,
+            switch: Switch::new(held),
+            health: Health::default(),
             device: Device::default(),
             host: Host::new(Sysctls::open(
                 &shared.options.proc_sys_net,
@@ -79,7 +88,6 @@ impl Converger {
             facts: Facts::default(),
             away: None,
             pods_mtu: 0,
-            applied: None,
             degraded: String::new(),
             decommissioned: false,
         })
@@ -107,11 +115,17 @@ impl Converger {
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         remove_strays(shared, &mut socket, &links);
         host::up(shared, &mut socket, &links);
+        self.health
+            .converge(shared, &mut socket, &links)
+            .map_err(netlink("give lo the health address"))?;
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
 
         let peers = desired::peers(&shared.index(), &self.facts, &mut self.ids);
-        let step = desired::step(epoch, underlay, self.pods_mtu);
+        let now = now_of(&peers, &self.facts, &self.present);
+        self.switch
+            .take_up(shared, now, epoch, underlay, self.pods_mtu);
+        let step = self.switch.step.clone();
         let smaller_first = self.pods_mtu == 0 || step.mtu < self.pods_mtu;
         self.publish_plan(shared, &peers, &step, underlay);
 
@@ -137,10 +151,23 @@ impl Converger {
             .converge(shared, &self.facts, &step)
             .map_err(netlink("write the nftables table"));
         attached.and(sysctls).and(nft)?;
-        if full {
-            self.applied.clone_from(&step.epoch);
-        }
+        self.switch
+            .acknowledge(shared, now_of(&peers, &self.facts, &self.present));
         Ok(())
+    }
+
+    /// What is to be probed now, see [`Switch::asks`].
+    pub(crate) fn asks(&mut self, shared: &Shared) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
+        let peers = shared.plan().peers.clone();
+        let now = now_of(&peers, &self.facts, &self.present);
+        self.switch.asks(shared, now)
+    }
+
+    /// Takes in what probes found.
+    pub(crate) fn probed(&mut self, shared: &Shared, round: u64, answers: Vec<Answer>) {
+        let peers = shared.plan().peers.clone();
+        let now = now_of(&peers, &self.facts, &self.present);
+        self.switch.probed(shared, now, round, answers);
     }
 
     fn observe(&mut self, shared: &Shared, socket: &mut Socket) -> Result<(), Error> {
@@ -190,6 +217,7 @@ impl Converger {
         plan.facts.clone_from(&self.facts);
         plan.peers.clone_from(peers);
         plan.step.clone_from(step);
+        plan.troubles = self.switch.pairs.troubles();
         plan.link_mtu = underlay;
     }
 
@@ -203,6 +231,8 @@ impl Converger {
             peers,
             step,
             present: &self.present,
+            pairs: &self.switch.pairs,
+            now: monotonic(),
         })
     }
 
@@ -288,8 +318,12 @@ impl Converger {
         }
         self.host.restore().map_err(netlink("restore sysctls"))?;
         self.device.forget();
+        self.health
+            .remove(shared, &mut socket)
+            .map_err(netlink("take the health address off lo"))?;
         self.pods_mtu = 0;
-        self.applied = None;
+        self.present.clear();
+        self.switch.applied = None;
         Ok(())
     }
 
@@ -300,11 +334,20 @@ impl Converger {
             held,
             &self.facts,
             &self.attachments,
-            self.applied.clone(),
+            self.switch.applied.clone(),
+            self.switch.probes.clone(),
             self.pods_mtu,
             &self.degraded,
             self.decommissioned,
         )
+    }
+}
+
+fn now_of<'a>(peers: &'a Peers, facts: &'a Facts, present: &'a HashMap<u32, Remote>) -> Now<'a> {
+    Now {
+        peers,
+        facts,
+        present,
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,7 @@ use crate::{
     desired::{self, host_prefix},
     held::{Held, HeldFile},
     index::{Event, Resolution, Stale},
+    probe::{self, Answer},
     publish,
     repair::Kind,
     shared::Shared,
@@ -49,6 +51,19 @@ const GAP: Duration = Duration::from_millis(500);
 /// Events taken in before their consequences are applied.
 const BATCH: usize = 10_000;
 
+/// A job of probes: its round and what came of it.
+type Probed = (u64, Option<Vec<Answer>>);
+
+/// What came in since the last look.
+#[derive(Debug, Default)]
+struct News {
+    /// What it made stale.
+    stale: Stale,
+    /// The kernel reported something.
+    kernel: bool,
+    probed: Option<Probed>,
+}
+
 /// What makes the engine work.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -58,6 +73,13 @@ pub(crate) enum Input {
     Identities,
     /// Links, addresses or routes of the node changed.
     Kernel,
+    /// A job of probes has ended.
+    Probed {
+        /// The round it belongs to.
+        round: u64,
+        /// What came of it; `None`: it could not be done.
+        answers: Option<Vec<Answer>>,
+    },
 }
 
 /// Why a round failed.
@@ -105,6 +127,16 @@ pub(crate) struct Engine {
     rounds: u32,
     /// Once the first round is through, ADD is served.
     started: bool,
+    probing: Probing,
+}
+
+/// Whether a job of probes may be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probing {
+    Idle,
+    Running,
+    /// The last could not be done: until the next repair round.
+    Resting,
 }
 
 impl Engine {
@@ -118,7 +150,7 @@ impl Engine {
         if let Some(cluster) = held.get().cluster.clone() {
             shared.index_mut().cluster = Some(cluster);
         }
-        let converger = Converger::new(&shared)?;
+        let converger = Converger::new(&shared, held.get())?;
         Ok(Self {
             shared,
             from,
@@ -127,6 +159,7 @@ impl Engine {
             converger,
             rounds: 0,
             started: false,
+            probing: Probing::Idle,
         })
     }
 
@@ -153,11 +186,22 @@ impl Engine {
             };
             let Some(first) = first else {
                 self.repair();
+                if self.probing == Probing::Resting {
+                    self.probing = Probing::Idle;
+                }
+                self.probe();
                 last = Instant::now();
                 next = last + ROUND;
                 continue;
             };
-            let (stale, kernel) = self.take_in(first);
+            let News {
+                mut stale,
+                kernel,
+                probed,
+            } = self.take_in(first);
+            if let Some((round, answers)) = probed {
+                stale.all |= self.probed(round, answers);
+            }
             if stale.identities {
                 self.identities();
             }
@@ -173,6 +217,7 @@ impl Engine {
                     next = next.min((Instant::now() + SETTLE).max(last + GAP));
                 }
             }
+            self.probe();
             self.report();
         }
     }
@@ -189,23 +234,56 @@ impl Engine {
         self.round(self.rounds.is_multiple_of(every.max(1)));
     }
 
-    /// Takes in what has come; says what it made stale, and whether the kernel
-    /// reported something.
-    fn take_in(&mut self, first: Input) -> (Stale, bool) {
-        let mut stale = Stale::default();
-        let mut kernel = false;
+    /// Takes in what has come.
+    fn take_in(&mut self, first: Input) -> News {
+        let mut news = News::default();
         let mut index = self.shared.index_mut();
         let mut next = Some(first);
         for _ in 0..BATCH {
             match next {
-                Some(Input::Api(event)) => stale.merge(index.handle(event)),
-                Some(Input::Identities) => stale.identities = true,
-                Some(Input::Kernel) => kernel = true,
+                Some(Input::Api(event)) => news.stale.merge(index.handle(event)),
+                Some(Input::Identities) => news.stale.identities = true,
+                Some(Input::Kernel) => news.kernel = true,
+                // One job at a time, so there is never a second.
+                Some(Input::Probed { round, answers }) => news.probed = Some((round, answers)),
                 None => break,
             }
             next = self.from.try_recv().ok();
         }
-        (stale, kernel)
+        news
+    }
+
+    /// Takes in what a job of probes found. Returns whether there is anything.
+    fn probed(&mut self, round: u64, answers: Option<Vec<Answer>>) -> bool {
+        let Some(answers) = answers else {
+            self.probing = Probing::Resting;
+            return false;
+        };
+        self.probing = Probing::Idle;
+        self.converger.probed(&self.shared, round, answers);
+        true
+    }
+
+    /// Starts a job of probes where one is wanted and none is under way.
+    fn probe(&mut self) {
+        if self.probing != Probing::Idle || self.converger.decommissioned {
+            return;
+        }
+        let Some((from, round, asks)) = self.converger.asks(&self.shared) else {
+            return;
+        };
+        let engine = self.shared.engine.clone();
+        let job = move || {
+            let answers = probe::run(from, asks)
+                .inspect_err(|error| tracing::error!(%error, "cannot probe other nodes"))
+                .ok();
+            // The engine ends with the process.
+            let _ = engine.send(Input::Probed { round, answers });
+        };
+        match thread::Builder::new().name("probes".into()).spawn(job) {
+            Ok(_) => self.probing = Probing::Running,
+            Err(error) => tracing::error!(%error, "cannot start a thread for probes"),
+        }
     }
 
     /// The blocks the API server assigns, or those on disk while it is silent.
@@ -347,6 +425,8 @@ impl Engine {
             pod_cidrs: vec![block],
             cluster,
             epoch: epoch.or_else(|| self.held.get().epoch.clone()),
+            applied: self.converger.switch.applied.clone(),
+            pairs: self.converger.switch.pairs.clone(),
             decommissioned: false,
         };
         self.held.set(held).map_err(Error::State)

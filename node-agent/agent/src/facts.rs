@@ -151,6 +151,7 @@ mod tests {
             index,
             ip: ip.parse().unwrap(),
             global: true,
+            host: false,
         }
     }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use veer_crds::v1alpha1::{ClusterNetworkSpec, Epoch};
 
-use crate::files;
+use crate::{files, probe::Pairs};
 
 /// See the module.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -22,9 +22,15 @@ pub(crate) struct Held {
     /// UID and spec of the ClusterNetwork.
     #[serde(default)]
     pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
-    /// The last epoch applied.
+    /// The last epoch taken up.
     #[serde(default)]
     pub(crate) epoch: Option<Epoch>,
+    /// The last epoch acknowledged.
+    #[serde(default)]
+    pub(crate) applied: Option<Epoch>,
+    /// What probes of other nodes found in that epoch or the one under way.
+    #[serde(default)]
+    pub(crate) pairs: Pairs,
     /// The node was told to clean up and has.
     #[serde(default)]
     pub(crate) decommissioned: bool,

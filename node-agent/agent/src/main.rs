@@ -5,6 +5,7 @@
 //! traffic running; the next one takes over.
 
 mod attachments;
+mod clock;
 mod cni;
 mod converge;
 mod datapath;
@@ -15,6 +16,7 @@ mod engine;
 mod events;
 mod facts;
 mod files;
+mod health;
 mod held;
 mod host;
 mod http;
@@ -22,11 +24,13 @@ mod index;
 mod install;
 mod netlink;
 mod nft;
+mod probe;
 mod publish;
 mod repair;
 mod run;
 mod shared;
 mod status;
+mod switch;
 mod tables;
 mod watch;
 

@@ -16,6 +16,8 @@ const NAMED: usize = 5;
 pub(crate) enum Kind {
     /// The VXLAN device, or a setting of it.
     Device,
+    /// The health address.
+    Address,
     /// A route.
     Route,
     /// A permanent neighbour entry.
@@ -39,6 +41,7 @@ impl Kind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Device => "device",
+            Self::Address => "addresses",
             Self::Route => "routes",
             Self::Neighbour => "neighbours",
             Self::Program => "programs",

@@ -12,7 +12,7 @@ use kube::{
 };
 use serde_json::json;
 use tokio::sync::watch;
-use veer_crds::v1alpha1::{Epoch, NodeNetwork, NodeNetworkStatus, UplinkStatus};
+use veer_crds::v1alpha1::{Epoch, NodeNetwork, NodeNetworkStatus, ProbeReport, UplinkStatus};
 
 use crate::{
     attachments::Attachments, desired::Facts, held::Held, publish::FIELD_MANAGER, shared::Shared,
@@ -34,6 +34,7 @@ pub(crate) struct Report {
     held_pod_cidrs: Vec<IpNet>,
     addresses: Vec<IpAddr>,
     applied: Option<Epoch>,
+    probes: Option<ProbeReport>,
     identity_serial: String,
     uplinks: Vec<UplinkStatus>,
     mtu: u32,
@@ -55,6 +56,7 @@ impl Report {
         facts: &Facts,
         attachments: &Attachments,
         applied: Option<Epoch>,
+        probes: Option<ProbeReport>,
         mtu: u32,
         degraded: &str,
         decommissioned: bool,
@@ -77,6 +79,7 @@ impl Report {
             },
             addresses: facts.addresses.clone(),
             applied,
+            probes,
             identity_serial,
             uplinks: attachments.uplinks(facts),
             mtu,
@@ -97,6 +100,7 @@ impl Report {
             held_pod_cidrs: self.held_pod_cidrs.clone(),
             addresses: self.addresses.clone(),
             applied: self.applied.clone(),
+            probes: self.probes.clone(),
             identity_serial: self.identity_serial.clone(),
             uplinks: self.uplinks.clone(),
             mtu: i32::try_from(self.mtu).unwrap_or(i32::MAX),

@@ -236,7 +236,7 @@ pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
 
 pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
     let rows = read_all(&shared.datapath().maps.flows, FLOWS)?;
-    let now = monotonic();
+    let now = crate::clock::monotonic();
     Ok(rows
         .into_iter()
         .filter(|(_, note)| note.expires_at > now)
@@ -247,14 +247,6 @@ pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
             expires_in: (note.expires_at - now) / 1_000_000_000,
         })
         .collect())
-}
-
-/// Nanoseconds as `bpf_ktime_get_ns` counts them.
-fn monotonic() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(std::time::Duration::from)
-        .unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {

@@ -13,13 +13,13 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::{
     VXLAN_OVERHEAD_V4,
-    identity::{HOST, INIT, REMOTE_NODE},
+    identity::{HEALTH, HOST, INIT, REMOTE_NODE},
     key::IpKey,
     value::{Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, NODE_ID_LOCAL, Remote},
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use epoch::{Step, step};
+pub(crate) use epoch::{Step, peer_accepts, step, target};
 pub(crate) use ids::Ids;
 pub(crate) use peers::{Peers, peers};
 
@@ -28,6 +28,7 @@ use crate::{
     endpoint::{Store, gateway_of},
     index::Index,
     netlink::{pod::host_route, route::Route},
+    probe::Pairs,
 };
 
 /// An uplink.
@@ -119,6 +120,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) step: &'a Step,
     /// Remotes as they are now, by id.
     pub(crate) present: &'a HashMap<u32, Remote>,
+    /// What probes found.
+    pub(crate) pairs: &'a Pairs,
+    /// As [`crate::clock::monotonic`].
+    pub(crate) now: u64,
 }
 
 /// The prefix of one address.
@@ -146,6 +151,15 @@ pub(crate) fn row(
     if facts.addresses.contains(&address) {
         return Some(local(HOST));
     }
+    if health_address(store) == Some(address) {
+        return Some(local(HEALTH));
+    }
+    if let Some(node_id) = peers.health_ids.get(&address) {
+        return Some(IpcacheEntry {
+            identity: HEALTH,
+            node_id: *node_id,
+        });
+    }
     if let Some(endpoint) = store.by_address(address) {
         return Some(local(endpoint.identity));
     }
@@ -162,6 +176,12 @@ pub(crate) fn row(
     })
 }
 
+/// The address that this node probes others from and answers them at: the one
+/// that pods have as next hop.
+pub(crate) fn health_address(store: &Store) -> Option<IpAddr> {
+    gateway_of(&IpNet::V4(store.block()?))
+}
+
 /// Everything.
 pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     let Inputs {
@@ -171,6 +191,8 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         peers,
         step,
         present,
+        pairs,
+        now,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let block = store.block().map(IpNet::V4);
@@ -201,7 +223,15 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
             continue;
         };
         let path = facts.paths.get(address).copied();
-        let remote = epoch::remote(step, node, *address, path, present.get(id));
+        let remote = epoch::remote(&epoch::Pair {
+            step,
+            node,
+            address: *address,
+            path,
+            present: present.get(id),
+            view: pairs.view(name),
+            now,
+        });
         let mtu = if remote.form == FORM_TUNNEL {
             step.mtu.min(step.tunnel_mtu)
         } else {
@@ -228,6 +258,8 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         .copied()
         .chain(store.iter().map(|e| e.address))
         .chain(peers.by_address.keys().copied())
+        .chain(health_address(store))
+        .chain(peers.health_ids.keys().copied())
         .chain(index.endpoints.addresses());
     for address in rows {
         if let Some(entry) = row(index, store, facts, peers, address) {

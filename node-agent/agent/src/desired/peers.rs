@@ -2,11 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use super::{Facts, Ids};
-use crate::index::Index;
+use crate::{
+    endpoint::gateway_of,
+    index::{Index, NodeRecord},
+};
 
 /// Other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,10 @@ pub(crate) struct Peers {
     pub(crate) primaries: BTreeMap<String, IpAddr>,
     /// Ids by each believed address.
     pub(crate) by_address: HashMap<IpAddr, u32>,
+    /// Health addresses by name.
+    pub(crate) health: BTreeMap<String, Ipv4Addr>,
+    /// Ids by health address.
+    pub(crate) health_ids: HashMap<IpAddr, u32>,
     /// Whether every node has said where it is. While one has not, an entry that
     /// an earlier agent wrote may be that node's, and nothing is removed.
     pub(crate) all_known: bool,
@@ -25,6 +32,16 @@ pub(crate) struct Peers {
 /// The address that stands for a node: its first IPv4 one.
 fn primary(addresses: &[IpAddr]) -> Option<IpAddr> {
     addresses.iter().copied().find(IpAddr::is_ipv4)
+}
+
+/// The address that a node is probed at.
+fn health(node: &NodeRecord) -> Option<Ipv4Addr> {
+    node.pod_cidrs
+        .iter()
+        .find_map(|cidr| match gateway_of(cidr) {
+            Some(IpAddr::V4(address)) => Some(address),
+            Some(IpAddr::V6(_)) | None => None,
+        })
 }
 
 /// Who the other nodes are. Not believed: an address inside a pod CIDR, one of
@@ -57,6 +74,10 @@ pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
             continue;
         };
         peers.by_name.insert(node.name.clone(), id);
+        if let Some(health) = health(node) {
+            peers.health.insert(node.name.clone(), health);
+            peers.health_ids.insert(IpAddr::V4(health), id);
+        }
         if let Some(first) = first {
             if primaries.insert(first, id).is_some() {
                 twice.insert(first);

@@ -6,7 +6,10 @@ use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE};
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
 use super::*;
-use crate::index::{Change, Event, NodeRecord, PodEndpointRow};
+use crate::{
+    index::{Change, Event, NodeRecord, PodEndpointRow},
+    probe::{Answer, Ask, Peer},
+};
 
 fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
@@ -51,12 +54,17 @@ fn facts() -> Facts {
     }
 }
 
+/// Nanoseconds to confirm a switched pair in.
+const CONFIRM: u64 = 30_000_000_000;
+
 struct World {
     index: Index,
     store: Store,
     facts: Facts,
     ids: Ids,
     present: HashMap<u32, Remote>,
+    pairs: Pairs,
+    now: u64,
     _dir: tempfile::TempDir,
 }
 
@@ -76,6 +84,8 @@ impl World {
             facts: facts(),
             ids: Ids::default(),
             present: HashMap::new(),
+            pairs: Pairs::default(),
+            now: 1,
             _dir: dir,
         }
     }
@@ -86,9 +96,33 @@ impl World {
         self.index.handle(Event::Node(Change::Apply(b)));
     }
 
+    /// The peer answers, or does not, in the form that the mode leads to; with
+    /// `confirms` in the one that it has switched to.
+    fn answers(&mut self, own: &Epoch, form: u8, confirms: bool, outcome: Result<(), String>) {
+        self.pairs.enter(Some(own));
+        let ask = Ask {
+            node: "b".into(),
+            to: [10, 1, 1, 1].into(),
+            form,
+            full: 1450,
+            confirms,
+        };
+        let peer = Peer {
+            name: "b".into(),
+            health: ask.to,
+            target: Some(form),
+            entry: Remote::default(),
+            accepts: true,
+            applied: None,
+        };
+        let answers = vec![Answer { ask, outcome }];
+        self.pairs.take(self.pairs.round, answers, &[peer]);
+    }
+
     fn desired(&mut self, own: Option<&Epoch>) -> Desired {
         let peers = peers(&self.index, &self.facts, &mut self.ids);
-        let step = step(own, 1500, 0);
+        self.pairs.enter(own);
+        let step = step(own, 1500, 0, self.pairs.any_kept(), CONFIRM);
         let d = desired(Inputs {
             index: &self.index,
             store: &self.store,
@@ -96,6 +130,8 @@ impl World {
             peers: &peers,
             step: &step,
             present: &self.present,
+            pairs: &self.pairs,
+            now: self.now,
         });
         self.present.clone_from(&d.remotes);
         d
@@ -161,11 +197,38 @@ fn a_node_cannot_claim_a_pods_or_our_address_and_shared_ones_are_nobodys() {
 }
 
 #[test]
+fn health_addresses_are_the_nodes_and_nobody_elses() {
+    let mut world = World::new();
+    world
+        .index
+        .handle(Event::Endpoint(Change::Apply(PodEndpointRow {
+            key: "x/1".into(),
+            node: "b".into(),
+            addresses: vec![ip("10.1.1.1")],
+            identity: 777,
+            serial: 1,
+            pod_uid: String::new(),
+        })));
+    let d = world.desired(None);
+    let row = |a: &str| d.ipcache.get(&host_prefix(ip(a))).copied();
+    let health = |node_id| {
+        Some(IpcacheEntry {
+            identity: HEALTH,
+            node_id,
+        })
+    };
+    assert_eq!(row("10.1.0.1"), health(1));
+    assert_eq!(row("10.1.1.1"), health(2));
+    assert_eq!(d.nodes.get(&IpKey::from(ip("10.1.1.1"))), None);
+}
+
+#[test]
 fn the_route_to_another_nodes_block_never_leaves_the_vxlan_device() {
     let mut world = World::new();
     let native = epoch(2, RoutingMode::Native, Phase::Ready);
+    world.peer_applied(native.clone());
+    world.answers(&native, FORM_NATIVE, false, Ok(()));
     for (own, mtu) in [(None, 1450), (Some(&native), 1500)] {
-        world.peer_applied(native.clone());
         let d = world.desired(own);
         let route = d
             .routes
@@ -182,64 +245,153 @@ fn the_route_to_another_nodes_block_never_leaves_the_vxlan_device() {
     assert_eq!(own.destination.to_string(), "10.1.0.0/24");
 }
 
+const T: u8 = FORM_TUNNEL;
+const N: u8 = FORM_NATIVE;
+const YES: u32 = REMOTE_ACCEPT_NATIVE;
+
 #[test]
-fn a_change_to_native_accepts_first_sends_next_and_raises_the_mtu_last() {
+fn a_change_to_native_probes_accepts_sends_confirms_and_raises_the_mtu_last() {
     let mut world = World::new();
     let tunnel = epoch(1, RoutingMode::Tunnel, Phase::Ready);
     world.peer_applied(tunnel.clone());
     let mut seen = vec![world.desired(Some(&tunnel))];
-    for phase in [Phase::Prepare, Phase::Switch, Phase::Finalize, Phase::Ready] {
+    for phase in [
+        Phase::Preflight,
+        Phase::Prepare,
+        Phase::Switch,
+        Phase::Finalize,
+        Phase::Ready,
+    ] {
         let e = epoch(2, RoutingMode::Native, phase);
         world.peer_applied(epoch(2, RoutingMode::Native, Phase::Prepare));
+        if phase == Phase::Preflight {
+            world.answers(&e, N, false, Ok(()));
+        }
+        if phase == Phase::Finalize {
+            world.answers(&e, N, true, Ok(()));
+        }
+        world.now += 1;
         seen.push(world.desired(Some(&e)));
     }
     let remotes: Vec<Remote> = seen.iter().map(|d| d.remotes[&2]).collect();
-    let forms: Vec<u8> = remotes.iter().map(|r| r.form).collect();
-    let (t, n) = (FORM_TUNNEL, FORM_NATIVE);
-    assert_eq!(forms, [t, t, n, n, n]);
-    let accepts: Vec<u32> = remotes.iter().map(|r| r.flags).collect();
-    let yes = REMOTE_ACCEPT_NATIVE;
-    assert_eq!(accepts, [0, yes, yes, yes, yes]);
+    let entries: Vec<(u8, u64, u32)> = remotes
+        .iter()
+        .map(|r| (r.form, r.revert_at, r.flags))
+        .collect();
+    let switched_at = 4;
+    let expected = [
+        (T, 0, 0),
+        (T, 0, 0),
+        (T, 0, YES),
+        (N, switched_at + CONFIRM, YES),
+        (N, 0, YES),
+        (N, 0, YES),
+    ];
+    assert_eq!(entries, expected);
     let mtus: Vec<u32> = seen.iter().map(|d| d.mtu).collect();
-    assert_eq!(mtus, [1450, 1450, 1450, 1500, 1500]);
+    assert_eq!(mtus, [1450, 1450, 1450, 1450, 1500, 1500]);
     // The next hop is there long before the form.
     assert!(remotes.iter().all(|r| r.ifindex == 7));
 }
 
-#[test]
-fn a_change_back_keeps_the_form_until_switch_and_accepts_until_finalize() {
+/// A cluster in Native, with its pair confirmed.
+fn in_native() -> (World, Epoch) {
     let mut world = World::new();
     let native = epoch(2, RoutingMode::Native, Phase::Ready);
     world.peer_applied(native.clone());
+    world.answers(&native, N, false, Ok(()));
     world.desired(Some(&native));
+    world.answers(&native, N, true, Ok(()));
+    world.desired(Some(&native));
+    (world, native)
+}
+
+#[test]
+fn a_change_back_keeps_the_form_until_switch_and_accepts_until_finalize() {
+    let (mut world, _) = in_native();
     let mut got = Vec::new();
     for phase in [Phase::Prepare, Phase::Switch, Phase::Finalize] {
         let e = epoch(3, RoutingMode::Tunnel, phase);
+        world.answers(&e, T, false, Ok(()));
         let d = world.desired(Some(&e));
         got.push((d.remotes[&2].form, d.remotes[&2].flags, d.mtu));
     }
-    assert_eq!(
-        got,
-        [
-            (FORM_NATIVE, REMOTE_ACCEPT_NATIVE, 1450),
-            (FORM_TUNNEL, REMOTE_ACCEPT_NATIVE, 1450),
-            (FORM_TUNNEL, 0, 1450),
-        ]
-    );
+    assert_eq!(got, [(N, YES, 1450), (T, YES, 1450), (T, 0, 1450)]);
+}
+
+#[test]
+fn a_pair_that_is_not_confirmed_has_its_old_form_back() {
+    let mut world = World::new();
+    let e = epoch(2, RoutingMode::Native, Phase::Switch);
+    world.peer_applied(e.clone());
+    world.answers(&e, N, false, Ok(()));
+    assert_eq!(world.desired(Some(&e)).remotes[&2].form, N);
+    world.now += CONFIRM;
+    assert_eq!(world.desired(Some(&e)).remotes[&2].form, N);
+    world.now += 1;
+    world.answers(&e, N, false, Err("fell back".into()));
+    let entry = world.desired(Some(&e)).remotes[&2];
+    assert_eq!((entry.form, entry.revert_at), (T, 0));
+}
+
+#[test]
+fn a_pair_that_fails_keeps_its_form_and_the_smaller_mtu_and_is_accepted_so() {
+    // This node's probes fail: it goes on in the tunnel.
+    let mut world = World::new();
+    let e = epoch(2, RoutingMode::Native, Phase::Ready);
+    world.peer_applied(e.clone());
+    world.answers(&e, N, false, Err("no answer".into()));
+    let d = world.desired(Some(&e));
+    assert_eq!((d.remotes[&2].form, d.mtu), (T, 1450));
+    // The peer's probes fail on the way back: it goes on bare.
+    let (mut world, _) = in_native();
+    let e = epoch(3, RoutingMode::Tunnel, Phase::Ready);
+    let mut b = node("b", "10.1.1.0/24", "192.0.2.2");
+    b.keeps_form_to_us = Some(3);
+    world.index.handle(Event::Node(Change::Apply(b)));
+    world.answers(&e, T, false, Ok(()));
+    let d = world.desired(Some(&e));
+    assert_eq!((d.remotes[&2].form, d.remotes[&2].flags), (T, YES));
 }
 
 #[test]
 fn a_peer_that_is_not_prepared_or_not_reachable_gets_the_tunnel() {
+    let (mut world, own) = in_native();
+    world.facts.paths.clear();
+    assert_eq!(world.desired(Some(&own)).remotes[&2].form, T);
     let mut world = World::new();
-    let own = epoch(2, RoutingMode::Native, Phase::Ready);
     world.peer_applied(epoch(1, RoutingMode::Tunnel, Phase::Ready));
+    world.answers(&own, N, false, Ok(()));
     let d = world.desired(Some(&own));
-    assert_eq!(d.remotes[&2].form, FORM_TUNNEL);
+    assert_eq!(d.remotes[&2].form, T);
     let route = d.routes.iter().find(|r| r.onlink).unwrap();
     assert_eq!((route.mtu, d.mtu), (1450, 1500));
-    world.peer_applied(own.clone());
-    world.facts.paths.clear();
-    assert_eq!(world.desired(Some(&own)).remotes[&2].form, FORM_TUNNEL);
+}
+
+#[test]
+fn a_node_that_was_away_uses_the_tunnel_to_peers_that_take_nothing_else_now() {
+    let (mut world, own) = in_native();
+    world.peer_applied(epoch(3, RoutingMode::Tunnel, Phase::Ready));
+    assert_eq!(world.desired(Some(&own)).remotes[&2].form, T);
+}
+
+#[test]
+fn hybrid_sends_bare_inside_a_link_and_by_tunnel_across() {
+    let mut world = World::new();
+    let hybrid = epoch(2, RoutingMode::Hybrid, Phase::Ready);
+    world.peer_applied(hybrid.clone());
+    world.answers(&hybrid, N, false, Ok(()));
+    let d = world.desired(Some(&hybrid));
+    assert_eq!((d.remotes[&2].form, d.remotes[&2].flags), (N, YES));
+    let mut world = World::new();
+    world.peer_applied(hybrid.clone());
+    for path in world.facts.paths.values_mut() {
+        path.same_link = false;
+    }
+    world.answers(&hybrid, T, false, Ok(()));
+    let d = world.desired(Some(&hybrid));
+    assert_eq!((d.remotes[&2].form, d.remotes[&2].flags), (T, 0));
+    assert_eq!(d.mtu, 1450);
 }
 
 #[test]

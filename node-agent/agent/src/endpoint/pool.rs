@@ -28,7 +28,8 @@ pub(crate) struct Pool {
     used: HashSet<Ipv4Addr>,
 }
 
-/// The address pods use as next hop: the first of the block. It is on no device.
+/// The address pods use as next hop and other nodes probe: the first of the
+/// block. The node has it on `lo`.
 pub(crate) fn gateway_of(block: &IpNet) -> Option<IpAddr> {
     block.hosts().next()
 }

@@ -20,6 +20,9 @@ pub(crate) struct NodeRecord {
     pub(crate) epoch: Option<Epoch>,
     /// `status.applied`: number, phase and mode decide what it accepts.
     pub(crate) applied: Option<Epoch>,
+    /// Number of the epoch in which the node reports that it keeps the old form
+    /// to this node, by its `status.probes`.
+    pub(crate) keeps_form_to_us: Option<i64>,
     /// `spec.decommission`; kept of the own node only.
     pub(crate) decommission: bool,
     /// UID of the object, of the own node only and while it holds a report of an

@@ -11,6 +11,8 @@ const IFA_LOCAL: u16 = 2;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_HOST: u8 = 254;
+const RTM_DELADDR: u16 = 21;
 const HEADER: usize = 8;
 
 /// An address on a link.
@@ -22,14 +24,16 @@ pub(crate) struct Address {
     pub(crate) ip: IpAddr,
     /// Whether its scope is the whole network.
     pub(crate) global: bool,
+    /// Whether its scope is the node itself.
+    pub(crate) host: bool,
 }
 
-fn header(ip: IpAddr, index: u32) -> [u8; HEADER] {
+fn header(ip: IpAddr, index: u32, scope: u8) -> [u8; HEADER] {
     let (family, length) = match ip {
         IpAddr::V4(_) => (AF_INET, 32),
         IpAddr::V6(_) => (AF_INET6, 128),
     };
-    let mut h = [family, length, 0, SCOPE_UNIVERSE, 0, 0, 0, 0];
+    let mut h = [family, length, 0, scope, 0, 0, 0, 0];
     h[4..8].copy_from_slice(&index.to_ne_bytes());
     h
 }
@@ -61,6 +65,7 @@ fn parse(message: &Received) -> Option<Address> {
         index: u32_at(&message.body, 4)?,
         ip: from_octets(ip)?,
         global: message.body.get(3) == Some(&SCOPE_UNIVERSE),
+        host: message.body.get(3) == Some(&SCOPE_HOST),
     })
 }
 
@@ -72,7 +77,35 @@ pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<Address>> {
 
 /// Gives a link an address with the full prefix length.
 pub(crate) fn add(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
-    let mut message = Message::new(RTM_NEWADDR, CREATE | REPLACE, &header(ip, index));
+    change(
+        socket,
+        RTM_NEWADDR,
+        CREATE | REPLACE,
+        ip,
+        index,
+        SCOPE_UNIVERSE,
+    )
+}
+
+/// Gives a link an address that only the node itself uses as a source.
+pub(crate) fn add_for_host(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
+    change(socket, RTM_NEWADDR, CREATE | REPLACE, ip, index, SCOPE_HOST)
+}
+
+/// Takes an address off a link.
+pub(crate) fn remove(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
+    change(socket, RTM_DELADDR, 0, ip, index, SCOPE_HOST)
+}
+
+fn change(
+    socket: &mut Socket,
+    kind: u16,
+    flags: u16,
+    ip: IpAddr,
+    index: u32,
+    scope: u8,
+) -> io::Result<()> {
+    let mut message = Message::new(kind, flags, &header(ip, index, scope));
     message
         .attr(IFA_LOCAL, &octets(ip))
         .attr(IFA_ADDRESS, &octets(ip));

@@ -28,7 +28,7 @@ pub(crate) struct Wiring<'a> {
     pub(crate) pod_mac: Mac,
     /// The pod's address.
     pub(crate) address: IpAddr,
-    /// Its gateway, which is on no device.
+    /// Its gateway, which is on no device of the pod's link.
     pub(crate) gateway: IpAddr,
     /// MTU of both ends, in bytes.
     pub(crate) link_mtu: u32,

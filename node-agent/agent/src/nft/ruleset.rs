@@ -6,7 +6,6 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use veer_crds::v1alpha1::{Phase, RoutingMode};
 
 use super::{
     DELETE_TABLE, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, TABLE, TABLE_NAME,
@@ -129,19 +128,12 @@ pub(super) fn ruleset(
             ]),
             no_tunnel_from_pods("forward", HookPoint::Forward, port),
             no_tunnel_from_pods("input", HookPoint::Input, port),
-            postrouting(block, primary, masquerade, to_nodes_translated(step)),
+            postrouting(block, primary, masquerade, !step.all_native()),
         ],
         nodes,
         pods,
         excluded,
     }
-}
-
-/// Whether a pod's flow that the stack forwards to a node's address (the API
-/// server behind its service address) is translated: wherever a peer might not take
-/// the bare packet.
-fn to_nodes_translated(step: &Step) -> bool {
-    !(step.mode() == RoutingMode::Native && step.phase() >= Phase::Finalize)
 }
 
 fn chain(name: &'static str, kind: &'static str, hook: HookPoint, priority: i32) -> Chain {
@@ -174,6 +166,9 @@ fn no_tunnel_from_pods(name: &'static str, hook: HookPoint, port: u16) -> Chain 
     ])
 }
 
+/// With `to_nodes` a pod's flow that the stack forwards to a node's address (the
+/// API server behind its service address) is translated: wherever a peer might
+/// not take the bare packet.
 fn postrouting(
     block: Option<Ipv4Net>,
     primary: Option<Ipv4Addr>,
@@ -315,7 +310,7 @@ fn set(all: &mut Vec<Message>, id: u32, name: &str, interval: bool, elements: &[
 mod tests {
     use super::*;
     use crate::index::{Change, Event, NodeRecord};
-    use veer_crds::v1alpha1::Epoch;
+    use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
     fn built(step: &Step) -> Ruleset {
         let mut index = Index::new("a");

@@ -214,6 +214,10 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
         pod_cidrs: node.spec.pod_cidrs,
         addresses: status.addresses,
         epoch: node.spec.epoch.filter(|_| mine),
+        keeps_form_to_us: status
+            .probes
+            .filter(|p| p.failed.iter().chain(&p.fell_back).any(|n| n.node == own))
+            .map(|p| p.number),
         applied: status.applied,
         decommission: mine && node.spec.decommission,
         reported: if mine && !status.boot_id.is_empty() {

@@ -1,0 +1,327 @@
+//! What is known of each pair with another node: plain data, told by probes,
+//! read by the desired state.
+//!
+//! It belongs to one attempt of one epoch. A higher number forgets it all; a
+//! higher attempt forgets what failed. It is kept on disk, because peers accept
+//! the old form from this node for as long as it says that a pair keeps it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, Remote};
+use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
+
+use super::{Answer, Ask};
+use crate::desired::Step;
+
+/// How often a pair that failed is probed again.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// What probes of a peer in the target form came to.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// Nothing is known.
+    #[default]
+    Untried,
+    /// It answers.
+    Passed,
+    /// It does not, for this reason: the pair keeps its form.
+    Failed(String),
+    /// It did, but once traffic had switched it did not: the pair has its old
+    /// form back until the next attempt.
+    FellBack(String),
+}
+
+/// Which attempt of which epoch findings belong to.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+struct Key {
+    uid: String,
+    number: i64,
+    attempt: i32,
+    mode: RoutingMode,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Pairs {
+    key: Key,
+    found: BTreeMap<String, Finding>,
+    /// Every peer has been probed in this attempt.
+    complete: bool,
+    /// Pairs that answered in the form they have switched to.
+    #[serde(skip)]
+    confirmed: HashSet<(String, u8)>,
+    /// When a peer that failed was last asked, and what it had acknowledged.
+    #[serde(skip)]
+    tried: HashMap<String, (Instant, Option<Epoch>)>,
+    /// Counts attempts seen by this agent, to know answers that come too late.
+    #[serde(skip)]
+    pub(crate) round: u64,
+}
+
+/// What outlives the agent counts.
+impl PartialEq for Pairs {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.key, &self.found, self.complete) == (&other.key, &other.found, other.complete)
+    }
+}
+
+/// A peer as probing sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its health address.
+    pub(crate) health: Ipv4Addr,
+    /// The form that the epoch leads to; `None`: there is no path for it.
+    pub(crate) target: Option<u8>,
+    /// Its entry in the maps.
+    pub(crate) entry: Remote,
+    /// Whether it takes the target form from us now.
+    pub(crate) accepts: bool,
+    /// What it acknowledged.
+    pub(crate) applied: Option<Epoch>,
+}
+
+impl Peer {
+    /// It has switched, waits to be confirmed, and still may be.
+    fn pending(&self, now: u64) -> bool {
+        self.entry.revert_at != 0 && now <= self.entry.revert_at
+    }
+
+    fn arrived(&self) -> bool {
+        self.target == Some(self.entry.form)
+    }
+}
+
+/// The peers and the time, for one look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs<'a> {
+    /// The peers that are in the maps.
+    pub(crate) peers: &'a [Peer],
+    /// What the epoch asks.
+    pub(crate) step: &'a Step,
+    /// As [`crate::clock::monotonic`].
+    pub(crate) now: u64,
+}
+
+/// What the desired state reads of one pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The peer answers in the target form.
+    pub(crate) passed: bool,
+    /// The peer answers in the form that the pair has switched to: `FORM_*`.
+    pub(crate) confirmed: Option<u8>,
+}
+
+impl Pairs {
+    /// Takes up an epoch. Returns whether it is another attempt than before.
+    pub(crate) fn enter(&mut self, epoch: Option<&Epoch>) -> bool {
+        let Some(epoch) = epoch else {
+            return false;
+        };
+        let key = Key {
+            uid: epoch.cluster_network_uid.clone(),
+            number: epoch.number,
+            attempt: epoch.attempt,
+            mode: epoch.mode,
+        };
+        if key == self.key {
+            return false;
+        }
+        if key.uid == self.key.uid && key.number == self.key.number {
+            self.found.retain(|_, f| *f == Finding::Passed);
+        } else {
+            self.found.clear();
+        }
+        self.key = key;
+        self.complete = false;
+        self.tried.clear();
+        self.round += 1;
+        true
+    }
+
+    /// Forgets peers that are gone.
+    pub(crate) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.found.retain(|name, _| exists(name));
+        self.tried.retain(|name, _| exists(name));
+        self.confirmed.retain(|(name, _)| exists(name));
+    }
+
+    fn finding(&self, name: &str) -> &Finding {
+        self.found.get(name).unwrap_or(&Finding::Untried)
+    }
+
+    /// What the desired state reads of a pair.
+    pub(crate) fn view(&self, name: &str) -> View {
+        let is = |form| self.confirmed.contains(&(name.to_owned(), form));
+        View {
+            passed: *self.finding(name) == Finding::Passed,
+            confirmed: [FORM_TUNNEL, FORM_NATIVE].into_iter().find(|f| is(*f)),
+        }
+    }
+
+    /// Why a pair does not have the target form; `None`: it has, or nothing is
+    /// known.
+    pub(crate) fn trouble(&self, name: &str) -> Option<&str> {
+        match self.finding(name) {
+            Finding::Untried | Finding::Passed => None,
+            Finding::Failed(why) | Finding::FellBack(why) => Some(why),
+        }
+    }
+
+    /// Whether any pair keeps the old form.
+    pub(crate) fn any_kept(&self) -> bool {
+        self.found.keys().any(|name| self.trouble(name).is_some())
+    }
+
+    /// Notes the pairs that were not confirmed in time; the program has fallen
+    /// back by itself. Returns their names.
+    pub(crate) fn expire(&mut self, inputs: Inputs<'_>) -> Vec<String> {
+        let mut fell = Vec::new();
+        for peer in inputs.peers {
+            let late = peer.entry.revert_at != 0 && !peer.pending(inputs.now);
+            // What an earlier epoch began is not this one's failure.
+            if late && i64::from(peer.entry.epoch) == self.key.number & 0xffff_ffff {
+                let why = "it did not answer in the new form before the confirm timeout";
+                self.found
+                    .insert(peer.name.clone(), Finding::FellBack(why.to_owned()));
+                fell.push(peer.name.clone());
+            }
+            if peer.entry.revert_at == 0 || late {
+                self.confirmed.retain(|(name, _)| *name != peer.name);
+            }
+        }
+        fell
+    }
+
+    /// What is to be asked now.
+    pub(crate) fn asks(&mut self, inputs: Inputs<'_>) -> Vec<Ask> {
+        let phase = inputs.step.phase();
+        let mut asks = Vec::new();
+        for peer in inputs.peers {
+            if peer.pending(inputs.now) {
+                asks.push(ask(peer, peer.entry.form, inputs.step, true));
+                if phase != Phase::Preflight {
+                    continue;
+                }
+            }
+            let Some(target) = peer.target else {
+                let why = format!("this node has no path to {} for bare packets", peer.name);
+                self.found.insert(peer.name.clone(), Finding::Failed(why));
+                continue;
+            };
+            let wanted = match self.finding(&peer.name) {
+                Finding::Passed | Finding::FellBack(_) => false,
+                Finding::Untried => {
+                    phase == Phase::Preflight || (phase >= Phase::Switch && !peer.arrived())
+                }
+                Finding::Failed(_) => phase >= Phase::Switch && self.is_due(peer),
+            };
+            if wanted {
+                asks.push(ask(peer, target, inputs.step, false));
+            }
+        }
+        asks
+    }
+
+    fn is_due(&self, peer: &Peer) -> bool {
+        self.tried
+            .get(&peer.name)
+            .is_none_or(|(at, applied)| at.elapsed() >= AGAIN || *applied != peer.applied)
+    }
+
+    /// Takes answers in. Those to an earlier attempt say nothing any more.
+    pub(crate) fn take(&mut self, round: u64, answers: Vec<Answer>, peers: &[Peer]) {
+        for Answer { ask, outcome } in answers {
+            if ask.confirms {
+                if outcome.is_ok() {
+                    self.confirmed.insert((ask.node, ask.form));
+                }
+                continue;
+            }
+            let Some(peer) = peers.iter().find(|p| p.name == ask.node) else {
+                continue;
+            };
+            if round != self.round || peer.target != Some(ask.form) {
+                continue;
+            }
+            let finding = match outcome {
+                Ok(()) => Finding::Passed,
+                Err(why) => {
+                    let tried = (Instant::now(), peer.applied.clone());
+                    self.tried.insert(ask.node.clone(), tried);
+                    Finding::Failed(why)
+                }
+            };
+            self.found.insert(ask.node, finding);
+        }
+    }
+
+    /// Whether all of this node's pairs have done the phase. A peer that does
+    /// not accept the target form yet holds nothing up: it follows when it does.
+    pub(crate) fn settle(&mut self, inputs: Inputs<'_>) -> bool {
+        let phase = inputs.step.phase();
+        let tried = |p: &Peer| *self.finding(&p.name) != Finding::Untried;
+        let settled = inputs.peers.iter().all(|peer| match phase {
+            Phase::Preflight => tried(peer),
+            Phase::Prepare => true,
+            Phase::Switch | Phase::Finalize | Phase::Ready => {
+                let due = *self.finding(&peer.name) == Finding::Passed && peer.accepts;
+                peer.entry.revert_at == 0
+                    && (peer.arrived() || (tried(peer) && (!due || peer.target.is_none())))
+            }
+        });
+        self.complete |= settled && (phase == Phase::Preflight || phase >= Phase::Switch);
+        settled
+    }
+
+    /// What to report; `None`: not every pair has been probed yet.
+    pub(crate) fn report(&self, inputs: Inputs<'_>) -> Option<ProbeReport> {
+        if !self.complete {
+            return None;
+        }
+        let mut report = ProbeReport {
+            number: self.key.number,
+            attempt: self.key.attempt,
+            mode: self.key.mode,
+            ..ProbeReport::default()
+        };
+        for peer in inputs.peers {
+            let named = |why: &String| NodeReason {
+                node: peer.name.clone(),
+                reason: why.clone(),
+            };
+            match self.finding(&peer.name) {
+                Finding::Failed(why) => report.failed.push(named(why)),
+                Finding::FellBack(why) => report.fell_back.push(named(why)),
+                Finding::Passed => report.passed += 1,
+                Finding::Untried => report.passed += i32::from(peer.arrived()),
+            }
+        }
+        Some(report)
+    }
+}
+
+fn ask(peer: &Peer, form: u8, step: &Step, confirms: bool) -> Ask {
+    let full = if form == FORM_NATIVE {
+        step.native_mtu
+    } else {
+        step.tunnel_mtu
+    };
+    Ask {
+        node: peer.name.clone(),
+        to: peer.health,
+        form,
+        full: usize::try_from(full).unwrap_or(usize::MAX),
+        confirms,
+    }
+}
+
+#[cfg(test)]
+#[path = "pairs_tests.rs"]
+mod tests;

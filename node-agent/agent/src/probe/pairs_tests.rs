@@ -1,0 +1,268 @@
+//! Scenarios of [`super::Pairs`].
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn epoch(number: i64, attempt: i32, phase: Phase) -> Epoch {
+    Epoch {
+        cluster_network_uid: "c".into(),
+        number,
+        mode: RoutingMode::Native,
+        phase,
+        attempt,
+    }
+}
+
+/// A node with two peers, which the pairs are tried on.
+struct World {
+    pairs: Pairs,
+    peers: Vec<Peer>,
+    step: Step,
+    now: u64,
+}
+
+impl World {
+    fn new(phase: Phase) -> Self {
+        let peer = |name: &str| Peer {
+            name: name.into(),
+            health: Ipv4Addr::new(10, 1, 1, 1),
+            target: Some(FORM_NATIVE),
+            entry: Remote {
+                form: FORM_TUNNEL,
+                ..Remote::default()
+            },
+            accepts: true,
+            applied: None,
+        };
+        let mut world = Self {
+            pairs: Pairs::default(),
+            peers: vec![peer("b"), peer("c")],
+            step: Step {
+                tunnel_mtu: 1450,
+                native_mtu: 1500,
+                ..Step::default()
+            },
+            now: 100 * SECOND,
+        };
+        world.enter(epoch(2, 0, phase));
+        world
+    }
+
+    fn enter(&mut self, epoch: Epoch) {
+        self.pairs.enter(Some(&epoch));
+        self.step.epoch = Some(epoch);
+    }
+
+    fn asks(&mut self) -> Vec<Ask> {
+        self.pairs.asks(Inputs {
+            peers: &self.peers,
+            step: &self.step,
+            now: self.now,
+        })
+    }
+
+    fn answer(&mut self, asks: Vec<Ask>, silent: &[&str]) {
+        let answers = asks.into_iter().map(|ask| {
+            let outcome = if silent.contains(&ask.node.as_str()) {
+                Err("silent".to_owned())
+            } else {
+                Ok(())
+            };
+            Answer { ask, outcome }
+        });
+        let answers = answers.collect();
+        self.pairs.take(self.pairs.round, answers, &self.peers);
+    }
+
+    fn settle(&mut self) -> bool {
+        self.pairs.settle(Inputs {
+            peers: &self.peers,
+            step: &self.step,
+            now: self.now,
+        })
+    }
+
+    fn expire(&mut self) -> Vec<String> {
+        self.pairs.expire(Inputs {
+            peers: &self.peers,
+            step: &self.step,
+            now: self.now,
+        })
+    }
+
+    fn report(&self) -> Option<ProbeReport> {
+        self.pairs.report(Inputs {
+            peers: &self.peers,
+            step: &self.step,
+            now: self.now,
+        })
+    }
+
+    /// The pair has been switched and waits to be confirmed.
+    fn switched(&mut self, peer: usize) {
+        self.peers[peer].entry = Remote {
+            form: FORM_NATIVE,
+            previous_form: FORM_TUNNEL,
+            revert_at: self.now + 30 * SECOND,
+            epoch: 2,
+            ..Remote::default()
+        };
+    }
+}
+
+#[test]
+fn preflight_is_done_when_every_peer_was_probed_whatever_came_of_it() {
+    let mut world = World::new(Phase::Preflight);
+    assert!(!world.settle());
+    assert_eq!(world.report(), None);
+    let asks = world.asks();
+    let asked: Vec<(&str, u8, usize)> = asks
+        .iter()
+        .map(|a| (a.node.as_str(), a.form, a.full))
+        .collect();
+    assert_eq!(asked, [("b", FORM_NATIVE, 1500), ("c", FORM_NATIVE, 1500)]);
+    world.answer(asks, &["c"]);
+    assert!(world.settle());
+    let report = world.report().unwrap();
+    assert_eq!((report.number, report.attempt, report.passed), (2, 0, 1));
+    assert_eq!(report.failed[0].node, "c");
+    assert!(world.asks().is_empty());
+    assert!(world.pairs.any_kept());
+}
+
+#[test]
+fn a_peer_without_a_path_fails_without_being_asked() {
+    let mut world = World::new(Phase::Preflight);
+    world.peers[1].target = None;
+    assert_eq!(world.asks().len(), 1);
+    assert!(world.pairs.trouble("c").unwrap().contains("no path"));
+}
+
+#[test]
+fn a_raised_attempt_asks_again_where_it_failed_and_nowhere_else() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &["c"]);
+    world.settle();
+    world.enter(epoch(2, 1, Phase::Preflight));
+    assert_eq!(world.report(), None);
+    let asks = world.asks();
+    assert_eq!((asks.len(), asks[0].node.as_str()), (1, "c"));
+    world.answer(asks, &[]);
+    assert!(world.settle());
+    assert_eq!(world.report().unwrap().attempt, 1);
+    world.enter(epoch(3, 0, Phase::Preflight));
+    assert_eq!(world.asks().len(), 2);
+}
+
+#[test]
+fn answers_to_an_earlier_attempt_say_nothing() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    let round = world.pairs.round;
+    world.enter(epoch(3, 0, Phase::Preflight));
+    let late = asks.into_iter().map(|ask| Answer {
+        ask,
+        outcome: Ok(()),
+    });
+    world.pairs.take(round, late.collect(), &world.peers);
+    assert!(!world.settle());
+}
+
+#[test]
+fn a_switched_pair_is_asked_until_it_answers_and_then_confirmed() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &[]);
+    world.enter(epoch(2, 0, Phase::Switch));
+    assert!(!world.settle(), "both have still to be switched");
+    world.switched(0);
+    world.switched(1);
+    assert!(!world.settle(), "both have still to be confirmed");
+    for silent in [&["b"][..], &[]] {
+        let asks = world.asks();
+        assert!(asks.iter().all(|a| a.confirms));
+        world.answer(asks, silent);
+    }
+    assert_eq!(world.pairs.view("b").confirmed, Some(FORM_NATIVE));
+    for peer in &mut world.peers {
+        peer.entry.revert_at = 0;
+    }
+    assert!(world.settle());
+    assert!(world.expire().is_empty());
+    assert_eq!(world.report().unwrap().passed, 2);
+}
+
+#[test]
+fn a_pair_not_confirmed_in_time_fell_back_and_stays_so_until_the_next_attempt() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &[]);
+    world.enter(epoch(2, 0, Phase::Switch));
+    world.switched(0);
+    world.switched(1);
+    world.peers[1].entry.revert_at = 0;
+    world.now += 31 * SECOND;
+    assert_eq!(world.expire(), ["b"]);
+    world.peers[0].entry = Remote {
+        form: FORM_TUNNEL,
+        ..Remote::default()
+    };
+    assert!(world.settle());
+    let report = world.report().unwrap();
+    assert_eq!(report.fell_back[0].node, "b");
+    assert!(world.asks().is_empty());
+    world.enter(epoch(2, 1, Phase::Switch));
+    assert!(!world.settle());
+    let asks = world.asks();
+    assert_eq!((asks.len(), asks[0].node.as_str()), (1, "b"));
+}
+
+#[test]
+fn a_change_of_an_earlier_epoch_that_runs_out_is_not_this_ones_failure() {
+    let mut world = World::new(Phase::Switch);
+    world.switched(0);
+    world.enter(epoch(3, 0, Phase::Preflight));
+    world.now += 31 * SECOND;
+    assert!(world.expire().is_empty());
+    assert_eq!(world.pairs.trouble("b"), None);
+}
+
+#[test]
+fn a_peer_that_is_not_prepared_holds_nothing_up_and_follows_later() {
+    let mut world = World::new(Phase::Switch);
+    let asks = world.asks();
+    world.answer(asks, &["c"]);
+    world.peers[0].accepts = false;
+    assert!(world.settle());
+    world.peers[0].accepts = true;
+    assert!(!world.settle());
+    // The one that failed is asked again at once when it says something new.
+    assert!(world.asks().is_empty());
+    world.peers[1].applied = Some(epoch(2, 0, Phase::Prepare));
+    assert_eq!(world.asks()[0].node, "c");
+}
+
+#[test]
+fn what_is_kept_on_disk_is_what_a_new_agent_goes_on_with() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &["c"]);
+    world.settle();
+    let text = serde_json::to_string(&world.pairs).unwrap();
+    let mut again: Pairs = serde_json::from_str(&text).unwrap();
+    assert!(again == world.pairs);
+    assert!(!again.enter(world.step.epoch.as_ref()));
+    world.pairs = again;
+    assert_eq!(world.report().unwrap().failed.len(), 1);
+}
+
+#[test]
+fn a_node_that_is_gone_is_forgotten() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &["b", "c"]);
+    world.pairs.retain(|name| name == "b");
+    assert_eq!(world.pairs.trouble("c"), None);
+}

@@ -1,0 +1,181 @@
+//! The switch of one node: takes up the epoch it is told, has its pairs probed,
+//! and acknowledges a step once all of it is done here.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use veer_bpf_common::value::Remote;
+use veer_crds::v1alpha1::{Epoch, Phase, ProbeReport};
+
+use crate::{
+    clock::monotonic,
+    desired::{self, Facts, Peers, Step},
+    held::Held,
+    probe::{self, Answer, Ask, Inputs, Pairs},
+    shared::Shared,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    /// What probes of other nodes found.
+    pub(crate) pairs: Pairs,
+    /// What the epoch asks, as of the last round.
+    pub(crate) step: Step,
+    /// The epoch acknowledged.
+    pub(crate) applied: Option<Epoch>,
+    /// What was last known of all pairs of one attempt.
+    pub(crate) probes: Option<ProbeReport>,
+}
+
+/// What the node and the maps are at this moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now<'a> {
+    /// Other nodes.
+    pub(crate) peers: &'a Peers,
+    /// This node.
+    pub(crate) facts: &'a Facts,
+    /// Entries of other nodes, by id.
+    pub(crate) present: &'a HashMap<u32, Remote>,
+}
+
+impl Switch {
+    /// As an earlier agent left it.
+    pub(crate) fn new(held: &Held) -> Self {
+        Self {
+            pairs: held.pairs.clone(),
+            step: Step::default(),
+            applied: held.applied.clone(),
+            probes: None,
+        }
+    }
+
+    /// Takes up the epoch: what it asks, and which pairs have fallen back. Returns
+    /// whether any has: what the programs did by themselves is to be in the map
+    /// too. `underlay` and `pods_mtu` are bytes.
+    pub(crate) fn take_up(
+        &mut self,
+        shared: &Shared,
+        now: Now<'_>,
+        epoch: Option<&Epoch>,
+        underlay: u32,
+        pods_mtu: u32,
+    ) -> bool {
+        self.pairs.enter(epoch);
+        if now.peers.all_known && shared.index().complete.nodes {
+            let known = &now.peers.by_name;
+            self.pairs.retain(|name| known.contains_key(name));
+        }
+        let confirm = confirm_timeout(shared);
+        let step = |kept| desired::step(epoch, underlay, pods_mtu, kept, confirm);
+        let before = step(false);
+        let seen = seen(shared, now, &before);
+        let fell = self.pairs.expire(Inputs {
+            peers: &seen,
+            step: &before,
+            now: monotonic(),
+        });
+        if !fell.is_empty() {
+            let note = format!(
+                "fell back to the old form towards {}: no answer in the new one before the \
+                 confirm timeout",
+                fell.join(", ")
+            );
+            tracing::warn!("{note}");
+            shared.events.warn("FellBack", note);
+        }
+        self.step = step(self.pairs.any_kept());
+        !fell.is_empty()
+    }
+
+    /// Acknowledges the epoch's step once all of it is done here.
+    pub(crate) fn acknowledge(&mut self, shared: &Shared, now: Now<'_>) {
+        let seen = seen(shared, now, &self.step);
+        let inputs = Inputs {
+            peers: &seen,
+            step: &self.step,
+            now: monotonic(),
+        };
+        let settled = self.pairs.settle(inputs);
+        if let Some(report) = self.pairs.report(inputs) {
+            self.probes = Some(report);
+        }
+        let waits = matches!(self.step.phase(), Phase::Preflight | Phase::Switch);
+        if settled || !waits {
+            self.applied.clone_from(&self.step.epoch);
+        }
+    }
+
+    /// What is to be probed now, from which address, and in which round of
+    /// probes.
+    pub(crate) fn asks(
+        &mut self,
+        shared: &Shared,
+        now: Now<'_>,
+    ) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
+        let from = match desired::health_address(&shared.store())? {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(_) => return None,
+        };
+        let seen = seen(shared, now, &self.step);
+        let asks = self.pairs.asks(Inputs {
+            peers: &seen,
+            step: &self.step,
+            now: monotonic(),
+        });
+        (!asks.is_empty()).then_some((from, self.pairs.round, asks))
+    }
+
+    /// Takes in what probes found.
+    pub(crate) fn probed(
+        &mut self,
+        shared: &Shared,
+        now: Now<'_>,
+        round: u64,
+        answers: Vec<Answer>,
+    ) {
+        let seen = seen(shared, now, &self.step);
+        self.pairs.take(round, answers, &seen);
+    }
+}
+
+/// Nanoseconds that a switched pair has to be confirmed in.
+fn confirm_timeout(shared: &Shared) -> u64 {
+    let index = shared.index();
+    let seconds = index
+        .cluster
+        .as_ref()
+        .map(|(_, c)| c.rollout.confirm_timeout_seconds);
+    u64::try_from(seconds.unwrap_or_default()).unwrap_or(0) * 1_000_000_000
+}
+
+/// The other nodes as probing sees them.
+fn seen(shared: &Shared, now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
+    let Now {
+        peers,
+        facts,
+        present,
+    } = now;
+    let index = shared.index();
+    peers
+        .by_name
+        .iter()
+        .filter_map(|(name, id)| {
+            let node = index.nodes.get(name)?;
+            let path = facts.paths.get(peers.primaries.get(name)?).copied();
+            let target = desired::target(step.mode(), path);
+            Some(probe::Peer {
+                name: name.clone(),
+                health: *peers.health.get(name)?,
+                target,
+                entry: *present.get(id)?,
+                accepts: target.is_some_and(|form| {
+                    desired::peer_accepts(form, step.epoch.as_ref(), node.applied.as_ref())
+                }),
+                applied: node.applied.clone(),
+            })
+        })
+        .collect()
+}
