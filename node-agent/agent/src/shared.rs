@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) peers: Peers,
     /// What the epoch asks.
     pub(crate) step: Step,
+    /// Why pairs do not have the form that the epoch leads to, by the peer's name.
+    pub(crate) troubles: BTreeMap<String, String>,
     /// MTU of veths, in bytes.
     pub(crate) link_mtu: u32,
     /// Why ADD cannot be served; empty: it can.

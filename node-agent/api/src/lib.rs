@@ -265,6 +265,13 @@ pub struct RemoteRow {
     pub accept_native: bool,
     /// Epoch that wrote the entry.
     pub epoch: u32,
+    /// Seconds after which the pair has its earlier form back unless probes
+    /// confirm the present one.
+    #[serde(default)]
+    pub falls_back_in: Option<u64>,
+    /// Why the pair does not have the form that the mode leads to; empty: it has.
+    #[serde(default)]
+    pub trouble: String,
 }
 
 /// A counter of the programs.

@@ -164,11 +164,19 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         uplink: String::new(),
         accept_native: false,
         epoch: 0,
+        falls_back_in: None,
+        trouble: String::new(),
     };
+    let now = crate::clock::monotonic();
     let mut rows = vec![own];
     for (name, id) in &plan.peers.by_name {
         let entry = entries.get(id).copied().unwrap_or_default();
-        let form = match entry.form {
+        let form = if entry.revert_at != 0 && now > entry.revert_at {
+            entry.previous_form
+        } else {
+            entry.form
+        };
+        let form = match form {
             FORM_TUNNEL => "tunnel",
             FORM_NATIVE => "native",
             _ => "none",
@@ -189,6 +197,9 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
             uplink: uplink.unwrap_or_default(),
             accept_native: entry.flags & REMOTE_ACCEPT_NATIVE != 0,
             epoch: entry.epoch,
+            falls_back_in: (entry.revert_at != 0)
+                .then(|| entry.revert_at.saturating_sub(now) / 1_000_000_000),
+            trouble: plan.troubles.get(name).cloned().unwrap_or_default(),
         });
     }
     Ok(rows)

@@ -174,6 +174,12 @@ impl Pairs {
         }
     }
 
+    /// All of [`Pairs::trouble`], by name.
+    pub(crate) fn troubles(&self) -> BTreeMap<String, String> {
+        let named = |name: &String| Some((name.clone(), self.trouble(name)?.to_owned()));
+        self.found.keys().filter_map(named).collect()
+    }
+
     /// Whether any pair keeps the old form.
     pub(crate) fn any_kept(&self) -> bool {
         self.found.keys().any(|name| self.trouble(name).is_some())

@@ -14,11 +14,12 @@ use etherparse::{
 };
 use nix::{
     errno::Errno,
+    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto,
         setsockopt, socket,
-        sockopt::{Mark, RcvBuf},
+        sockopt::{Mark, RcvBuf, SetStruct},
     },
 };
 use veer_bpf_common::{mark, value::FORM_NATIVE};
@@ -37,6 +38,18 @@ const SMALL: usize = 64;
 const HEADERS: usize = 28;
 /// Bytes of the receiving socket's buffer.
 const BUFFER: usize = 1 << 20;
+
+/// `IP_MTU_DISCOVER` (`ip(7)`).
+#[derive(Clone, Copy, Debug)]
+struct MtuDiscover;
+
+nix::setsockopt_impl!(
+    MtuDiscover,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int,
+    SetStruct<'_, libc::c_int>
+);
 
 /// Which packet of an ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,7 +135,7 @@ fn identifier() -> u16 {
     u16::try_from(random & 0xffff).unwrap_or(1)
 }
 
-/// A socket that takes whole IP packets: those are held against the device's
+/// A socket that takes whole IP packets and holds them against the device's
 /// MTU, not the route's, which may be the smaller one of another form.
 fn sender(mark: u32) -> io::Result<OwnedFd> {
     let socket = socket(
@@ -132,6 +145,7 @@ fn sender(mark: u32) -> io::Result<OwnedFd> {
         SockProtocol::Raw,
     )?;
     setsockopt(&socket, Mark, &mark)?;
+    setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE)?;
     Ok(socket)
 }
 

@@ -1,5 +1,6 @@
-//! `veer tunnel list`: which pod CIDR is tunnelled to which node address, the own
-//! node's included.
+//! `veer tunnel list`: which pod CIDR is on which node, the own one included, by
+//! which tunnel address, in which form packets go there now, and what keeps
+//! them from the form they should have.
 
 use std::net::IpAddr;
 
@@ -14,6 +15,8 @@ pub(super) struct TunnelRow {
     pod_cidr: String,
     address: IpAddr,
     node: String,
+    form: String,
+    note: String,
 }
 
 /// One row per pod CIDR of each node.
@@ -23,12 +26,21 @@ pub(super) fn rows(remotes: Vec<RemoteRow>) -> Vec<TunnelRow> {
             node,
             address,
             pod_cidrs,
+            form,
+            falls_back_in,
+            trouble,
             ..
         } = remote;
+        let note = match falls_back_in {
+            Some(seconds) => format!("falls back in {seconds} s unless confirmed"),
+            None => trouble,
+        };
         pod_cidrs.into_iter().map(move |pod_cidr| TunnelRow {
             pod_cidr,
             address,
             node: node.clone(),
+            form: form.clone(),
+            note: note.clone(),
         })
     };
     remotes.into_iter().flat_map(of_node).collect()
@@ -41,11 +53,13 @@ pub(super) fn table(rows: &[TunnelRow]) -> String {
             row.pod_cidr.clone(),
             row.address.to_string(),
             row.node.clone(),
+            row.form.clone(),
+            row.note.clone(),
         ]
     });
     columns_or(
         "No node has a pod CIDR yet (kubectl get nodenetworks).",
-        ["POD CIDR", "TUNNEL ENDPOINT", "NODE"],
+        ["POD CIDR", "TUNNEL ENDPOINT", "NODE", "FORM", "NOTE"],
         cells.collect(),
     )
 }
@@ -66,10 +80,16 @@ mod tests {
             uplink: "eth0".to_owned(),
             accept_native: true,
             epoch: 3,
+            falls_back_in: Some(7),
+            trouble: String::new(),
         };
         let rows = rows(vec![remote]);
         let cidrs: Vec<_> = rows.iter().map(|row| row.pod_cidr.as_str()).collect();
         assert_eq!(cidrs, ["10.0.1.0/24", "10.0.9.0/24"]);
-        assert!(rows.iter().all(|row| row.node == "a"));
+        assert!(
+            rows.iter()
+                .all(|row| row.node == "a" && row.form == "native")
+        );
+        assert!(table(&rows).contains("falls back in 7 s"));
     }
 }
