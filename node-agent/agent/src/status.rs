@@ -111,7 +111,6 @@ impl Report {
             decommissioned: self.decommissioned,
             repairs: self.repairs.clone(),
             conditions,
-            ..NodeNetworkStatus::default()
         }
     }
 
