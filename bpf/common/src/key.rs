@@ -147,6 +147,23 @@ impl FlowKey {
         Self::from_words([w[4], w[5], w[6], w[7], w[0], w[1], w[2], w[3], ports, w[9]])
     }
 
+    /// A number in which every bit of the tuple has a part.
+    #[inline(always)]
+    pub const fn mixed(&self) -> u32 {
+        // FNV's offset and prime, a word at a time, and a last stir, since its
+        // low bits know nothing of the words' high ones.
+        let words = self.words();
+        let mut mixed = 0x811c_9dc5u32;
+        let mut at = 0;
+        while at < words.len() {
+            mixed = (mixed ^ words[at]).wrapping_mul(0x0100_0193);
+            at += 1;
+        }
+        mixed ^= mixed >> 15;
+        mixed = mixed.wrapping_mul(0x2c1b_3c6d);
+        mixed ^ (mixed >> 13)
+    }
+
     #[inline(always)]
     const fn words(&self) -> [u32; 10] {
         // SAFETY: as many bytes, and any of them make integers.
@@ -159,6 +176,16 @@ impl FlowKey {
         // same reason as in IpKey.
         unsafe { core::mem::transmute::<[u32; 10], Self>(words) }
     }
+}
+
+/// A place for one note among those of a local pod.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowSlot {
+    /// [`crate::value::Endpoint::endpoint_id`]; 0: of no local pod.
+    pub endpoint_id: u16,
+    /// Below [`crate::maps::NOTES_PER_ENDPOINT`].
+    pub slot: u16,
 }
 
 /// All fragments of one datagram share it (RFC 791, section 3.2; RFC 8200,
@@ -185,6 +212,7 @@ const _: () = {
     assert!(core::mem::offset_of!(IpKey, addr) == 4);
     assert!(size_of::<PrefixKey>() == 24);
     assert!(size_of::<FlowKey>() == 40);
+    assert!(size_of::<FlowSlot>() == 4);
     assert!(size_of::<FragmentKey>() == 40);
 };
 
@@ -194,6 +222,8 @@ mod pod {
     unsafe impl aya::Pod for super::IpKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowSlot {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::FragmentKey {}
 }

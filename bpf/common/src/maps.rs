@@ -2,7 +2,7 @@
 //! check of existing pins have them.
 
 use crate::{
-    key::{FlowKey, FragmentKey, IpKey, PrefixKey},
+    key::{FlowKey, FlowSlot, FragmentKey, IpKey, PrefixKey},
     outcome::{OUTCOMES_PER_PROGRAM, Program},
     value::{
         Config, Counter, Decision, Endpoint, FlowNote, FragmentPorts, Interface, IpcacheEntry,
@@ -24,6 +24,8 @@ pub const NODES: &str = "NODES";
 pub const REMOTES: &str = "REMOTES";
 /// Name of the map of [`FlowNote`] by tuple.
 pub const FLOWS: &str = "FLOWS";
+/// Name of the map of noted tuples by local pod and place.
+pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
 /// Name of the map of [`FragmentPorts`].
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// Name of the per-CPU array of [`Counter`].
@@ -43,6 +45,10 @@ pub const NODES_MAX: usize = 16_384;
 pub const REMOTES_MAX: usize = 8192;
 /// Noted flows.
 pub const FLOWS_MAX: usize = 65_536;
+/// Places for notes, of all pods.
+pub const FLOW_SLOTS_MAX: usize = FLOWS_MAX;
+/// Notes of one local pod, a power of two.
+pub const NOTES_PER_ENDPOINT: usize = 4096;
 /// Datagrams in fragments under way.
 pub const FRAGMENTS_MAX: usize = 8192;
 /// Counters.
@@ -102,7 +108,7 @@ const fn spec<K, V>(name: &'static str, kind: MapKind, max_entries: usize, flags
 }
 
 /// All maps.
-pub const ALL: [MapSpec; 10] = [
+pub const ALL: [MapSpec; 11] = [
     spec::<u32, Config>(CONFIG, MapKind::Array, 1, 0),
     spec::<IpKey, Endpoint>(ENDPOINTS, MapKind::Hash, ENDPOINTS_MAX, NO_PREALLOC),
     spec::<u32, Interface>(INTERFACES, MapKind::Hash, INTERFACES_MAX, NO_PREALLOC),
@@ -110,6 +116,7 @@ pub const ALL: [MapSpec; 10] = [
     spec::<IpKey, u32>(NODES, MapKind::Hash, NODES_MAX, NO_PREALLOC),
     spec::<u32, Remote>(REMOTES, MapKind::Array, REMOTES_MAX, 0),
     spec::<FlowKey, FlowNote>(FLOWS, MapKind::LruHash, FLOWS_MAX, 0),
+    spec::<FlowSlot, FlowKey>(FLOW_SLOTS, MapKind::LruHash, FLOW_SLOTS_MAX, 0),
     spec::<FragmentKey, FragmentPorts>(FRAGMENTS, MapKind::LruHash, FRAGMENTS_MAX, 0),
     spec::<u32, Counter>(COUNTERS, MapKind::PerCpuArray, COUNTERS_MAX, 0),
     spec::<u32, Decision>(DECISIONS, MapKind::PerCpuArray, DECISIONS_MAX, 0),

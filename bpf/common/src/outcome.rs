@@ -74,6 +74,9 @@ numbered! {
     Observation {
         /// The VNI of a tunnel packet is not the identity known of its source.
         IdentityMismatch = 64, "identity-mismatch";
+        /// A pod has as many notes of translated flows as one may: to note
+        /// another, one of its own that would have ended soon was given up.
+        NoteGivenUp = 65, "note-given-up";
     }
 }
 

@@ -6,7 +6,11 @@ use crate::{
     flow::{FIN, Flow, RST},
     ipv4::{ICMP, TCP, UDP},
 };
-use veer_bpf_common::value::{FLOW_CLOSING, FLOW_REPLIED, FlowNote};
+use veer_bpf_common::{
+    key::FlowKey,
+    maps::NOTES_PER_ENDPOINT,
+    value::{FLOW_CLOSING, FLOW_REPLIED, FlowNote},
+};
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;
@@ -63,6 +67,21 @@ pub fn new(flow: &Flow, now: u64) -> FlowNote {
         state: 0,
         pad: 0,
     }
+}
+
+/// How many places are looked at for a new note.
+pub const PLACES: u32 = 8;
+
+/// The place, among those of a pod, that a note of `key` takes if the ones
+/// before are in use: `PLACES` different ones, spread over all.
+#[inline(always)]
+pub const fn place(key: &FlowKey, attempt: u32) -> u16 {
+    const MASK: u32 = NOTES_PER_ENDPOINT as u32 - 1;
+    const { assert!(NOTES_PER_ENDPOINT.is_power_of_two()) };
+    let mixed = key.mixed();
+    // An odd step comes back to the same place only after all the others.
+    let step = (mixed >> 16) | 1;
+    (mixed.wrapping_add(attempt.wrapping_mul(step)) & MASK) as u16
 }
 
 /// Whether a note still counts at `now`.
@@ -142,6 +161,21 @@ mod tests {
             None
         );
         assert!(refreshed(&note, &flow(UDP, 0), false, NOW + SECOND).is_some());
+    }
+
+    #[test]
+    fn the_places_of_a_flow_are_different_and_all_are_used() {
+        extern crate std;
+        use std::collections::BTreeSet;
+        let mut used = BTreeSet::new();
+        for port in 0..8000u16 {
+            let [a, b] = port.to_be_bytes();
+            let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], TCP);
+            let places: BTreeSet<u16> = (0..PLACES).map(|i| place(&key, i)).collect();
+            assert_eq!(places.len(), PLACES as usize, "port {port}");
+            used.extend(places);
+        }
+        assert_eq!(used.len(), NOTES_PER_ENDPOINT);
     }
 
     #[test]

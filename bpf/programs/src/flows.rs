@@ -3,22 +3,35 @@
 //! A packet that came down from the stack between two ends whose replies the
 //! programs would redirect belongs to a flow that was translated there
 //! (kube-proxy, portmap). It is noted; its replies go up the stack.
+//!
+//! Notes are in one LRU map for the node, so that a look-up is one, and so that
+//! it never fills up for good. A pod that opens very many translated flows must
+//! not push out others' notes: every note has a *place* among the
+//! [`NOTES_PER_ENDPOINT`] of the pod that opened the flow, and a new note that
+//! finds no free one takes the place, and so the life, of another of the same
+//! pod. Only the first packet of a translated flow pays for that. There is no
+//! counter, which would have to hear of every note that expires or is pushed
+//! out, and nothing to reset: it works without an agent.
+//!
+//! [`NOTES_PER_ENDPOINT`]: veer_bpf_common::maps::NOTES_PER_ENDPOINT
 
 use veer_bpf_common::{
-    key::{FlowKey, FragmentKey},
+    key::{FlowKey, FlowSlot, FragmentKey},
     mark,
-    outcome::{DropReason, Verdict},
+    outcome::{DropReason, Observation, Verdict},
     value::{FlowNote, FragmentPorts},
 };
 use veer_bpf_net::{
+    bytes::Bytes,
     flow::{self, Flow, Fragments},
     ipv4::Ipv4,
     note,
 };
 
 use crate::{
-    lookup::now,
-    maps::{FLOWS, FRAGMENTS},
+    exit,
+    lookup::{self, now},
+    maps::{FLOW_SLOTS, FLOWS, FRAGMENTS},
     skb::Skb,
 };
 
@@ -94,11 +107,78 @@ pub(crate) fn note(skb: &Skb, ip: &Ipv4) -> Verdict {
         return Verdict::Pass;
     }
     if refresh(&flow.key, &flow, false).is_none() {
+        let now = now();
+        if make_room(opener(ip), &flow.key, now) {
+            exit::observe(skb.program, skb.length(), Observation::NoteGivenUp);
+        }
         // Fails only where every slot is being changed: the reply then takes
         // the direct way and the peer sends again.
-        let _ = FLOWS.insert(flow.key, note::new(&flow, now()), 0);
+        let _ = FLOWS.insert(flow.key, note::new(&flow, now), 0);
     }
     Verdict::PassNoted
+}
+
+/// The local pod to which a new flow is charged: the one that opened it, or
+/// that to which somebody elsewhere opened it; 0 where neither end is here.
+#[inline(always)]
+fn opener(ip: &Ipv4) -> u16 {
+    lookup::endpoint(ip.source)
+        .or_else(|| lookup::endpoint(ip.destination))
+        .map_or(0, |pod| pod.endpoint_id)
+}
+
+/// Finds a place for a note of `key` among those of a pod. Whether a live note
+/// had to be given up for it: the one of those looked at that would have ended
+/// first, so rather a query than a connection.
+///
+/// Two CPUs may take the same place at once; then one note has none, which is
+/// one more than the pod should have, until it ends.
+#[inline(never)]
+fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
+    let mut soonest = u64::MAX;
+    let mut given_up = 0;
+    let mut attempt = 0;
+    while attempt < note::PLACES {
+        let slot = note::place(key, attempt);
+        let Some(taken_by) = FLOW_SLOTS.get_ptr_mut(FlowSlot { endpoint_id, slot }) else {
+            // Fails only where all memory for places is being changed; the note
+            // then has none, as above.
+            let _ = FLOW_SLOTS.insert(FlowSlot { endpoint_id, slot }, key, 0);
+            return false;
+        };
+        // SAFETY: integers of a live map value; where another CPU changes them
+        // meanwhile, another note or none is found.
+        let expires_at = match unsafe { FLOWS.get(*taken_by) } {
+            Some(taken) if note::is_live(taken, now) => taken.expires_at,
+            _ => 0,
+        };
+        if expires_at == 0 {
+            take(taken_by, key);
+            return false;
+        }
+        if expires_at < soonest {
+            soonest = expires_at;
+            given_up = slot;
+        }
+        attempt += 1;
+    }
+    let slot = given_up;
+    if let Some(taken_by) = FLOW_SLOTS.get_ptr_mut(FlowSlot { endpoint_id, slot }) {
+        take(taken_by, key);
+    }
+    true
+}
+
+/// Takes a place, and so ends the note that had it: an expired one too would
+/// go on to use up room that is others'.
+#[inline(always)]
+fn take(place: *mut FlowKey, key: &FlowKey) {
+    // SAFETY: as in `make_room`.
+    unsafe {
+        // It may have been deleted long ago.
+        let _ = FLOWS.remove(*place);
+        *place = *key;
+    }
 }
 
 /// Brings a live note up to date with a packet of its flow; `None` where there

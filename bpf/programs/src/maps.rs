@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use veer_bpf_common::{
-    key::{FlowKey, FragmentKey, IpKey},
+    key::{FlowKey, FlowSlot, FragmentKey, IpKey},
     maps as spec,
     value::{
         Config, Counter, Decision, Endpoint, FlowNote, FragmentPorts, Interface, IpcacheEntry,
@@ -39,6 +39,10 @@ pub(crate) static REMOTES: Array<Remote, { spec::REMOTES_MAX }> = Array::new();
 
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowNote, { spec::FLOWS_MAX }> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static FLOW_SLOTS: LruHashMap<FlowSlot, FlowKey, { spec::FLOW_SLOTS_MAX }> =
+    LruHashMap::new();
 
 #[btf_map]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { spec::FRAGMENTS_MAX }> =
