@@ -12,7 +12,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults test-iptables test-conformance lint bench image crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-kernels test-faults test-iptables test-conformance lint bench image crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-e2e: image ## the real cluster
 test-faults: image ## one fault after another under load; the table goes to docs/faults.md
 	@VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
 	@VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
+
+test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu
+	@$(ENV) && e2e/kernels/run
 
 test-iptables: image ## the services' tests with kube-proxy in iptables mode
 	@VEER_E2E_PROXY=iptables $(CARGO) test -p veer-e2e-tests -- services
