@@ -12,10 +12,10 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-kernels test-faults test-iptables test-conformance lint bench image crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-kernels test-faults switch-picture test-iptables test-conformance test-conformance-switching lint bench image crds clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this machine (Debian 12, root)
 	@e2e/setup/setup
@@ -43,16 +43,22 @@ test-e2e: image ## the real cluster
 # One after the other: each wants the machine's processors for itself.
 test-faults: image ## one fault after another under load; the table goes to docs/faults.md
 	@VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
-	@VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
+	@VEER_FAULTS_WRITE=1 VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
 
 test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu
 	@$(ENV) && e2e/kernels/run
+
+switch-picture: image ## docs/switch.svg from one change of mode under load
+	@VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults -- one_change_drawn
 
 test-iptables: image ## the services' tests with kube-proxy in iptables mode
 	@VEER_E2E_PROXY=iptables $(CARGO) test -p veer-e2e-tests -- services
 
 test-conformance: image ## Kubernetes' own network suite, in both modes
 	@$(E2E) veer-e2e-tests --bin veer-conformance
+
+test-conformance-switching: image ## the same while the mode changes to and fro, once a minute
+	@$(E2E) veer-e2e-tests --bin veer-conformance -- --switching
 
 bench: image ## round trips, streams, ns per packet, memory; as ratios
 	@$(E2E) veer-e2e-bench

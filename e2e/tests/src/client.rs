@@ -5,6 +5,8 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -177,6 +179,66 @@ pub fn ping(from: &Site, to: IpAddr, count: u32) -> Result<Pings> {
     ping_with(from, to, count, &[])
 }
 
+/// What pings came to that were sent steadily.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steady {
+    /// Requests sent.
+    pub sent: u32,
+    /// Requests answered.
+    pub answered: u32,
+    /// Requests refused with a word: by the sender's own stack, or by ICMP.
+    pub errors: u32,
+}
+
+/// Pings of `payload` octets without fragmentation, fifty a second, until
+/// `change` is done.
+pub fn ping_during<T>(
+    from: &Site,
+    to: IpAddr,
+    payload: u32,
+    change: impl FnOnce() -> Result<T>,
+) -> Result<(T, Steady)> {
+    let (to, payload) = (to.to_string(), payload.to_string());
+    let words = [
+        "ping", "-n", "-M", "do", "-i", "0.02", "-W", "2", "-s", &payload, &to,
+    ];
+    let child = from
+        .command(&words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start ping")?;
+    // Read beside: a full pipe would stop it.
+    let id = child.id();
+    let reader = thread::spawn(move || child.wait_with_output());
+    let changed = change();
+    // Its summary comes at SIGINT. nsenter has become ping.
+    let ended = Command::new("kill")
+        .args(["-INT", &id.to_string()])
+        .status();
+    let out = reader.join().map_err(|_| anyhow!("a reader panicked"))?;
+    let value = changed?;
+    ended.context("end ping")?;
+    let text = String::from_utf8_lossy(&out.context("wait for ping")?.stdout).into_owned();
+    let steady = parse_summary(&text).with_context(|| format!("ping printed {text}"))?;
+    Ok((value, steady))
+}
+
+/// "190 packets transmitted, 100 received, +90 errors, 47% packet loss".
+fn parse_summary(text: &str) -> Option<Steady> {
+    let line = text.lines().find(|l| l.contains("packets transmitted"))?;
+    let number = |word: &str| {
+        let part = line.split(", ").find(|p| p.contains(word))?;
+        let first = part.trim_start_matches('+').split(' ').next()?;
+        first.parse().ok()
+    };
+    Some(Steady {
+        sent: number("transmitted")?,
+        answered: number("received")?,
+        errors: number("errors").unwrap_or(0),
+    })
+}
+
 fn parse_ping(text: &str, sent: u32) -> Pings {
     let field = |line: &str, name: &str| -> Option<f64> {
         let rest = line.split(name).nth(1)?;
@@ -228,6 +290,15 @@ mod tests {
         assert_eq!((pings.sent, pings.received, pings.ttl), (3, 2, Some(63)));
         assert!((pings.median_ms - 0.120).abs() < 1e-9);
         assert!(!pings.complete());
+    }
+
+    #[test]
+    fn the_summary_of_steady_pings_is_read_with_and_without_errors() {
+        let with = "190 packets transmitted, 100 received, +90 errors, 47.3684% packet loss";
+        let read = parse_summary(with).expect("a summary");
+        assert_eq!((read.sent, read.answered, read.errors), (190, 100, 90));
+        let without = "3 packets transmitted, 3 received, 0% packet loss, time 2ms";
+        assert_eq!(parse_summary(without).expect("a summary").errors, 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
     thread,
     time::Duration,
 };
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use veer_e2e_cluster::paths;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Mode};
 
 /// Which specs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,9 @@ const QUICK: [&str; 7] = [
 
 /// How many processes share the specs.
 const PROCESSES: usize = 3;
+
+/// From one change of mode to the next under the suite.
+const BETWEEN: Duration = Duration::from_mins(1);
 
 /// One spec's outcome.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,6 +120,32 @@ pub fn run(lab: &Lab, scope: Scope, folder: &Path) -> Result<Vec<Spec>> {
     );
     specs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(specs)
+}
+
+/// Does `work` while the mode changes to and fro, once a minute; says how often
+/// it did.
+pub fn while_switching<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result<(T, u32)> {
+    let (stop, stopped) = channel::<()>();
+    thread::scope(|scope| {
+        let switcher = scope.spawn(move || {
+            let mut changes = 0;
+            for mode in [Mode::Native, Mode::Tunnel].into_iter().cycle() {
+                lab.set_mode(mode)?;
+                changes += 1;
+                if stopped.recv_timeout(BETWEEN) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+            Ok(changes)
+        });
+        let worked = work();
+        // It may have ended by an error of its own.
+        let _ended = stop.send(());
+        let changes: Result<u32> = switcher
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("the switcher panicked")));
+        Ok((worked?, changes.context("change the mode under the suite")?))
+    })
 }
 
 /// Names of the specs in scope.

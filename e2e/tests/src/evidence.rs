@@ -12,12 +12,12 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use veer_e2e_cluster::{Capture, Mac, NetfilterCounters, Packet, decode::VXLAN_PORT};
 
 use crate::{
     client::{self, Pings},
-    lab::Lab,
+    lab::{Lab, Mode},
     pods::{Pod, Wire},
 };
 
@@ -172,6 +172,41 @@ impl Trace {
             text.push('\n');
         }
         text + &self.hooks_seen()
+    }
+}
+
+/// The form in which pings between pods of two nodes leave the first one, by a
+/// capture of nothing else, so that it may be asked under load.
+pub fn form_on_wire(lab: &Lab, source: &Pod, target: &Pod) -> Result<Mode> {
+    const PINGS: u32 = 3;
+    let (from, to) = (u32::from(source.address), u32::from(target.address));
+    // In the tunnel's datagram: its own 8 octets, 8 of VXLAN, 14 of Ethernet,
+    // then the inner IPv4 header.
+    let filter = format!(
+        "(icmp and src {} and dst {}) or (udp port {VXLAN_PORT} and udp[39] = 1 and \
+         udp[42:4] = {from:#x} and udp[46:4] = {to:#x})",
+        source.address, target.address
+    );
+    let capture = lab.cluster.capture(&source.node, UPLINK, &filter)?;
+    let pings = client::ping(&source.site, IpAddr::V4(target.address), PINGS)?;
+    let packets = capture.finish()?;
+    ensure!(
+        pings.complete(),
+        "{} → {}: {}",
+        source.name,
+        target.name,
+        pings.text
+    );
+    let wrapped = packets.iter().filter(|p| p.packet.vxlan.is_some()).count();
+    match (wrapped, packets.len() - wrapped) {
+        (0, 1..) => Ok(Mode::Native),
+        (1.., 0) => Ok(Mode::Tunnel),
+        (wrapped, bare) => bail!(
+            "{PINGS} pings {} → {} left {} as {wrapped} packets in the tunnel and {bare} bare ones",
+            source.name,
+            target.name,
+            source.node
+        ),
     }
 }
 

@@ -7,13 +7,17 @@
 //! bpftool, nft and ethtool, never from the product's own word.
 
 pub mod baseline;
+pub mod broken;
 pub mod client;
 pub mod conformance;
 pub mod evidence;
 pub mod lab;
 pub mod load;
 pub mod maps;
+pub mod picture;
 pub mod pods;
+pub mod processes;
+pub mod rollout;
 pub mod scene;
 pub mod site;
 pub mod workloads;

@@ -4,14 +4,15 @@ use std::{
     env,
     net::IpAddr,
     sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay};
+use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay, await_condition};
 
 use crate::{
-    baseline,
+    baseline, client, evidence,
     lab::{Lab, Mode},
     pods::{self, Pod},
     workloads,
@@ -205,6 +206,31 @@ impl Scene {
     /// A node's address.
     pub fn address(&self, node: &str) -> Result<IpAddr> {
         Ok(IpAddr::V4(self.lab.cluster.address(node)?))
+    }
+
+    /// The form in which pods of two nodes reach each other, on the wire.
+    pub fn path(&self, from: &str, to: &str) -> Result<Mode> {
+        evidence::form_on_wire(&self.lab, self.demo_on(from)?, self.demo_on(to)?)
+    }
+
+    /// Waits until that is so.
+    pub fn await_path(&self, from: &str, to: &str, form: Mode) -> Result<()> {
+        let what = format!("{from} sends to {to} by {}", form.name());
+        await_condition(&what, Duration::from_mins(1), || {
+            let now = self.path(from, to).map_err(|e| format!("{e:#}"))?;
+            Ok((now == form).then_some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Pings between pods of two nodes, ten a second for a while, all of which
+    /// must be answered.
+    pub fn pings_for(&self, from: &str, to: &str, time: Duration) -> Result<()> {
+        let (source, target) = (self.demo_on(from)?, self.demo_on(to)?);
+        let count = u32::try_from(time.as_millis() / 100).unwrap_or(u32::MAX);
+        let pings = client::ping(&source.site, IpAddr::V4(target.address), count)?;
+        ensure!(pings.complete(), "{from} → {to}: {}", pings.text);
+        Ok(())
     }
 
     /// The MTU that the mode in force leaves to pods, on the uplink's 1500:

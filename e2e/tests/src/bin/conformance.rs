@@ -29,6 +29,9 @@ struct Cli {
     /// Only this mode
     #[arg(long, value_enum)]
     mode: Option<ModeArg>,
+    /// Change the mode to and fro, once a minute, while the suite runs
+    #[arg(long, conflicts_with_all = ["mode", "baseline"])]
+    switching: bool,
     /// How kube-proxy translates services
     #[arg(long, value_enum, default_value_t = ProxyArg::Nftables)]
     proxy_mode: ProxyArg,
@@ -100,7 +103,15 @@ fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
             lab.install(&[])?;
         }
         lab.await_installed()?;
-        for mode in [Mode::Tunnel, Mode::Native] {
+        if cli.switching {
+            let (specs, changes) = conformance::while_switching(lab, || {
+                conformance::run(lab, scope, &folder.join("switching"))
+            })?;
+            println!("the mode changed {changes} times meanwhile");
+            columns.push(("switching", specs));
+        }
+        let modes = [Mode::Tunnel, Mode::Native];
+        for mode in modes.into_iter().filter(|_| !cli.switching) {
             let wanted = match cli.mode {
                 None => true,
                 Some(ModeArg::Tunnel) => mode == Mode::Tunnel,

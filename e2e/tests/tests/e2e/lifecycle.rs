@@ -14,6 +14,7 @@ use veer_e2e_tests::{
     lab::{AGENT, NAMESPACE},
     load::{self, Path},
     pods,
+    processes::{REPLACED, kill_agents},
     site::Site,
     workloads,
 };
@@ -41,9 +42,6 @@ pub(crate) const TESTS: [(&str, Test); 5] = [
     ("pods_that_came_and_went_leave_nothing_behind", come_and_go),
 ];
 
-/// How long agents may take to be there again.
-const REPLACED: Duration = Duration::from_mins(1);
-
 /// Traffic of each kind on all paths must survive whatever `change` does.
 fn unharmed(scene: &Scene, change: impl FnOnce() -> Result<()>) -> Result<()> {
     let ((), report) = load::under(&scene.lab, &Path::ALL, change)?;
@@ -52,46 +50,10 @@ fn unharmed(scene: &Scene, change: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn agents_killed(scene: &Scene) -> Result<()> {
     unharmed(scene, || {
-        for name in scene.lab.cluster.node_names() {
-            // The node has process ids of its own: only its agent is meant.
-            scene
-                .lab
-                .node(&name)?
-                .exec(&["pkill", "-KILL", "-x", "veer-agent"])?;
-        }
-        await_condition(
-            "the killed agents are noticed",
-            Duration::from_secs(20),
-            || {
-                let set = scene.lab.kubectl().json(&["-n", NAMESPACE, "get", AGENT]);
-                let set = set.map_err(|e| e.to_string())?;
-                let restarts = restarts(scene).map_err(|e| format!("{e:#}"))?;
-                if restarts > 0 {
-                    Ok(Some(()))
-                } else {
-                    Err(set["status"].to_string())
-                }
-            },
-        )?;
-        Ok(scene
-            .lab
-            .cluster
-            .await_rollout(NAMESPACE, AGENT, REPLACED)?)
+        let nodes = scene.lab.cluster.node_names();
+        let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        kill_agents(&scene.lab, &nodes)
     })
-}
-
-/// How often agents' containers were started again.
-fn restarts(scene: &Scene) -> Result<u64> {
-    let selector = "app.kubernetes.io/name=veer-agent";
-    let list = scene
-        .lab
-        .kubectl()
-        .json(&["-n", NAMESPACE, "get", "pods", "-l", selector])?;
-    let items = list["items"].as_array().context("a list without items")?;
-    Ok(items
-        .iter()
-        .filter_map(|p| p["status"]["containerStatuses"][0]["restartCount"].as_u64())
-        .sum())
 }
 
 fn agents_replaced(scene: &Scene) -> Result<()> {

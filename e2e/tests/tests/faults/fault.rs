@@ -1,8 +1,7 @@
 //! A fault, and the table of what held.
 
 use std::{
-    fmt::Write,
-    fs,
+    env, fs,
     sync::{Mutex, PoisonError},
 };
 
@@ -70,50 +69,70 @@ impl Fault {
             Err(error) => ("FAILED".to_owned(), format!("{error:#}")),
         };
         let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.push([self.name.clone(), self.injected.clone(), what, figure]);
+        // One line per fault, whatever an error says.
+        let cell = |text: String| text.replace('\n', " ").replace('|', "/");
+        rows.push([self.name.clone(), self.injected.clone(), what, figure].map(cell));
         outcome.map(|_| ())
     }
 }
 
+/// Of the table.
+const HEADER: [&str; 4] = ["fault", "how it is injected", "what held", "figure"];
+
 static ROWS: Mutex<Vec<[String; 4]>> = Mutex::new(Vec::new());
 
-/// The table of this run: empty without faults.
-fn table() -> String {
-    let rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
-    if rows.is_empty() {
-        return String::new();
-    }
+/// Rows as a table of Markdown.
+fn table(rows: &[[String; 4]]) -> String {
     let mut table = Table::new();
     table
         .load_style(ASCII_MARKDOWN)
         .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(["fault", "how it is injected", "what held", "figure"]);
-    for row in rows.iter() {
-        // One line per fault, whatever an error says.
-        table.add_row(
-            row.iter()
-                .map(|cell| cell.replace('\n', " ").replace('|', "/")),
-        );
+        .set_header(HEADER);
+    for row in rows {
+        table.add_row(row);
     }
     table.to_string()
 }
 
-/// Prints the table; writes it to docs/faults.md when `write` says so.
-pub(crate) fn report(write: bool) -> Result<()> {
-    let table = table();
-    if table.is_empty() {
+/// The rows of a table of Markdown.
+fn rows_of(text: &str) -> Vec<[String; 4]> {
+    let row = |line: &str| {
+        let cells = line.strip_prefix('|')?.strip_suffix('|')?.split('|');
+        let cells: Vec<String> = cells.map(|c| c.trim().to_owned()).collect();
+        <[String; 4]>::try_from(cells).ok()
+    };
+    let rows = text.lines().filter_map(row);
+    rows.filter(|r| r[0] != HEADER[0] && !r[0].starts_with('-'))
+        .collect()
+}
+
+/// Whether the documents are to be written.
+pub(crate) fn writes() -> bool {
+    env::var_os("VEER_FAULTS_WRITE").is_some_and(|v| !v.is_empty())
+}
+
+/// Prints the table; brings docs/faults.md up to date when that is wanted: rows
+/// of faults that did not run now stay.
+pub(crate) fn report() -> Result<()> {
+    let rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if rows.is_empty() {
         return Ok(());
     }
-    eprintln!("\n{table}\n");
-    if write {
-        let path = repository().join("docs/faults.md");
-        let mut text = String::from(
-            "# Faults, and what held\n\nWritten by `make test-faults`: each fault is injected into \
-             the three-node cluster while the load of `e2e/load` runs between pods, nodes, \
-             services and the world.\n\n",
-        );
-        let _infallible = writeln!(text, "{table}");
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    eprintln!("\n{}\n", table(&rows));
+    if !writes() {
+        return Ok(());
     }
-    Ok(())
+    let path = repository().join("docs/faults.md");
+    let mut all = rows_of(&fs::read_to_string(&path).unwrap_or_default());
+    all.retain(|old| rows.iter().all(|new| new[0] != old[0]));
+    all.extend(rows);
+    all.sort();
+    let text = format!(
+        "# Faults, and what held\n\nWritten by `make test-faults`: each fault is injected into the \
+         three-node cluster while the load of `e2e/load` runs between pods, nodes, services and \
+         the world. Lost, doubled or altered data, a reset and a gap longer than allowed make a \
+         fault fail.\n\n{}\n",
+        table(&all)
+    );
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
 }

@@ -2,11 +2,13 @@
 //! a table of what was done and what held.
 //!
 //! Environment: as for the e2e tests, and `VEER_FAULTS_WRITE=1` writes the
-//! table to docs/faults.md too. Faults whose name holds `router` want
+//! table to docs/faults.md and a picture to docs/switch.svg too. Faults whose name holds `router` want
 //! `VEER_E2E_UNDERLAY=router` and are left out without it.
 
 mod fault;
+mod pairs;
 mod switch;
+mod underlays;
 
 use std::{env, process::ExitCode};
 
@@ -18,6 +20,8 @@ use veer_e2e_tests::scene;
 fn faults() -> Vec<Fault> {
     let mut all = Vec::new();
     all.extend(switch::faults());
+    all.extend(pairs::faults());
+    all.extend(underlays::faults());
     let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");
     all.retain(|f| f.name.contains("router") == router);
     all
@@ -37,8 +41,7 @@ fn main() -> ExitCode {
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let write = env::var_os("VEER_FAULTS_WRITE").is_some_and(|v| !v.is_empty());
-    for outcome in [fault::report(write), scene::end()] {
+    for outcome in [fault::report(), scene::end()] {
         if let Err(error) = outcome {
             eprintln!("faults: {error:#}");
             return ExitCode::FAILURE;

@@ -1,0 +1,242 @@
+//! A change of mode as its user sees it: patched into the ClusterNetwork, and
+//! followed in what the API shows of it.
+
+use std::{
+    io::BufReader,
+    process::{Child, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Deserializer, Value, json};
+
+use crate::{
+    lab::{Lab, Mode},
+    processes::{Signal, signal_agents},
+};
+
+/// How long one phase may take. A second, in truth; pairs that failed are
+/// probed again after 15 s at first.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A phase of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// The target form is probed.
+    Preflight,
+    /// Both forms are accepted.
+    Prepare,
+    /// Nodes send in the target form.
+    Switch,
+    /// The old form goes.
+    Finalize,
+    /// Nothing is under way.
+    Ready,
+}
+
+impl Phase {
+    /// Those of a change, in order.
+    pub const CHANGE: [Self; 4] = [Self::Preflight, Self::Prepare, Self::Switch, Self::Finalize];
+
+    /// As the resource spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preflight => "Preflight",
+            Self::Prepare => "Prepare",
+            Self::Switch => "Switch",
+            Self::Finalize => "Finalize",
+            Self::Ready => "Ready",
+        }
+    }
+}
+
+/// A version of an object, and when it was seen (nanoseconds since 1970).
+pub type Version = (u64, Value);
+
+/// `kubectl get … -w`: every version of some objects, in order.
+#[derive(Debug)]
+pub struct Follow {
+    child: Child,
+    versions: Receiver<Version>,
+    /// Those that [`Follow::until`] has passed.
+    pub seen: Vec<Version>,
+}
+
+impl Follow {
+    /// Follows the ClusterNetwork.
+    pub fn network(lab: &Lab) -> Result<Self> {
+        Self::start(lab, &["clusternetwork", "default"])
+    }
+
+    /// Follows objects; the first versions are those that are there.
+    pub fn start(lab: &Lab, what: &[&str]) -> Result<Self> {
+        let mut args = vec!["get", "-w", "-o", "json"];
+        args.extend(what);
+        let mut child = lab
+            .kubectl()
+            .command(&args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start kubectl")?;
+        let out = child.stdout.take().context("kubectl without a pipe")?;
+        let (sender, versions) = channel();
+        thread::spawn(move || {
+            let values = Deserializer::from_reader(BufReader::new(out)).into_iter::<Value>();
+            // It ends with kubectl, or with whoever listens.
+            for value in values.map_while(Result::ok) {
+                if sender.send((now(), value)).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self {
+            child,
+            versions,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Returns the first version from here on that `is` wants.
+    pub fn until(&mut self, what: &str, mut is: impl FnMut(&Value) -> bool) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            match self.versions.recv_timeout(left) {
+                Ok(version) => {
+                    self.seen.push(version.clone());
+                    if is(&version.1) {
+                        return Ok(version.1);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => bail!("{what}: kubectl -w has ended"),
+                Err(RecvTimeoutError::Timeout) => {
+                    let last = self.seen.last().map(|(_, v)| v["status"].to_string());
+                    bail!("{what}: not within {PATIENCE:?}; last seen: {last:?}");
+                }
+            }
+        }
+    }
+
+    /// Sees for `time` that no version is what `wrong` finds.
+    pub fn never(
+        &mut self,
+        what: &str,
+        time: Duration,
+        mut wrong: impl FnMut(&Value) -> bool,
+    ) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match self
+                .versions
+                .recv_timeout(time.saturating_sub(start.elapsed()))
+            {
+                Ok(version) => {
+                    ensure!(!wrong(&version.1), "{what}: {}", version.1["status"]);
+                    self.seen.push(version);
+                }
+                Err(RecvTimeoutError::Disconnected) => bail!("{what}: kubectl -w has ended"),
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+            }
+        }
+    }
+
+    /// All versions that have come, those passed by [`Follow::until`] first.
+    pub fn stop(mut self) -> Vec<Version> {
+        let mut seen = std::mem::take(&mut self.seen);
+        seen.extend(self.versions.try_iter());
+        seen
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        // It may have ended by itself, with the API server.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// The machine's clock, nanoseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Number of a ClusterNetwork's epoch.
+pub fn number(network: &Value) -> i64 {
+    network["status"]["epoch"]["number"].as_i64().unwrap_or(0)
+}
+
+/// Whether a ClusterNetwork is in a phase of a change later than `after`.
+pub fn is_in(network: &Value, after: i64, phase: Phase) -> bool {
+    number(network) > after && network["status"]["epoch"]["phase"] == phase.name()
+}
+
+/// The ClusterNetwork as it is.
+pub fn network(lab: &Lab) -> Result<Value> {
+    Ok(lab.kubectl().json(&["get", "clusternetwork", "default"])?)
+}
+
+/// Asks for a mode, whatever the rest of the spec says, unpaused.
+pub fn ask(lab: &Lab, mode: Mode) -> Result<()> {
+    let patch = json!({"spec": {"routing": {"mode": mode.name()}, "rollout": {"paused": false}}});
+    lab.patch_network(&patch.to_string())
+}
+
+/// Pauses the rollout, or lets it go on.
+pub fn pause(lab: &Lab, paused: bool) -> Result<()> {
+    let patch = json!({"spec": {"rollout": {"paused": paused}}});
+    lab.patch_network(&patch.to_string())
+}
+
+/// Fields of `spec.rollout` for as long as this lives; then all are as they
+/// are by default.
+#[derive(Debug)]
+pub struct Policy<'a> {
+    lab: &'a Lab,
+}
+
+impl<'a> Policy<'a> {
+    /// Sets fields of `spec.rollout`.
+    pub fn set(lab: &'a Lab, fields: &Value) -> Result<Self> {
+        lab.patch_network(&json!({"spec": {"rollout": fields}}).to_string())?;
+        Ok(Self { lab })
+    }
+}
+
+impl Drop for Policy<'_> {
+    fn drop(&mut self) {
+        // The test's own outcome says more than this one.
+        let _unset = self.lab.patch_network(r#"{"spec": {"rollout": null}}"#);
+    }
+}
+
+/// Asks for a mode and holds the change, paused, in one of its phases. Returns
+/// the ClusterNetwork as it is held.
+///
+/// An agent is frozen for the moment it takes to pause, so that the phase
+/// cannot be over before.
+pub fn hold(lab: &Lab, mode: Mode, phase: Phase) -> Result<Value> {
+    const GATE: [&str; 1] = ["worker2"];
+    let mut follow = Follow::network(lab)?;
+    let before = number(&network(lab)?);
+    ask(lab, mode)?;
+    let what = format!("the change to {} is in {}", mode.name(), phase.name());
+    follow.until(&what, |n| is_in(n, before, phase))?;
+    signal_agents(lab, &GATE, Signal::Stop)?;
+    let paused = pause(lab, true);
+    signal_agents(lab, &GATE, Signal::Continue)?;
+    paused?;
+    let held = network(lab)?;
+    ensure!(
+        is_in(&held, before, phase),
+        "the change went on from {} before it was paused: {}",
+        phase.name(),
+        held["status"]
+    );
+    Ok(held)
+}
