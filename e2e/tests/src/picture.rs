@@ -9,7 +9,7 @@ use crate::{load::Report, rollout::Version};
 
 /// Size and margins in pixels.
 const WIDTH: f64 = 900.0;
-const HEIGHT: f64 = 430.0;
+const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 20.0;
 /// Top and height of each panel.
@@ -17,20 +17,22 @@ const PHASES: (f64, f64) = (58.0, 34.0);
 const THROUGHPUT: (f64, f64) = (122.0, 130.0);
 const GAPS: (f64, f64) = (286.0, 100.0);
 
+/// Colours by class, so that simple renderers know them too.
 const STYLE: &str = "\
-svg { --page: #ffffff; --ink: #1f2430; --faint: #6b7280; --rule: #d9dde3; --flow: #2563eb; \
---flow-fill: #2563eb26; --gap: #b45309; --limit: #dc2626; \
---p0: #e5e7eb; --p1: #fde68a; --p2: #fdba74; --p3: #93c5fd; --p4: #86efac}
-@media (prefers-color-scheme: dark) { svg { --page: #0d1117; --ink: #e6e9ee; --faint: #9aa4b2; \
---rule: #2d333d; --flow: #79b0ff; --flow-fill: #79b0ff2e; --gap: #f0b060; --limit: #ff7b72; \
---p0: #30363d; --p1: #5c4a12; --p2: #6b3d14; --p3: #1d406e; --p4: #1c5130} }
-text { font: 12px system-ui, sans-serif; fill: var(--ink) }
-.title { font-size: 15px; font-weight: 600 } .faint { fill: var(--faint) }
-.end { text-anchor: end } .mid { text-anchor: middle }
-.rule { stroke: var(--rule); stroke-width: 1 } .cut { stroke: var(--rule); stroke-dasharray: 3 3 }
-.flow { fill: none; stroke: var(--flow); stroke-width: 1.5 } .flow-fill { fill: var(--flow-fill) }
-.gap { fill: var(--gap) } .limit { stroke: var(--limit); stroke-dasharray: 6 4 } \
-.limit-word { fill: var(--limit) }";
+text { font: 12px system-ui, sans-serif; fill: #1f2430 }
+.page { fill: #ffffff } .title { font-size: 15px; font-weight: 600 } .faint { fill: #6b7280 }
+.end { text-anchor: end } .mid { text-anchor: middle } .small { font-size: 9px }
+.rule { stroke: #d9dde3 } .cut { stroke: #b6bcc6; stroke-dasharray: 3 3 }
+.flow { fill: none; stroke: #2563eb; stroke-width: 1.5 } .under { fill: #2563eb; fill-opacity: 0.13 }
+.gap { fill: #b45309 } .limit { stroke: #dc2626; stroke-dasharray: 6 4 } .allowed { fill: #dc2626 }
+.p0 { fill: #e5e7eb } .p1 { fill: #fde68a } .p2 { fill: #fdba74 } .p3 { fill: #93c5fd } .p4 { fill: #86efac }
+@media (prefers-color-scheme: dark) {
+text { fill: #e6e9ee } .page { fill: #0d1117 } .faint { fill: #9aa4b2 }
+.rule { stroke: #2d333d } .cut { stroke: #4b5360 }
+.flow { stroke: #79b0ff } .under { fill: #79b0ff }
+.gap { fill: #f0b060 } .limit { stroke: #ff7b72 } .allowed { fill: #ff7b72 }
+.p0 { fill: #30363d } .p1 { fill: #5c4a12 } .p2 { fill: #6b3d14 } .p3 { fill: #1d406e } .p4 { fill: #1c5130 }
+}";
 
 /// When a phase began, in seconds from the beginning of the load, and its name.
 pub type Step = (f64, String);
@@ -97,18 +99,18 @@ impl Canvas {
                 .position(|p| p == name)
                 .map_or(0, |p| p + 1);
             self.add(&format!(
-                r#"<rect x="{x:.1}" y="{top}" width="{width:.1}" height="{height}" style="fill: var(--p{colour})"/>"#
+                r#"<rect class="p{colour}" x="{x:.1}" y="{top}" width="{width:.1}" height="{height}"/>"#
             ));
             // A word that has no room stands below, small.
             let roomy = width > 7.5 * f64::from(u32::try_from(name.len()).unwrap_or(0));
             let middle = x + width / 2.0;
-            let (y, size) = if roomy {
-                (top + height / 2.0 + 4.0, 12)
+            let (y, class) = if roomy {
+                (top + height / 2.0 + 4.0, "mid")
             } else {
-                (top + height + 12.0, 9)
+                (top + height + 12.0, "mid small")
             };
             self.add(&format!(
-                r#"<text class="mid" x="{middle:.1}" y="{y:.1}" style="font-size: {size}px">{name}</text>"#
+                r#"<text class="{class}" x="{middle:.1}" y="{y:.1}">{name}</text>"#
             ));
             if index > 0 {
                 let bottom = GAPS.0 + GAPS.1;
@@ -121,6 +123,10 @@ impl Canvas {
 
     fn seconds_axis(&mut self) {
         let bottom = GAPS.0 + GAPS.1;
+        // A dozen words at most have room.
+        let steps = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+        let step = steps.into_iter().find(|s| self.time / s <= 12.0);
+        let step = step.unwrap_or(300.0);
         let mut second = 0.0;
         while second <= self.time {
             let x = self.x(second);
@@ -128,7 +134,7 @@ impl Canvas {
                 r#"<text class="faint mid" x="{x:.1}" y="{:.1}">{second} s</text>"#,
                 bottom + 18.0
             ));
-            second += 1.0;
+            second += step;
         }
     }
 }
@@ -142,7 +148,7 @@ pub fn draw(title: &str, report: &Report, steps: &[Step]) -> String {
         text: format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
              role=\"img\" aria-label=\"{title}\">\n<style>\n{STYLE}\n</style>\n\
-             <rect width=\"100%\" height=\"100%\" style=\"fill: var(--page)\"/>\n\
+             <rect width=\"100%\" height=\"100%\" class=\"page\"/>\n\
              <text class=\"title\" x=\"{LEFT}\" y=\"24\">{title}</text>\n\
              <text class=\"faint\" x=\"{LEFT}\" y=\"43\">{}</text>\n",
             report.figure()
@@ -185,7 +191,7 @@ fn throughput(canvas: &mut Canvas, line: &[(f64, std::time::Duration)]) {
     }
     let first = canvas.x(middle(0));
     canvas.add(&format!(
-        r#"<path class="flow-fill" d="{path} L{last:.1} {bottom} L{first:.1} {bottom} Z"/>"#
+        r#"<path class="under" d="{path} L{last:.1} {bottom} L{first:.1} {bottom} Z"/>"#
     ));
     canvas.add(&format!(r#"<path class="flow" d="{path}"/>"#));
 }
@@ -218,7 +224,7 @@ fn gaps(canvas: &mut Canvas, line: &[(f64, std::time::Duration)], report: &Repor
     let y = bottom - allowed / scale * height;
     let right = WIDTH - RIGHT;
     canvas.add(&format!(
-        r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/><text class="limit-word end" x="{right}" y="{:.1}">allowed: {allowed:.0} ms</text>"#,
+        r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/><text class="allowed end" x="{right}" y="{:.1}">allowed: {allowed:.0} ms</text>"#,
         y - 5.0
     ));
 }

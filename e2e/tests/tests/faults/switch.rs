@@ -128,10 +128,11 @@ fn there_and_back(scene: &Scene, times: u32) -> Result<Held> {
 fn drawn(scene: &Scene) -> Result<Held> {
     const AROUND: Duration = Duration::from_secs(2);
     let lab = &scene.lab;
+    let mut follow = Follow::network(lab)?;
+    follow.until("Ready", |n| n["status"]["epoch"]["phase"] == "Ready")?;
     let mut load = Load::start(lab, &Path::ALL)?;
     let began = load.began();
     load.goes_on(AROUND)?;
-    let follow = Follow::network(lab)?;
     lab.set_mode(Mode::Native)?;
     load.goes_on(AROUND)?;
     let report = load.stop()?;
