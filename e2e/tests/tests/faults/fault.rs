@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
 use veer_e2e_tests::{
     lab::{Mode, repository},
+    load,
     scene::{Needs, Scene},
 };
 
@@ -63,7 +64,8 @@ impl Fault {
 
     /// Injects it, and notes what held.
     pub(crate) fn run(&self, scene: &Scene) -> Result<()> {
-        let outcome = (self.run)(scene);
+        // Before anything is disturbed.
+        let outcome = load::limit(&scene.lab).and_then(|_| (self.run)(scene));
         let (what, figure) = match &outcome {
             Ok(held) => (held.what.clone(), held.figure.clone()),
             Err(error) => ("FAILED".to_owned(), format!("{error:#}")),
