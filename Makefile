@@ -38,7 +38,7 @@ test-kernel: setup ## the BPF programs in the kernel
 test-api: setup ## operator, CRDs and admission against a real API server
 	@$(CARGO) test -p veer-operator
 test-e2e: image ## the real cluster
-	@$(CARGO) test -p veer-e2e-tests --test e2e
+	@$(CARGO) test -p veer-e2e-tests --lib --test e2e
 
 # One after the other: each wants the machine's processors for itself.
 test-faults: image ## one fault after another under load; the table goes to docs/faults.md
