@@ -79,6 +79,9 @@ fn build(programs: &Path, target_dir: &Path) -> Result<PathBuf> {
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env_remove("MAKEFLAGS")
         .current_dir(programs);
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        command.args(["--features", "veer-bpf-common/next-layout"]);
+    }
     if toolchain.build_std {
         command.args(["-Z", "build-std=core"]);
     }

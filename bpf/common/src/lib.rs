@@ -23,7 +23,11 @@ pub mod value;
 
 /// Version of the layout of all maps together. Part of the pin path
 /// (`/sys/fs/bpf/veer/maps-v1`), so maps of two layouts never mix.
-pub const LAYOUT_VERSION: u32 = 1;
+///
+/// A new layout adds fields behind those that a value has, and zeros mean that
+/// nobody filled them: agents fill their maps from those of the layout before or
+/// after by that rule. A change of another kind gives the map another name.
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
 
 /// UDP port of VXLAN as Linux had it first and most pod networks use it
 /// (IANA's own is 4789).

@@ -135,7 +135,10 @@ impl Converger {
                 .routes(shared, &mut socket, &routes, &links, &wanted);
             self.pod_mtus(shared, wanted.mtu);
         }
-        self.maps(shared, &peers, &step, full)?;
+        let complete = self.maps(shared, &peers, &step, full)?;
+        if !shared.datapath().may_attach(full && complete) {
+            return Err(Error::OtherLayout);
+        }
         // One part that cannot be put right must not keep the others from it.
         let attached = self.attachments.converge(shared, &links, &self.facts);
         if !smaller_first {
@@ -150,6 +153,9 @@ impl Converger {
             .nft
             .converge(shared, &self.facts, &step)
             .map_err(netlink("write the nftables table"));
+        if attached.is_ok() {
+            shared.datapath().all_attached();
+        }
         attached.and(sysctls).and(nft)?;
         self.switch
             .acknowledge(shared, now_of(&peers, &self.facts, &self.present));
@@ -238,13 +244,14 @@ impl Converger {
 
     /// Compares and writes the maps, with `full` the ipcache too. Works the
     /// desired state out again under the lock, so that no ADD or DEL comes between.
+    /// Returns whether it was made of complete lists.
     fn maps(
         &mut self,
         shared: &Shared,
         peers: &Peers,
         step: &Step,
         full: bool,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let mut datapath = shared.datapath();
         for path in datapath.repin().map_err(netlink("pin a map again"))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -274,7 +281,7 @@ impl Converger {
         } else {
             self.present.extend(wanted.remotes);
         }
-        Ok(())
+        Ok(scope.rows)
     }
 
     /// Running pods' default routes.

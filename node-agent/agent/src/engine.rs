@@ -99,6 +99,12 @@ pub(crate) enum Error {
     /// State folder.
     #[error("cannot write below the state folder")]
     State(#[source] io::Error),
+    /// Programs of another version run, and know more than this one does.
+    #[error(
+        "programs of a version with other maps stay until the API server has said what these \
+         are to hold"
+    )]
+    OtherLayout,
     /// The address that stood for the node is gone, just now.
     #[error("the node's address {0} is gone; looking again before it is taken for lost")]
     AddressGone(IpAddr),

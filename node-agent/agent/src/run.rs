@@ -41,6 +41,9 @@ const BOOT_ID_WAIT: Duration = Duration::from_millis(300);
 
 /// Runs the agent until it is told to stop. Nothing is detached then.
 pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result<()> {
+    if cfg!(feature = "next-layout") {
+        tracing::warn!("built with a layout of maps that exists for tests only");
+    }
     fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot use {}", options.state.display()))?;
     let client = Client::try_default().await.context(

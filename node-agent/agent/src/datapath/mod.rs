@@ -6,7 +6,9 @@
 //! version expects (aya itself would take any).
 
 mod attach;
+mod handover;
 mod maps;
+mod raw;
 
 use std::{
     fs, io,
@@ -18,6 +20,7 @@ use aya::{
     maps::{MapData, MapInfo},
     programs::{Program, ProgramError, SchedClassifier},
 };
+use handover::Handover;
 use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 
 pub(crate) use attach::{Hook, XdpAttach, remove_clsact};
@@ -78,6 +81,8 @@ pub(crate) struct Datapath {
     pub(crate) maps: Maps,
     /// All maps once more, to pin them again.
     pinned: Vec<(PathBuf, MapData)>,
+    /// Until the last program of another layout is replaced.
+    handover: Option<Handover>,
     links: PathBuf,
     root: PathBuf,
     /// Attach by tcx links (6.6 and later), not by clsact.
@@ -96,6 +101,7 @@ impl Datapath {
                 source,
             })?;
         }
+        let (from, others) = handover::prepare(&root, &pins)?;
         for spec in &layout::ALL {
             drop_foreign_pin(&pins.join(spec.name), spec)?;
         }
@@ -123,11 +129,13 @@ impl Datapath {
                 })?;
                 Ok((path, map))
             })
-            .collect::<Result<_, Error>>()?;
+            .collect::<Result<Vec<_>, Error>>()?;
+        let handover = Handover::begin(from.as_deref(), others, &pinned);
         Ok(Self {
             object,
             maps,
             pinned,
+            handover,
             links,
             root,
             tcx: attach::tcx_supported(),
@@ -142,6 +150,23 @@ impl Datapath {
     /// `tcx` or `clsact`.
     pub(crate) fn attach_kind(&self) -> &'static str {
         if self.tcx { "tcx" } else { "clsact" }
+    }
+
+    /// Whether programs may be replaced by this version's: not while its maps
+    /// hold less than those of another layout. `complete`: they hold all that the
+    /// API server knows.
+    pub(crate) fn may_attach(&mut self, complete: bool) -> bool {
+        self.handover.as_mut().is_none_or(|handover| {
+            handover.filled |= complete;
+            handover.filled
+        })
+    }
+
+    /// Every program is this version's.
+    pub(crate) fn all_attached(&mut self) {
+        if let Some(handover) = self.handover.take() {
+            handover.finish();
+        }
     }
 
     /// Pins maps again whose pins are gone or are of other maps. Returns the
@@ -188,6 +213,16 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     })
 }
 
+/// Whether a map is what this version expects.
+fn same_layout(info: &MapInfo, spec: &layout::MapSpec) -> bool {
+    let kind = info.map_type().map_or(0, |kind| kind as u32);
+    kind == spec.kind as u32
+        && info.key_size() == spec.key_size
+        && info.value_size() == spec.value_size
+        && info.max_entries() == spec.max_entries
+        && info.map_flags() == spec.flags
+}
+
 /// Removes a pin that is not the map this version expects under its name.
 fn drop_foreign_pin(path: &Path, spec: &layout::MapSpec) -> Result<(), Error> {
     if !path.exists() {
@@ -197,13 +232,7 @@ fn drop_foreign_pin(path: &Path, spec: &layout::MapSpec) -> Result<(), Error> {
         name: spec.name,
         source,
     })?;
-    let kind = info.map_type().map_or(0, |kind| kind as u32);
-    let same = kind == spec.kind as u32
-        && info.key_size() == spec.key_size
-        && info.value_size() == spec.value_size
-        && info.max_entries() == spec.max_entries
-        && info.map_flags() == spec.flags;
-    if same {
+    if same_layout(&info, spec) {
         return Ok(());
     }
     tracing::warn!(

@@ -15,7 +15,9 @@ use veer_bpf_common::{
     VXLAN_OVERHEAD_V4,
     identity::{HEALTH, HOST, INIT, REMOTE_NODE},
     key::IpKey,
-    value::{Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, NODE_ID_LOCAL, Remote},
+    value::{
+        CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, NODE_ID_LOCAL, Remote,
+    },
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
@@ -327,7 +329,7 @@ fn config(
         gateway_v4: gateway_v4.octets(),
         gateway_v6: [0; 16],
         tunnel_port: tunnel_port(cluster).to_be_bytes(),
-        pad: [0; 2],
+        pad: [0; CONFIG_PAD],
     }
 }
 

@@ -1,0 +1,184 @@
+//! From the maps of one layout to those of another, when an agent of another
+//! version takes over, in either direction.
+//!
+//! Programs of the other version go on with their maps until this agent's are
+//! full: they are filled from the others first, so that a pair, a pod or a node
+//! that was known stays known while the API server is silent. What is learned
+//! from traffic (notes of flows, ports of fragments) is one map for both as long
+//! as both describe it alike. The other version's pins go when the last program
+//! is replaced.
+//!
+//! Values change from layout to layout by what is added behind; a change of
+//! another kind gives the map another name, and then nothing is replaced before
+//! the API server's lists are complete.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::{MapData, MapInfo},
+    programs::{SchedClassifier, TcAttachType},
+};
+use veer_bpf_common::maps::{
+    self as layout, CONFIG, ENDPOINTS, FLOWS, FRAGMENTS, INTERFACES, IPCACHE, MapSpec, NODES,
+    REMOTES,
+};
+
+use super::{Error, raw, same_layout};
+use crate::netlink::VXLAN;
+
+/// Maps that the programs fill.
+const LEARNED: [&str; 2] = [FLOWS, FRAGMENTS];
+/// Maps that the agent fills, and from which programs decide.
+const FILLED: [&str; 6] = [CONFIG, NODES, REMOTES, INTERFACES, ENDPOINTS, IPCACHE];
+
+/// A takeover from another layout under way.
+#[derive(Debug)]
+pub(super) struct Handover {
+    /// Folders of other layouts' pins.
+    others: Vec<PathBuf>,
+    /// This layout's maps hold all that the others did.
+    pub(super) filled: bool,
+}
+
+fn bpffs(path: &Path) -> impl Fn(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Bpffs {
+        path: path.clone(),
+        source,
+    }
+}
+
+/// Folders of other layouts than `own`.
+fn others(root: &Path, own: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let path = entry?.path();
+        let is_layout = path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with("maps-v"));
+        if is_layout && path != own {
+            found.push(path);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Ids of the maps that programs on the VXLAN device use.
+fn maps_in_use() -> HashSet<u32> {
+    [TcAttachType::Ingress, TcAttachType::Egress]
+        .into_iter()
+        .filter_map(|direction| SchedClassifier::query_tcx(VXLAN, direction).ok())
+        .flat_map(|(_, programs)| programs)
+        .filter_map(|program| program.map_ids().ok().flatten())
+        .flatten()
+        .collect()
+}
+
+fn uses(folder: &Path, in_use: &HashSet<u32>) -> bool {
+    MapInfo::from_pin(folder.join(REMOTES)).is_ok_and(|info| in_use.contains(&info.id()))
+}
+
+/// Before the object is loaded: makes room for new maps where another layout's
+/// are in force, and takes over what was learned. Returns the folder to fill
+/// from, and all other layouts' folders.
+pub(super) fn prepare(root: &Path, own: &Path) -> Result<(Option<PathBuf>, Vec<PathBuf>), Error> {
+    let others = others(root, own).map_err(bpffs(root))?;
+    if others.is_empty() {
+        return Ok((None, others));
+    }
+    let in_use = maps_in_use();
+    // Programs were replaced in part only after the own maps were full.
+    if uses(own, &in_use) {
+        return Ok((None, others));
+    }
+    // Which maps clsact filters use is not asked: then the last ones it is.
+    let from = others.iter().rev().find(|o| uses(o, &in_use));
+    let Some(from) = from.or(others.last()).cloned() else {
+        return Ok((None, others));
+    };
+    tracing::info!(from = %from.display(), "taking over from maps of another layout");
+    // Pins of this layout's own are of an earlier takeover, and stale.
+    fs::remove_dir_all(own).map_err(bpffs(own))?;
+    fs::create_dir_all(own).map_err(bpffs(own))?;
+    for spec in layout::ALL.iter().filter(|s| LEARNED.contains(&s.name)) {
+        if let Err(error) = share(&from, own, spec) {
+            tracing::warn!(map = spec.name, error = %crate::chain(&error), "what traffic taught is not taken over");
+        }
+    }
+    Ok((Some(from), others))
+}
+
+/// Pins a map of another layout as this one's too.
+fn share(from: &Path, own: &Path, spec: &MapSpec) -> io::Result<()> {
+    let path = from.join(spec.name);
+    let info = MapInfo::from_pin(&path).map_err(io::Error::other)?;
+    if !same_layout(&info, spec) {
+        return Err(io::Error::other("the other layout describes it otherwise"));
+    }
+    let map = MapData::from_pin(&path).map_err(io::Error::other)?;
+    map.pin(own.join(spec.name)).map_err(io::Error::other)
+}
+
+impl Handover {
+    /// Fills the new maps. `None` where no other layout left anything.
+    pub(super) fn begin(
+        from: Option<&Path>,
+        others: Vec<PathBuf>,
+        own: &[(PathBuf, MapData)],
+    ) -> Option<Self> {
+        if others.is_empty() {
+            return None;
+        }
+        let filled = from.is_none_or(|from| {
+            FILLED.iter().fold(true, |all, name| {
+                let result = fill(&from.join(name), own);
+                match &result {
+                    Ok(entries) => tracing::info!(map = name, entries, "taken over"),
+                    Err(error) => tracing::warn!(
+                        map = name,
+                        error = %crate::chain(error),
+                        "not taken over; waiting for the API server's lists"
+                    ),
+                }
+                all && result.is_ok()
+            })
+        });
+        Some(Self { others, filled })
+    }
+
+    /// Removes the other layouts' pins, once no program uses them.
+    pub(super) fn finish(self) {
+        for folder in self.others {
+            match fs::remove_dir_all(&folder) {
+                Ok(()) => {
+                    tracing::info!(folder = %folder.display(), "the other layout's pins are gone");
+                }
+                Err(error) => {
+                    tracing::warn!(folder = %folder.display(), %error, "pins of another layout stay");
+                }
+            }
+        }
+    }
+}
+
+fn fill(from: &Path, own: &[(PathBuf, MapData)]) -> io::Result<usize> {
+    let map = MapData::from_pin(from).map_err(io::Error::other)?;
+    let (_, to) = own
+        .iter()
+        .find(|(path, _)| path.file_name() == from.file_name())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let (old, new) = (
+        map.info().map_err(io::Error::other)?,
+        to.info().map_err(io::Error::other)?,
+    );
+    let kind = |info: &MapInfo| info.map_type().map_or(0, |kind| kind as u32);
+    if kind(&old) != kind(&new) || old.key_size() != new.key_size() {
+        return Err(io::Error::other("it has other keys"));
+    }
+    raw::copy(&map, to)
+}

@@ -1,0 +1,174 @@
+//! Map entries as bytes, for maps whose types this version does not know
+//! (`include/uapi/linux/bpf.h`).
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use aya::maps::MapData;
+
+const BPF_MAP_LOOKUP_ELEM: i32 = 1;
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_MAP_GET_NEXT_KEY: i32 = 4;
+
+/// The part of `union bpf_attr` for one entry.
+#[repr(C, align(8))]
+struct Attr {
+    map: u32,
+    pad: u32,
+    key: u64,
+    /// The value, or the next key.
+    value: u64,
+    flags: u64,
+}
+
+fn address(bytes: &mut [u8]) -> u64 {
+    bytes.as_mut_ptr() as u64
+}
+
+fn call(command: i32, map: BorrowedFd<'_>, key: u64, value: u64) -> io::Result<()> {
+    let attr = Attr {
+        map: map.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key,
+        value,
+        flags: 0,
+    };
+    // SAFETY: `attr` outlives the call and has the layout of the kernel's union
+    // for these commands; the callers pass addresses of buffers that live as
+    // long and are as large as the map's keys and values.
+    let result = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_bpf,
+            command,
+            &raw const attr,
+            size_of::<Attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether an error only says that there is no such entry.
+fn absent(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ENOENT)
+}
+
+/// Copies all entries of a map into another whose keys are of the same size. Of
+/// a longer value the new one has the beginning, after a shorter one it has
+/// zeros; entries that are all zeros stay out. Returns how many were copied.
+pub(super) fn copy(from: &MapData, to: &MapData) -> io::Result<usize> {
+    let (old, new) = (
+        from.info().map_err(io::Error::other)?,
+        to.info().map_err(io::Error::other)?,
+    );
+    let (source, target) = (from.fd().as_fd(), to.fd().as_fd());
+    let mut key = vec![0; old.key_size() as usize];
+    let mut next = key.clone();
+    let mut read = vec![0; old.value_size() as usize];
+    let mut written = vec![0; new.value_size() as usize];
+    let same = read.len().min(written.len());
+    let mut copied = 0;
+    let mut first = true;
+    // Somebody who removes the key at which the walk stands begins it anew.
+    for _ in 0..=u64::from(old.max_entries()) * 2 {
+        let from_key = if first { 0 } else { address(&mut key) };
+        match call(BPF_MAP_GET_NEXT_KEY, source, from_key, address(&mut next)) {
+            Err(e) if absent(&e) => return Ok(copied),
+            other => other?,
+        }
+        first = false;
+        key.copy_from_slice(&next);
+        match call(
+            BPF_MAP_LOOKUP_ELEM,
+            source,
+            address(&mut key),
+            address(&mut read),
+        ) {
+            Err(e) if absent(&e) => continue,
+            other => other?,
+        }
+        if read.iter().all(|b| *b == 0) {
+            continue;
+        }
+        written[..same].copy_from_slice(&read[..same]);
+        call(
+            BPF_MAP_UPDATE_ELEM,
+            target,
+            address(&mut key),
+            address(&mut written),
+        )?;
+        copied += 1;
+    }
+    Err(io::Error::other("the map changed during all of the walk"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    const BPF_MAP_CREATE: i32 = 0;
+    /// `BPF_MAP_TYPE_HASH` and `BPF_MAP_TYPE_ARRAY`.
+    const KINDS: [u32; 2] = [1, 2];
+
+    /// A map of 8 entries with keys of 4 bytes.
+    fn made(kind: u32, value_size: u32) -> io::Result<MapData> {
+        let attr: [u32; 5] = [kind, 4, value_size, 8, 0];
+        // SAFETY: BPF_MAP_CREATE reads the five words that are there.
+        let fd = unsafe {
+            nix::libc::syscall(
+                nix::libc::SYS_bpf,
+                BPF_MAP_CREATE,
+                &raw const attr,
+                size_of_val(&attr),
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel just gave this descriptor to us alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        MapData::from_fd(fd).map_err(io::Error::other)
+    }
+
+    fn put(map: &MapData, mut key: [u8; 4], value: &[u8]) {
+        let mut value = value.to_vec();
+        let (k, v) = (address(&mut key), address(&mut value));
+        call(BPF_MAP_UPDATE_ELEM, map.fd().as_fd(), k, v).unwrap();
+    }
+
+    fn get(map: &MapData, mut key: [u8; 4]) -> Option<Vec<u8>> {
+        let mut value = vec![0; map.info().unwrap().value_size() as usize];
+        let (k, v) = (address(&mut key), address(&mut value));
+        call(BPF_MAP_LOOKUP_ELEM, map.fd().as_fd(), k, v)
+            .ok()
+            .map(|()| value)
+    }
+
+    #[test]
+    fn entries_go_to_a_map_with_longer_values_and_back() {
+        for kind in KINDS {
+            let maps = [4, 12, 4].map(|size| made(kind, size));
+            let [Ok(short), Ok(long), Ok(back)] = maps else {
+                eprintln!("skipped: no BPF map can be made here: {maps:?}");
+                return;
+            };
+            for i in 0..5 {
+                put(&short, [i, 0, 0, 0], &[i + 1, 0, 0, 9]);
+            }
+            assert_eq!(copy(&short, &long).unwrap(), 5, "the used ones of {kind}");
+            let grown = get(&long, [4, 0, 0, 0]).unwrap();
+            assert_eq!(grown, [5, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
+            put(&long, [4, 0, 0, 0], &[5, 0, 0, 9, 1, 1, 1, 1, 1, 1, 1, 1]);
+            assert_eq!(copy(&long, &back).unwrap(), 5);
+            for i in 0..5 {
+                assert_eq!(get(&back, [i, 0, 0, 0]).unwrap(), [i + 1, 0, 0, 9]);
+            }
+        }
+    }
+}
