@@ -129,7 +129,7 @@ impl Converger {
         let smaller_first = self.pods_mtu == 0 || step.mtu < self.pods_mtu;
         self.publish_plan(shared, &peers, &step, underlay);
 
-        let wanted = self.desired(shared, &peers, &step);
+        let wanted = self.desired(shared, &peers, &step, false);
         if smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
@@ -227,7 +227,7 @@ impl Converger {
         plan.link_mtu = underlay;
     }
 
-    fn desired(&self, shared: &Shared, peers: &Peers, step: &Step) -> Desired {
+    fn desired(&self, shared: &Shared, peers: &Peers, step: &Step, rows: bool) -> Desired {
         let index = shared.index();
         let store = shared.store();
         desired::desired(Inputs {
@@ -239,6 +239,7 @@ impl Converger {
             present: &self.present,
             pairs: &self.switch.pairs,
             now: monotonic(),
+            rows,
         })
     }
 
@@ -266,7 +267,7 @@ impl Converger {
                 ..index.complete
             };
             drop(index);
-            (self.desired(shared, peers, step), complete)
+            (self.desired(shared, peers, step, full), complete)
         };
         let scope = Scope {
             nodes: complete.nodes,

@@ -126,6 +126,9 @@ pub(crate) struct Inputs<'a> {
     pub(crate) pairs: &'a Pairs,
     /// As [`crate::clock::monotonic`].
     pub(crate) now: u64,
+    /// Work out the ipcache's rows of single addresses too; they are as many as
+    /// the cluster has pods.
+    pub(crate) rows: bool,
 }
 
 /// The prefix of one address.
@@ -195,6 +198,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         present,
         pairs,
         now,
+        rows,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let block = store.block().map(IpNet::V4);
@@ -254,7 +258,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     for (address, id) in &peers.by_address {
         d.nodes.insert(IpKey::from(*address), *id);
     }
-    let rows = facts
+    let addresses = facts
         .addresses
         .iter()
         .copied()
@@ -263,7 +267,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         .chain(health_address(store))
         .chain(peers.health_ids.keys().copied())
         .chain(index.endpoints.addresses());
-    for address in rows {
+    for address in addresses.filter(|_| rows) {
         if let Some(entry) = row(index, store, facts, peers, address) {
             d.ipcache.insert(host_prefix(address), entry);
         }

@@ -132,6 +132,7 @@ impl World {
             present: &self.present,
             pairs: &self.pairs,
             now: self.now,
+            rows: true,
         });
         self.present.clone_from(&d.remotes);
         d
