@@ -188,6 +188,8 @@ impl Untold {
                         tracing::warn!(error = %e.message, note = told.note, "an Event was refused");
                         break;
                     }
+                    // It was written, only the answer makes no sense.
+                    Ok(Err(kube::Error::SerdeError(_))) => break,
                     Ok(Err(_)) | Err(_) => tokio::time::sleep(AGAIN).await,
                 }
             }

@@ -108,7 +108,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
 
 /// How much an earlier agent knew of other nodes.
 fn earlier(shared: &Shared) -> Result<Earlier, datapath::Error> {
-    let datapath = shared.datapath();
+    let mut datapath = shared.datapath();
     let pods = datapath.maps.ipcache_rows()?;
     Ok(Earlier {
         nodes: datapath.maps.used_remotes()?.len(),

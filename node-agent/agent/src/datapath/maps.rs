@@ -1,7 +1,10 @@
 //! The maps as typed handles, and the difference between what they hold and
 //! what they should.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -30,7 +33,13 @@ pub(crate) struct Maps {
     pub(crate) counters: PerCpuArray<MapData, Counter>,
     /// What the entries were when last written here, or taken over.
     pub(crate) shadow: Shadow,
+    /// Where the look at unused remotes goes on.
+    turn: u32,
 }
+
+/// Unused entries of the remotes' array looked at in one round; all of them, as a
+/// read takes a system call each, would be most of a small cluster's round.
+const REMOTES_IN_TURN: u32 = 512;
 
 /// The maps' entries as this agent wrote them. Only agents write these maps, one
 /// at a time, so an entry that differs from here is somebody else's work.
@@ -79,13 +88,25 @@ impl Maps {
             flows: take!(object, FLOWS),
             counters: take!(object, COUNTERS),
             shadow: Shadow::default(),
+            turn: 0,
         })
     }
 
-    /// Entries of the remotes' array that are in use.
-    pub(crate) fn used_remotes(&self) -> Result<HashMap<u32, Remote>, Error> {
+    /// Entries of the remotes' array that are in use. Once this agent has written
+    /// them it looks at its own each time and at the others in turn: what stands
+    /// in an entry that no row names changes nothing.
+    pub(crate) fn used_remotes(&mut self) -> Result<HashMap<u32, Remote>, Error> {
+        let last = u32::try_from(REMOTES_MAX).unwrap_or(u32::MAX);
+        let mut ids: BTreeSet<u32> = self.shadow.remotes.keys().copied().collect();
+        if self.shadow.begun {
+            let end = (self.turn + REMOTES_IN_TURN).min(last);
+            ids.extend(self.turn..end);
+            self.turn = if end == last { 0 } else { end };
+        } else {
+            ids.extend(0..last);
+        }
         let mut found = HashMap::new();
-        for id in 0..u32::try_from(REMOTES_MAX).unwrap_or(u32::MAX) {
+        for id in ids {
             let remote = self.remotes.get(&id, 0).map_err(error(REMOTES))?;
             if remote != Remote::default() {
                 found.insert(id, remote);

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     desired::{Facts, Step},
-    netlink::wire::{Message, Socket},
+    netlink::wire::{Attrs, Message, Received, Socket, text},
     repair::Kind,
     shared::Shared,
 };
@@ -40,6 +40,15 @@ const GET_RULE: u16 = 7;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const GET_ELEMENT: u16 = 13;
+/// Bytes of `struct nfgenmsg`, the last two of which number the kernel's
+/// generations.
+const NFGENMSG: usize = 4;
+/// `NFTA_TABLE_FLAGS`.
+const TABLE_FLAGS: u16 = 2;
+/// `NFTA_CHAIN_USE`.
+const CHAIN_USE: u16 = 6;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`.
+const ELEMENTS: u16 = 3;
 const TABLE_NAME: u16 = 1;
 
 /// A message of nftables.
@@ -70,7 +79,7 @@ fn commit(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
 /// The table as last written.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    written: Option<(Ruleset, u64)>,
+    written: Option<(Ruleset, Prints)>,
 }
 
 impl Table {
@@ -84,19 +93,25 @@ impl Table {
         let block = shared.store().block();
         let wanted = ruleset::ruleset(&shared.index(), facts, step, block);
         let mut socket = Socket::netfilter()?;
-        let mut changed = false;
+        let mut changed = None;
         if let Some((ruleset, print)) = &self.written
             && *ruleset == wanted
         {
-            if fingerprint(&mut socket).ok() == Some(*print) {
+            let found = fingerprint(&mut socket).unwrap_or_default();
+            let differs = PARTS.iter().zip(found.iter().zip(print));
+            let differs: Vec<&str> = differs
+                .filter(|(_, (found, print))| found != print)
+                .map(|(part, _)| *part)
+                .collect();
+            if differs.is_empty() {
                 return Ok(());
             }
-            changed = true;
+            changed = Some(differs.join(", "));
         }
         commit(&mut socket, wanted.messages())?;
-        if changed {
-            let what = "table inet veer was changed or removed";
-            shared.repaired(Kind::Nftables, what.into());
+        if let Some(parts) = changed {
+            let what = format!("table inet veer was changed or removed ({parts})");
+            shared.repaired(Kind::Nftables, what);
         }
         self.written = Some((wanted, fingerprint(&mut socket)?));
         Ok(())
@@ -116,34 +131,56 @@ impl Table {
     }
 }
 
-/// A hash of what the kernel says of the table and its chains, rules and sets.
-/// The rules have no counters, so it changes only when somebody changes them.
-fn fingerprint(socket: &mut Socket) -> io::Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    let mut dumps: Vec<Message> = [GET_TABLE, GET_CHAIN, GET_RULE]
-        .map(|get| table(get, 0))
-        .into();
-    for set in ruleset::SETS {
-        let mut elements = table(GET_ELEMENT, 0);
-        elements.string(2, set);
-        dumps.push(elements);
+/// What of the table is looked at.
+const PARTS: [&str; 4] = ["flags", "chains", "rules", "elements"];
+
+/// A hash of each of [`PARTS`].
+type Prints = [u64; PARTS.len()];
+
+/// Hashes of what the kernel says of the table and its chains, rules and sets.
+/// They change only when somebody changes these: rules have no counters, what
+/// counts references is left out, and elements, which the kernel tells in the
+/// order of a hash table that it may rebuild, are sorted.
+fn fingerprint(socket: &mut Socket) -> io::Result<Prints> {
+    let mut get = |message: Message| -> io::Result<Vec<Received>> {
+        let mut found = socket.dump(&message)?;
+        // Old kernels ignore the filter by table for chains.
+        found.retain(of_table);
+        Ok(found)
+    };
+    let mut flags = DefaultHasher::new();
+    for found in get(table(GET_TABLE, 0))? {
+        found.attrs(NFGENMSG).find(TABLE_FLAGS).hash(&mut flags);
     }
-    for dump in dumps {
-        for received in socket.dump(&dump)? {
-            // The first four bytes hold the number of the kernel's generation.
-            let body = received.body.get(4..).unwrap_or(&[]);
-            // Old kernels ignore the filter by table for chains.
-            if of_table(&received) {
-                body.hash(&mut hasher);
-            }
+    let mut chains = DefaultHasher::new();
+    for found in get(table(GET_CHAIN, 0))? {
+        for attr in found.attrs(NFGENMSG).filter(|(k, _)| *k != CHAIN_USE) {
+            attr.hash(&mut chains);
         }
     }
-    Ok(hasher.finish())
+    let mut rules = DefaultHasher::new();
+    for found in get(table(GET_RULE, 0))? {
+        found.body.get(NFGENMSG..).hash(&mut rules);
+    }
+    let mut elements = DefaultHasher::new();
+    for set in ruleset::SETS {
+        let mut message = table(GET_ELEMENT, 0);
+        message.string(2, set);
+        let found = get(message)?;
+        let mut all: Vec<&[u8]> = found
+            .iter()
+            .filter_map(|f| f.attrs(NFGENMSG).find(ELEMENTS))
+            .flat_map(|list| Attrs(list).map(|(_, element)| element))
+            .collect();
+        all.sort_unstable();
+        (set, all).hash(&mut elements);
+    }
+    Ok([flags, chains, rules, elements].map(|h| h.finish()))
 }
 
-fn of_table(received: &crate::netlink::wire::Received) -> bool {
+fn of_table(received: &Received) -> bool {
     received
-        .attrs(4)
+        .attrs(NFGENMSG)
         .find(TABLE_NAME)
-        .is_some_and(|name| crate::netlink::wire::text(name) == TABLE)
+        .is_some_and(|name| text(name) == TABLE)
 }
