@@ -33,7 +33,7 @@ pub(super) fn slowest(old: &[NodeReason], plan: &Plan, now: Timestamp) -> Vec<No
                 node: awaited.node.clone(),
                 reason: format!("{what}{SINCE}{since}"),
             };
-            (!awaited.told, since, row)
+            (awaited.owes.is_none(), since, row)
         })
         .collect();
     rows.sort_by(|a, b| (a.0, &a.1, &a.2.node).cmp(&(b.0, &b.1, &b.2.node)));
@@ -46,15 +46,15 @@ pub(super) fn slowest(old: &[NodeReason], plan: &Plan, now: Timestamp) -> Vec<No
 const SINCE: &str = ", since ";
 
 fn situation(plan: &Plan, awaited: &Awaited) -> String {
-    let (phase, number) = (plan.epoch.phase, plan.epoch.number);
+    let number = plan.epoch.number;
     let done = awaited.done.map_or_else(
         || format!("nothing of epoch {number} acknowledged"),
         |done| format!("last acknowledged {done:?} of epoch {number}"),
     );
-    match (awaited.told, plan.epoch.attempt) {
-        (false, _) => format!("not told {phase:?} yet, {done}"),
-        (true, 0) => format!("told {phase:?}, {done}"),
-        (true, attempt) => format!("told {phase:?} (attempt {attempt}), {done}"),
+    match &awaited.owes {
+        None => format!("not told {:?} yet, {done}", plan.epoch.phase),
+        Some(told) if told.attempt == 0 => format!("told {:?}, {done}", told.phase),
+        Some(told) => format!("told {:?} (attempt {}), {done}", told.phase, told.attempt),
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
         );
         return report(true, reason, message);
     }
-    let told = awaited(plan, |a| a.told);
+    let told = awaited(plan, |a| a.owes.is_some());
     if plan.lacks_canary && told.is_empty() {
         let message = format!(
             "{stage}; it waits for a canary, and no ready node has the labels of \
@@ -146,7 +146,7 @@ pub(super) fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
         return report(true, "AwaitingCanary", message);
     }
     if !plan.awaited.is_empty() {
-        let rest = plan.awaited.iter().filter(|a| !a.told).count();
+        let rest = plan.awaited.iter().filter(|a| a.owes.is_none()).count();
         let message = match (told.is_empty(), rest) {
             (false, 0) => format!("{stage}; awaits {told}"),
             (false, rest) => format!("{stage}; awaits {told}, then {rest} more"),

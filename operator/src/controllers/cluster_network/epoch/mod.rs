@@ -74,8 +74,9 @@ pub(crate) struct Wish<'a> {
 pub(crate) struct Awaited {
     /// The node.
     pub(crate) node: String,
-    /// Whether it was told to take that step.
-    pub(crate) told: bool,
+    /// What it was told and has not acknowledged; `None`: it has not been told
+    /// to go further yet.
+    pub(crate) owes: Option<Epoch>,
     /// The last step of this change that it acknowledged.
     pub(crate) done: Option<Phase>,
 }
@@ -97,7 +98,7 @@ pub(crate) struct Plan {
     pub(crate) counts: NodeCounts,
     /// How many have done the epoch's step.
     pub(crate) done: i32,
-    /// Ready nodes that have not, those first that were told.
+    /// Ready nodes that have not, those first that owe an answer.
     pub(crate) awaited: Vec<Awaited>,
     /// Nodes that are not ready, and why.
     pub(crate) excluded: Vec<NodeReason>,
@@ -162,13 +163,13 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member], now: Timestamp) -> Plan 
     }
 }
 
-/// Whether a node has done a later change than this: etcd was restored from a
-/// backup, and where the nodes are is known from them alone.
+/// Whether a node was told, or has done, a later change than this. Either etcd was
+/// restored from a backup, and where the nodes are is known from them alone; or
+/// this is an old view of the ClusterNetwork, and the write of its status fails
+/// before anybody is told to go back.
 fn is_overtaken(epoch: &Epoch, members: &[Member]) -> bool {
-    let applied = members.iter().filter_map(|m| m.applied.as_ref());
-    applied
-        .filter(|a| a.cluster_network_uid == epoch.cluster_network_uid)
-        .any(|a| a.number > epoch.number)
+    let epochs = members.iter().flat_map(|m| [&m.told, &m.applied]);
+    epochs.flatten().any(|e| e.number > epoch.number)
 }
 
 /// The first epoch of a ClusterNetwork. Where no node runs in another mode, or is
@@ -251,11 +252,11 @@ fn awaited(view: &View<'_>) -> Vec<Awaited> {
     let mut awaited: Vec<Awaited> = late
         .map(|m| Awaited {
             node: m.name.clone(),
-            told: view.is_told(m, phase),
+            owes: view.told(m).filter(|t| !view.done(m, t.phase)).cloned(),
             done: view.last_done(m),
         })
         .collect();
-    awaited.sort_by_key(|a| !a.told);
+    awaited.sort_by_key(|a| a.owes.is_none());
     awaited
 }
 

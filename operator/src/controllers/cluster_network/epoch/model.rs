@@ -1,6 +1,7 @@
 //! The plan against chance: agents that act in any order, nodes that come, go and
 //! are made anew, a user who changes his mind, pairs that break, operators that
-//! die between their writes, and a second leader with an old view.
+//! die between their writes, and a second leader whose caches lag behind, each by
+//! a time of its own.
 
 use proptest::prelude::*;
 
@@ -10,13 +11,17 @@ use super::*;
 
 const NODES: usize = 4;
 
-/// A leader's caches: what it read, and when the nodes' objects last changed.
+/// A leader's caches: what it read, and the versions of the nodes' objects.
 #[derive(Clone)]
 struct Caches {
     network: Network,
     nodes: Vec<Member>,
     versions: Vec<u64>,
     now: i64,
+}
+
+fn key(epoch: &Epoch) -> (i64, Phase, i32) {
+    (epoch.number, epoch.phase, epoch.attempt)
 }
 
 /// What happens next.
@@ -38,9 +43,11 @@ enum Step {
     /// A leader writes the status, if that is to be changed, and tells so many
     /// nodes before it dies.
     Look(usize),
-    /// Another leader reads everything, and is stopped there.
-    Read,
-    /// It goes on.
+    /// Another leader's cache of the ClusterNetwork catches up.
+    ReadNetwork,
+    /// That of the nodes does.
+    ReadNodes,
+    /// It acts by what it has.
     Wake(usize),
 }
 
@@ -62,7 +69,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..400i64).prop_map(Step::Time),
         12 => Just(Step::Look(NODES)),
         4 => (0..NODES).prop_map(Step::Look),
-        2 => Just(Step::Read),
+        2 => Just(Step::ReadNetwork),
+        2 => Just(Step::ReadNodes),
         2 => (0..=NODES).prop_map(Step::Wake),
     ]
 }
@@ -70,7 +78,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     world: World,
     versions: Vec<u64>,
-    other: Option<Caches>,
+    other: Caches,
 }
 
 impl Model {
@@ -148,14 +156,18 @@ impl Model {
                 let fresh = self.caches();
                 return self.lead(&fresh, tells);
             }
-            Step::Read => {
-                self.other = Some(self.caches());
+            Step::ReadNetwork => {
+                self.other.network = self.world.network.clone();
+                None
+            }
+            Step::ReadNodes => {
+                self.other.nodes.clone_from(&self.world.nodes);
+                self.other.versions.clone_from(&self.versions);
                 None
             }
             Step::Wake(tells) => {
-                let Some(old) = self.other.take() else {
-                    return Ok(());
-                };
+                self.other.now = self.world.now;
+                let old = self.other.clone();
                 return self.lead(&old, tells);
             }
         };
@@ -188,6 +200,11 @@ impl Model {
                 return Ok(()); // Another writer was first.
             }
             judge_status(caches, &plan)?;
+            let present = self.world.network.current.as_ref();
+            prop_assert!(
+                present.is_none_or(|p| key(p) <= key(&plan.epoch)),
+                "{plan:?}"
+            );
             self.world.network = self.world.network.written(&plan);
             self.world.network.version += 1;
         }
@@ -199,6 +216,11 @@ impl Model {
                 continue; // Another writer was first.
             }
             judge_order(caches, &plan, i, order)?;
+            let present = self.world.nodes[i].told.as_ref();
+            prop_assert!(
+                present.is_none_or(|p| key(p) <= key(order)),
+                "{present:?} {order:?}"
+            );
             self.world.nodes[i].told = Some(order.clone());
             self.versions[i] += 1;
         }
@@ -224,7 +246,6 @@ fn judge_status(caches: &Caches, plan: &Plan) -> Result<(), TestCaseError> {
         return Ok(());
     };
     let now = &plan.epoch;
-    let key = |e: &Epoch| (e.number, e.phase, e.attempt);
     prop_assert!(key(now) >= key(last), "{last:?} → {now:?}");
     if now.number > last.number || now.phase == last.phase {
         return Ok(());
@@ -307,7 +328,13 @@ proptest! {
     ) {
         let mut world = World::new(NODES);
         world.settle();
-        let mut model = Model { world, versions: vec![0; NODES], other: None };
+        let other = Caches {
+            network: world.network.clone(),
+            nodes: world.nodes.clone(),
+            versions: vec![0; NODES],
+            now: world.now,
+        };
+        let mut model = Model { world, versions: vec![0; NODES], other };
         for step in steps {
             model.take(step)?;
         }

@@ -346,6 +346,11 @@ fn a_node_that_joins_during_a_change_takes_every_step() {
     world.nodes.push(new);
     let plan = world.look();
     assert_eq!(plan.orders[2].1.phase, Phase::Preflight);
+    // It is named as the one that the others wait for.
+    let plan = world.look();
+    let owing = plan.awaited.iter().find(|a| a.node == "new").unwrap();
+    let owes = owing.owes.as_ref().map(|e| e.phase);
+    assert_eq!((owes, owing.done), (Some(Phase::Preflight), None));
     assert_eq!(world.settle().epoch.phase, Phase::Ready);
 }
 
