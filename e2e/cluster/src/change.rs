@@ -47,16 +47,14 @@ impl Cluster {
     /// # Errors
     /// It is the control plane's, or a step fails.
     pub fn remove_node(&mut self, name: &str) -> Result<()> {
-        let info = self.worker(name)?;
+        self.worker(name)?;
         self.machine(name).stop()?;
         let dir = self.paths.machine(name);
         remove_dir(&dir)?;
         self.state.nodes.retain(|n| n.name != name);
         self.state.save(&self.paths)?;
-        if info.role != Role::Light {
-            self.kubectl()
-                .run(&["delete", "node", "--ignore-not-found", name])?;
-        }
+        self.kubectl()
+            .run(&["delete", "node", "--ignore-not-found", name])?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use crate::{
     control,
     error::{Error, IoContext, Result},
     kubectl::Kubectl,
+    light,
     machine::{Kind, Machine},
     node,
     paths::{self, Paths},
@@ -188,6 +189,9 @@ impl Cluster {
             self.start_machine(info)?;
         }
         if info.role == Role::Light {
+            light::register(&self.kubectl(), &machine, info)?;
+            self.progress
+                .done(&format!("{} ({}) registered", info.name, info.address));
             return Ok(());
         }
         node::start_containerd(&machine)?;

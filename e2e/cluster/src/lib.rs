@@ -19,6 +19,7 @@ mod control;
 pub mod decode;
 mod error;
 mod kubectl;
+mod light;
 mod machine;
 mod netfilter;
 mod node;

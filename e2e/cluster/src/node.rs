@@ -67,6 +67,14 @@ pub(crate) fn prepare(
             )
         })?;
     }
+    let user = format!("system:node:{}", info.name);
+    let server = server(api);
+    pki.kubeconfig(
+        &dir.join("kubelet.conf"),
+        &server,
+        &user,
+        Some("system:nodes"),
+    )?;
     if info.role == Role::Light {
         return Ok(());
     }
@@ -76,14 +84,6 @@ pub(crate) fn prepare(
     }
     write(&dir.join("pki/ca.crt"), &pki.authority()?)?;
     write_kubelet_certificate(pki, node, info)?;
-    let user = format!("system:node:{}", info.name);
-    let server = server(api);
-    pki.kubeconfig(
-        &dir.join("kubelet.conf"),
-        &server,
-        &user,
-        Some("system:nodes"),
-    )?;
     pki.kubeconfig(
         &dir.join("kube-proxy.conf"),
         &server,

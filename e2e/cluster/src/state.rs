@@ -104,7 +104,8 @@ pub enum Role {
     ControlPlane,
     /// Runs a kubelet.
     Worker,
-    /// Runs nothing; the harness calls the CNI plugin.
+    /// Has a Node object and no kubelet: the harness calls the CNI plugins, and
+    /// whoever wants more there starts it.
     Light,
 }
 

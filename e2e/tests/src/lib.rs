@@ -7,11 +7,13 @@
 //! bpftool, nft and ethtool, never from the product's own word.
 
 pub mod baseline;
+pub mod behind;
 pub mod broken;
 pub mod client;
 pub mod conformance;
 pub mod evidence;
 pub mod lab;
+pub mod light;
 pub mod load;
 pub mod maps;
 pub mod picture;

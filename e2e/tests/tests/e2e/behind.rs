@@ -10,9 +10,11 @@ use veer_e2e_tests::{lab::Lab, maps, pods};
 /// Everything of pods on all nodes and in the API, one line per thing.
 pub(crate) fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
-    for name in lab.cluster.node_names() {
-        let node = lab.node(&name)?;
-        let site = lab.node_site(&name)?;
+    // Light nodes, too.
+    for info in &lab.cluster.state().nodes {
+        let name = &info.name;
+        let node = lab.node(name)?;
+        let site = lab.node_site(name)?;
         for link in pods::links(&site)? {
             if link.name.starts_with("veer") {
                 all.insert(format!("{name}: device {}", link.name));

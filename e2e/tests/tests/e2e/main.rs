@@ -6,12 +6,14 @@
 //! up (veer is installed there if it is not); `VEER_E2E_KEEP=1` leaves this
 //! run's own up; `VEER_E2E_PROXY=iptables` and `VEER_E2E_UNDERLAY=router`
 //! choose the cluster; `VEER_E2E_PODS` is the number of pods that come and go
-//! in the lifecycle's loop (default 120). `VEER_E2E_CONTROL=1` puts the bridge
-//! plugin in veer's place, to try the tests of services themselves.
+//! in the lifecycle's loop (default 120) and on light nodes (default 360).
+//! `VEER_E2E_CONTROL=1` puts the bridge plugin in veer's place, to try the tests
+//! of services themselves.
 
 mod behind;
 mod judge;
 mod lifecycle;
+mod light;
 mod paths;
 mod removal;
 mod security;
@@ -44,6 +46,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
     );
     group("tunnel::security", tunnel, &security::TUNNEL);
     group("tunnel::lifecycle", tunnel, &lifecycle::TESTS);
+    group("tunnel::light", tunnel, &light::TESTS);
     group("tunnel::judge", tunnel, &judge::TESTS);
     group("native::wiring", native, &wiring::EITHER);
     group("native::paths", native, &paths::IN_NATIVE);

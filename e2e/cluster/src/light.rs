@@ -1,0 +1,80 @@
+//! Light nodes: a machine and a Node object, and nothing that runs pods. The
+//! object is what a kubelet would make of the machine, so that whoever gives
+//! out addresses or waits for nodes counts it; a small loop renews its lease,
+//! so that it stays Ready.
+
+use serde_json::json;
+
+use crate::{
+    error::{IoContext, Result},
+    kubectl::Kubectl,
+    machine::Machine,
+    state::NodeInfo,
+};
+
+/// Renews the node's lease as the node itself, as often as a kubelet does.
+const HEARTBEAT: &str = r#"while sleep 10; do
+kubectl --kubeconfig=/etc/kubernetes/kubelet.conf -n kube-node-lease patch lease "$0" \
+--type=merge -p "{\"spec\":{\"renewTime\":\"$(date -u +%FT%T.000000Z)\"}}"
+done"#;
+
+/// Makes the Node, or brings the one of before a reboot up to date.
+///
+/// It lacks the label `kubernetes.io/os`, which only a kubelet gives:
+/// workloads that ask for it stay away, a chart's agents among them.
+pub(crate) fn register(kubectl: &Kubectl, machine: &Machine, info: &NodeInfo) -> Result<()> {
+    let name = &info.name;
+    let path = machine.disk().join("boot_id");
+    let boot = std::fs::read_to_string(&path).what(|| format!("read {}", path.display()))?;
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "spec": {"unschedulable": true},
+    });
+    kubectl.apply(&node.to_string())?;
+    let now = machine.exec(&["date", "-u", "+%FT%TZ"])?.stdout;
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": name, "namespace": "kube-node-lease"},
+        "spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
+            "renewTime": now.trim().replace('Z', ".000000Z")},
+    });
+    kubectl.apply(&lease.to_string())?;
+    let unknown = ["machineID", "systemUUID", "kernelVersion", "osImage"];
+    let versions = [
+        "containerRuntimeVersion",
+        "kubeletVersion",
+        "kubeProxyVersion",
+    ];
+    let mut system = json!({
+        "bootID": boot.trim(), "operatingSystem": "linux",
+        "architecture": std::env::consts::ARCH,
+    });
+    for field in unknown.iter().chain(&versions) {
+        system[field] = json!("light");
+    }
+    let status = json!({"status": {
+        "addresses": [
+            {"type": "InternalIP", "address": info.address},
+            {"type": "Hostname", "address": name},
+        ],
+        "capacity": {"pods": "400"}, "allocatable": {"pods": "400"},
+        "conditions": [{
+            "type": "Ready", "status": "True", "reason": "Light",
+            "message": "a light node: pods are only wired", "lastHeartbeatTime": now.trim(),
+            "lastTransitionTime": now.trim(),
+        }],
+        "nodeInfo": system,
+    }});
+    let status = status.to_string();
+    kubectl.run(&[
+        "patch",
+        "node",
+        name,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status,
+    ])?;
+    machine.daemon("heartbeat", &["sh", "-c", HEARTBEAT, name])
+}
