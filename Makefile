@@ -42,7 +42,7 @@ test-e2e: image ## the real cluster
 
 # One after the other: each wants the machine's processors for itself.
 test-faults: image ## one fault after another under load; the table goes to docs/faults.md
-	@VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
+	@VEER_FAULTS_FULL=1 VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
 	@VEER_FAULTS_WRITE=1 VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
 
 test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu

@@ -240,6 +240,9 @@ fn kubelet_config(cluster: &str, node: &Machine) -> String {
          kubeAPIQPS: 100\n\
          kubeAPIBurst: 200\n\
          eventRecordQPS: 0\n\
+         # Whoever ends a container a hundred times is not kept waiting for minutes.\n\
+         featureGates: {{KubeletCrashLoopBackOffMax: true}}\n\
+         crashLoopBackOff: {{maxContainerRestartPeriod: 1s}}\n\
          # of cluster {cluster}\n"
     )
 }

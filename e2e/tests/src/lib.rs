@@ -6,12 +6,15 @@
 //! resources, its command line, and packets. Evidence comes from tcpdump,
 //! bpftool, nft and ethtool, never from the product's own word.
 
+pub mod agents;
 pub mod baseline;
 pub mod behind;
 pub mod broken;
 pub mod client;
 pub mod conformance;
+pub mod deaths;
 pub mod evidence;
+pub mod foreign;
 pub mod lab;
 pub mod light;
 pub mod load;
@@ -22,4 +25,5 @@ pub mod processes;
 pub mod rollout;
 pub mod scene;
 pub mod site;
+pub mod snapshot;
 pub mod workloads;

@@ -127,6 +127,24 @@ fn write_credentials(lab: &Lab, machine: &Machine) -> Result<()> {
     fs::write(&path, conf.to_string()).with_context(|| format!("write {}", path.display()))
 }
 
+/// Makes a namespace, if absent, and waits until pods can be made there.
+pub fn namespace(lab: &Lab, name: &str) -> Result<()> {
+    let kubectl = lab.kubectl();
+    let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    kubectl.apply(&own.to_string())?;
+    await_condition("the namespace has its service account", READY, || {
+        let out = kubectl
+            .any(&["-n", name, "get", "serviceaccount", "default"])
+            .map_err(|e| e.to_string())?;
+        if out.code == 0 {
+            Ok(Some(()))
+        } else {
+            Err(out.stderr)
+        }
+    })?;
+    Ok(())
+}
+
 /// Makes the objects of `count` pods of one label set on a node, named
 /// `<prefix>-<number>`, in a namespace that is made if absent.
 pub fn create_pods(
@@ -136,19 +154,8 @@ pub fn create_pods(
     prefix: &str,
     count: usize,
 ) -> Result<Vec<LightPod>> {
+    self::namespace(lab, namespace)?;
     let kubectl = lab.kubectl();
-    let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
-    kubectl.apply(&own.to_string())?;
-    await_condition("the namespace has its service account", READY, || {
-        let out = kubectl
-            .any(&["-n", namespace, "get", "serviceaccount", "default"])
-            .map_err(|e| e.to_string())?;
-        if out.code == 0 {
-            Ok(Some(()))
-        } else {
-            Err(out.stderr)
-        }
-    })?;
     let pods: Vec<Value> = (0..count)
         .map(|number| {
             json!({
@@ -191,6 +198,8 @@ pub fn delete_pods(lab: &Lab, namespace: &str, prefix: &str) -> Result<()> {
         "pods",
         "--force",
         "--grace-period=0",
+        // By one watch per pod, at a few pods a second.
+        "--wait=false",
         "-l",
         &selector,
     ])?;

@@ -247,6 +247,28 @@ pub struct Attached {
     pub direct_action: bool,
 }
 
+/// The names of all programs of a node by the pins of their links.
+pub fn programs(node: &Machine) -> Result<Vec<(String, String)>> {
+    let links = bpftool(node, &["-f", "link", "show"])?;
+    let links = links.as_array().context("bpftool printed no list")?;
+    let programs = bpftool(node, &["prog", "show"])?;
+    let programs = programs.as_array().context("bpftool printed no list")?;
+    let mut all = Vec::new();
+    for link in links {
+        let program = programs.iter().find(|p| p["id"] == link["prog_id"]);
+        let program = program
+            .and_then(|p| p["name"].as_str())
+            .unwrap_or("nothing");
+        for pin in link["pinned"].as_array().into_iter().flatten() {
+            let pin = pin.as_str().and_then(|p| p.strip_prefix(LINKS));
+            if let Some(pin) = pin {
+                all.push((pin.trim_start_matches('/').to_owned(), program.to_owned()));
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// veer's program on a device of a node; `direction` is `ingress` or `egress`.
 pub fn attached(node: &Machine, device: &str, direction: &str) -> Result<Attached> {
     let pin = format!("{LINKS}/{device}-{direction}");

@@ -10,7 +10,6 @@
 //! `VEER_E2E_CONTROL=1` puts the bridge plugin in veer's place, to try the tests
 //! of services themselves.
 
-mod behind;
 mod judge;
 mod lifecycle;
 mod light;
@@ -24,7 +23,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 use scene::{Needs, Test};
-use veer_e2e_tests::{lab::Mode, scene};
+use veer_e2e_tests::{behind, lab::Mode, scene};
 
 /// All tests, in the order in which they run.
 fn tests() -> Vec<(String, Needs, Test)> {

@@ -1,12 +1,21 @@
 //! Faults, one after another, on one cluster that carries load all the time;
 //! a table of what was done and what held.
 //!
-//! Environment: as for the e2e tests, and `VEER_FAULTS_WRITE=1` writes the
-//! table to docs/faults.md and a picture to docs/switch.svg too. Faults whose name holds `router` want
+//! Environment: as for the e2e tests; `VEER_FAULTS_FULL=1` takes the long form of
+//! each fault (100 kills, every system call, whole minutes), and
+//! `VEER_FAULTS_WRITE=1` writes the table to docs/faults.md and a picture to
+//! docs/switch.svg too. Faults whose name holds `router` want
 //! `VEER_E2E_UNDERLAY=router` and are left out without it.
 
+mod agent;
+mod api;
 mod fault;
+mod injector;
+mod node;
+mod operator;
 mod pairs;
+mod repair;
+mod survive;
 mod switch;
 mod underlays;
 
@@ -22,6 +31,12 @@ fn faults() -> Vec<Fault> {
     all.extend(switch::faults());
     all.extend(pairs::faults());
     all.extend(underlays::faults());
+    all.extend(agent::faults());
+    all.extend(operator::faults());
+    all.extend(api::faults());
+    all.extend(repair::faults());
+    all.extend(injector::faults());
+    all.extend(node::faults());
     let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");
     all.retain(|f| f.name.contains("router") == router);
     all

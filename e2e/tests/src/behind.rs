@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::{lab::Lab, maps, pods};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use veer_e2e_tests::{lab::Lab, maps, pods};
 
 /// Everything of pods on all nodes and in the API, one line per thing.
-pub(crate) fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
+pub fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     // Light nodes, too.
     for info in &lab.cluster.state().nodes {
@@ -68,7 +68,7 @@ pub(crate) fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
 }
 
 /// Nothing that was not there before.
-pub(crate) fn nothing_new(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Result<()> {
+pub fn nothing_new(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Result<()> {
     let new: Vec<&str> = after
         .difference(before)
         .map(String::as_str)

@@ -1,0 +1,167 @@
+//! Agents end, are killed, are replaced: traffic is none of their business.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use veer_e2e_tests::{
+    agents::{self, Back},
+    lab::{AGENT, Lab, Mode, NAMESPACE, RELEASE, repository},
+    scene::Scene,
+};
+
+use crate::{
+    fault::{Fault, Held},
+    survive::{quick_or_full, seconds, unchanged},
+};
+
+/// An agent that starts is ready within this.
+const START: Duration = Duration::from_secs(1);
+/// How long the rollout of all agents may take.
+const ROLLOUT: Duration = Duration::from_mins(2);
+
+/// All faults of agents.
+pub(crate) fn faults() -> Vec<Fault> {
+    let kills = quick_or_full(5, 100);
+    let upgrades = quick_or_full(2, 50);
+    vec![
+        Fault::new(
+            "agent::ended",
+            "SIGTERM to every agent in turn",
+            Mode::Tunnel,
+            |scene| signalled(scene, "TERM", 3),
+        ),
+        Fault::new(
+            "agent::killed",
+            format!("SIGKILL to one agent after another, {kills} times"),
+            Mode::Tunnel,
+            move |scene| signalled(scene, "KILL", kills),
+        ),
+        Fault::new(
+            "agent::killed_in_native_mode",
+            format!("the same in mode Native, {kills} times"),
+            Mode::Native,
+            move |scene| signalled(scene, "KILL", kills),
+        ),
+        Fault::new(
+            "agent::all_killed_at_once",
+            "SIGKILL to all agents together",
+            Mode::Tunnel,
+            all_at_once,
+        ),
+        Fault::new(
+            "agent::upgraded",
+            format!("helm upgrade with another pod template, {upgrades} times"),
+            Mode::Tunnel,
+            move |scene| upgraded(scene, upgrades),
+        ),
+    ]
+}
+
+/// The median of what `time` says of each.
+fn median(all: &[Back], time: impl Fn(&Back) -> Duration) -> Duration {
+    let mut times: Vec<Duration> = all.iter().map(time).collect();
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn figure(all: &[Back]) -> String {
+    let worst = all.iter().map(|b| b.since_start).max();
+    format!(
+        "{} agents ready again {} ms after their start (median; {} ms at worst), with the \
+         kubelet's part {} after the end",
+        all.len(),
+        median(all, |b| b.since_start).as_millis(),
+        worst.unwrap_or_default().as_millis(),
+        seconds(median(all, |b| b.since_end))
+    )
+}
+
+/// Ends the agent of a node and waits for the next one.
+fn end(lab: &Lab, node: &str, signal: &str) -> Result<Back> {
+    let old = agents::pid(lab, node)?;
+    agents::signal(lab, node, signal)?;
+    agents::await_back(lab, node, old, Instant::now())
+}
+
+fn signalled(scene: &Scene, signal: &str, times: usize) -> Result<Held> {
+    let lab = &scene.lab;
+    let nodes = lab.cluster.node_names();
+    unchanged(
+        scene,
+        "all traffic; nodes as before; ready within a second of its start",
+        || {
+            let mut all = Vec::new();
+            for node in nodes.iter().cycle().take(times) {
+                all.push(end(lab, node, signal)?);
+            }
+            // Of many, a few fall to moments in which the machine has no time.
+            ensure!(median(&all, |b| b.since_start) < START, "{}", figure(&all));
+            Ok(all)
+        },
+        |all| figure(all),
+    )
+}
+
+fn all_at_once(scene: &Scene) -> Result<Held> {
+    let lab = &scene.lab;
+    let nodes = lab.cluster.node_names();
+    unchanged(
+        scene,
+        "all traffic; nodes as before",
+        || {
+            let mut old = Vec::new();
+            for node in &nodes {
+                old.push((node, agents::pid(lab, node)?));
+            }
+            for node in &nodes {
+                agents::signal(lab, node, "KILL")?;
+            }
+            let ended = Instant::now();
+            old.into_iter()
+                .map(|(node, old)| agents::await_back(lab, node, old, ended))
+                .collect::<Result<Vec<Back>>>()
+        },
+        |all| figure(all),
+    )
+}
+
+/// The release with another value of one that only the agents' pods have.
+fn upgrade(lab: &Lab, value: &str) -> Result<()> {
+    let chart = repository().join("charts/veer");
+    let chart = chart.to_string_lossy();
+    lab.helm(&[
+        "upgrade",
+        RELEASE,
+        &chart,
+        "-n",
+        NAMESPACE,
+        "--reuse-values",
+        "--set",
+        value,
+    ])?;
+    Ok(lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?)
+}
+
+fn upgraded(scene: &Scene, times: usize) -> Result<Held> {
+    let lab = &scene.lab;
+    let resource = || -> Result<String> {
+        let network = lab.kubectl().json(&["get", "clusternetwork", "default"])?;
+        Ok(network["spec"].to_string())
+    };
+    let spec = resource()?;
+    unchanged(
+        scene,
+        "all traffic; nodes as before; the ClusterNetwork untouched",
+        || {
+            let start = Instant::now();
+            for number in 0..times {
+                // Another text each time, the same meaning.
+                let log = ["agent.log=info", "agent.log=info\\,kube=info"][number % 2];
+                upgrade(lab, log)?;
+            }
+            ensure!(resource()? == spec, "the ClusterNetwork changed");
+            Ok(start.elapsed())
+        },
+        |time| format!("{times} rollouts of all agents in {}", seconds(*time)),
+    )
+}

@@ -1,0 +1,239 @@
+//! The API server and its store go away, come back, come back as they were
+//! before.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_cluster::{COMPONENTS, await_condition};
+use veer_e2e_tests::{
+    client,
+    lab::{AGENT, Lab, Mode, NAMESPACE, OPERATOR},
+    maps,
+    pods::{self, Pod},
+    scene::{DEMO, Scene},
+    snapshot, workloads,
+};
+
+use crate::{
+    fault::{Fault, Held},
+    survive::{quick_or_full, seconds, unchanged, unharmed},
+};
+
+/// How soon after the API server is back all is as the API wants it.
+const CONVERGED: Duration = Duration::from_secs(30);
+/// How long Kubernetes' own parts may take after that.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// All faults of the API.
+pub(crate) fn faults() -> Vec<Fault> {
+    let time = quick_or_full(10, 60);
+    vec![
+        Fault::new(
+            "api::server_stopped",
+            format!("kube-apiserver killed, started again after {time} s"),
+            Mode::Tunnel,
+            move |scene| stopped(scene, "kube-apiserver", Duration::from_secs(time)),
+        ),
+        Fault::new(
+            "api::etcd_stopped",
+            format!("etcd killed, started again after {time} s"),
+            Mode::Tunnel,
+            move |scene| stopped(scene, "etcd", Duration::from_secs(time)),
+        ),
+        Fault::new(
+            "api::etcd_restored",
+            "etcd's store replaced by a copy from before pods and identities were made",
+            Mode::Tunnel,
+            restored,
+        ),
+    ]
+}
+
+/// A pod made now: the time until it was Ready, most of which is Kubernetes'
+/// own, and from then until every node knew it.
+struct Converged {
+    pod: Pod,
+    ready: Duration,
+    known: Duration,
+}
+
+impl Converged {
+    fn figure(&self) -> String {
+        format!(
+            "a pod made at its return was Ready after {}, known everywhere {} later",
+            seconds(self.ready),
+            seconds(self.known)
+        )
+    }
+}
+
+/// Waits until a pod made now is Ready and every node knows it.
+fn converges(lab: &Lab, name: &str) -> Result<Converged> {
+    let start = Instant::now();
+    let labels = format!("{{app: {name}}}");
+    lab.kubectl()
+        .apply(&workloads::single(DEMO, name, "worker2", &labels))?;
+    let ready = pods::await_ready(lab, DEMO, &format!("app={name}"), 1, PATIENCE)?;
+    let pod = ready.into_iter().next().context("no pod")?;
+    let ready = start.elapsed();
+    let known = snapshot::await_agrees(lab, CONVERGED)?;
+    Ok(Converged { pod, ready, known })
+}
+
+fn delete(lab: &Lab, name: &str) -> Result<()> {
+    lab.kubectl().run(&[
+        "-n",
+        DEMO,
+        "delete",
+        "pod",
+        name,
+        "--wait=true",
+        "--ignore-not-found",
+    ])?;
+    Ok(())
+}
+
+fn stopped(scene: &Scene, component: &str, time: Duration) -> Result<Held> {
+    let lab = &scene.lab;
+    unchanged(
+        scene,
+        "all traffic; a pod of a new identity seconds after the return",
+        || {
+            lab.cluster.stop_process("control", component)?;
+            let start = Instant::now();
+            let over = await_condition("the time of the fault is over", time * 2, || {
+                Ok((start.elapsed() >= time).then_some(()))
+            });
+            lab.cluster.start_process("control", component)?;
+            over?;
+            answers(lab)?;
+            let converged = converges(lab, "after-api")?;
+            delete(lab, "after-api")?;
+            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
+            lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
+            Ok(converged)
+        },
+        Converged::figure,
+    )
+}
+
+/// Waits until the API server serves again.
+fn answers(lab: &Lab) -> Result<()> {
+    await_condition("the API server serves", PATIENCE, || {
+        let out = lab.kubectl().any(&["get", "--raw", "/readyz"]);
+        let out = out.map_err(|e| e.to_string())?;
+        if out.code == 0 {
+            Ok(Some(()))
+        } else {
+            Err(out.stderr)
+        }
+    })?;
+    Ok(())
+}
+
+/// Where etcd's store is, on the first node's disk, and a copy of it.
+fn store(lab: &Lab) -> Result<(PathBuf, PathBuf)> {
+    let disk = lab.node("control")?.disk().join("var/lib");
+    Ok((disk.join("etcd"), disk.join("etcd-copy")))
+}
+
+/// Stops the control plane, does something to etcd's store, starts it all.
+fn offline(lab: &Lab, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    for component in COMPONENTS.iter().rev() {
+        lab.cluster.stop_process("control", component)?;
+    }
+    let outcome = act();
+    for component in COMPONENTS {
+        lab.cluster.start_process("control", component)?;
+    }
+    outcome?;
+    answers(lab)
+}
+
+/// Copies a directory's files.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let (from, to) = (from.to_string_lossy(), to.to_string_lossy());
+    let status = std::process::Command::new("cp")
+        .args(["-a", &*from, &*to])
+        .status()
+        .context("start cp")?;
+    ensure!(status.success(), "cp -a {from} {to}: {status}");
+    Ok(())
+}
+
+fn restored(scene: &Scene) -> Result<Held> {
+    let lab = &scene.lab;
+    let (there, copied) = store(lab)?;
+    if copied.exists() {
+        fs::remove_dir_all(&copied)?;
+    }
+    unharmed(
+        scene,
+        "all traffic; nothing given up; converged",
+        || {
+            offline(lab, || copy(&there, &copied))?;
+            // What the restored store will not know.
+            for name in ["unknown1", "unknown2"] {
+                converges(lab, name)?;
+            }
+            let rows = rows(lab)?;
+            offline(lab, || {
+                fs::remove_dir_all(&there)?;
+                Ok(fs::rename(&copied, &there)?)
+            })?;
+            // As the manual of etcd asks: everything with a cache of Kubernetes'
+            // own starts anew. veer's own agents and operators do not.
+            for node in lab.cluster.node_names() {
+                for daemon in ["kubelet", "kube-proxy"] {
+                    lab.cluster.stop_process(&node, daemon)?;
+                    lab.cluster.start_process(&node, daemon)?;
+                }
+            }
+            lab.cluster.await_nodes_ready(PATIENCE)?;
+            never_below(lab, rows)?;
+            let converged = converges(lab, "after-restore")?;
+            let source = scene.demo_on("worker1")?;
+            let pings = client::ping(&source.site, converged.pod.address.into(), 3)?;
+            ensure!(pings.complete(), "{}", pings.text);
+            delete(lab, "after-restore")?;
+            for name in ["unknown1", "unknown2"] {
+                delete(lab, name)?;
+            }
+            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
+            lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
+            Ok(converged)
+        },
+        Converged::figure,
+    )
+}
+
+/// How many rows the fullest and the emptiest ipcache has.
+fn rows(lab: &Lab) -> Result<usize> {
+    let counts: Result<Vec<usize>> = lab
+        .cluster
+        .node_names()
+        .iter()
+        .map(|name| Ok(maps::ipcache(&lab.node(name)?)?.len()))
+        .collect();
+    Ok(counts?.into_iter().min().unwrap_or_default())
+}
+
+/// Looks at the ipcaches for some seconds: no more than the two pods that the
+/// store forgot may go.
+fn never_below(lab: &Lab, before: usize) -> Result<()> {
+    let start = Instant::now();
+    let mut fewest = before;
+    await_condition("ten seconds of ipcaches", Duration::from_secs(30), || {
+        fewest = fewest.min(rows(lab).map_err(|e| format!("{e:#}"))?);
+        Ok((start.elapsed() > Duration::from_secs(10)).then_some(()))
+    })?;
+    ensure!(
+        fewest + 2 >= before,
+        "the ipcache shrank from {before} rows to {fewest}"
+    );
+    Ok(())
+}

@@ -1,0 +1,458 @@
+//! What others change or remove comes back, is counted and told; what is others'
+//! stays theirs.
+
+use std::{
+    fmt::Write,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_cluster::{Machine, await_condition};
+use veer_e2e_tests::{
+    foreign::Program,
+    lab::{Lab, Mode},
+    load::{self, Path},
+    maps,
+    scene::Scene,
+    snapshot::{self, Snapshot},
+};
+
+use crate::{
+    fault::{Fault, Held},
+    survive::{SETTLED, seconds},
+};
+
+/// How soon a thing must be back.
+const BACK: Duration = Duration::from_secs(5);
+/// The node whose things are broken: the load's pods there talk to each other
+/// all the time.
+const NODE: &str = "worker1";
+/// How long status and events may take to say it.
+const TOLD: Duration = Duration::from_secs(30);
+
+/// All faults of this kind.
+pub(crate) fn faults() -> Vec<Fault> {
+    vec![Fault::new(
+        "repair::of_all_kinds",
+        "things of veer changed or removed behind its back, one after another",
+        Mode::Tunnel,
+        all,
+    )]
+}
+
+/// One thing to break.
+struct Kind {
+    name: &'static str,
+    /// Shell text for the node.
+    script: String,
+    /// Under which name it is counted.
+    counted: &'static str,
+    /// What the event must say.
+    told: String,
+    /// Whether the thing is another one afterwards (a device made anew has
+    /// another index and MAC).
+    anew: bool,
+}
+
+fn kind(
+    name: &'static str,
+    script: impl Into<String>,
+    counted: &'static str,
+    told: impl Into<String>,
+) -> Kind {
+    Kind {
+        name,
+        script: script.into(),
+        counted,
+        told: told.into(),
+        anew: false,
+    }
+}
+
+/// Octets as bpftool takes them.
+fn hex(octets: &[u8]) -> String {
+    octets.iter().fold("hex".to_owned(), |mut text, octet| {
+        let _infallible = write!(text, " {octet:02x}");
+        text
+    })
+}
+
+/// The entry of a map whose key `wanted` knows.
+fn entry(node: &Machine, map: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<(Vec<u8>, Vec<u8>)> {
+    let entries = maps::dump(node, map)?;
+    let found = entries.into_iter().find(|(key, _)| wanted(key));
+    found.with_context(|| format!("no such entry in {map}"))
+}
+
+fn deleted(map: &str, key: &[u8]) -> String {
+    format!(
+        "bpftool map delete pinned {}/{map} key {}",
+        maps::PINS,
+        hex(key)
+    )
+}
+
+/// The entry with one octet of its value changed.
+fn changed(map: &str, (key, value): &(Vec<u8>, Vec<u8>), at: usize) -> String {
+    let mut value = value.clone();
+    if let Some(octet) = value.get_mut(at) {
+        *octet ^= 1;
+    }
+    format!(
+        "bpftool map update pinned {}/{map} key {} value {}",
+        maps::PINS,
+        hex(key),
+        hex(&value)
+    )
+}
+
+fn kinds(scene: &Scene) -> Result<Vec<Kind>> {
+    let mut all = of_the_stack(scene)?;
+    all.extend(of_programs(scene)?);
+    all.extend(of_maps(scene)?);
+    all.extend(of_rules(scene)?);
+    Ok(all)
+}
+
+/// Routes, devices, neighbours.
+fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
+    let lab = &scene.lab;
+    let pod = scene.demo_on(NODE)?;
+    let address = pod.address.to_string();
+    let veth = pod.wire()?.host_name;
+    let network = lab.kubectl().json(&["get", "nodenetwork", "worker2"])?;
+    let block = network["spec"]["podCIDRs"][0].as_str();
+    let block = block.context("worker2 has no block")?;
+    let far = lab.cluster.address("worker2")?;
+    let own = lab.cluster.address(NODE)?;
+    let made_anew = Kind {
+        anew: true,
+        ..kind(
+            "VXLAN device deleted",
+            "ip link del veer_vxlan",
+            "device",
+            "veer_vxlan was removed",
+        )
+    };
+    let replaced = format!(
+        "ip route replace {block} via {far} dev veer_vxlan proto 118 src {own} onlink mtu 900"
+    );
+    let set = |what: &str| format!("ip link set {what}");
+    let device = "device";
+    Ok(vec![
+        kind(
+            "route removed",
+            format!("ip route del {block}"),
+            "routes",
+            block,
+        ),
+        kind("route changed", replaced, "routes", block),
+        kind(
+            "pod's route removed",
+            format!("ip route del {address}"),
+            "routes",
+            &*address,
+        ),
+        made_anew,
+        kind(
+            "VXLAN device set down",
+            set("veer_vxlan down"),
+            device,
+            "veer_vxlan was set down",
+        ),
+        kind(
+            "VXLAN device's MTU",
+            set("veer_vxlan mtu 1300"),
+            device,
+            "veer_vxlan had another MTU",
+        ),
+        kind(
+            "VXLAN device's ARP",
+            set("veer_vxlan arp on"),
+            device,
+            "veer_vxlan had arp on",
+        ),
+        kind(
+            "pod's device set down",
+            set(&format!("{veth} down")),
+            device,
+            format!("{veth} was set down"),
+        ),
+        kind(
+            "neighbour deleted",
+            format!("ip neigh del {address} dev {veth}"),
+            "neighbours",
+            &*address,
+        ),
+    ])
+}
+
+/// Programs and pins.
+fn of_programs(scene: &Scene) -> Result<Vec<Kind>> {
+    let veth = scene.demo_on(NODE)?.wire()?.host_name;
+    let links = "/sys/fs/bpf/veer/links";
+    let detach = |pin: &str| format!("bpftool link detach pinned {links}/{pin}");
+    Ok(vec![
+        kind(
+            "pod's program detached",
+            detach(&format!("{veth}-ingress")),
+            "programs",
+            &*veth,
+        ),
+        kind(
+            "uplink's program detached",
+            detach("eth0-ingress"),
+            "programs",
+            "eth0",
+        ),
+        kind(
+            "pin of a link removed",
+            format!("rm {links}/{veth}-egress"),
+            "programs",
+            &*veth,
+        ),
+        kind(
+            "pin of a map removed",
+            format!("rm {}/IPCACHE", maps::PINS),
+            "pins",
+            "IPCACHE",
+        ),
+    ])
+}
+
+/// Entries of maps.
+fn of_maps(scene: &Scene) -> Result<Vec<Kind>> {
+    let lab = &scene.lab;
+    let node = lab.node(NODE)?;
+    let pod = scene.demo_on(NODE)?;
+    let address = pod.address.octets();
+    let far = lab.cluster.address("worker2")?.octets();
+    let index = pod.wire()?.host_ifindex.to_ne_bytes();
+    let endpoint = entry(&node, "ENDPOINTS", |key| key.get(4..8) == Some(&address))?;
+    let interface = entry(&node, "INTERFACES", |key| key == index)?;
+    // A full prefix: 32 bits of address and as many before it.
+    let row = entry(&node, "IPCACHE", |key| {
+        key.starts_with(&64_u32.to_ne_bytes()) && key.get(8..12) == Some(&address)
+    })?;
+    let mut strange = row.clone();
+    let place = strange.0.get_mut(8..12).context("a short key")?;
+    place.copy_from_slice(&[10, 244, 250, 9]);
+    let other = entry(&node, "NODES", |key| key.get(4..8) == Some(&far))?;
+    let remote = entry(&node, "REMOTES", |key| key == other.1)?;
+    let config = entry(&node, "CONFIG", |_| true)?;
+    let one = |name, map: &str, script| kind(name, script, "map entries", map);
+    Ok(vec![
+        one(
+            "endpoint deleted",
+            "ENDPOINTS",
+            deleted("ENDPOINTS", &endpoint.0),
+        ),
+        one(
+            "interface deleted",
+            "INTERFACES",
+            deleted("INTERFACES", &interface.0),
+        ),
+        one("ipcache row deleted", "IPCACHE", deleted("IPCACHE", &row.0)),
+        one(
+            "ipcache row changed",
+            "IPCACHE",
+            changed("IPCACHE", &row, 0),
+        ),
+        one(
+            "ipcache row added",
+            "IPCACHE",
+            changed("IPCACHE", &strange, 0),
+        ),
+        one(
+            "node deleted from its map",
+            "NODES",
+            deleted("NODES", &other.0),
+        ),
+        one("remote changed", "REMOTES", changed("REMOTES", &remote, 8)),
+        one(
+            "configuration changed",
+            "CONFIG",
+            changed("CONFIG", &config, 0),
+        ),
+    ])
+}
+
+/// The nftables table, sysctls, the conflist.
+fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
+    let table = "inet veer";
+    let nft = |name, what: &str| kind(name, format!("nft {what}"), "nftables", table);
+    let sysctl = |name, key: &str, value| {
+        let script = format!("sysctl -q -w net.ipv4.{key}={value}");
+        kind(name, script, "sysctls", key)
+    };
+    let veth = scene.demo_on(NODE)?.wire()?.host_name;
+    Ok(vec![
+        nft("nft table deleted", "delete table inet veer"),
+        nft("nft rules deleted", "flush chain inet veer postrouting"),
+        nft("nft set emptied", "flush set inet veer nodes4"),
+        sysctl("rp_filter of an uplink", "conf.eth0.rp_filter", 1),
+        sysctl(
+            "rp_filter of the VXLAN device",
+            "conf.veer_vxlan.rp_filter",
+            1,
+        ),
+        sysctl(
+            "rp_filter of a pod's device",
+            &format!("conf.{veth}.rp_filter"),
+            1,
+        ),
+        sysctl("forwarding", "ip_forward", 0),
+        kind(
+            "conflist removed",
+            "rm /etc/cni/net.d/05-veer.conflist",
+            "conflist",
+            "05-veer.conflist",
+        ),
+    ])
+}
+
+/// How often the agent says that it put something of this kind back.
+fn count(lab: &Lab, counted: &str) -> Result<i64> {
+    let network = lab.kubectl().json(&["get", "nodenetwork", NODE])?;
+    Ok(network["status"]["repairs"][counted].as_i64().unwrap_or(0))
+}
+
+/// What events of the node say.
+fn events(lab: &Lab) -> Result<String> {
+    let field = format!("involvedObject.kind=Node,involvedObject.name={NODE},reason=Repaired");
+    let list = lab
+        .kubectl()
+        .json(&["get", "events", "-A", "--field-selector", &field])?;
+    let events = list["items"].as_array().context("a list without items")?;
+    let said: Vec<String> = events
+        .iter()
+        .map(|e| format!("{} {}", e["message"], e["series"]["count"]))
+        .collect();
+    Ok(said.join("\n"))
+}
+
+/// Without what is another one when a device was made anew.
+fn apart_from_device(all: &Snapshot) -> Snapshot {
+    let own =
+        |line: &&String| !line.starts_with("CONFIG") && !line.starts_with("device veer_vxlan");
+    all.iter().filter(own).cloned().collect()
+}
+
+/// Breaks one thing; returns how long it was broken.
+fn broken(lab: &Lab, kind: &Kind) -> Result<Duration> {
+    let before = snapshot::node(lab, NODE)?;
+    let counted = count(lab, kind.counted)?;
+    let said = events(lab)?;
+    let node = lab.node(NODE)?;
+    node.exec(&["sh", "-ec", &kind.script])?;
+    let start = Instant::now();
+    await_condition("it is back", SETTLED, || {
+        let after = snapshot::node(lab, NODE).map_err(|e| format!("{e:#}"))?;
+        let same = if kind.anew {
+            snapshot::same(&apart_from_device(&before), &apart_from_device(&after))
+        } else {
+            snapshot::same(&before, &after)
+        };
+        same.map(Some).map_err(|e| format!("{e:#}"))
+    })?;
+    let took = start.elapsed();
+    let what = format!("the agent counts it among its {}", kind.counted);
+    await_condition(&what, TOLD, || {
+        let now = count(lab, kind.counted).map_err(|e| format!("{e:#}"))?;
+        if now > counted {
+            Ok(Some(()))
+        } else {
+            Err(format!("{now} of these"))
+        }
+    })?;
+    let what = format!("an event names {}", kind.told);
+    await_condition(&what, TOLD, || {
+        let now = events(lab).map_err(|e| format!("{e:#}"))?;
+        if now != said && now.contains(&kind.told) {
+            Ok(Some(()))
+        } else {
+            Err(now)
+        }
+    })?;
+    Ok(took)
+}
+
+/// Things of somebody else's on the node.
+const FOREIGN: [(&str, &str, &str); 4] = [
+    (
+        "route",
+        "ip route add 203.0.113.0/24 dev eth0 proto static; \
+         ip route add 10.244.251.0/24 dev eth0 proto static",
+        "ip route | grep -c -e 203.0.113.0/24 -e 10.244.251.0/24 | grep -qx 2",
+    ),
+    (
+        "device",
+        "ip link add foreign type bridge; ip link set foreign up",
+        "ip -o link show foreign | grep -q ',UP'",
+    ),
+    (
+        "nftables table",
+        "nft add table inet foreign; \
+         nft add chain inet foreign c '{ type filter hook forward priority 5; }'",
+        "nft list chain inet foreign c | grep -q 'hook forward'",
+    ),
+    (
+        "neighbour",
+        "ip neigh add 203.0.113.9 dev eth0 lladdr 02:00:00:00:00:09 nud permanent",
+        "ip neigh show nud permanent | grep -q 203.0.113.9",
+    ),
+];
+
+fn all(scene: &Scene) -> Result<Held> {
+    let lab = &scene.lab;
+    load::limit(lab)?;
+    let node = lab.node(NODE)?;
+    let program = Program::attach(&lab.node_site(NODE)?, "eth0")?;
+    for (_, make, _) in FOREIGN {
+        node.exec(&["sh", "-ec", make])?;
+    }
+    // Pods of one node need nothing of what is broken here.
+    let (times, report) = load::under(lab, &[Path::SameNode], || {
+        kinds(scene)?
+            .iter()
+            .map(|kind| {
+                let took = broken(lab, kind).with_context(|| kind.name.to_owned());
+                took.map(|took| (kind.name, took))
+            })
+            .collect::<Result<Vec<_>>>()
+    })?;
+    report.unharmed()?;
+    for (what, _, check) in FOREIGN {
+        let out = node.exec_any(&["sh", "-c", check])?;
+        ensure!(out.code == 0, "the foreign {what} is not as it was made");
+    }
+    ensure!(program.is_attached()?, "the foreign program was detached");
+    node.exec(&[
+        "sh",
+        "-ec",
+        "ip route del 203.0.113.0/24; ip route del 10.244.251.0/24; ip link del foreign; \
+         nft delete table inet foreign; ip neigh del 203.0.113.9 dev eth0",
+    ])?;
+    let lines: Vec<String> = times
+        .iter()
+        .map(|(name, took)| format!("{name} {}", seconds(*took)))
+        .collect();
+    let slow = times.iter().filter(|(_, took)| *took > BACK);
+    let slow: Vec<&str> = slow.map(|(name, _)| *name).collect();
+    ensure!(
+        slow.is_empty(),
+        "not back within {BACK:?}: {}; all: {}",
+        slow.join(", "),
+        lines.join(", ")
+    );
+    Ok(Held::new(
+        "each back within 5 s, counted and told; foreign program, route, device, table and \
+         neighbour untouched",
+        format!(
+            "{} kinds: {}; {}",
+            times.len(),
+            lines.join(", "),
+            report.figure()
+        ),
+    ))
+}
