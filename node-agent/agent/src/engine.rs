@@ -33,6 +33,7 @@ use crate::{
     repair::Kind,
     shared::Shared,
     status::Report,
+    switch,
 };
 
 /// Time between repair rounds.
@@ -313,11 +314,8 @@ impl Engine {
 
     fn wanted_epoch(&self) -> Option<Epoch> {
         let index = self.shared.index();
-        index
-            .nodes
-            .get(index.own())
-            .and_then(|n| n.epoch.clone())
-            .or_else(|| self.held.get().epoch.clone())
+        let told = index.nodes.get(index.own()).and_then(|n| n.epoch.clone());
+        switch::newest(told, self.held.get().epoch.clone())
     }
 
     fn told_to_go(&self) -> bool {

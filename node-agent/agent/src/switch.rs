@@ -141,6 +141,21 @@ impl Switch {
     }
 }
 
+/// Which of the epoch told and the one held is to be followed: the held one where
+/// the other is older. An API server restored from a backup tells what was
+/// true once, until the operator has made a higher number.
+pub(crate) fn newest(told: Option<Epoch>, held: Option<Epoch>) -> Option<Epoch> {
+    match (told, held) {
+        (Some(told), Some(held))
+            if told.cluster_network_uid == held.cluster_network_uid
+                && (told.number, told.phase) < (held.number, held.phase) =>
+        {
+            Some(held)
+        }
+        (told, held) => told.or(held),
+    }
+}
+
 /// Nanoseconds that a switched pair has to be confirmed in.
 fn confirm_timeout(shared: &Shared) -> u64 {
     let index = shared.index();
@@ -178,4 +193,33 @@ fn seen(shared: &Shared, now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restored_api_server_takes_no_node_back_to_an_older_epoch() {
+        let epoch = |uid: &str, number, phase| {
+            Some(Epoch {
+                cluster_network_uid: uid.into(),
+                number,
+                phase,
+                ..Epoch::default()
+            })
+        };
+        let held = epoch("a", 4, Phase::Switch);
+        for older in [epoch("a", 3, Phase::Ready), epoch("a", 4, Phase::Prepare)] {
+            assert_eq!(newest(older, held.clone()), held);
+        }
+        for newer in [
+            epoch("a", 4, Phase::Finalize),
+            epoch("a", 5, Phase::Preflight),
+            epoch("b", 1, Phase::Ready),
+        ] {
+            assert_eq!(newest(newer.clone(), held.clone()), newer);
+        }
+        assert_eq!(newest(None, held.clone()), held);
+    }
 }
