@@ -17,6 +17,15 @@ use crate::{
 /// How long whoever asked may take to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What came over it.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// An order, or what is none.
+    Order(Result<Order>),
+    /// Whoever gave orders has gone.
+    Left,
+}
+
 /// The socket that orders come by.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -38,7 +47,7 @@ impl Control {
     }
 
     /// The next order, if a whole one has come.
-    pub(crate) fn next(&mut self) -> Option<Result<Order>> {
+    pub(crate) fn next(&mut self) -> Option<Heard> {
         if let Ok((stream, _)) = self.listener.accept()
             && stream.set_nonblocking(true).is_ok()
         {
@@ -51,19 +60,20 @@ impl Control {
             match stream.read(&mut buffer) {
                 Ok(0) => {
                     self.master = None;
-                    return None;
+                    return Some(Heard::Left);
                 }
                 Ok(length) => text.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => {
                     self.master = None;
-                    return None;
+                    return Some(Heard::Left);
                 }
             }
         }
         let end = text.iter().position(|c| *c == b'\n')?;
         let line: Vec<u8> = text.drain(..=end).collect();
-        Some(serde_json::from_slice(&line).map_err(Into::into))
+        let order = serde_json::from_slice(&line).map_err(Into::into);
+        Some(Heard::Order(order))
     }
 
     /// Answers the last order.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    control::Control,
+    control::{Control, Heard},
     datagrams::{Client, Server},
     error::{Result, What},
     order::{Answer, FlowSpec, Kind, Order},
@@ -92,11 +92,16 @@ impl Engine {
             self.close(end);
         }
         self.accept();
-        if let Some(order) = self.control.next() {
-            let answer = order
-                .and_then(|o| self.obey(o))
-                .unwrap_or_else(|error| Answer::Refused(error.to_string()));
-            self.control.answer(&answer);
+        match self.control.next() {
+            Some(Heard::Order(order)) => {
+                let answer = order
+                    .and_then(|o| self.obey(o))
+                    .unwrap_or_else(|error| Answer::Refused(error.to_string()));
+                self.control.answer(&answer);
+            }
+            // Nobody would ever halt it.
+            Some(Heard::Left) => drop(self.report()),
+            None => {}
         }
     }
 
