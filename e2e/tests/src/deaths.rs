@@ -6,13 +6,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use veer_e2e_cluster::{Machine, await_condition};
 
 use crate::{agents, lab::Lab};
@@ -111,15 +110,14 @@ impl Watch {
             command.args(["-o", TRACE]);
             Some(PathBuf::from(TRACE))
         };
-        let mut child = command
+        // Nobody reads what it says of threads that come and go.
+        let child = command
+            .arg("-q")
             .stdin(Stdio::null())
-            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .context("start strace (package strace)")?;
-        let said = child.stderr.take().context("no pipe to strace")?;
-        let first = BufReader::new(said).lines().next().transpose()?;
-        let first = first.unwrap_or_default();
-        ensure!(first.contains("attached"), "strace: {first}");
         await_condition("strace has all threads", ATTACHED, || {
             traced(&machine, pid).map_err(|e| format!("{e:#}"))
         })?;
@@ -177,7 +175,7 @@ pub fn wrap(lab: &Lab) -> Result<()> {
              if [ -n \"$options\" ]; then\n\
              : >{WRAPPER_INSIDE}/inject\n\
              exec {WRAPPER_INSIDE}/ld.so --library-path {WRAPPER_INSIDE} {WRAPPER_INSIDE}/strace \
-             -f $options /veer-agent \"$@\"\nfi\nexec /veer-agent \"$@\"\n"
+             -f -q $options /veer-agent \"$@\"\nfi\nexec /veer-agent \"$@\"\n"
         );
         fs::write(folder.join("run"), script)?;
         fs::write(folder.join("inject"), "")?;

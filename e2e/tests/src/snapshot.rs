@@ -47,7 +47,8 @@ nft -s -n list table inet veer | sed 's/^/nft /'
 for file in /etc/cni/net.d/*veer* /opt/cni/bin/veer-cni; do
     [ -e "$file" ] && echo "file $(sha256sum $file)"
 done
-find /var/lib/veer /run/veer -mindepth 1 -not -name '*.json' | sed 's/^/file /'
+find /var/lib/veer /run/veer -not -type d -not -path '*/endpoints/*' \
+    -not -name held.json -not -name released.json -not -name sysctl.json | sed 's/^/file /'
 find /var/lib/veer/endpoints -name '*.json' -exec sha256sum {} + | sed 's/^/file /'
 find /run/netns -mindepth 1 | sed 's/^/netns /'
 "#;
