@@ -421,7 +421,11 @@ fn all(scene: &Scene) -> Result<Held> {
             })
             .collect::<Result<Vec<_>>>()
     })?;
-    report.unharmed()?;
+    let lines: Vec<String> = times
+        .iter()
+        .map(|(name, took)| format!("{name} {}", seconds(*took)))
+        .collect();
+    report.unharmed().with_context(|| lines.join(", "))?;
     for (what, _, check) in FOREIGN {
         let out = node.exec_any(&["sh", "-c", check])?;
         ensure!(out.code == 0, "the foreign {what} is not as it was made");
@@ -433,10 +437,6 @@ fn all(scene: &Scene) -> Result<Held> {
         "ip route del 203.0.113.0/24; ip route del 10.244.251.0/24; ip link del foreign; \
          nft delete table inet foreign; ip neigh del 203.0.113.9 dev eth0",
     ])?;
-    let lines: Vec<String> = times
-        .iter()
-        .map(|(name, took)| format!("{name} {}", seconds(*took)))
-        .collect();
     let slow = times.iter().filter(|(_, took)| *took > BACK);
     let slow: Vec<&str> = slow.map(|(name, _)| *name).collect();
     ensure!(
