@@ -223,7 +223,11 @@ fn unwiring(scene: &Scene) -> Result<Held> {
     let before = snapshot::cluster(lab)?;
     let attempt = |step: Option<&Step>| -> Result<(bool, String)> {
         make(lab)?;
-        let seen = watched(lab, step, || delete(lab))?;
+        let seen = watched(lab, step, || {
+            delete(lab)?;
+            // The API forgets a pod before it is unwired.
+            snapshot::await_agrees(lab, DONE).map(|_| ())
+        })?;
         snapshot::await_same(lab, &before, SETTLED)?;
         Ok(seen)
     };
