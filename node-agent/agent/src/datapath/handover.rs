@@ -23,15 +23,15 @@ use aya::{
     programs::{SchedClassifier, TcAttachType},
 };
 use veer_bpf_common::maps::{
-    self as layout, CONFIG, ENDPOINTS, FLOWS, FRAGMENTS, INTERFACES, IPCACHE, MapSpec, NODES,
-    REMOTES,
+    self as layout, CONFIG, ENDPOINTS, FLOW_SLOTS, FLOWS, FRAGMENTS, INTERFACES, IPCACHE, MapSpec,
+    NODES, REMOTES,
 };
 
 use super::{Error, raw, same_layout};
 use crate::netlink::VXLAN;
 
 /// Maps that the programs fill.
-const LEARNED: [&str; 2] = [FLOWS, FRAGMENTS];
+const LEARNED: [&str; 3] = [FLOWS, FLOW_SLOTS, FRAGMENTS];
 /// Maps that the agent fills, and from which programs decide.
 const FILLED: [&str; 6] = [CONFIG, NODES, REMOTES, INTERFACES, ENDPOINTS, IPCACHE];
 
