@@ -40,8 +40,8 @@ pub(crate) const BLOCK: [Rule; 3] = [
     ),
 ];
 
-/// Of `masquerade.exclude`.
-pub(crate) const EXCLUDE_BLOCKS: Rule = (
+/// Of `masquerade.exclude` and `deniedPrefixes`.
+pub(crate) const BLOCKS: Rule = (
     "self.all(c, isCIDR(c) && cidr(c).masked() == cidr(c))",
     "each entry must be a block without host bits, as 192.168.0.0/16: correct the one that is not",
 );

@@ -123,6 +123,8 @@ numbered! {
         NotConfigured = 145, "not-configured";
         /// Multicast, broadcast or another destination no pod network carries.
         UnsupportedDestination = 146, "unsupported-destination";
+        /// From outside, with a source in a denied prefix.
+        DeniedPrefix = 147, "denied-prefix";
     }
 }
 

@@ -2,11 +2,18 @@
 
 /// Node id in [`IpcacheEntry::node_id`] for what is not on any node.
 pub const NODE_ID_NONE: u32 = 0;
+/// Node id in [`IpcacheEntry::node_id`], with identity `world`: what is not on any
+/// node and may send nothing to this one. Nodes and pods have longer prefixes,
+/// or the same with their own ids.
+pub const NODE_ID_DENIED: u32 = u32::MAX;
 /// Node id of the node itself.
 pub const NODE_ID_LOCAL: u32 = 1;
 /// The first id of another node; ids are this agent's own, not cluster-wide,
 /// and index [`crate::maps::REMOTES`].
 pub const NODE_ID_FIRST_REMOTE: u32 = 2;
+
+/// [`Config::flags`]: there are denied prefixes, so XDP has to look sources up.
+pub const CONFIG_DENIES: u32 = 1;
 
 /// What every program needs to know of its node. One entry, index 0. Fields are
 /// independent of each other, so a reader may see one new and one old.
@@ -19,7 +26,7 @@ pub struct Config {
     pub tunnel_mtu: u32,
     /// Largest IP packet, in bytes, for a natively routed path.
     pub native_mtu: u32,
-    /// Zero.
+    /// `CONFIG_*`.
     pub flags: u32,
     /// The gateway address pods have as next hop, network byte order; zeros: none.
     pub gateway_v4: [u8; 4],
@@ -78,7 +85,8 @@ pub struct Interface {
 pub struct IpcacheEntry {
     /// Security identity.
     pub identity: u32,
-    /// Where it is: [`NODE_ID_LOCAL`], a remote's id, or [`NODE_ID_NONE`].
+    /// Where it is: [`NODE_ID_LOCAL`], a remote's id, [`NODE_ID_NONE`] or
+    /// [`NODE_ID_DENIED`].
     pub node_id: u32,
 }
 

@@ -5,8 +5,8 @@ use veer_bpf_common::{
     identity,
     key::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
     value::{
-        Config, Endpoint, Interface, IpcacheEntry, NODE_ID_FIRST_REMOTE, NODE_ID_LOCAL,
-        NODE_ID_NONE, Remote,
+        Config, Endpoint, Interface, IpcacheEntry, NODE_ID_DENIED, NODE_ID_FIRST_REMOTE,
+        NODE_ID_LOCAL, NODE_ID_NONE, Remote,
     },
 };
 
@@ -45,6 +45,19 @@ pub(crate) enum Who {
 }
 
 impl Who {
+    /// Whom a row of the ipcache means.
+    #[inline(always)]
+    pub(crate) const fn of(row: IpcacheEntry) -> Self {
+        let IpcacheEntry { identity, node_id } = row;
+        match (identity, node_id) {
+            (identity::WORLD, _) | (_, NODE_ID_NONE | NODE_ID_DENIED) => Self::World,
+            (identity::HOST, _) | (identity::HEALTH, NODE_ID_LOCAL) => Self::Host,
+            (_, NODE_ID_LOCAL) => Self::LocalPod(identity),
+            (identity::REMOTE_NODE | identity::HEALTH, node) => Self::RemoteNode(node),
+            (_, node) => Self::RemotePod(identity, node),
+        }
+    }
+
     /// Its security identity.
     #[inline(always)]
     pub(crate) const fn identity(self) -> u32 {
@@ -76,26 +89,28 @@ impl Who {
     }
 }
 
-/// Who has an IPv4 address, by the longest prefix of the ipcache.
+/// Who has an IPv4 address.
 #[inline(always)]
 pub(crate) fn who(address: [u8; 4]) -> Who {
+    row(address).map_or(Who::World, |row| Who::of(*row))
+}
+
+/// The longest prefix of the ipcache with an IPv4 address.
+#[inline(always)]
+pub(crate) fn row(address: [u8; 4]) -> Option<&'static IpcacheEntry> {
     let key = PrefixKey {
         bits: WHOLE_V4,
         ip: IpKey::v4(address),
     };
     // SAFETY: the same fields in the same places; packed, it may lie anywhere.
     let key = unsafe { &*(&raw const key).cast::<Key<IpKey>>() };
-    let Some(entry) = IPCACHE.get(key) else {
-        return Who::World;
-    };
-    let IpcacheEntry { identity, node_id } = *entry;
-    match (identity, node_id) {
-        (identity::WORLD, _) | (_, NODE_ID_NONE) => Who::World,
-        (identity::HOST, _) | (identity::HEALTH, NODE_ID_LOCAL) => Who::Host,
-        (_, NODE_ID_LOCAL) => Who::LocalPod(identity),
-        (identity::REMOTE_NODE | identity::HEALTH, node) => Who::RemoteNode(node),
-        (_, node) => Who::RemotePod(identity, node),
-    }
+    IPCACHE.get(key)
+}
+
+/// Whether what comes from there is to be dropped at the uplink.
+#[inline(always)]
+pub(crate) const fn denied(row: IpcacheEntry) -> bool {
+    row.node_id == NODE_ID_DENIED
 }
 
 /// The local pod with an IPv4 address.

@@ -21,8 +21,8 @@ use crate::{
 
 /// Device: an uplink; direction: ingress. Expects anything from outside. Emits
 /// bare packets of pods and nodes that may use the native form to local pods;
-/// drops tunnel packets that no node sent and bare ones that claim what they
-/// may not; the rest goes to the stack.
+/// drops tunnel packets that no node sent, bare ones that claim what they may
+/// not, and all from denied prefixes; the rest goes to the stack.
 #[classifier]
 fn uplink_ingress(ctx: TcContext) -> i32 {
     skb::run(Program::UplinkIngress, ctx.skb.skb, inner)
@@ -46,7 +46,11 @@ fn inner(skb: &mut Skb) -> Outcome {
     if let Some(verdict) = tunnel(skb, &ip)? {
         return Ok(verdict);
     }
-    let source = lookup::who(ip.source);
+    let row = lookup::row(ip.source);
+    if row.is_some_and(|row| lookup::denied(*row)) {
+        return Err(DropReason::DeniedPrefix);
+    }
+    let source = row.map_or(Who::World, |row| Who::of(*row));
     skb.decision.source_identity = source.identity();
     match source {
         Who::World => Ok(Verdict::Pass),

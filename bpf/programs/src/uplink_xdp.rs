@@ -2,7 +2,10 @@
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use core::hint::black_box;
-use veer_bpf_common::outcome::{Program, Verdict};
+use veer_bpf_common::{
+    outcome::{DropReason, Program, Verdict},
+    value::CONFIG_DENIES,
+};
 use veer_bpf_net::{
     bytes::Bytes,
     ethernet::{self, Ethernet},
@@ -12,12 +15,13 @@ use veer_bpf_net::{
 use crate::{
     direct,
     exit::{self, Outcome},
-    uplink_ingress,
+    lookup, uplink_ingress,
 };
 
 /// Device: an uplink; direction: ingress, before anything else. Expects
-/// anything from outside. Drops tunnel packets that no node sent, and tunnel
-/// packets and IPv4 headers that lie about their lengths; all else passes.
+/// anything from outside. Drops tunnel packets that no node sent, tunnel packets
+/// and IPv4 headers that lie about their lengths, and what comes from denied
+/// prefixes; all else passes.
 #[xdp]
 fn uplink_xdp(ctx: XdpContext) -> u32 {
     let frame = Frame {
@@ -42,7 +46,15 @@ fn inner(frame: &Frame) -> Outcome {
         return Ok(Verdict::Pass);
     };
     let ip = Ipv4::parse(frame, ethernet::HEADER_LENGTH)?;
-    Ok(uplink_ingress::tunnel(frame, &ip)?.unwrap_or(Verdict::Pass))
+    if let Some(verdict) = uplink_ingress::tunnel(frame, &ip)? {
+        return Ok(verdict);
+    }
+    // The one look-up that only this is for is spared where nothing is denied.
+    let denies = lookup::config().is_some_and(|c| c.flags & CONFIG_DENIES != 0);
+    if denies && lookup::row(ip.source).is_some_and(|row| lookup::denied(*row)) {
+        return Err(DropReason::DeniedPrefix);
+    }
+    Ok(Verdict::Pass)
 }
 
 /// The first buffer of an XDP frame.

@@ -104,17 +104,22 @@ pub fn remote(form: u8) -> Remote {
     }
 }
 
-/// Loads these programs and fills the maps.
-pub fn load(programs: &[Program]) -> Result<Datapath> {
-    let mut node = Datapath::load(programs)?;
-    node.set_config(Config {
+/// The node's configuration.
+pub fn config() -> Config {
+    Config {
         vxlan_ifindex: VXLAN,
         tunnel_mtu: TUNNEL_MTU,
         native_mtu: NATIVE_MTU,
         gateway_v4: GATEWAY.octets(),
         tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
         ..Config::default()
-    })?;
+    }
+}
+
+/// Loads these programs and fills the maps.
+pub fn load(programs: &[Program]) -> Result<Datapath> {
+    let mut node = Datapath::load(programs)?;
+    node.set_config(config())?;
     node.set_interface(
         A_IFINDEX,
         Interface {

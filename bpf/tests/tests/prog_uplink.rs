@@ -11,11 +11,12 @@
 use anyhow::{Context as _, Result};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
+    identity,
     outcome::{DropReason, Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL, FlowNote},
+    value::{CONFIG_DENIES, Config, FORM_NATIVE, FORM_TUNNEL, FlowNote, NODE_ID_DENIED},
 };
 use veer_bpf_tests::{
-    datapath::{Context, flow_key},
+    datapath::{Context, Datapath, flow_key},
     packet::Packet,
     world::{self, *},
 };
@@ -223,5 +224,86 @@ fn bare_fragments_and_notes_are_as_inside() -> Result<()> {
         name(ran.decision.outcome),
         name(Verdict::ToStackNoted as u32)
     );
+    Ok(())
+}
+
+#[test]
+fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
+    let mut node = world::load(&[
+        Program::UplinkIngress,
+        Program::UplinkXdp,
+        Program::PodEgress,
+    ])?;
+    node.set_remote(ID_2, remote(FORM_NATIVE))?;
+    let inside = Ipv4Addr::new(198, 51, 100, 200);
+    let allowed = Ipv4Addr::new(198, 51, 101, 7);
+    let pass = Verdict::Pass as u32;
+    let deliver = Verdict::Deliver as u32;
+    let denied = DropReason::DeniedPrefix as u32;
+    let stranger = DropReason::TunnelSourceNotNode as u32;
+    let own = DropReason::OwnSourceFromOutside as u32;
+    let tunnel = |source| Packet::vxlan(source, NODE_1, C_IDENTITY, &inner());
+    let deny =
+        |node: &mut Datapath, prefix| node.set_prefix(prefix, identity::WORLD, NODE_ID_DENIED);
+    let rows = [
+        ("to the node", udp(WORLD, NODE_1), denied, denied),
+        ("to a pod", udp(inside, B), denied, denied),
+        ("passing through", udp(inside, allowed), denied, denied),
+        (
+            "a later fragment",
+            udp(inside, NODE_1).last_fragment(3),
+            denied,
+            denied,
+        ),
+        ("a tunnel packet", tunnel(WORLD), stranger, stranger),
+        ("from beside it", udp(allowed, NODE_1), pass, pass),
+        ("to it", udp(allowed, inside), pass, pass),
+        ("a node", udp(NODE_2, NODE_1), pass, pass),
+        ("a node's tunnel packet", tunnel(NODE_2), pass, pass),
+        ("a pod", udp(C, B), deliver, pass),
+        ("in a pod's name", udp(A, NODE_1), own, pass),
+    ];
+    let judge = |node: &mut Datapath, all_pass: bool| -> Result<()> {
+        for (what, packet, tc, xdp) in &rows {
+            let frame = packet.frame();
+            let expected = |outcome: u32| {
+                if all_pass && outcome == denied {
+                    pass
+                } else {
+                    outcome
+                }
+            };
+            let ran = node.run(Program::UplinkIngress, &frame, Context::default())?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected(*tc)),
+                "{what}, tc"
+            );
+            let ran = node.run_xdp(&frame)?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected(*xdp)),
+                "{what}, XDP"
+            );
+        }
+        Ok(())
+    };
+    judge(&mut node, true)?;
+    // A longer prefix, that of nodes and pods, is stronger.
+    deny(&mut node, (Ipv4Addr::new(198, 51, 100, 0), 24))?;
+    deny(&mut node, (Ipv4Addr::new(192, 0, 2, 0), 24))?;
+    deny(&mut node, (Ipv4Addr::new(10, 0, 0, 0), 8))?;
+    node.set_config(Config {
+        flags: CONFIG_DENIES,
+        ..config()
+    })?;
+    judge(&mut node, false)?;
+    // What a pod sends there is the world's.
+    let ran = node.run(
+        Program::PodEgress,
+        &a_to(inside).frame(),
+        Context::default(),
+    )?;
+    assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
     Ok(())
 }

@@ -56,6 +56,15 @@ pub struct ClusterNetworkSpec {
     /// Source translation of traffic that leaves the cluster.
     #[serde(default)]
     pub masquerade: Masquerade,
+    /// Sources outside the cluster from which no packet gets past a node's
+    /// uplinks. Nodes and pods are never denied. What else the nodes need must
+    /// not be in here: the API server where it is on no node, and the addresses
+    /// of nodes still to come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 256), inner(length(max = 43)), extend(
+        "x-kubernetes-validations" = rules(&[rules::BLOCKS]),
+    ))]
+    pub denied_prefixes: Vec<IpNet>,
     /// Whether and how an XDP program sits on the uplinks.
     #[serde(default)]
     pub xdp: XdpMode,
@@ -242,7 +251,7 @@ pub struct Masquerade {
     /// Destinations that see pod addresses all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>", length(max = 64), inner(length(max = 43)), extend(
-        "x-kubernetes-validations" = rules(&[rules::EXCLUDE_BLOCKS]),
+        "x-kubernetes-validations" = rules(&[rules::BLOCKS]),
     ))]
     pub exclude: Vec<IpNet>,
 }
@@ -259,7 +268,8 @@ impl Default for Masquerade {
 /// Whether and how an XDP program sits on the uplinks.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum XdpMode {
-    /// Driver mode where it costs no offload; otherwise none.
+    /// Driver mode where it costs no offload; elsewhere generic mode, but only
+    /// under a flood of packets that it drops earlier.
     #[default]
     Auto,
     /// Driver mode.

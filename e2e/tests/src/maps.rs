@@ -317,4 +317,6 @@ pub mod reason {
     pub const OWN_SOURCE_FROM_OUTSIDE: u32 = 139;
     /// A pod sends to the tunnel port of a node.
     pub const TUNNEL_PORT_FROM_POD: u32 = 142;
+    /// A source that the user denies.
+    pub const DENIED_PREFIX: u32 = 147;
 }

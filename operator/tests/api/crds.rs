@@ -171,6 +171,11 @@ async fn bad_input_is_refused_with_a_sentence_that_says_what_to_do() {
             "must be a block without host bits",
         ),
         (
+            "denied prefix with host bits",
+            cn(&format!("{v4}\ndeniedPrefixes: [203.0.113.9/24]")),
+            "must be a block without host bits",
+        ),
+        (
             "claim named otherwise",
             claim("10-0-2-0", "10.0.1.0/24"),
             "named by its block",

@@ -20,7 +20,7 @@ use veer_e2e_tests::{
 use crate::scene::{Scene, Test};
 
 /// Tests in tunnel mode.
-pub(crate) const TUNNEL: [(&str, Test); 8] = [
+pub(crate) const TUNNEL: [(&str, Test); 9] = [
     ("pod_with_another_address_reaches_nobody", spoofed_address),
     ("pod_with_another_mac_reaches_nobody", spoofed_mac),
     (
@@ -44,11 +44,16 @@ pub(crate) const TUNNEL: [(&str, Test); 8] = [
         "bare_packet_that_claims_an_own_pod_reaches_nobody",
         bare_own_pod,
     ),
+    (
+        "world_address_that_is_denied_reaches_nobody_until_it_is_allowed",
+        denied_source,
+    ),
 ];
 
 /// Tests in native mode.
-pub(crate) const NATIVE: [(&str, Test); 5] =
-    [TUNNEL[0], TUNNEL[1], TUNNEL[2], TUNNEL[5], TUNNEL[7]];
+pub(crate) const NATIVE: [(&str, Test); 6] = [
+    TUNNEL[0], TUNNEL[1], TUNNEL[2], TUNNEL[5], TUNNEL[7], TUNNEL[8],
+];
 
 /// Datagrams sent per attempt.
 const SENT: u64 = 5;
@@ -289,6 +294,18 @@ fn tunnel_from_pod(scene: &Scene) -> Result<()> {
 /// A datagram on the underlay that claims to come from `claim`, sent by the
 /// world to the node of `victim`.
 fn bare(scene: &Scene, victim: &Pod, claim: Ipv4Addr, why: u32) -> Result<()> {
+    from_world(scene, victim, why, |world, to| {
+        with_address(world, claim, "lo", || send(world, claim, to, TEXT))
+    })
+}
+
+/// What the world sends to a pod by its node, refused on the uplink.
+fn from_world(
+    scene: &Scene,
+    victim: &Pod,
+    why: u32,
+    attempt: impl FnOnce(&Site, SocketAddr) -> Result<()>,
+) -> Result<()> {
     let world = scene.lab.world()?;
     let node = scene.lab.node(&victim.node)?;
     let route = format!("{}/32", victim.address);
@@ -296,7 +313,7 @@ fn bare(scene: &Scene, victim: &Pod, claim: Ipv4Addr, why: u32) -> Result<()> {
     world.exec(&["ip", "route", "replace", &route, "via", &via])?;
     let to = SocketAddr::from((victim.address, UDP));
     let outcome = refused(scene, victim, (&node, "uplink_ingress", why), || {
-        with_address(&world, claim, "lo", || send(&world, claim, to, TEXT))
+        attempt(&world, to)
     });
     world.exec(&["ip", "route", "del", &route])?;
     outcome
@@ -312,4 +329,45 @@ fn bare_own_pod(scene: &Scene) -> Result<()> {
     let victim = scene.demo_on("worker1")?;
     let claim = scene.other_on("worker1")?.address;
     bare(scene, victim, claim, reason::OWN_SOURCE_FROM_OUTSIDE)
+}
+
+/// Waits until a node answers the world, or does not.
+fn await_answer(world: &Site, node: IpAddr, wanted: bool) -> Result<()> {
+    let what = format!("{node} answers the world: {wanted}");
+    await_condition(&what, Duration::from_secs(20), || {
+        let pings = client::ping(world, node, 1).map_err(|e| format!("{e:#}"))?;
+        if pings.complete() == wanted {
+            Ok(Some(()))
+        } else {
+            Err(pings.text)
+        }
+    })
+    .context("the denied prefixes have not come into force")
+}
+
+fn denied_source(scene: &Scene) -> Result<()> {
+    let world = scene.lab.world()?;
+    let victim = scene.demo_on("worker1")?;
+    let node = scene.address("worker1")?;
+    let source = own_source(&world, node)?;
+    await_answer(&world, node, true)?;
+    let deny = |list: &str| {
+        scene
+            .lab
+            .patch_network(&format!(r#"{{"spec":{{"deniedPrefixes":[{list}]}}}}"#))
+    };
+    deny(&format!(r#""{source}/32""#))?;
+    let refused = await_answer(&world, node, false).and_then(|()| {
+        from_world(scene, victim, reason::DENIED_PREFIX, |world, to| {
+            send(world, source, to, TEXT)
+        })
+    });
+    deny("")?;
+    refused?;
+    let listed = scene.lab.veer("worker1", &["metrics", "list"])?.stdout;
+    ensure!(
+        listed.contains("denied-prefix"),
+        "veer metrics list does not name the reason: {listed}"
+    );
+    await_answer(&world, node, true)
 }

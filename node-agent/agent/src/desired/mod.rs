@@ -1,6 +1,7 @@
 //! From what is known to what should be: pure functions of the index, the
 //! wired pods and the node's facts. Nothing here reads or writes the kernel.
 
+mod denied;
 mod epoch;
 mod ids;
 mod peers;
@@ -16,7 +17,8 @@ use veer_bpf_common::{
     identity::{HEALTH, HOST, INIT, REMOTE_NODE},
     key::IpKey,
     value::{
-        CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, NODE_ID_LOCAL, Remote,
+        CONFIG_DENIES, CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry,
+        NODE_ID_LOCAL, Remote,
     },
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
@@ -200,10 +202,11 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         now,
         rows,
     } = inputs;
-    let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let block = store.block().map(IpNet::V4);
     let mut d = Desired {
-        config: config(facts, cluster, block.as_ref(), step),
+        config: config(facts, index, block.as_ref(), step),
+        // First, since all others are stronger where they are the same prefix.
+        ipcache: denied::rows(index).collect(),
         mtu: step.mtu,
         all_known: peers.all_known,
         ..Desired::default()
@@ -315,12 +318,9 @@ fn remote_routes(
         .collect()
 }
 
-fn config(
-    facts: &Facts,
-    cluster: Option<&ClusterNetworkSpec>,
-    block: Option<&IpNet>,
-    step: &Step,
-) -> Config {
+fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &Step) -> Config {
+    let cluster = index.cluster.as_ref().map(|(_, c)| c);
+    let denies = cluster.is_some_and(|c| !c.denied_prefixes.is_empty());
     let gateway_v4 = match block.and_then(gateway_of) {
         Some(IpAddr::V4(a)) => a,
         Some(IpAddr::V6(_)) | None => Ipv4Addr::UNSPECIFIED,
@@ -329,7 +329,7 @@ fn config(
         vxlan_ifindex: facts.vxlan_index,
         tunnel_mtu: step.tunnel_mtu,
         native_mtu: step.native_mtu,
-        flags: 0,
+        flags: if denies { CONFIG_DENIES } else { 0 },
         gateway_v4: gateway_v4.octets(),
         gateway_v6: [0; 16],
         tunnel_port: tunnel_port(cluster).to_be_bytes(),

@@ -1,5 +1,7 @@
 //! Scenarios of the desired state.
 
+mod denied;
+
 use std::collections::HashMap;
 
 use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE};

@@ -1,0 +1,32 @@
+//! Denied prefixes as rows of the ipcache.
+
+use ipnet::IpNet;
+use veer_bpf_common::{
+    identity::WORLD,
+    value::{IpcacheEntry, NODE_ID_DENIED},
+};
+
+use super::prefix;
+use crate::{datapath::Prefix, index::Index};
+
+const DENIED: IpcacheEntry = IpcacheEntry {
+    identity: WORLD,
+    node_id: NODE_ID_DENIED,
+};
+
+/// The rows of what the user denies. The longest prefix decides, so one that lies
+/// within pods' blocks is left out: pods are never denied. One that holds pods or
+/// nodes is not, for their own rows are longer.
+pub(super) fn rows(index: &Index) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
+    let cluster = index.cluster.as_ref().map(|(_, c)| c);
+    let blocks: Vec<IpNet> = cluster
+        .into_iter()
+        .flat_map(|c| c.pod_cidrs.iter().map(|e| e.cidr))
+        .chain(index.nodes.iter().flat_map(|n| n.pod_cidrs.iter().copied()))
+        .collect();
+    cluster
+        .into_iter()
+        .flat_map(|c| &c.denied_prefixes)
+        .filter(move |denied| !blocks.iter().any(|block| block.contains(*denied)))
+        .map(|denied| (prefix(denied), DENIED))
+}
