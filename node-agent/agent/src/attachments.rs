@@ -5,20 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use veer_crds::v1alpha1::{UplinkStatus, XdpMode};
+use veer_crds::v1alpha1::UplinkStatus;
 
 use crate::{
-    datapath::{self, Datapath, Hook, XdpAttach},
-    desired::{Facts, Uplink},
+    datapath::{self, Hook},
+    desired::Facts,
     engine::Error,
     netlink::{VXLAN, is_host_veth, link::Link},
     repair::Kind,
     shared::Shared,
+    xdp::Xdp,
 };
-
-/// Drivers whose driver-mode XDP keeps the offloads that TCP streams live on.
-/// A veth loses its peer's segmentation offload, for example.
-const XDP_DRIVERS: [&str; 4] = ["mlx5_core", "ice", "i40e", "ixgbe"];
 
 /// How long a device may be no uplink, such as while its default route is set
 /// anew, before its programs are taken off.
@@ -29,8 +26,8 @@ const NO_UPLINK: Duration = Duration::from_secs(10);
 pub(crate) struct Attachments {
     /// Devices and hooks that this agent has attached to or found in order.
     done: BTreeSet<(String, u32, Hook)>,
-    /// XDP per uplink: mode and why.
-    xdp: BTreeMap<String, (XdpMode, String)>,
+    /// XDP on uplinks.
+    xdp: Xdp,
     /// Uplinks on which another program comes first.
     not_first: BTreeSet<String>,
     pins_swept: bool,
@@ -106,7 +103,7 @@ impl Attachments {
         self.leave_former_uplinks(shared, facts);
         let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
-        self.xdp(shared, &facts.uplinks);
+        self.xdp.converge(shared, &facts.uplinks);
         if !self.pins_swept {
             let names: HashSet<String> = links.iter().map(|l| l.name.clone()).collect();
             let swept = shared.datapath().unpin_all_but(&names);
@@ -164,36 +161,6 @@ impl Attachments {
         }
     }
 
-    fn xdp(&mut self, shared: &Shared, uplinks: &[Uplink]) {
-        let wanted = {
-            let index = shared.index();
-            index.cluster.as_ref().map_or(XdpMode::Off, |(_, c)| c.xdp)
-        };
-        for uplink in uplinks {
-            let (mode, reason) = xdp_mode(wanted, uplink);
-            if self.xdp.get(&uplink.name).is_some_and(|(m, _)| *m == mode) {
-                continue;
-            }
-            let mut datapath = shared.datapath();
-            let how = match mode {
-                XdpMode::Driver => Some(XdpAttach::Driver),
-                XdpMode::Generic => Some(XdpAttach::Generic),
-                XdpMode::Auto | XdpMode::Off => None,
-            };
-            let entry = match attach_xdp(&mut datapath, uplink, how) {
-                Ok(()) => (mode, reason),
-                Err(error) => {
-                    let text = crate::chain(&error);
-                    tracing::error!(uplink = uplink.name, error = %text, "no XDP on the uplink");
-                    (XdpMode::Off, text)
-                }
-            };
-            self.xdp.insert(uplink.name.clone(), entry);
-        }
-        self.xdp
-            .retain(|name, _| uplinks.iter().any(|u| u.name == *name));
-    }
-
     /// Takes clsact filters off (tcx links went with their pins).
     pub(crate) fn remove(&mut self, facts: &Facts) {
         for uplink in &facts.uplinks {
@@ -208,11 +175,7 @@ impl Attachments {
             .uplinks
             .iter()
             .map(|u| {
-                let (xdp, xdp_reason) = self
-                    .xdp
-                    .get(&u.name)
-                    .cloned()
-                    .unwrap_or((XdpMode::Off, String::new()));
+                let (xdp, xdp_reason) = self.xdp.of(&u.name);
                 UplinkStatus {
                     name: u.name.clone(),
                     mtu: i32::try_from(u.mtu).unwrap_or(i32::MAX),
@@ -222,76 +185,5 @@ impl Attachments {
                 }
             })
             .collect()
-    }
-}
-
-fn attach_xdp(
-    datapath: &mut Datapath,
-    uplink: &Uplink,
-    how: Option<XdpAttach>,
-) -> Result<(), Error> {
-    datapath
-        .detach_xdp(&uplink.name, how)
-        .map_err(|source| Error::Netlink {
-            what: "take XDP off an uplink",
-            source,
-        })?;
-    if let Some(how) = how {
-        datapath.attach_xdp(&uplink.name, how)?;
-    }
-    Ok(())
-}
-
-fn xdp_mode(wanted: XdpMode, uplink: &Uplink) -> (XdpMode, String) {
-    match wanted {
-        XdpMode::Driver => (XdpMode::Driver, "asked for".into()),
-        XdpMode::Generic => (XdpMode::Generic, "asked for".into()),
-        XdpMode::Off => (XdpMode::Off, "asked for".into()),
-        XdpMode::Auto => match driver(&uplink.name) {
-            Some(driver) if XDP_DRIVERS.contains(&driver.as_str()) => (
-                XdpMode::Driver,
-                format!("driver {driver} keeps its offloads"),
-            ),
-            Some(driver) => (
-                XdpMode::Off,
-                format!("driver {driver} is not known to keep its offloads"),
-            ),
-            None => (
-                XdpMode::Off,
-                format!("a {} device loses offloads with XDP", kind(uplink)),
-            ),
-        },
-    }
-}
-
-fn kind(uplink: &Uplink) -> &str {
-    if uplink.kind.is_empty() {
-        "virtual"
-    } else {
-        &uplink.kind
-    }
-}
-
-fn driver(device: &str) -> Option<String> {
-    let link = std::fs::read_link(format!("/sys/class/net/{device}/device/driver")).ok()?;
-    Some(link.file_name()?.to_string_lossy().into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn auto_stays_off_where_xdp_costs_offloads() {
-        let uplink = Uplink {
-            name: "no-such-device".into(),
-            index: 1,
-            mtu: 1500,
-            kind: "veth".into(),
-        };
-        let (mode, reason) = xdp_mode(XdpMode::Auto, &uplink);
-        assert_eq!(mode, XdpMode::Off);
-        assert!(reason.contains("veth"));
-        assert_eq!(xdp_mode(XdpMode::Generic, &uplink).0, XdpMode::Generic);
     }
 }

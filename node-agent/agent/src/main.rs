@@ -33,6 +33,7 @@ mod status;
 mod switch;
 mod tables;
 mod watch;
+mod xdp;
 
 use std::{
     net::{IpAddr, SocketAddr},

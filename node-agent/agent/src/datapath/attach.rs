@@ -169,6 +169,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// Whether XDP of generic mode is pinned for a device.
+    pub(crate) fn has_generic_xdp(&self, device: &str) -> bool {
+        self.links.join(pin_name(device, "xdp-generic")).exists()
+    }
+
     /// Takes the programs off a device that is about to go.
     pub(crate) fn detach(&self, device: &str) -> io::Result<()> {
         for suffix in ["ingress", "egress"] {

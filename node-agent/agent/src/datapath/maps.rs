@@ -13,6 +13,7 @@ use aya::{
 use veer_bpf_common::{
     key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
     maps::{CONFIG, COUNTERS, ENDPOINTS, FLOWS, INTERFACES, IPCACHE, NODES, REMOTES, REMOTES_MAX},
+    outcome::{Program, counter_index},
     value::{Config, Counter, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
 };
 
@@ -113,6 +114,13 @@ impl Maps {
             }
         }
         Ok(found)
+    }
+
+    /// How many packets a program ended so, on all CPUs.
+    pub(crate) fn packets(&self, program: Program, outcome: u32) -> Result<u64, Error> {
+        let index = counter_index(program, outcome);
+        let values = self.counters.get(&index, 0).map_err(error(COUNTERS))?;
+        Ok(values.iter().map(|c| c.packets).sum())
     }
 
     /// All rows of the ipcache.
