@@ -13,7 +13,7 @@ use kube::{Client, Config};
 use tempfile::TempDir;
 
 /// How long anything awaited may take: long, because machines are shared.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Polls until there is a result, and fails with the last thing seen.
 pub(crate) async fn eventually<T>(
