@@ -4,6 +4,9 @@
 //!
 //! One thread of its own, blocking; the only writer of index and plan.
 
+mod pods;
+mod probing;
+
 use std::{
     collections::HashSet,
     io,
@@ -12,13 +15,11 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
-use veer_agent_api::Attachment;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
@@ -27,14 +28,14 @@ use crate::{
     datapath,
     desired::{self, host_prefix},
     held::{Held, HeldFile},
-    index::{Event, Resolution, Stale},
-    probe::{self, Answer},
-    publish,
+    index::{Event, Stale},
+    probe::Answer,
     repair::Kind,
     shared::Shared,
     status::Report,
     switch,
 };
+use probing::Probing;
 
 /// Time between repair rounds.
 const ROUND: Duration = Duration::from_secs(2);
@@ -135,15 +136,6 @@ pub(crate) struct Engine {
     /// Once the first round is through, ADD is served.
     started: bool,
     probing: Probing,
-}
-
-/// Whether a job of probes may be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Probing {
-    Idle,
-    Running,
-    /// The last could not be done: until the next repair round.
-    Resting,
 }
 
 impl Engine {
@@ -258,39 +250,6 @@ impl Engine {
             next = self.from.try_recv().ok();
         }
         news
-    }
-
-    /// Takes in what a job of probes found. Returns whether there is anything.
-    fn probed(&mut self, round: u64, answers: Option<Vec<Answer>>) -> bool {
-        let Some(answers) = answers else {
-            self.probing = Probing::Resting;
-            return false;
-        };
-        self.probing = Probing::Idle;
-        self.converger.probed(&self.shared, round, answers);
-        true
-    }
-
-    /// Starts a job of probes where one is wanted and none is under way.
-    fn probe(&mut self) {
-        if self.probing != Probing::Idle || self.converger.decommissioned {
-            return;
-        }
-        let Some((from, round, asks)) = self.converger.asks(&self.shared) else {
-            return;
-        };
-        let engine = self.shared.engine.clone();
-        let job = move || {
-            let answers = probe::run(from, asks)
-                .inspect_err(|error| tracing::error!(%error, "cannot probe other nodes"))
-                .ok();
-            // The engine ends with the process.
-            let _ = engine.send(Input::Probed { round, answers });
-        };
-        match thread::Builder::new().name("probes".into()).spawn(job) {
-            Ok(_) => self.probing = Probing::Running,
-            Err(error) => tracing::error!(%error, "cannot start a thread for probes"),
-        }
     }
 
     /// The blocks the API server assigns, or those on disk while it is silent.
@@ -454,88 +413,6 @@ impl Engine {
             datapath.maps.set_ipcache(host_prefix(*address), row)?;
         }
         Ok(())
-    }
-
-    /// Gives local pods the identities that their labels have now.
-    fn identities(&self) {
-        let changes: Vec<(Attachment, u32, String)> = {
-            let index = self.shared.index();
-            let store = self.shared.store();
-            store
-                .iter()
-                .filter_map(
-                    |e| match index.resolve(&e.namespace, &e.pod_name, &e.pod_uid) {
-                        Resolution::Known(number, uid)
-                            if number != e.identity || e.object_uid.as_ref() != Some(&uid) =>
-                        {
-                            Some((e.attachment.clone(), number, uid))
-                        }
-                        Resolution::NoNumber(uid) if e.object_uid.as_ref() != Some(&uid) => {
-                            Some((e.attachment.clone(), e.identity, uid))
-                        }
-                        Resolution::Known(..) | Resolution::NoNumber(_) | Resolution::NoPod => None,
-                    },
-                )
-                .collect()
-        };
-        for (attachment, number, uid) in changes {
-            if let Err(error) = self.set_identity(&attachment, number, uid) {
-                tracing::error!(error = %crate::chain(&error), "cannot change a pod's identity");
-            }
-        }
-    }
-
-    fn set_identity(&self, attachment: &Attachment, number: u32, uid: String) -> Result<(), Error> {
-        let mut datapath = self.shared.datapath();
-        let changed = self
-            .shared
-            .store()
-            .set_identity(attachment, number, Some(uid))
-            .map_err(Error::State)?;
-        let Some(endpoint) = changed else {
-            return Ok(());
-        };
-        cni::write_rows(&mut datapath, &endpoint)?;
-        drop(datapath);
-        tracing::info!(pod = endpoint.pod(), identity = number, "identity");
-        self.shared
-            .publisher
-            .publish(&self.shared.options.node, &endpoint);
-        Ok(())
-    }
-
-    /// Compares this node's PodEndpoint objects with its wired pods.
-    fn sync_objects(&self) {
-        let index = self.shared.index();
-        if !index.complete.endpoints_listed {
-            return;
-        }
-        let store = self.shared.store();
-        let mut wanted: HashSet<String> = HashSet::new();
-        let node = &self.shared.options.node;
-        for endpoint in store.iter() {
-            let (namespace, name) = publish::key(endpoint);
-            let key = format!("{namespace}/{name}");
-            let there = index.endpoints.of_node(node).any(|row| {
-                row.key == key
-                    && row.identity == i64::from(endpoint.identity)
-                    && row.serial == endpoint.serial
-                    && row.addresses == [endpoint.address]
-            });
-            if !there {
-                self.shared.publisher.publish(node, endpoint);
-            }
-            wanted.insert(key);
-        }
-        for row in index.endpoints.of_node(node) {
-            if !wanted.contains(&row.key)
-                && let Some((namespace, name)) = row.key.split_once('/')
-            {
-                self.shared
-                    .publisher
-                    .withdraw((namespace.to_owned(), name.to_owned()));
-            }
-        }
     }
 
     /// The node is wanted again: maps and folders that a start makes are gone, so
