@@ -33,6 +33,10 @@ pub const PROGRAMS: [&str; 7] = [
     "uplink_xdp",
 ];
 
+/// Where another node's entry has the number of the epoch that wrote it: higher
+/// after each change of mode, whatever the mode.
+pub const REMOTE_EPOCH: std::ops::Range<usize> = 48..52;
+
 /// Node id of the node itself in the ipcache.
 pub const LOCAL_NODE: u32 = 1;
 
