@@ -112,6 +112,11 @@ impl Lab {
         })
     }
 
+    /// Whether there is a release of veer.
+    pub fn is_installed(&self) -> bool {
+        self.helm(&["status", RELEASE, "-n", NAMESPACE]).is_ok()
+    }
+
     /// Imports the product's images, as `make image` left them, on all nodes.
     pub fn load_images(&self) -> Result<()> {
         for name in ["veer-operator", "veer-node"] {

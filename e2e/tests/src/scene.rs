@@ -130,10 +130,7 @@ fn start() -> Result<Scene> {
     if control {
         baseline::install(&lab)?;
         lab.cluster.await_nodes_ready(workloads::STARTED)?;
-    } else if lab
-        .helm(&["status", "veer", "-n", crate::lab::NAMESPACE])
-        .is_err()
-    {
+    } else if !lab.is_installed() {
         lab.install(&[])?;
     }
     if !control {
@@ -161,7 +158,8 @@ impl Scene {
                 .node_site(&name)?
                 .exec(&["sysctl", "-q", "-w", &value])?;
         }
-        if !is_control() {
+        // Without veer, after its removal, there is no mode to be in.
+        if !is_control() && self.lab.is_installed() {
             // The one before may have failed in the midst of a change.
             self.lab.set_mode(needs.mode)?;
             self.mode = needs.mode;
