@@ -68,7 +68,11 @@ impl Fault {
         let outcome = load::limit(&scene.lab).and_then(|_| (self.run)(scene));
         let (what, figure) = match &outcome {
             Ok(held) => (held.what.clone(), held.figure.clone()),
-            Err(error) => ("FAILED".to_owned(), format!("{error:#}")),
+            // All of it is in the test's own output.
+            Err(error) => (
+                "FAILED".to_owned(),
+                format!("{error:#}").chars().take(200).collect(),
+            ),
         };
         let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
         // One line per fault, whatever an error says.

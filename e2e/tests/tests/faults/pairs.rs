@@ -267,7 +267,7 @@ fn falls_back(scene: &Scene, agents: Agents) -> Result<Held> {
         "connections broke: {}",
         dark.losses()
     );
-    named_as_fallen_back(lab)?;
+    named_after(lab, agents)?;
     broken.mend()?;
     await_mode(lab, Mode::Native)?;
     let longest = dark.longest_gap().map_or(0.0, |(_, gap)| gap.as_secs_f64());
@@ -295,12 +295,15 @@ fn afterwards(scene: &Scene, agents: Agents) -> Result<String> {
     Ok(report.figure())
 }
 
-fn named_as_fallen_back(lab: &Lab) -> Result<()> {
+/// The user is told. Where agents were away for longer than the operator waits
+/// between attempts, the next attempt begins as soon as they are back: the pair
+/// is then named as one that fails, and the nodes as fallen back for a moment only.
+fn named_after(lab: &Lab, agents: Agents) -> Result<()> {
     let mut follow = Follow::network(lab)?;
-    follow.until("the nodes that fell back are named", |n| {
+    follow.until("the pair that fell back is named", |n| {
         let nodes = n["status"]["failedNodes"].as_array();
-        PAIR.iter()
-            .all(|node| nodes.is_some_and(|list| list.iter().any(|f| f["node"] == *node)))
+        let listed = |node: &&str| nodes.is_some_and(|l| l.iter().any(|f| f["node"] == **node));
+        is_named(n) && (agents == Agents::Removed || PAIR.iter().all(listed))
     })?;
     Ok(())
 }
