@@ -303,7 +303,7 @@ fn named_after(lab: &Lab, agents: Agents) -> Result<()> {
     follow.until("the pair that fell back is named", |n| {
         let nodes = n["status"]["failedNodes"].as_array();
         let listed = |node: &&str| nodes.is_some_and(|l| l.iter().any(|f| f["node"] == **node));
-        is_named(n) && (agents == Agents::Removed || PAIR.iter().all(listed))
+        is_named(n) && (agents != Agents::Alive || PAIR.iter().all(listed))
     })?;
     Ok(())
 }
