@@ -43,7 +43,9 @@ pub struct NodeNetworkSpec {
         "x-kubernetes-validations" = rules(&[rules::ONE_BLOCK_PER_FAMILY]),
     ))]
     pub pod_cidrs: Vec<IpNet>,
-    /// UID of the Node this is for; another one is another machine.
+    /// UID of the Node this is for; another one is another machine. Empty: the Node
+    /// is gone, and its block is kept for the pods that may still run there. Other
+    /// nodes go on routing to it, and wait for it in nothing.
     #[serde(default)]
     pub node_uid: String,
     /// The routing epoch the node is to be in.

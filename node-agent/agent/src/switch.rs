@@ -86,7 +86,13 @@ impl Switch {
             tracing::warn!("{note}");
             shared.events.warn("FellBack", note);
         }
-        self.step = step(self.pairs.any_kept());
+        let kept = {
+            // Nobody waits with the larger MTU for a node that was taken away.
+            let index = shared.index();
+            let gone = |name: &str| index.nodes.get(name).is_some_and(|n| n.gone);
+            self.pairs.any_kept(|name| !gone(name))
+        };
+        self.step = step(kept);
         !fell.is_empty()
     }
 

@@ -243,6 +243,18 @@ async fn a_deleted_node_keeps_its_block_until_quarantine_ends_and_takes_it_back_
         }
     };
     assert!(claim("Orphaned").await.orphaned_since.is_some());
+    eventually(
+        "the NodeNetwork is nobody's, and keeps the block",
+        async || {
+            let told = server.network_of("a").await.spec;
+            if told.node_uid.is_empty() && told.pod_cidrs == [block] {
+                Ok(())
+            } else {
+                Err(format!("{told:?}"))
+            }
+        },
+    )
+    .await;
     server.add_node("b").await;
     assert_ne!(server.block_of("b").await, block);
     // It returns under its name with another UID.

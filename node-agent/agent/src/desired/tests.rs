@@ -124,7 +124,7 @@ impl World {
     fn desired(&mut self, own: Option<&Epoch>) -> Desired {
         let peers = peers(&self.index, &self.facts, &mut self.ids);
         self.pairs.enter(own);
-        let step = step(own, 1500, 0, self.pairs.any_kept(), CONFIRM);
+        let step = step(own, 1500, 0, self.pairs.any_kept(|_| true), CONFIRM);
         let d = desired(Inputs {
             index: &self.index,
             store: &self.store,

@@ -25,6 +25,8 @@ pub(crate) struct NodeRecord {
     pub(crate) keeps_form_to_us: Option<i64>,
     /// `spec.decommission`; kept of the own node only.
     pub(crate) decommission: bool,
+    /// The Node is deleted; pods may still run there.
+    pub(crate) gone: bool,
     /// UID of the object, of the own node only and while it holds a report of an
     /// agent's; one that was deleted and made again does not.
     pub(crate) reported: String,

@@ -180,9 +180,10 @@ impl Pairs {
         self.found.keys().filter_map(named).collect()
     }
 
-    /// Whether any pair keeps the old form.
-    pub(crate) fn any_kept(&self) -> bool {
-        self.found.keys().any(|name| self.trouble(name).is_some())
+    /// Whether any pair with a peer that `counts` keeps the old form.
+    pub(crate) fn any_kept(&self, counts: impl Fn(&str) -> bool) -> bool {
+        let kept = |name: &String| self.trouble(name).is_some() && counts(name);
+        self.found.keys().any(kept)
     }
 
     /// Notes the pairs that were not confirmed in time; the program has fallen

@@ -219,6 +219,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
             .filter(|p| p.failed.iter().chain(&p.fell_back).any(|n| n.node == own))
             .map(|p| p.number),
         applied: status.applied,
+        gone: node.spec.node_uid.is_empty(),
         decommission: mine && node.spec.decommission,
         reported: if mine && !status.boot_id.is_empty() {
             uid

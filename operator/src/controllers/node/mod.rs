@@ -7,7 +7,7 @@
 
 pub(crate) mod allocate;
 mod apply;
-mod build;
+pub(crate) mod build;
 pub(crate) mod ledger;
 mod status;
 mod taint;
