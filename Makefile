@@ -12,7 +12,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-kernels test-faults switch-picture test-iptables test-conformance test-conformance-switching lint bench image crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels test-faults switch-picture test-iptables test-conformance test-conformance-switching lint bench image image-next crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +23,16 @@ setup: ## install what is missing on this machine (Debian 12, root)
 image: setup ## build the two container images into build/images
 	@$(ENV) && charts/build-images
 
+image-next: setup ## the same, and an agent whose maps have another layout, for tests
+	@$(ENV) && VEER_NEXT_LAYOUT=1 charts/build-images
+
 demo: image ## three real nodes, veer by helm, traffic on all three paths (KEEP=1 leaves it up)
 	@$(E2E) veer-e2e-demo -- up $(if $(KEEP),--keep)
 
 demo-down: ## remove every trace of the demo
 	@$(E2E) veer-e2e-demo -- down
 
-test: test-unit test-kernel test-api test-e2e ## everything that must hold
+test: test-unit test-kernel test-api test-e2e test-faults-short ## everything that must hold
 
 test-unit: setup ## what needs no kernel and no cluster
 	@$(CARGO) test --workspace --exclude veer-bpf-tests --exclude veer-bpf-programs --exclude veer-e2e-tests --exclude veer-operator
@@ -40,9 +43,12 @@ test-api: setup ## operator, CRDs and admission against a real API server
 test-e2e: image ## the real cluster
 	@$(CARGO) test -p veer-e2e-tests --lib --test e2e
 
+test-faults-short: image-next ## some of the faults, under load
+	@VEER_FAULTS=short $(CARGO) test -p veer-e2e-tests --test faults
+
 # One after the other: each wants the machine's processors for itself.
-test-faults: image ## one fault after another under load; the table goes to docs/faults.md
-	@VEER_FAULTS_FULL=1 VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
+test-faults: image-next ## one fault after another under load; the table goes to docs/faults.md
+	@VEER_FAULTS=full VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
 	@VEER_FAULTS_WRITE=1 VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
 
 test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu

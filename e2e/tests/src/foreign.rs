@@ -21,6 +21,8 @@ const LINK_CREATE: i32 = 28;
 const SCHED_CLS: u32 = 3;
 /// `BPF_TCX_INGRESS`.
 const TCX_INGRESS: u32 = 46;
+/// `BPF_TCX_EGRESS`.
+const TCX_EGRESS: u32 = 47;
 /// Larger than any part of `union bpf_attr` used here.
 const ATTR: usize = 128;
 /// `r0 = -1; exit`: the next program is to decide (`TCX_NEXT`).
@@ -125,18 +127,39 @@ impl Program {
 
     /// Whether it is still on its device.
     pub fn is_attached(&self) -> Result<bool> {
-        self.site.within(|| {
-            let mut ids = [0_u32; 64];
-            let mut query = Attr::new()
-                .u32(0, nix::net::if_::if_nametoindex(self.device.as_str())?)
-                .u32(4, TCX_INGRESS)
-                .pointer(16, ids.as_mut_ptr())
-                .u32(24, 64);
-            query
-                .call(PROG_QUERY)
-                .context("ask for a device's programs")?;
-            let count = usize::try_from(query.get(24))?;
-            Ok(ids.iter().take(count).any(|id| *id == self.id))
-        })
+        let running = self.site.within(|| running(&self.device, TCX_INGRESS))?;
+        Ok(running.contains(&self.id))
     }
+}
+
+/// Ids of the programs on a device's hook, the first first. To be called in the
+/// device's namespace.
+fn running(device: &str, hook: u32) -> Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    let mut query = Attr::new()
+        .u32(0, nix::net::if_::if_nametoindex(device)?)
+        .u32(4, hook)
+        .pointer(16, ids.as_mut_ptr())
+        .u32(24, 64);
+    query
+        .call(PROG_QUERY)
+        .context("ask for a device's programs")?;
+    let count = usize::try_from(query.get(24))?;
+    Ok(ids.into_iter().take(count).collect())
+}
+
+/// How many programs, whosever, run on the tcx hooks of devices: a link that was
+/// taken off by force still names its program.
+pub fn counts<'a>(
+    site: &Site,
+    devices: impl IntoIterator<Item = &'a str> + Send,
+) -> Result<Vec<(&'a str, [usize; 2])>> {
+    site.within(|| {
+        let count = |device: &'a str| {
+            let [ingress, egress] = [TCX_INGRESS, TCX_EGRESS].map(|hook| running(device, hook));
+            // A device may go between two looks.
+            Some((device, [ingress.ok()?.len(), egress.ok()?.len()]))
+        };
+        Ok(devices.into_iter().filter_map(count).collect())
+    })
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use veer_e2e_cluster::await_condition;
 
-use crate::{lab::Lab, maps};
+use crate::{foreign, lab::Lab, maps};
 
 /// Maps that hold what was decided, as against what traffic left.
 const DECIDED: [&str; 6] = [
@@ -40,6 +40,7 @@ for link in /sys/class/net/veer* /sys/class/net/eth*; do
     [ -e "$link" ] || continue
     name=${link##*/}
     echo "device $name $(cat $link/mtu) $(cat $link/address) flags $(cat $link/flags)"
+    ip -d -o link show $name | grep -q prog/xdp && echo "xdp $name"
     echo "rp_filter $name $(cat /proc/sys/net/ipv4/conf/$name/rp_filter)"
 done
 echo "ip_forward $(cat /proc/sys/net/ipv4/ip_forward)"
@@ -70,7 +71,14 @@ pub fn node(lab: &Lab, name: &str) -> Result<Snapshot> {
             }
         }
     }
-    for (pin, program) in maps::programs(&machine)? {
+    let programs = maps::programs(&machine)?;
+    let devices = programs
+        .iter()
+        .filter_map(|(pin, _)| pin.strip_suffix("-ingress"));
+    for (device, [ingress, egress]) in foreign::counts(&lab.node_site(name)?, devices)? {
+        all.insert(format!("hooks {device} {ingress} {egress}"));
+    }
+    for (pin, program) in programs {
         all.insert(format!("program {pin} {program}"));
     }
     let lines = machine.exec(&["sh", "-c", LINES])?.stdout;

@@ -103,7 +103,7 @@ impl Attachments {
         self.leave_former_uplinks(shared, facts);
         let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
-        self.xdp.converge(shared, &facts.uplinks);
+        self.xdp.converge(shared, links, &facts.uplinks);
         if !self.pins_swept {
             let names: HashSet<String> = links.iter().map(|l| l.name.clone()).collect();
             let swept = shared.datapath().unpin_all_but(&names);

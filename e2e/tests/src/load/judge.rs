@@ -28,7 +28,7 @@ impl Limit {
 
     /// By a report of the undisturbed cluster.
     pub(super) fn of(report: &Report) -> Self {
-        let own = report.longest_gap().map_or(Duration::ZERO, |(_, gap)| gap);
+        let own = report.longest_gap().unwrap_or_default();
         Self {
             own,
             allowed: HARMLESS.max(own * 3),
@@ -91,6 +91,12 @@ impl Way {
         }
     }
 
+    /// Of the longest gap what is not the sender's: what a machine that had no
+    /// time for the generator adds to a gap says nothing of the network.
+    fn gap_of_the_network(&self) -> Duration {
+        self.longest_gap.saturating_sub(self.sender_late)
+    }
+
     /// What was sent and did not arrive.
     pub fn lost(&self) -> u64 {
         self.sent.saturating_sub(self.received)
@@ -133,7 +139,7 @@ impl Flow {
                     say(format!("{count} of {} {what}", way.sent));
                 }
             }
-            if way.longest_gap > limit.allowed {
+            if way.gap_of_the_network() > limit.allowed {
                 say(format!(
                     "a gap of {} ended {:.2} s after the beginning, {} are allowed \
                      (the sender was {} late at most)",
@@ -262,18 +268,27 @@ impl Report {
         ways.map(|(_, w)| count(w)).sum()
     }
 
-    /// The flow with the longest gap.
-    pub fn longest_gap(&self) -> Option<(&Flow, Duration)> {
-        let longest = self.ways().max_by_key(|(_, w)| w.longest_gap);
-        longest.map(|(flow, way)| (flow, way.longest_gap))
+    fn longest(&self) -> Option<(&Flow, &Way)> {
+        self.ways().max_by_key(|(_, w)| w.longest_gap)
+    }
+
+    /// The longest gap of all.
+    pub fn longest_gap(&self) -> Option<Duration> {
+        self.longest().map(|(_, way)| way.longest_gap)
     }
 
     /// All of it in a line, for tables.
     pub fn figure(&self) -> String {
         let lost: u64 = self.ways().map(|(_, w)| w.lost()).sum();
         let resets: usize = self.flows.iter().map(|f| f.resets.len()).sum();
-        let gap = self.longest_gap().map_or_else(String::new, |(flow, gap)| {
-            format!("longest gap {} ({})", millis(gap), flow.name())
+        let gap = self.longest().map_or_else(String::new, |(flow, way)| {
+            let late = if way.longest_gap > self.limit.allowed {
+                format!(", with a sender {} late", millis(way.sender_late))
+            } else {
+                String::new()
+            };
+            let gap = millis(way.longest_gap);
+            format!("longest gap {gap} ({}{late})", flow.name())
         });
         let of_sum = self.sum("bulk", |w| w.received) / 1_000_000;
         format!(

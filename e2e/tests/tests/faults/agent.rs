@@ -1,8 +1,12 @@
 //! Agents end, are killed, are replaced: traffic is none of their business.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
+use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     agents::{self, Back},
     lab::{AGENT, Lab, Mode, NAMESPACE, RELEASE, repository},
@@ -11,7 +15,7 @@ use veer_e2e_tests::{
 
 use crate::{
     fault::{Fault, Held},
-    survive::{quick_or_full, seconds, unchanged},
+    survive::{SETTLED, quick_or_full, seconds, unchanged},
 };
 
 /// An agent that starts is ready within this.
@@ -29,7 +33,8 @@ pub(crate) fn faults() -> Vec<Fault> {
             "SIGTERM to every agent in turn",
             Mode::Tunnel,
             |scene| signalled(scene, "TERM", 3),
-        ),
+        )
+        .short(),
         Fault::new(
             "agent::killed",
             format!("SIGKILL to one agent after another, {kills} times"),
@@ -54,6 +59,13 @@ pub(crate) fn faults() -> Vec<Fault> {
             Mode::Tunnel,
             move |scene| upgraded(scene, upgrades),
         ),
+        Fault::new(
+            "agent::other_map_layout",
+            "helm upgrade to an agent whose maps have another layout, and helm rollback",
+            Mode::Native,
+            other_layout,
+        )
+        .short(),
     ]
 }
 
@@ -142,7 +154,13 @@ fn upgrade(lab: &Lab, value: &str) -> Result<()> {
     Ok(lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?)
 }
 
-fn upgraded(scene: &Scene, times: usize) -> Result<Held> {
+/// Upgrades by `act`, which says what it did, under load: nodes must be as before
+/// and the ClusterNetwork untouched.
+fn rolled_out(
+    scene: &Scene,
+    act: impl FnOnce(&Lab) -> Result<()>,
+    figure: impl FnOnce(Duration) -> String,
+) -> Result<Held> {
     let lab = &scene.lab;
     let resource = || -> Result<String> {
         let network = lab.kubectl().json(&["get", "clusternetwork", "default"])?;
@@ -154,14 +172,76 @@ fn upgraded(scene: &Scene, times: usize) -> Result<Held> {
         "all traffic; nodes as before; the ClusterNetwork untouched",
         || {
             let start = Instant::now();
-            for number in 0..times {
-                // Another text each time, the same meaning.
-                let log = ["agent.log=info", "agent.log=info\\,kube=info"][number % 2];
-                upgrade(lab, log)?;
-            }
+            act(lab)?;
             ensure!(resource()? == spec, "the ClusterNetwork changed");
             Ok(start.elapsed())
         },
-        |time| format!("{times} rollouts of all agents in {}", seconds(*time)),
+        |time| figure(*time),
+    )
+}
+
+fn upgraded(scene: &Scene, times: usize) -> Result<Held> {
+    rolled_out(
+        scene,
+        |lab| {
+            (0..times).try_for_each(|number| {
+                // Another text each time, the same meaning.
+                let log = ["agent.log=info", "agent.log=info\\,kube=info"][number % 2];
+                upgrade(lab, log)
+            })
+        },
+        |time| format!("{times} rollouts of all agents in {}", seconds(time)),
+    )
+}
+
+/// Layouts of maps that are pinned on the nodes.
+fn layouts(lab: &Lab) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for name in lab.cluster.node_names() {
+        let out = lab
+            .node(&name)?
+            .exec(&["sh", "-c", "cd /sys/fs/bpf/veer && ls -d maps-v*"])?;
+        found.extend(out.stdout.lines().map(str::to_owned));
+    }
+    Ok(found)
+}
+
+fn other_layout(scene: &Scene) -> Result<Held> {
+    let image = repository().join("build/images/veer-node-next.tar");
+    ensure!(
+        image.exists(),
+        "{} is missing: run VEER_NEXT_LAYOUT=1 charts/build-images",
+        image.display()
+    );
+    scene.lab.cluster.load_image(&image)?;
+    let tag = format!("agent.image.tag={}-next", env!("CARGO_PKG_VERSION"));
+    let pinned = |lab: &Lab, wanted: &str| {
+        let what = format!("all nodes have {wanted} and nothing else");
+        await_condition(&what, SETTLED, || {
+            let found = layouts(lab).map_err(|e| format!("{e:#}"))?;
+            if found.iter().eq([wanted]) {
+                Ok(Some(()))
+            } else {
+                Err(format!("{found:?}"))
+            }
+        })
+    };
+    let before = layouts(&scene.lab)?;
+    rolled_out(
+        scene,
+        |lab| {
+            upgrade(lab, &tag)?;
+            pinned(lab, "maps-v2")?;
+            lab.helm(&["rollback", RELEASE, "-n", NAMESPACE])?;
+            lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?;
+            pinned(lab, "maps-v1")?;
+            Ok(())
+        },
+        |time| {
+            format!(
+                "{before:?}, then maps-v2, then maps-v1 again, in {}",
+                seconds(time)
+            )
+        },
     )
 }

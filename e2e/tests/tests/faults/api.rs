@@ -14,7 +14,7 @@ use veer_e2e_tests::{
     lab::{AGENT, Lab, Mode, NAMESPACE, OPERATOR},
     maps,
     pods::{self, Pod},
-    scene::{DEMO, Scene},
+    scene::{DEMO, Scene, identity_of},
     snapshot, workloads,
 };
 
@@ -25,6 +25,11 @@ use crate::{
 
 /// How soon after the API server is back all is as the API wants it.
 const CONVERGED: Duration = Duration::from_secs(30);
+/// How long pods that a restored store forgot may stay known: a minute, by then
+/// their agents would have written them again.
+const FORGOTTEN: Duration = Duration::from_secs(100);
+/// Identity of a pod of which none is known yet.
+const INIT: u32 = 5;
 /// How long Kubernetes' own parts may take after that.
 const PATIENCE: Duration = Duration::from_mins(3);
 
@@ -71,8 +76,12 @@ impl Converged {
     }
 }
 
-/// Waits until a pod made now is Ready and every node knows it.
-fn converges(lab: &Lab, name: &str) -> Result<Converged> {
+/// Waits until a pod made now is Ready and `known` by every node.
+fn made(
+    lab: &Lab,
+    name: &str,
+    known: impl FnOnce(&Lab, &Pod) -> Result<Duration>,
+) -> Result<Converged> {
     let start = Instant::now();
     let labels = format!("{{app: {name}}}");
     lab.kubectl()
@@ -80,8 +89,36 @@ fn converges(lab: &Lab, name: &str) -> Result<Converged> {
     let ready = pods::await_ready(lab, DEMO, &format!("app={name}"), 1, PATIENCE)?;
     let pod = ready.into_iter().next().context("no pod")?;
     let ready = start.elapsed();
-    let known = snapshot::await_agrees(lab, CONVERGED)?;
+    let known = known(lab, &pod)?;
     Ok(Converged { pod, ready, known })
+}
+
+/// Waits until a pod made now is Ready and every node knows it, and none that is
+/// not.
+fn converges(lab: &Lab, name: &str) -> Result<Converged> {
+    made(lab, name, |lab, _| snapshot::await_agrees(lab, CONVERGED))
+}
+
+/// Waits until every node knows the pod by an identity of its own.
+fn known(lab: &Lab, pod: &Pod) -> Result<Duration> {
+    let start = Instant::now();
+    await_condition("every node knows the new pod", CONVERGED, || {
+        let number = identity_of(lab, pod).map_err(|e| format!("{e:#}"))?;
+        for name in lab.cluster.node_names() {
+            let rows = lab.node(&name);
+            let rows = rows.and_then(|node| maps::ipcache(&node));
+            let rows = rows.map_err(|e| format!("{e:#}"))?;
+            let row = rows
+                .iter()
+                .find(|r| r.prefix == 32 && r.address == pod.address);
+            let identity = row.map(|r| r.identity);
+            if number == INIT || identity != Some(number) {
+                return Err(format!("{name}: {identity:?}, the API says {number}"));
+            }
+        }
+        Ok(Some(()))
+    })?;
+    Ok(start.elapsed())
 }
 
 fn delete(lab: &Lab, name: &str) -> Result<()> {
@@ -195,11 +232,12 @@ fn restored(scene: &Scene) -> Result<Held> {
             }
             lab.cluster.await_nodes_ready(PATIENCE)?;
             never_below(lab, rows)?;
-            let converged = converges(lab, "after-restore")?;
+            let converged = made(lab, "after-restore", known)?;
             let source = scene.demo_on("worker1")?;
             let pings = client::ping(&source.site, converged.pod.address.into(), 3)?;
             ensure!(pings.complete(), "{}", pings.text);
             delete(lab, "after-restore")?;
+            snapshot::await_agrees(lab, FORGOTTEN)?;
             for name in ["unknown1", "unknown2"] {
                 delete(lab, name)?;
             }

@@ -24,6 +24,8 @@ pub(crate) struct Fault {
     pub(crate) injected: String,
     /// What it needs of the cluster.
     pub(crate) needs: Needs,
+    /// Whether it is one of those that `make test` runs too.
+    pub(crate) in_short: bool,
     run: Run,
 }
 
@@ -58,7 +60,16 @@ impl Fault {
             name: name.into(),
             injected: injected.into(),
             needs: Needs::mode(mode),
+            in_short: false,
             run: Box::new(run),
+        }
+    }
+
+    /// The same as one of the short form's.
+    pub(crate) fn short(self) -> Self {
+        Self {
+            in_short: true,
+            ..self
         }
     }
 

@@ -38,7 +38,7 @@ pub(crate) fn faults() -> Vec<Fault> {
     };
     vec![
         fault("while_starting", "while an agent starts", starting),
-        fault("while_wiring_a_pod", "during ADD", wiring),
+        fault("while_wiring_a_pod", "during ADD", wiring).short(),
         fault("while_unwiring_a_pod", "during DEL", unwiring),
         fault(
             "while_the_mode_changes",

@@ -1,8 +1,9 @@
 //! Faults, one after another, on one cluster that carries load all the time;
 //! a table of what was done and what held.
 //!
-//! Environment: as for the e2e tests; `VEER_FAULTS_FULL=1` takes the long form of
-//! each fault (100 kills, every system call, whole minutes), and
+//! Environment: as for the e2e tests; `VEER_FAULTS=short` takes some of the faults
+//! only, those that `make test` runs, and `VEER_FAULTS=full` the long form of each
+//! (100 kills, every system call, whole minutes);
 //! `VEER_FAULTS_WRITE=1` writes the table to docs/faults.md and a picture to
 //! docs/switch.svg too. Faults whose name holds `router` want
 //! `VEER_E2E_UNDERLAY=router` and are left out without it.
@@ -23,6 +24,7 @@ use std::{env, process::ExitCode};
 
 use fault::Fault;
 use libtest_mimic::{Arguments, Trial};
+use survive::{Form, form};
 use veer_e2e_tests::scene;
 
 /// All faults, in the order in which they run.
@@ -39,6 +41,7 @@ fn faults() -> Vec<Fault> {
     all.extend(node::faults());
     let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");
     all.retain(|f| f.name.contains("router") == router);
+    all.retain(|f| f.in_short || form() != Form::Short);
     all
 }
 

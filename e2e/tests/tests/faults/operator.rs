@@ -34,7 +34,8 @@ pub(crate) fn faults() -> Vec<Fault> {
             "SIGKILL to the leading operator",
             Mode::Tunnel,
             killed,
-        ),
+        )
+        .short(),
         Fault::new(
             "operator::split_brain",
             "SIGSTOP to the leader until another leads, then SIGCONT; nodes and identities are \

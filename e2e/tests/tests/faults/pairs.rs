@@ -68,12 +68,14 @@ pub(crate) fn faults() -> Vec<Fault> {
             "after Prepare, the agents' pods removed after Switch",
         ),
     ] {
-        all.push(Fault::new(
+        let mut fault = Fault::new(
             format!("pairs::{scenario}"),
             format!("bare packets between two nodes dropped {injected}"),
             Mode::Tunnel,
             move |scene| falls_back(scene, agents),
-        ));
+        );
+        fault.in_short = agents == Agents::Removed;
+        all.push(fault);
     }
     all
 }
@@ -270,7 +272,7 @@ fn falls_back(scene: &Scene, agents: Agents) -> Result<Held> {
     named_after(lab, agents)?;
     broken.mend()?;
     await_mode(lab, Mode::Native)?;
-    let longest = dark.longest_gap().map_or(0.0, |(_, gap)| gap.as_secs_f64());
+    let longest = dark.longest_gap().map_or(0.0, |gap| gap.as_secs_f64());
     Ok(Held::new(
         "the pair back in the tunnel, on the wire; nothing lost from then on; mended, it followed",
         format!(

@@ -11,7 +11,7 @@ use veer_e2e_cluster::{Machine, await_condition};
 use veer_e2e_tests::{
     foreign::Program,
     lab::{Lab, Mode},
-    load::{self, Path},
+    load::{self, Path, Report},
     maps,
     scene::Scene,
     snapshot::{self, Snapshot},
@@ -32,12 +32,15 @@ const TOLD: Duration = Duration::from_secs(30);
 
 /// All faults of this kind.
 pub(crate) fn faults() -> Vec<Fault> {
-    vec![Fault::new(
-        "repair::of_all_kinds",
-        "things of veer changed or removed behind its back, one after another",
-        Mode::Tunnel,
-        all,
-    )]
+    vec![
+        Fault::new(
+            "repair::of_all_kinds",
+            "things of veer changed or removed behind its back, one after another",
+            Mode::Tunnel,
+            all,
+        )
+        .short(),
+    ]
 }
 
 /// One thing to break.
@@ -204,6 +207,12 @@ fn of_programs(scene: &Scene) -> Result<Vec<Kind>> {
             detach("eth0-ingress"),
             "programs",
             "eth0",
+        ),
+        kind(
+            "XDP program detached",
+            detach("eth0-xdp-generic"),
+            "programs",
+            "uplink_xdp on eth0",
         ),
         kind(
             "pin of a link removed",
@@ -403,6 +412,28 @@ const FOREIGN: [(&str, &str, &str); 4] = [
     ),
 ];
 
+/// How long each kind was broken, by its name.
+type Times = Vec<(&'static str, Duration)>;
+
+/// Breaks one thing after another. Pods of one node need nothing of them.
+fn all_broken(scene: &Scene) -> Result<(Times, Report)> {
+    let lab = &scene.lab;
+    await_condition("the uplink has XDP", SETTLED, || {
+        let seen = snapshot::node(lab, NODE).map_err(|e| format!("{e:#}"))?;
+        let xdp = |line: &String| line.starts_with("xdp eth0");
+        Ok(seen.iter().any(xdp).then_some(()))
+    })?;
+    load::under(lab, &[Path::SameNode], || {
+        kinds(scene)?
+            .iter()
+            .map(|kind| {
+                let took = broken(lab, kind).with_context(|| kind.name.to_owned());
+                took.map(|took| (kind.name, took))
+            })
+            .collect()
+    })
+}
+
 fn all(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
     load::limit(lab)?;
@@ -411,16 +442,10 @@ fn all(scene: &Scene) -> Result<Held> {
     for (_, make, _) in FOREIGN {
         node.exec(&["sh", "-ec", make])?;
     }
-    // Pods of one node need nothing of what is broken here.
-    let (times, report) = load::under(lab, &[Path::SameNode], || {
-        kinds(scene)?
-            .iter()
-            .map(|kind| {
-                let took = broken(lab, kind).with_context(|| kind.name.to_owned());
-                took.map(|took| (kind.name, took))
-            })
-            .collect::<Result<Vec<_>>>()
-    })?;
+    lab.patch_network(r#"{"spec": {"xdp": "Generic"}}"#)?;
+    let outcome = all_broken(scene);
+    lab.patch_network(r#"{"spec": {"xdp": "Auto"}}"#)?;
+    let (times, report) = outcome?;
     let lines: Vec<String> = times
         .iter()
         .map(|(name, took)| format!("{name} {}", seconds(*took)))

@@ -17,12 +17,31 @@ use crate::fault::Held;
 /// How long nodes may take to be as they were. Agents look every few seconds.
 pub(crate) const SETTLED: Duration = Duration::from_secs(20);
 
-/// A count or a time: the long form's when `VEER_FAULTS_FULL` says something.
+/// How much is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Some of the faults.
+    Short,
+    /// Each, a few times.
+    Quick,
+    /// Each, as often and as long as a promise wants it.
+    Full,
+}
+
+/// As `VEER_FAULTS` says.
+pub(crate) fn form() -> Form {
+    match env::var("VEER_FAULTS").as_deref() {
+        Ok("short") => Form::Short,
+        Ok("full") => Form::Full,
+        _ => Form::Quick,
+    }
+}
+
+/// A count or a time.
 pub(crate) fn quick_or_full<T>(quick: T, full: T) -> T {
-    if env::var_os("VEER_FAULTS_FULL").is_some_and(|v| !v.is_empty()) {
-        full
-    } else {
-        quick
+    match form() {
+        Form::Short | Form::Quick => quick,
+        Form::Full => full,
     }
 }
 

@@ -37,6 +37,15 @@ impl Disturbance {
         Self::Pause,
     ];
 
+    /// Whether `make test` tries it in this phase.
+    fn in_short(self, phase: Phase) -> bool {
+        match self {
+            Self::OneAgent => true,
+            Self::Leader | Self::TurnRound => phase == Phase::Switch,
+            Self::AllAgents | Self::Pause => false,
+        }
+    }
+
     /// Part of the scenario's name, and what the table says.
     fn words(self) -> (&'static str, &'static str) {
         match self {
@@ -63,7 +72,8 @@ pub(crate) fn faults() -> Vec<Fault> {
             "kubectl patch clusternetwork",
             Mode::Tunnel,
             drawn,
-        ),
+        )
+        .short(),
         Fault::new(
             "switch::canary_first_and_one_at_a_time",
             "spec.rollout: canary worker2, maxConcurrent 1",
@@ -83,9 +93,11 @@ pub(crate) fn faults() -> Vec<Fault> {
             let (scenario, injected) = disturbance.words();
             let name = format!("switch::{scenario}_in_{}", phase.name().to_lowercase());
             let to = other(from);
-            all.push(Fault::new(name, injected, from, move |scene| {
+            let mut fault = Fault::new(name, injected, from, move |scene| {
                 disturbed(scene, (from, to), phase, disturbance)
-            }));
+            });
+            fault.in_short = disturbance.in_short(phase);
+            all.push(fault);
             // So that most need no change before theirs.
             if disturbance != Disturbance::TurnRound {
                 from = to;

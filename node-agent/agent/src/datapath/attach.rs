@@ -156,6 +156,14 @@ impl Datapath {
         attach_xdp(program, device, mode, &path).map_err(|e| failure(name, device, e))
     }
 
+    /// Id of the XDP program; `None`: it is not loaded yet.
+    pub(crate) fn xdp_id(&self) -> Option<u32> {
+        let aya::programs::Program::Xdp(program) = self.object.program(program::UPLINK_XDP)? else {
+            return None;
+        };
+        program.info().ok().map(|info| info.id())
+    }
+
     /// Takes XDP of both modes but `keep` off a device.
     pub(crate) fn detach_xdp(&self, device: &str, keep: Option<XdpAttach>) -> io::Result<()> {
         for (how, suffix) in [

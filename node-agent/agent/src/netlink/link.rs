@@ -15,6 +15,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_PROG_ID: u16 = 4;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -53,6 +55,8 @@ pub(crate) struct Link {
     pub(crate) vxlan_port: u16,
     /// `external` of a VXLAN device.
     pub(crate) vxlan_external: bool,
+    /// Id of the XDP program that runs on it; 0: none, or more than one.
+    pub(crate) xdp: u32,
 }
 
 fn header(index: u32, flags: u32, change: u32) -> [u8; HEADER] {
@@ -79,6 +83,10 @@ fn parse(message: &Received) -> Option<Link> {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
+            IFLA_XDP => {
+                let id = Attrs(value).find(IFLA_XDP_PROG_ID);
+                link.xdp = id.and_then(|v| u32_at(v, 0)).unwrap_or_default();
+            }
             IFLA_LINKINFO => {
                 link.kind = Attrs(value)
                     .find(IFLA_INFO_KIND)

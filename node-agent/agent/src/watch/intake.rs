@@ -1,12 +1,10 @@
 //! From a watch's events to changes that can be believed.
 //!
-//! A list counts once it is complete: objects of a list under way are collected,
-//! and one that is cut off comes to nothing. A complete list is believed unless
-//! it lacks more than half of what is known, or is older than what was seen
-//! before and lacks anything at all: so does the list of an API server that
-//! starts empty or from a snapshot. Then what it has is taken in, and what it
-//! lacks is kept until a list five minutes later lacks it too, or until it is
-//! deleted by name. What is this node's own follows every list, for of that
+//! A list is believed unless it lacks more than half of what is known, or is
+//! older than what was seen before and lacks anything at all: so does the list of
+//! an API server that starts empty or from a snapshot. Then what it has is taken
+//! in, and what it lacks is kept until a list some minutes later lacks it too, or
+//! until it is deleted by name. What is this node's own follows every list, for of that
 //! this node knows better and writes it again.
 
 use std::{
@@ -14,20 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{Resource, runtime::watcher};
+use kube::Resource;
 
+use super::source::Seen;
 use crate::index::Change;
-
-/// How long what a doubtful list lacks is kept.
-const CONFIRM: Duration = Duration::from_mins(5);
 
 /// What an object is called in the index, and whether it is this node's own.
 pub(super) type Naming<K> = Box<dyn Fn(&K) -> (String, bool) + Send>;
 
 /// What is known of a set of objects.
 pub(super) struct Intake<K> {
-    /// The list under way.
-    listing: Vec<K>,
     /// `None`: every complete list is believed.
     naming: Option<Naming<K>>,
     /// Objects of other nodes by name.
@@ -42,6 +36,8 @@ pub(super) struct Intake<K> {
     since: Option<Instant>,
     /// When to list again.
     again: Option<Instant>,
+    /// How long what a doubtful list lacks is kept.
+    confirm: Duration,
 }
 
 /// The resourceVersion as a number: they are ordered that way.
@@ -54,7 +50,6 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
     /// One that believes every complete list.
     pub(super) fn trusting() -> Self {
         Self {
-            listing: Vec::new(),
             naming: None,
             others: HashSet::new(),
             own: HashMap::new(),
@@ -62,15 +57,18 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
             newest: 0,
             since: None,
             again: None,
+            confirm: Duration::ZERO,
         }
     }
 
     /// One that doubts, as the module says. `earlier`: how many objects of other
-    /// nodes there were before this agent.
-    pub(super) fn doubting(naming: Naming<K>, earlier: usize) -> Self {
+    /// nodes there were before this agent; `confirm`: how long what a doubtful list
+    /// lacks is kept.
+    pub(super) fn doubting(naming: Naming<K>, earlier: usize, confirm: Duration) -> Self {
         Self {
             naming: Some(naming),
             earlier,
+            confirm,
             ..Self::trusting()
         }
     }
@@ -89,34 +87,22 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         self.again
     }
 
-    /// Takes an event in; the second value says why a list is doubted.
-    pub(super) fn take(
-        &mut self,
-        event: watcher::Event<K>,
-        now: Instant,
-    ) -> (Option<Change<K, K>>, Option<String>) {
-        match event {
-            watcher::Event::Init => {
-                self.listing = Vec::new();
-                (None, None)
-            }
-            watcher::Event::InitApply(object) => {
-                self.listing.push(object);
-                (None, None)
-            }
-            watcher::Event::InitDone => self.listed(now),
-            watcher::Event::Apply(object) => {
+    /// Takes in what was seen; the second value says why a list is doubted.
+    pub(super) fn take(&mut self, seen: Seen<K>, now: Instant) -> (Change<K, K>, Option<String>) {
+        match seen {
+            Seen::List(all) => self.listed(all, now),
+            Seen::Apply(object) => {
                 self.know(&object);
-                (Some(Change::Apply(object)), None)
+                (Change::Apply(object), None)
             }
-            watcher::Event::Delete(object) => {
+            Seen::Delete(object) => {
                 if let Some(naming) = &self.naming {
                     let (name, _) = naming(&object);
                     self.others.remove(&name);
                     self.own.remove(&name);
                 }
                 self.newest = self.newest.max(version(&object));
-                (Some(Change::Delete(object)), None)
+                (Change::Delete(object), None)
             }
         }
     }
@@ -137,10 +123,9 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         }
     }
 
-    fn listed(&mut self, now: Instant) -> (Option<Change<K, K>>, Option<String>) {
-        let all = std::mem::take(&mut self.listing);
+    fn listed(&mut self, all: Vec<K>, now: Instant) -> (Change<K, K>, Option<String>) {
         let Some(naming) = &self.naming else {
-            return (Some(Change::Snapshot(all)), None);
+            return (Change::Snapshot(all), None);
         };
         let mut names = HashSet::new();
         let mut own = HashSet::new();
@@ -161,17 +146,18 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         let doubtful = lost * 2 > known || (lost > 0 && newest < self.newest);
         let confirmed = self
             .since
-            .is_some_and(|since| now.duration_since(since) >= CONFIRM);
+            .is_some_and(|since| now.duration_since(since) >= self.confirm);
         if !doubtful || confirmed {
             *self = Self {
                 naming: self.naming.take(),
+                confirm: self.confirm,
                 ..Self::trusting()
             };
             self.know_all(&all);
-            return (Some(Change::Snapshot(all)), None);
+            return (Change::Snapshot(all), None);
         }
         let since = *self.since.get_or_insert(now);
-        self.again = Some(since + CONFIRM);
+        self.again = Some(since + self.confirm);
         let gone = self
             .own
             .extract_if(|name, _| !own.contains(name))
@@ -183,9 +169,9 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
              nodes: keeping those until they are still missing in {} minutes",
             all.len(),
             K::kind(&()),
-            CONFIRM.as_secs() / 60
+            self.confirm.as_secs() / 60
         );
-        (Some(Change::Doubted(all, gone)), Some(why))
+        (Change::Doubted(all, gone), Some(why))
     }
 }
 
@@ -194,7 +180,8 @@ mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt;
-    use watcher::Event;
+
+    const CONFIRM: Duration = Duration::from_mins(5);
 
     fn object(name: &str, version: u64) -> ConfigMap {
         let mut object = ConfigMap::default();
@@ -208,6 +195,7 @@ mod tests {
         Intake::doubting(
             Box::new(|o: &ConfigMap| (o.name_any(), o.name_any() == "own")),
             earlier,
+            CONFIRM,
         )
     }
 
@@ -216,12 +204,9 @@ mod tests {
         objects: &[(&str, u64)],
         now: Instant,
     ) -> Change<String, String> {
-        intake.take(Event::Init, now);
-        for (name, version) in objects {
-            intake.take(Event::InitApply(object(name, *version)), now);
-        }
+        let all = objects.iter().map(|(name, version)| object(name, *version));
         let names = |v: Vec<ConfigMap>| v.iter().map(ResourceExt::name_any).collect();
-        match intake.take(Event::InitDone, now).0.unwrap() {
+        match intake.take(Seen::List(all.collect()), now).0 {
             Change::Snapshot(all) => Change::Snapshot(names(all)),
             Change::Doubted(all, gone) => Change::Doubted(names(all), names(gone)),
             Change::Apply(o) => Change::Apply(o.name_any()),
@@ -239,16 +224,6 @@ mod tests {
     }
 
     const FOUR: [(&str, u64); 5] = [("own", 5), ("a", 1), ("b", 2), ("c", 3), ("d", 4)];
-
-    #[test]
-    fn a_list_cut_off_and_begun_anew_is_only_the_new_one() {
-        let now = Instant::now();
-        let mut intake = doubting(0);
-        assert_eq!(intake.take(Event::Init, now).0, None);
-        assert_eq!(intake.take(Event::InitApply(object("a", 1)), now).0, None);
-        // The watcher reports an error and lists again.
-        assert_eq!(list(&mut intake, &[("b", 2)], now), believed(&["b"]));
-    }
 
     #[test]
     fn an_empty_list_removes_nobody_until_it_is_confirmed() {
@@ -295,7 +270,7 @@ mod tests {
         let now = Instant::now();
         let mut intake = doubting(0);
         list(&mut intake, &FOUR, now);
-        intake.take(Event::Apply(object("e", 9)), now);
+        intake.take(Seen::Apply(object("e", 9)), now);
         let restored = [("own", 5), ("a", 1), ("b", 2), ("c", 3), ("d", 4)];
         let names = ["own", "a", "b", "c", "d"];
         assert_eq!(list(&mut intake, &restored, now), doubted(&names, &[]));
@@ -307,7 +282,7 @@ mod tests {
         let mut intake = doubting(0);
         list(&mut intake, &FOUR, now);
         for name in ["a", "b", "c"] {
-            intake.take(Event::Delete(object(name, 8)), now);
+            intake.take(Seen::Delete(object(name, 8)), now);
         }
         let rest = [("own", 5), ("d", 9)];
         assert_eq!(list(&mut intake, &rest, now), believed(&["own", "d"]));

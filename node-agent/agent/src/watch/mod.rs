@@ -5,17 +5,20 @@
 
 mod intake;
 pub(crate) mod slim;
+mod source;
 
-use std::{collections::BTreeMap, fmt::Debug, sync::mpsc::Sender, time::Instant};
-
-use futures::{StreamExt, pin_mut};
-use intake::Intake;
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    runtime::{WatchStreamExt, watcher},
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    sync::mpsc::Sender,
+    time::{Duration, Instant},
 };
+
+use intake::Intake;
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
+use source::Source;
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
 };
@@ -28,6 +31,13 @@ use crate::{
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// How long a node that a doubtful list lacks is kept: without its entry nothing
+/// reaches it.
+const CONFIRM_NODES: Duration = Duration::from_mins(5);
+/// How long a pod that a doubtful list lacks is kept. Its own agent writes it
+/// again within seconds if it is there; without its row it is `init`.
+const CONFIRM_PODS: Duration = Duration::from_mins(1);
 
 /// How much an earlier agent knew, by what it left in the maps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,19 +56,15 @@ pub(crate) fn start(
     events: &Events,
     earlier: Earlier,
 ) {
-    let all = watcher::Config::default();
-    let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let own_pods = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-
     let own = node.to_owned();
     let name = node.to_owned();
     spawn(
-        Api::<NodeNetwork>::all(client.clone()),
-        all.clone(),
+        Source::new(Api::<NodeNetwork>::all(client.clone()), None),
         (to.clone(), events.clone()),
         Intake::doubting(
             Box::new(move |n| (named_key(n), named_key(n) == name)),
             earlier.nodes,
+            CONFIRM_NODES,
         ),
         move |change| {
             vec![Event::Node(map(
@@ -70,12 +76,12 @@ pub(crate) fn start(
     );
     let name = node.to_owned();
     spawn(
-        Api::<PodEndpoint>::all(client.clone()),
-        all.clone(),
+        Source::new(Api::<PodEndpoint>::all(client.clone()), None),
         (to.clone(), events.clone()),
         Intake::doubting(
             Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
             earlier.pods,
+            CONFIRM_PODS,
         ),
         |change| {
             let record = |e| Some(endpoint_row(e));
@@ -83,15 +89,13 @@ pub(crate) fn start(
         },
     );
     spawn(
-        Api::<SecurityIdentity>::all(client.clone()),
-        all.clone(),
+        Source::new(Api::<SecurityIdentity>::all(client.clone()), None),
         (to.clone(), events.clone()),
         Intake::trusting(),
         identity_events,
     );
     spawn(
-        Api::<SlimNamespace>::all(client.clone()),
-        all,
+        Source::new(Api::<SlimNamespace>::all(client.clone()), None),
         (to.clone(), events.clone()),
         Intake::trusting(),
         |change| {
@@ -103,8 +107,10 @@ pub(crate) fn start(
         },
     );
     spawn(
-        Api::<SlimPod>::all(client.clone()),
-        own_pods,
+        Source::new(
+            Api::<SlimPod>::all(client.clone()),
+            Some(format!("spec.nodeName={node}")),
+        ),
         (to.clone(), events.clone()),
         Intake::trusting(),
         |change| {
@@ -114,8 +120,10 @@ pub(crate) fn start(
         },
     );
     spawn(
-        Api::<ClusterNetwork>::all(client.clone()),
-        named(CLUSTER_NETWORK),
+        Source::new(
+            Api::<ClusterNetwork>::all(client.clone()),
+            Some(format!("metadata.name={CLUSTER_NETWORK}")),
+        ),
         (to.clone(), events.clone()),
         Intake::trusting(),
         |change| match change {
@@ -128,8 +136,7 @@ pub(crate) fn start(
 }
 
 fn spawn<K>(
-    api: Api<K>,
-    config: watcher::Config,
+    mut source: Source<K>,
     (to, doubts): (Sender<Input>, Events),
     mut intake: Intake<K>,
     events: impl Fn(Change<K, K>) -> Vec<Event> + Send + 'static,
@@ -138,39 +145,34 @@ fn spawn<K>(
 {
     tokio::spawn(async move {
         loop {
-            let stream = watcher(api.clone(), config.clone()).default_backoff();
-            pin_mut!(stream);
-            loop {
-                let next = match intake.again() {
-                    Some(at) => tokio::time::timeout_at(at.into(), stream.next()).await,
-                    None => Ok(stream.next().await),
-                };
-                let Ok(next) = next else {
-                    if intake.take_again(Instant::now()) {
-                        break;
-                    }
-                    continue;
-                };
-                let Some(item) = next else { return };
-                let (change, doubt) = match item {
-                    Ok(event) => intake.take(event, Instant::now()),
-                    Err(error) => {
-                        tracing::warn!(
-                            kind = %K::kind(&()),
-                            error = %crate::chain(&error),
-                            "watch failed; keeping what is known and trying again"
-                        );
-                        continue;
-                    }
-                };
-                if let Some(why) = doubt {
-                    tracing::error!("{why}");
-                    doubts.warn("ListDoubted", why);
+            let next = match intake.again() {
+                Some(at) => tokio::time::timeout_at(at.into(), source.next()).await,
+                None => Ok(source.next().await),
+            };
+            let Ok(next) = next else {
+                if intake.take_again(Instant::now()) {
+                    source.list_again();
                 }
-                for event in change.map(&events).unwrap_or_default() {
-                    if to.send(Input::Api(event)).is_err() {
-                        return;
-                    }
+                continue;
+            };
+            let (change, doubt) = match next {
+                Ok(seen) => intake.take(seen, Instant::now()),
+                Err(error) => {
+                    tracing::warn!(
+                        kind = %K::kind(&()),
+                        error = %crate::chain(&error),
+                        "watch failed; keeping what is known and trying again"
+                    );
+                    continue;
+                }
+            };
+            if let Some(why) = doubt {
+                tracing::error!("{why}");
+                doubts.warn("ListDoubted", why);
+            }
+            for event in events(change) {
+                if to.send(Input::Api(event)).is_err() {
+                    return;
                 }
             }
         }

@@ -8,13 +8,18 @@ mod flood;
 
 use std::{collections::BTreeMap, time::Instant};
 
-use veer_bpf_common::outcome::{DropReason, Program};
+use veer_bpf_common::{
+    outcome::{DropReason, Program},
+    program,
+};
 use veer_crds::v1alpha1::XdpMode;
 
 use crate::{
     datapath::{self, Datapath, XdpAttach},
     desired::Uplink,
     engine::{Error, netlink},
+    netlink::link::Link,
+    repair::Kind,
     shared::Shared,
 };
 use flood::{Change, Flood};
@@ -42,8 +47,9 @@ pub(crate) struct Xdp {
 }
 
 impl Xdp {
-    /// Attaches and takes off what is to be.
-    pub(crate) fn converge(&mut self, shared: &Shared, uplinks: &[Uplink]) {
+    /// Attaches and takes off what is to be; `links` are all of the node's, as they
+    /// are now.
+    pub(crate) fn converge(&mut self, shared: &Shared, links: &[Link], uplinks: &[Uplink]) {
         let wanted = {
             let index = shared.index();
             index.cluster.as_ref().map_or(XdpMode::Off, |(_, c)| c.xdp)
@@ -63,19 +69,26 @@ impl Xdp {
                     (mode, reason) = (XdpMode::Generic, UNDER_FLOOD.into());
                 }
             }
-            if let Some((now, _)) = self.uplinks.get(&uplink.name)
-                && *now == mode
-            {
-                continue;
-            }
-            let mut datapath = shared.datapath();
             let how = match mode {
                 XdpMode::Driver => Some(XdpAttach::Driver),
                 XdpMode::Generic => Some(XdpAttach::Generic),
                 XdpMode::Auto | XdpMode::Off => None,
             };
+            let known = self.uplinks.get(&uplink.name);
+            let known = known.is_some_and(|(now, _)| *now == mode);
+            let mut datapath = shared.datapath();
+            if known && (how.is_none() || runs(&datapath, links, uplink)) {
+                continue;
+            }
             let entry = match attach(&mut datapath, uplink, how) {
-                Ok(()) => (mode, reason),
+                Ok(()) => {
+                    if known {
+                        let name = program::UPLINK_XDP;
+                        let what = format!("program {name} on {} was detached", uplink.name);
+                        shared.repaired(Kind::Program, what);
+                    }
+                    (mode, reason)
+                }
                 Err(error) => {
                     let text = crate::chain(&error);
                     tracing::error!(uplink = uplink.name, error = %text, "no XDP on the uplink");
@@ -148,6 +161,12 @@ fn tell(shared: &Shared, change: Change, uplinks: &str) {
             shared.events.normal("FloodOver", note);
         }
     }
+}
+
+/// Whether veer's XDP program runs on the uplink.
+fn runs(datapath: &Datapath, links: &[Link], uplink: &Uplink) -> bool {
+    let found = links.iter().find(|l| l.index == uplink.index);
+    found.is_some_and(|l| l.xdp != 0 && Some(l.xdp) == datapath.xdp_id())
 }
 
 fn attach(datapath: &mut Datapath, uplink: &Uplink, how: Option<XdpAttach>) -> Result<(), Error> {
