@@ -87,6 +87,7 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     measure::network(lab, cli.rounds, cli.seconds, &progress, &mut figures)?;
     wiring::memory(lab, &mut figures)?;
     progress.done("resident memory");
+    wiring::attach(lab, &mut figures)?;
     wiring::restart(lab, &mut figures)?;
     progress.done("time from a killed agent to ready");
     wiring::add(lab, cli.pods, &progress, &mut figures)?;

@@ -18,7 +18,7 @@ use veer_e2e_tests::{
 
 use crate::{
     figures::Figures,
-    places::{BarePair, Bridged},
+    places::{BarePair, Bridged, PlainVxlan},
 };
 
 /// Median round trip in microseconds.
@@ -34,6 +34,8 @@ pub(crate) mod subject {
     pub(crate) const VETH: &str = "bare veth pair";
     /// The limit of a path over the wire.
     pub(crate) const NODE: &str = "node to node";
+    /// What the kernel's own tunnel leaves of it.
+    pub(crate) const VXLAN: &str = "node to node, the kernel's VXLAN";
     /// The bridge plugin on one node.
     pub(crate) const BRIDGE_SAME: &str = "bridge plugin, same node";
     /// The bridge plugin and routes.
@@ -113,6 +115,7 @@ pub(crate) fn network(
     let (own, peer) = (lab.node_site("worker1")?, lab.node_site("worker2")?);
     let bare = BarePair::new()?;
     let bridged = Bridged::new(lab, "worker1", "worker2")?;
+    let plain = PlainVxlan::new(lab, "worker1", "worker2")?;
     let servers = Servers::start(&[
         &near.site,
         &far.site,
@@ -128,6 +131,7 @@ pub(crate) fn network(
         let paths = [
             (subject::VETH, &bare.near.site, BarePair::FAR, None),
             (subject::NODE, &own, peer_ip.as_str(), None),
+            (subject::VXLAN, plain.near(), PlainVxlan::FAR, None),
             (
                 subject::BRIDGE_SAME,
                 &bridged.client.site,

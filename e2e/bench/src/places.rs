@@ -147,6 +147,68 @@ impl Drop for Bridged {
     }
 }
 
+/// The kernel's own VXLAN between two nodes, without a program and without pods:
+/// what a tunnel costs on this machine.
+#[derive(Debug)]
+pub(crate) struct PlainVxlan {
+    nodes: [Site; 2],
+}
+
+impl PlainVxlan {
+    /// Address of the far end.
+    pub(crate) const FAR: &str = "10.99.1.2";
+    const DEVICE: &str = "benchvx";
+
+    /// Makes it on two nodes, on another port than veer's.
+    pub(crate) fn new(lab: &Lab, near: &str, far: &str) -> Result<Self> {
+        let plain = Self {
+            nodes: [lab.node_site(near)?, lab.node_site(far)?],
+        };
+        let at = |name| Ok::<_, anyhow::Error>(lab.cluster.address(name)?.to_string());
+        let (near, far) = (at(near)?, at(far)?);
+        for (site, own, other, address) in [
+            (&plain.nodes[0], &near, &far, "10.99.1.1/24"),
+            (&plain.nodes[1], &far, &near, "10.99.1.2/24"),
+        ] {
+            site.exec(&[
+                "ip",
+                "link",
+                "add",
+                Self::DEVICE,
+                "type",
+                "vxlan",
+                "id",
+                "77",
+                "local",
+                own,
+                "remote",
+                other,
+                "dev",
+                "eth0",
+                "dstport",
+                "8473",
+                "noudpcsum",
+            ])?;
+            site.exec(&["ip", "address", "add", address, "dev", Self::DEVICE])?;
+            site.exec(&["ip", "link", "set", Self::DEVICE, "up"])?;
+        }
+        Ok(plain)
+    }
+
+    /// The near end.
+    pub(crate) fn near(&self) -> &Site {
+        &self.nodes[0]
+    }
+}
+
+impl Drop for PlainVxlan {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            let _gone = node.exec_any(&["ip", "link", "del", Self::DEVICE]);
+        }
+    }
+}
+
 /// ADD of the bridge plugin.
 fn add(node: &Site, empty: &Empty, address: &str, gateway: &str) -> Result<()> {
     let configuration = format!(

@@ -72,6 +72,7 @@ fn network(figures: &Figures) -> String {
         (subject::BRIDGE_SAME, subject::VETH),
         (subject::SAME, subject::VETH),
         (subject::NODE, subject::NODE),
+        (subject::VXLAN, subject::NODE),
         (subject::BRIDGE_OTHER, subject::NODE),
         (subject::TUNNEL, subject::NODE),
         (subject::NATIVE, subject::NODE),
@@ -153,6 +154,7 @@ fn rest(figures: &Figures) -> String {
     for (name, quantity) in [
         (fact::ADD_ALONE, fact::ADD),
         (fact::ADD_AT_ONCE, fact::ADD),
+        (fact::ATTACH, fact::TWO),
         (fact::RESTART, fact::STARTED),
         (fact::RESTART, fact::READY),
     ] {

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::{Machine, Progress, await_condition};
 use veer_e2e_tests::{
+    foreign::Program,
     lab::{AGENT, Lab, NAMESPACE},
     workloads,
 };
@@ -21,6 +22,10 @@ pub(crate) mod fact {
     pub(crate) const ADD_ALONE: &str = "ADD alone";
     /// Subject of the series of ADDs at once.
     pub(crate) const ADD_AT_ONCE: &str = "ADD, many at once";
+    /// Subject of the series of bare attachments.
+    pub(crate) const ATTACH: &str = "empty programs attached to a new veth, nothing else";
+    /// Its quantity.
+    pub(crate) const TWO: &str = "two of them, ms";
     /// Quantity of both.
     pub(crate) const ADD: &str = "plugin and agent, ms";
     /// From the call for many pods until all were Ready.
@@ -54,6 +59,31 @@ pub(crate) fn memory(lab: &Lab, figures: &mut Figures) -> Result<()> {
                     .with_context(|| format!("no VmRSS of {program}"))?;
                 figures.add(program, "resident, MiB", kilobytes / 1024.0);
             }
+        }
+    }
+    Ok(())
+}
+
+/// What an ADD cannot be faster than: two programs attached to a device by the
+/// kernel, which waits for an RCU grace period each time (`tcx_entry_sync`).
+pub(crate) fn attach(lab: &Lab, figures: &mut Figures) -> Result<()> {
+    const DEVICE: &str = "benchtcx";
+    let site = lab.node_site("worker1")?;
+    for _ in 0..ALONE {
+        site.exec(&["ip", "link", "add", DEVICE, "type", "veth"])?;
+        let start = Instant::now();
+        let programs = [
+            Program::attach(&site, DEVICE),
+            Program::attach(&site, DEVICE),
+        ];
+        figures.add(
+            fact::ATTACH,
+            fact::TWO,
+            start.elapsed().as_secs_f64() * 1000.0,
+        );
+        site.exec(&["ip", "link", "del", DEVICE])?;
+        for program in programs {
+            program?;
         }
     }
     Ok(())

@@ -37,8 +37,8 @@ pub(crate) fn faults() -> Vec<Fault> {
         Fault::new(format!("injector::{name}"), injected, Mode::Tunnel, run)
     };
     vec![
-        fault("while_starting", "while an agent starts", starting),
-        fault("while_wiring_a_pod", "during ADD", wiring).short(),
+        fault("while_starting", "while an agent starts", starting).short(),
+        fault("while_wiring_a_pod", "during ADD", wiring),
         fault("while_unwiring_a_pod", "during DEL", unwiring),
         fault(
             "while_the_mode_changes",
