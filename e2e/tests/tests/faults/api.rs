@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use veer_e2e_cluster::{COMPONENTS, await_condition};
 use veer_e2e_tests::{
-    client,
+    agents, client,
     lab::{AGENT, Lab, Mode, NAMESPACE, OPERATOR},
     maps,
     pods::{self, Pod},
@@ -48,6 +49,12 @@ pub(crate) fn faults() -> Vec<Fault> {
             format!("etcd killed, started again after {time} s"),
             Mode::Tunnel,
             move |scene| stopped(scene, "etcd", Duration::from_secs(time)),
+        ),
+        Fault::new(
+            "api::agents_forbidden",
+            format!("the agents' ClusterRoleBinding deleted for {time} s, all agents killed"),
+            Mode::Tunnel,
+            move |scene| forbidden(scene, Duration::from_secs(time)),
         ),
         Fault::new(
             "api::etcd_restored",
@@ -155,6 +162,55 @@ fn stopped(scene: &Scene, component: &str, time: Duration) -> Result<Held> {
             Ok(converged)
         },
         Converged::figure,
+    )
+}
+
+/// Agents that start and may list nothing keep what the ones before them knew.
+fn forbidden(scene: &Scene, time: Duration) -> Result<Held> {
+    const BINDING: [&str; 2] = ["clusterrolebinding", "veer-agent"];
+    let lab = &scene.lab;
+    unchanged(
+        scene,
+        "all traffic; no entry given up; nodes as before",
+        || {
+            let binding = lab.kubectl().json(&[&["get"], &BINDING[..]].concat())?;
+            let binding = json!({
+                "apiVersion": binding["apiVersion"], "kind": binding["kind"],
+                "metadata": {"name": BINDING[1], "labels": binding["metadata"]["labels"],
+                    "annotations": binding["metadata"]["annotations"]},
+                "roleRef": binding["roleRef"], "subjects": binding["subjects"],
+            });
+            let before = rows(lab)?;
+            lab.kubectl().run(&[&["delete"], &BINDING[..]].concat())?;
+            let start = Instant::now();
+            let mut fewest = before;
+            let outcome = (|| {
+                for node in lab.cluster.node_names() {
+                    agents::signal(lab, &node, "KILL")?;
+                }
+                await_condition("the time of the fault is over", time * 2, || {
+                    fewest = fewest.min(rows(lab).map_err(|e| format!("{e:#}"))?);
+                    Ok((start.elapsed() >= time).then_some(()))
+                })?;
+                Ok(())
+            })();
+            lab.kubectl().apply(&binding.to_string())?;
+            let back = Instant::now();
+            let outcome: Result<()> = outcome;
+            outcome?;
+            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
+            ensure!(
+                fewest == before,
+                "the ipcache shrank from {before} rows to {fewest}"
+            );
+            Ok(back.elapsed())
+        },
+        |time| {
+            format!(
+                "agents ready {} after they might list again",
+                seconds(*time)
+            )
+        },
     )
 }
 

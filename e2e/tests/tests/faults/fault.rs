@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    process::Command,
     sync::{Mutex, PoisonError},
 };
 
@@ -123,6 +124,23 @@ fn rows_of(text: &str) -> Vec<[String; 4]> {
         .collect()
 }
 
+/// When and on what the last of the rows were made.
+fn conditions() -> Result<String> {
+    let said = |program: &str, words: &[&str]| -> Result<String> {
+        let out = Command::new(program).args(words).output();
+        let out = out.with_context(|| format!("start {program}"))?.stdout;
+        Ok(String::from_utf8_lossy(&out).trim().to_owned())
+    };
+    let kernel = said("uname", &["-r"])?;
+    let kernel: Vec<&str> = kernel.split('.').take(2).collect();
+    Ok(format!(
+        "Last written on {}, on {} virtual CPUs with kernel {}",
+        said("date", &["+%F"])?,
+        std::thread::available_parallelism()?,
+        kernel.join(".")
+    ))
+}
+
 /// Whether the documents are to be written.
 pub(crate) fn writes() -> bool {
     env::var_os("VEER_FAULTS_WRITE").is_some_and(|v| !v.is_empty())
@@ -147,8 +165,10 @@ pub(crate) fn report() -> Result<()> {
     let text = format!(
         "# Faults, and what held\n\nWritten by `make test-faults`: each fault is injected into the \
          three-node cluster while the load of `e2e/load` runs between pods, nodes, services and \
-         the world. Lost, doubled or altered data, a reset and a gap longer than allowed make a \
-         fault fail.\n\n{}\n",
+         the world. Lost, doubled or altered data, a reset, and a gap longer than 50 ms (or three \
+         times the generator's own on the undisturbed cluster) more than the sender itself was \
+         late make a fault fail. {}.\n\n{}\n",
+        conditions()?,
         table(&all)
     );
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))

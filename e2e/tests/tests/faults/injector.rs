@@ -14,7 +14,8 @@ use veer_e2e_tests::{
     load::{self, Path},
     pods,
     scene::{DEMO, Scene},
-    snapshot, workloads,
+    snapshot::{self, Snapshot},
+    workloads,
 };
 
 use crate::{
@@ -195,48 +196,46 @@ fn delete(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn wiring(scene: &Scene) -> Result<Held> {
+/// Steps through one undertaking with a pod. `attempt` carries it out, with a death
+/// or without, and leaves all nodes as in the snapshot.
+fn with_a_pod(
+    scene: &Scene,
+    attempt: impl Fn(&Lab, &Snapshot, Option<&Step>) -> Result<(bool, String)>,
+) -> Result<Held> {
     let lab = &scene.lab;
     load::limit(lab)?;
     snapshot::await_agrees(lab, SETTLED)?;
     let before = snapshot::cluster(lab)?;
-    let attempt = |step: Option<&Step>| -> Result<(bool, String)> {
-        let seen = watched(lab, step, || make(lab))?;
-        snapshot::await_agrees(lab, SETTLED)?;
-        delete(lab)?;
-        snapshot::await_same(lab, &before, SETTLED)?;
-        Ok(seen)
-    };
     // The identity exists from here on.
-    let (_, trace) = attempt(None)?;
+    let (_, trace) = attempt(lab, &before, None)?;
     let held = stepped(scene, &deaths::steps(&trace), |step| {
-        Ok(attempt(Some(step))?.0)
+        Ok(attempt(lab, &before, Some(step))?.0)
     });
     delete(lab)?;
     held
 }
 
+fn wiring(scene: &Scene) -> Result<Held> {
+    with_a_pod(scene, |lab, before, step| {
+        let seen = watched(lab, step, || make(lab))?;
+        snapshot::await_agrees(lab, SETTLED)?;
+        delete(lab)?;
+        snapshot::await_same(lab, before, SETTLED)?;
+        Ok(seen)
+    })
+}
+
 fn unwiring(scene: &Scene) -> Result<Held> {
-    let lab = &scene.lab;
-    load::limit(lab)?;
-    snapshot::await_agrees(lab, SETTLED)?;
-    let before = snapshot::cluster(lab)?;
-    let attempt = |step: Option<&Step>| -> Result<(bool, String)> {
+    with_a_pod(scene, |lab, before, step| {
         make(lab)?;
         let seen = watched(lab, step, || {
             delete(lab)?;
             // The API forgets a pod before it is unwired.
             snapshot::await_agrees(lab, DONE).map(|_| ())
         })?;
-        snapshot::await_same(lab, &before, SETTLED)?;
+        snapshot::await_same(lab, before, SETTLED)?;
         Ok(seen)
-    };
-    let (_, trace) = attempt(None)?;
-    let held = stepped(scene, &deaths::steps(&trace), |step| {
-        Ok(attempt(Some(step))?.0)
-    });
-    delete(lab)?;
-    held
+    })
 }
 
 fn switching(scene: &Scene) -> Result<Held> {

@@ -11,7 +11,9 @@
 mod agent;
 mod api;
 mod fault;
+mod flood;
 mod injector;
+mod members;
 mod node;
 mod operator;
 mod pairs;
@@ -37,8 +39,10 @@ fn faults() -> Vec<Fault> {
     all.extend(operator::faults());
     all.extend(api::faults());
     all.extend(repair::faults());
+    all.extend(flood::faults());
     all.extend(injector::faults());
     all.extend(node::faults());
+    all.extend(members::faults());
     let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");
     all.retain(|f| f.name.contains("router") == router);
     all.retain(|f| f.in_short || form() != Form::Short);

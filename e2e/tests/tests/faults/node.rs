@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// The victim.
-const VICTIM: &str = "victim";
+pub(crate) const VICTIM: &str = "victim";
 /// Its pod.
 const POD: &str = "on-victim";
 /// How long Kubernetes may take to see a node as it is.
-const PATIENCE: Duration = Duration::from_mins(3);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// All faults of nodes.
 pub(crate) fn faults() -> Vec<Fault> {
@@ -74,7 +74,7 @@ pub(crate) fn faults() -> Vec<Fault> {
 }
 
 /// Adds the victim with a pod on it, runs the fault, and removes it.
-fn with_victim(
+pub(crate) fn with_victim(
     scene: &Scene,
     fault: impl FnOnce(&Scene, &mut Lab) -> Result<Held>,
 ) -> Result<Held> {
@@ -87,7 +87,7 @@ fn with_victim(
     Ok(held)
 }
 
-fn join(lab: &mut Lab) -> Result<()> {
+pub(crate) fn join(lab: &mut Lab) -> Result<()> {
     if lab.cluster.node_names().iter().any(|n| n == VICTIM) {
         lab.cluster.remove_node(VICTIM)?;
     }
@@ -96,7 +96,7 @@ fn join(lab: &mut Lab) -> Result<()> {
     settle(lab)
 }
 
-fn leave(lab: &mut Lab) -> Result<()> {
+pub(crate) fn leave(lab: &mut Lab) -> Result<()> {
     let delete = [
         "-n",
         DEMO,
@@ -135,7 +135,7 @@ fn load_images(lab: &Lab) -> Result<()> {
 
 /// Waits until the victim is Ready, its agent too, the `DaemonSet`'s pod on it
 /// runs, and all know its pods. What takes long of it is Kubernetes' part.
-fn settle(lab: &Lab) -> Result<()> {
+pub(crate) fn settle(lab: &Lab) -> Result<()> {
     lab.cluster.await_nodes_ready(PATIENCE)?;
     lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
     lab.cluster
@@ -144,20 +144,20 @@ fn settle(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn start_pod(lab: &Lab) -> Result<Pod> {
+pub(crate) fn start_pod(lab: &Lab) -> Result<Pod> {
     let labels = format!("{{app: {POD}}}");
     lab.kubectl()
         .apply(&workloads::single(DEMO, POD, VICTIM, &labels))?;
     await_pod(lab)
 }
 
-fn await_pod(lab: &Lab) -> Result<Pod> {
+pub(crate) fn await_pod(lab: &Lab) -> Result<Pod> {
     let ready = pods::await_ready(lab, DEMO, &format!("app={POD}"), 1, PATIENCE)?;
     ready.into_iter().next().context("no pod")
 }
 
 /// Both ways between the victim's pod and one of each other node.
-fn connected(scene: &Scene, pod: &Pod) -> Result<()> {
+pub(crate) fn connected(scene: &Scene, pod: &Pod) -> Result<()> {
     for other in &scene.demo {
         for (from, to) in [(&pod.site, other.address), (&other.site, pod.address)] {
             let pings = client::ping(from, to.into(), 3)?;
