@@ -100,7 +100,7 @@ fn stranger(scene: &Scene) -> Result<Held> {
                         .json(&["get", "events", "-A", "--field-selector", &field])?;
                 let told = events["items"].as_array().is_some_and(|e| !e.is_empty());
                 let met = met?;
-                ensure!(told, "no event tells of it: {}", events);
+                ensure!(told, "no event tells of it: {events}");
                 Ok((met, sent))
             })
         },
