@@ -23,6 +23,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     bytes::Bytes,
+    ethernet::{self, Ethernet},
     flow::{self, Flow, Fragments},
     ipv4::Ipv4,
     note,
@@ -34,6 +35,22 @@ use crate::{
     maps::{FLOW_SLOTS, FLOWS, FRAGMENTS},
     skb::Skb,
 };
+
+/// The IPv4 header of a packet that came down from the stack; `None`: the programs
+/// sent it themselves, or it is something else. What has no such header the
+/// stack made as it liked, and it is nobody's translated flow.
+#[inline(always)]
+pub(crate) fn from_stack(skb: &Skb) -> Option<Ipv4> {
+    if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
+        return None;
+    }
+    skb.pull_head();
+    let frame = Ethernet::parse(skb).ok()?;
+    if frame.ether_type != ethernet::IPV4 {
+        return None;
+    }
+    Ipv4::parse(skb, ethernet::HEADER_LENGTH).ok()
+}
 
 /// The map of fragments.
 struct Seen;

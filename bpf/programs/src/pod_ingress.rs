@@ -1,14 +1,7 @@
 //! What the host's stack delivers to a pod.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use veer_bpf_common::{
-    mark,
-    outcome::{Program, Verdict},
-};
-use veer_bpf_net::{
-    ethernet::{self, Ethernet},
-    ipv4::Ipv4,
-};
+use veer_bpf_common::outcome::{Program, Verdict};
 
 use crate::{
     exit::Outcome,
@@ -27,18 +20,7 @@ fn pod_ingress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
-        return Ok(Verdict::Pass);
-    }
-    skb.pull_head();
-    let Ok(Ethernet {
-        ether_type: ethernet::IPV4,
-        ..
-    }) = Ethernet::parse(skb)
-    else {
-        return Ok(Verdict::Pass);
-    };
-    let Ok(ip) = Ipv4::parse(skb, ethernet::HEADER_LENGTH) else {
+    let Some(ip) = flows::from_stack(skb) else {
         return Ok(Verdict::Pass);
     };
     let source = lookup::who(ip.source);
