@@ -25,7 +25,8 @@ const ROLLOUT: Duration = Duration::from_mins(2);
 
 /// All faults of agents.
 pub(crate) fn faults() -> Vec<Fault> {
-    let kills = quick_or_full(5, 100);
+    // A hundred of both modes.
+    let kills = quick_or_full(5, 50);
     let upgrades = quick_or_full(2, 50);
     vec![
         Fault::new(
