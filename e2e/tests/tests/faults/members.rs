@@ -161,8 +161,10 @@ fn joins(scene: &Scene) -> Result<Held> {
         },
         |time| format!("all there {} after it went on", seconds(*time)),
     );
-    leave(&mut lab)?;
-    held
+    let gone = leave(&mut lab);
+    let held = held?;
+    gone?;
+    Ok(held)
 }
 
 fn loses_power(scene: &Scene, lab: &mut Lab) -> Result<Held> {
