@@ -155,8 +155,9 @@ fn stopped(scene: &Scene, component: &str, time: Duration) -> Result<Held> {
             lab.cluster.start_process("control", component)?;
             over?;
             answers(lab)?;
-            let converged = converges(lab, "after-api")?;
+            let converged = converges(lab, "after-api");
             delete(lab, "after-api")?;
+            let converged = converged?;
             lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
             lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
             Ok(converged)

@@ -38,12 +38,12 @@ pub(crate) fn faults() -> Vec<Fault> {
         Fault::new(format!("injector::{name}"), injected, Mode::Tunnel, run)
     };
     vec![
-        fault("while_starting", "while an agent starts", starting).short(),
+        fault("while_starting", "while agents start", starting).short(),
         fault("while_wiring_a_pod", "during ADD", wiring),
         fault("while_unwiring_a_pod", "during DEL", unwiring),
         fault(
             "while_the_mode_changes",
-            "during a change of mode",
+            "during a change of mode, three agents at once, each at another call",
             switching,
         ),
     ]
@@ -64,13 +64,14 @@ struct Stepped {
     deaths: usize,
 }
 
-/// Kills at each chosen step of `reference` by `attempt`, under load; after each
-/// all nodes must be as `attempt` says, which returns whether the step was
-/// reached.
+/// Kills at each chosen step of `reference` by `attempt`, under load, `at_once` steps
+/// in one undertaking; after each all nodes must be as `attempt` says, which
+/// returns how many of its steps were reached.
 fn stepped(
     scene: &Scene,
     reference: &[Step],
-    mut attempt: impl FnMut(&Step) -> Result<bool>,
+    at_once: usize,
+    mut attempt: impl FnMut(&[Step]) -> Result<usize>,
 ) -> Result<Held> {
     ensure!(
         !reference.is_empty(),
@@ -79,10 +80,13 @@ fn stepped(
     let steps = chosen(reference);
     let (stepped, report) = load::under(&scene.lab, &Path::ALL, || {
         let mut deaths = 0;
-        for step in &steps {
-            let died = attempt(step)
-                .with_context(|| format!("killed at {} number {}", step.call, step.number))?;
-            deaths += usize::from(died);
+        for some in steps.chunks(at_once) {
+            let names = || {
+                let name = |step: &Step| format!("{} number {}", step.call, step.number);
+                let names: Vec<String> = some.iter().map(name).collect();
+                format!("killed at {}", names.join(", "))
+            };
+            deaths += attempt(some).with_context(names)?;
         }
         Ok(Stepped {
             steps: steps.len(),
@@ -112,30 +116,23 @@ fn starting(scene: &Scene) -> Result<Held> {
     load::limit(lab)?;
     snapshot::await_agrees(lab, SETTLED)?;
     let before = snapshot::cluster(lab)?;
+    let nodes = lab.cluster.node_names();
     let outcome = deaths::wrap(lab).and_then(|()| {
-        let restart = |step: Option<&Step>| -> Result<bool> {
-            let old = agents::pid(lab, NODE)?;
-            deaths::arm(lab, NODE, step)?;
-            agents::signal(lab, NODE, "KILL")?;
-            let ended = Instant::now();
-            await_condition("the traced agent has begun", DONE, || {
-                let begun = deaths::has_begun(lab, NODE).map_err(|e| format!("{e:#}"))?;
-                Ok(begun.then_some(()))
-            })?;
-            agents::await_back(lab, NODE, old, ended)?;
-            let survived = deaths::is_traced(lab, NODE)?;
-            Ok(!survived)
-        };
-        restart(None)?;
+        restart(lab, NODE, None)?;
         let trace = deaths::take_trace(&lab.node(NODE)?)?;
-        end_traced(lab)?;
-        stepped(scene, &deaths::steps(&trace), |step| {
-            let died = restart(Some(step))?;
-            if !died {
-                end_traced(lab)?;
+        end_traced(lab, NODE)?;
+        stepped(scene, &deaths::steps(&trace), nodes.len(), |steps| {
+            let mut deaths = 0;
+            for (node, step) in nodes.iter().zip(steps) {
+                restart(lab, node, Some(step))?;
+                if deaths::is_traced(lab, node)? {
+                    end_traced(lab, node)?;
+                } else {
+                    deaths += 1;
+                }
             }
             snapshot::await_same(lab, &before, SETTLED)?;
-            Ok(died)
+            Ok(deaths)
         })
     });
     deaths::unwrap(lab)?;
@@ -144,31 +141,66 @@ fn starting(scene: &Scene) -> Result<Held> {
     Ok(held)
 }
 
-/// Ends an agent that runs under strace: the next one does not.
-fn end_traced(lab: &Lab) -> Result<()> {
-    let old = agents::pid(lab, NODE)?;
-    agents::signal(lab, NODE, "KILL")?;
-    agents::await_back(lab, NODE, old, Instant::now())?;
+/// Has the agent of a node start under strace, and die at a step, or be noted;
+/// returns when the one after it, or it, is ready.
+fn restart(lab: &Lab, node: &str, step: Option<&Step>) -> Result<()> {
+    let old = agents::pid(lab, node)?;
+    deaths::arm(lab, node, step)?;
+    agents::signal(lab, node, "KILL")?;
+    let ended = Instant::now();
+    await_condition("the traced agent has begun", DONE, || {
+        let begun = deaths::has_begun(lab, node).map_err(|e| format!("{e:#}"))?;
+        Ok(begun.then_some(()))
+    })?;
+    agents::await_back(lab, node, old, ended)?;
     Ok(())
 }
 
-/// Runs `act` while the agent is watched; with a step it dies there. Returns
+/// Ends an agent that runs under strace: the next one does not.
+fn end_traced(lab: &Lab, node: &str) -> Result<()> {
+    let old = agents::pid(lab, node)?;
+    agents::signal(lab, node, "KILL")?;
+    agents::await_back(lab, node, old, Instant::now())?;
+    Ok(())
+}
+
+/// Runs `act` while agents are watched; one with a step dies there. Returns of each
 /// whether it died, and else its calls.
 fn watched(
+    lab: &Lab,
+    agents: &[(&str, Option<&Step>)],
+    act: impl FnOnce() -> Result<()>,
+) -> Result<Vec<(bool, String)>> {
+    let mut watches = Vec::new();
+    for (node, step) in agents {
+        let old = agents::pid(lab, node)?;
+        watches.push((*node, old, Watch::attach(lab, node, *step)?));
+    }
+    let acted = act();
+    let mut seen = Vec::new();
+    let mut dead = Vec::new();
+    for (node, old, mut watch) in watches {
+        let died = watch.has_killed()?;
+        seen.push((died, watch.end(&lab.node(node)?)?));
+        if died {
+            dead.push((node, old));
+        }
+    }
+    acted?;
+    for (node, old) in dead {
+        agents::await_back(lab, node, old, Instant::now())?;
+    }
+    Ok(seen)
+}
+
+/// [`watched`] of the one agent on [`NODE`].
+fn one_watched(
     lab: &Lab,
     step: Option<&Step>,
     act: impl FnOnce() -> Result<()>,
 ) -> Result<(bool, String)> {
-    let old = agents::pid(lab, NODE)?;
-    let mut watch = Watch::attach(lab, NODE, step)?;
-    let acted = act();
-    let died = watch.has_killed()?;
-    let trace = watch.end(&lab.node(NODE)?)?;
-    acted?;
-    if died {
-        agents::await_back(lab, NODE, old, Instant::now())?;
-    }
-    Ok((died, trace))
+    let seen = watched(lab, &[(NODE, step)], act)?;
+    seen.into_iter().next().context("nothing was watched")
 }
 
 /// A pod that is made and deleted.
@@ -208,8 +240,8 @@ fn with_a_pod(
     let before = snapshot::cluster(lab)?;
     // The identity exists from here on.
     let (_, trace) = attempt(lab, &before, None)?;
-    let held = stepped(scene, &deaths::steps(&trace), |step| {
-        Ok(attempt(lab, &before, Some(step))?.0)
+    let held = stepped(scene, &deaths::steps(&trace), 1, |steps| {
+        Ok(usize::from(attempt(lab, &before, steps.first())?.0))
     });
     delete(lab)?;
     held
@@ -217,7 +249,7 @@ fn with_a_pod(
 
 fn wiring(scene: &Scene) -> Result<Held> {
     with_a_pod(scene, |lab, before, step| {
-        let seen = watched(lab, step, || make(lab))?;
+        let seen = one_watched(lab, step, || make(lab))?;
         snapshot::await_agrees(lab, SETTLED)?;
         delete(lab)?;
         snapshot::await_same(lab, before, SETTLED)?;
@@ -228,7 +260,7 @@ fn wiring(scene: &Scene) -> Result<Held> {
 fn unwiring(scene: &Scene) -> Result<Held> {
     with_a_pod(scene, |lab, before, step| {
         make(lab)?;
-        let seen = watched(lab, step, || {
+        let seen = one_watched(lab, step, || {
             delete(lab)?;
             // The API forgets a pod before it is unwired.
             snapshot::await_agrees(lab, DONE).map(|_| ())
@@ -246,18 +278,21 @@ fn switching(scene: &Scene) -> Result<Held> {
     let mut reference = Vec::new();
     let mut steps = Vec::new();
     for mode in [Mode::Native, Mode::Tunnel] {
-        let (_, trace) = watched(lab, None, || lab.set_mode(mode))?;
+        let (_, trace) = one_watched(lab, None, || lab.set_mode(mode))?;
         steps.extend(deaths::steps(&trace));
         reference.push((mode, snapshot::cluster(lab)?));
     }
     steps.sort();
     steps.dedup();
     let mut turns = reference.iter().cycle();
-    let held = stepped(scene, &steps, |step| {
+    let nodes = lab.cluster.node_names();
+    let held = stepped(scene, &steps, nodes.len(), |steps| {
         let (mode, wanted) = turns.next().context("two modes")?;
-        let (died, _) = watched(lab, Some(step), || lab.set_mode(*mode))?;
+        let agents = nodes.iter().zip(steps);
+        let agents: Vec<_> = agents.map(|(n, s)| (n.as_str(), Some(s))).collect();
+        let seen = watched(lab, &agents, || lab.set_mode(*mode))?;
         snapshot::await_same(lab, wanted, SETTLED)?;
-        Ok(died)
+        Ok(seen.iter().filter(|(died, _)| *died).count())
     });
     lab.set_mode(Mode::Tunnel)?;
     held

@@ -83,7 +83,9 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Writes the table if it should differ from what was written, or does.
+    /// Writes the table if it should differ from what was written, or does. While
+    /// lists of nodes are not complete, the table of an earlier agent stays: it
+    /// knew more.
     pub(crate) fn converge(
         &mut self,
         shared: &Shared,
@@ -91,8 +93,15 @@ impl Table {
         step: &Step,
     ) -> io::Result<()> {
         let block = shared.store().block();
-        let wanted = ruleset::ruleset(&shared.index(), facts, step, block);
+        let (wanted, complete) = {
+            let index = shared.index();
+            let wanted = ruleset::ruleset(&index, facts, step, block);
+            (wanted, index.complete.nodes)
+        };
         let mut socket = Socket::netfilter()?;
+        if self.written.is_none() && !complete && exists(&mut socket)? {
+            return Ok(());
+        }
         let mut changed = None;
         if let Some((ruleset, print)) = &self.written
             && *ruleset == wanted
@@ -129,6 +138,11 @@ impl Table {
             ],
         )
     }
+}
+
+fn exists(socket: &mut Socket) -> io::Result<bool> {
+    let found = socket.dump(&table(GET_TABLE, 0))?;
+    Ok(found.iter().any(of_table))
 }
 
 /// What of the table is looked at.

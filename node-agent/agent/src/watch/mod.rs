@@ -18,7 +18,7 @@ use intake::Intake;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
-use source::Source;
+use source::{Reached, Source};
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
 };
@@ -56,10 +56,11 @@ pub(crate) fn start(
     events: &Events,
     earlier: Earlier,
 ) {
+    let reached = Reached::new();
     let own = node.to_owned();
     let name = node.to_owned();
     spawn(
-        Source::new(Api::<NodeNetwork>::all(client.clone()), None),
+        Source::new(Api::<NodeNetwork>::all(client.clone()), None, &reached),
         (to.clone(), events.clone()),
         Intake::doubting(
             Box::new(move |n| (named_key(n), named_key(n) == name)),
@@ -76,7 +77,7 @@ pub(crate) fn start(
     );
     let name = node.to_owned();
     spawn(
-        Source::new(Api::<PodEndpoint>::all(client.clone()), None),
+        Source::new(Api::<PodEndpoint>::all(client.clone()), None, &reached),
         (to.clone(), events.clone()),
         Intake::doubting(
             Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
@@ -89,13 +90,13 @@ pub(crate) fn start(
         },
     );
     spawn(
-        Source::new(Api::<SecurityIdentity>::all(client.clone()), None),
+        Source::new(Api::<SecurityIdentity>::all(client.clone()), None, &reached),
         (to.clone(), events.clone()),
         Intake::trusting(),
         identity_events,
     );
     spawn(
-        Source::new(Api::<SlimNamespace>::all(client.clone()), None),
+        Source::new(Api::<SlimNamespace>::all(client.clone()), None, &reached),
         (to.clone(), events.clone()),
         Intake::trusting(),
         |change| {
@@ -110,6 +111,7 @@ pub(crate) fn start(
         Source::new(
             Api::<SlimPod>::all(client.clone()),
             Some(format!("spec.nodeName={node}")),
+            &reached,
         ),
         (to.clone(), events.clone()),
         Intake::trusting(),
@@ -123,6 +125,7 @@ pub(crate) fn start(
         Source::new(
             Api::<ClusterNetwork>::all(client.clone()),
             Some(format!("metadata.name={CLUSTER_NETWORK}")),
+            &reached,
         ),
         (to.clone(), events.clone()),
         Intake::trusting(),

@@ -7,19 +7,28 @@
 //! asked for its version whenever a connection was lost, for no etcd is restored
 //! under a running API server, and one that is behind is listed anew.
 
-use std::{fmt::Debug, time::Duration};
+use std::{
+    fmt::Debug,
+    hash::{BuildHasher, RandomState},
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Resource, ResourceExt,
     api::{ListParams, WatchEvent, WatchParams},
     core::Status,
-    runtime::watcher::DefaultBackoff,
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 /// Objects per page of a list.
 const PAGE: u32 = 500;
+/// The pause after a first failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(800);
+/// The longest pause: so long may a cluster take to be told that its API server is
+/// back, if no other watch finds that out sooner.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// `Gone`: the version is too old, or was never there.
 const GONE: u16 = 410;
 
@@ -48,16 +57,30 @@ pub(super) enum Error {
     NoVersion,
 }
 
+/// Has all watches of an agent try again as soon as one of them gets through.
+#[derive(Clone, Debug)]
+pub(super) struct Reached(watch::Sender<()>);
+
+impl Reached {
+    /// One for all.
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(()))
+    }
+}
+
 /// See the module.
 pub(super) struct Source<K> {
     api: Api<K>,
+    reached: Reached,
+    others: watch::Receiver<()>,
     fields: Option<String>,
     /// Where the watch goes on; `None`: a list comes first.
     version: Option<String>,
     watch: Option<BoxStream<'static, kube::Result<WatchEvent<K>>>>,
     /// A connection was lost: the store may have been set back since.
     lost: bool,
-    backoff: DefaultBackoff,
+    /// How often in a row it failed.
+    failures: u32,
     /// How long to wait before the next try.
     pause: Option<Duration>,
 }
@@ -67,14 +90,16 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     /// Of all objects, or of those that a field selector names.
-    pub(super) fn new(api: Api<K>, fields: Option<String>) -> Self {
+    pub(super) fn new(api: Api<K>, fields: Option<String>, reached: &Reached) -> Self {
         Self {
             api,
+            reached: reached.clone(),
+            others: reached.0.subscribe(),
             fields,
             version: None,
             watch: None,
             lost: false,
-            backoff: DefaultBackoff::default(),
+            failures: 0,
             pause: None,
         }
     }
@@ -93,16 +118,29 @@ where
     /// A request failed or a watch ended badly; the next call tries again.
     pub(super) async fn next(&mut self) -> Result<Seen<K>, Error> {
         if let Some(pause) = self.pause {
-            tokio::time::sleep(pause).await;
+            // Nobody else getting through is no reason to stop trying.
+            let _sooner = tokio::time::timeout(pause, self.others.changed()).await;
             self.pause = None;
         }
         let result = self.step().await;
         if result.is_err() {
             self.watch = None;
             self.lost = true;
-            self.pause = self.backoff.next();
+            self.pause = Some(pause(self.failures));
+            self.failures = self.failures.saturating_add(1);
+            // What others found out until now did not help.
+            self.others.mark_unchanged();
         }
         result
+    }
+
+    /// The server answered.
+    fn got_through(&mut self) {
+        self.failures = 0;
+        if self.lost {
+            self.lost = false;
+            self.reached.0.send_replace(());
+        }
     }
 
     async fn step(&mut self) -> Result<Seen<K>, Error> {
@@ -112,7 +150,7 @@ where
             };
             if self.lost {
                 self.compare(&version).await?;
-                self.lost = false;
+                self.got_through();
                 continue;
             }
             let Some(watch) = &mut self.watch else {
@@ -189,7 +227,7 @@ where
             }
             let version = page.metadata.resource_version.filter(|v| !v.is_empty());
             self.version = Some(version.ok_or(Error::NoVersion)?);
-            self.lost = false;
+            self.got_through();
             return Ok(all);
         }
     }
@@ -201,6 +239,17 @@ where
             None => params,
         }
     }
+}
+
+/// How long to wait after that many failures before: somewhere between the half
+/// and the whole, so that not all agents come back at once.
+fn pause(failures: u32) -> Duration {
+    let whole = FIRST_PAUSE
+        .saturating_mul(1 << failures.min(8))
+        .min(LONGEST_PAUSE);
+    let random = RandomState::new().hash_one(Instant::now());
+    let share = 128 + u32::from(random.to_ne_bytes()[0] >> 1);
+    whole * share / 256
 }
 
 /// Whether a resourceVersion is older than another. Kubernetes orders them as
@@ -215,6 +264,18 @@ fn is_before(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound_and_differ() {
+        for (failures, whole) in [(0, FIRST_PAUSE), (2, FIRST_PAUSE * 4), (99, LONGEST_PAUSE)] {
+            let some: Vec<Duration> = (0..50).map(|_| pause(failures)).collect();
+            assert!(
+                some.iter().all(|p| (whole / 2..=whole).contains(p)),
+                "{some:?}"
+            );
+            assert!(some.iter().any(|p| *p != some[0]), "{some:?}");
+        }
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {
