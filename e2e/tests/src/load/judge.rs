@@ -379,9 +379,9 @@ mod tests {
             (|w| w.corrupted = 2, &[], "not what was sent"),
             (|w| w.sent = 0, &[], "nothing was sent"),
             (
-                |w| w.longest_gap = Duration::from_millis(61),
+                |w| w.longest_gap = Duration::from_millis(62),
                 &[],
-                "a gap of 61.0 ms",
+                "a gap of 62.0 ms",
             ),
             (none, &["connection reset"], "connection reset"),
         ];
@@ -393,6 +393,20 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn what_the_sender_was_late_is_not_the_networks_gap() {
+        let late = report(
+            |w| {
+                w.longest_gap = Duration::from_millis(100);
+                w.sender_late = Duration::from_millis(41);
+            },
+            &[],
+        );
+        assert!(late.unharmed().is_ok());
+        let figure = late.figure();
+        assert!(figure.contains("with a sender 41.0 ms late"), "{figure}");
     }
 
     #[test]
