@@ -120,10 +120,8 @@ spec:
 
 /// A bare pod on one node, with labels (YAML flow) of the caller's.
 pub fn single(namespace: &str, name: &str, node: &str, labels: &str) -> String {
-    let spec = netexec(
-        &format!("nodeSelector: {{kubernetes.io/hostname: {node}}},"),
-        "",
-    );
+    // Past the scheduler, which may take minutes to come back after the API server.
+    let spec = netexec(&format!("nodeName: {node},"), "");
     format!(
         "apiVersion: v1\nkind: Pod\n\
          metadata: {{name: {name}, namespace: {namespace}, labels: {labels}}}\nspec: {spec}\n"

@@ -166,10 +166,10 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         self.know_all(&all);
         let why = format!(
             "the API server lists {} objects of {} and lacks {lost} of {known} known ones of other \
-             nodes: keeping those until they are still missing in {} minutes",
+             nodes: keeping those until they are still missing in {} s",
             all.len(),
             K::kind(&()),
-            self.confirm.as_secs() / 60
+            self.confirm.as_secs()
         );
         (Change::Doubted(all, gone), Some(why))
     }
