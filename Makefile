@@ -6,7 +6,8 @@ CACHE := $(or $(VEER_CACHE),$(HOME)/.cache/veer)
 export VEER_CACHE := $(CACHE)
 # Dependencies are compiled once for every checkout of this user.
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CACHE)/target)
-# Tools that setup installed, where the machine had none.
+# Tools that setup installed, where the machine had none. Variables of a command go
+# behind it: before it they are those of `source` alone.
 ENV   := source $(CACHE)/env
 CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
@@ -44,21 +45,21 @@ test-e2e: image ## the real cluster
 	@$(CARGO) test -p veer-e2e-tests --lib --test e2e
 
 test-faults-short: image-next ## some of the faults, under load
-	@VEER_FAULTS=short $(CARGO) test -p veer-e2e-tests --test faults
+	@$(ENV) && VEER_FAULTS=short cargo test -p veer-e2e-tests --test faults
 
 # One after the other: each wants the machine's processors for itself.
 test-faults: image-next ## one fault after another under load; the table goes to docs/faults.md
-	@VEER_FAULTS=full VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults
-	@VEER_FAULTS_WRITE=1 VEER_E2E_UNDERLAY=router $(CARGO) test -p veer-e2e-tests --test faults -- router
+	@$(ENV) && VEER_FAULTS=full VEER_FAULTS_WRITE=1 cargo test -p veer-e2e-tests --test faults
+	@$(ENV) && VEER_FAULTS_WRITE=1 VEER_E2E_UNDERLAY=router cargo test -p veer-e2e-tests --test faults -- router
 
 test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu
 	@$(ENV) && e2e/kernels/run
 
 switch-picture: image ## docs/switch.svg from one change of mode under load
-	@VEER_FAULTS_WRITE=1 $(CARGO) test -p veer-e2e-tests --test faults -- one_change_drawn
+	@$(ENV) && VEER_FAULTS_WRITE=1 cargo test -p veer-e2e-tests --test faults -- one_change_drawn
 
 test-iptables: image ## the services' tests with kube-proxy in iptables mode
-	@VEER_E2E_PROXY=iptables $(CARGO) test -p veer-e2e-tests -- services
+	@$(ENV) && VEER_E2E_PROXY=iptables cargo test -p veer-e2e-tests -- services
 
 test-conformance: image ## Kubernetes' own network suite, in both modes
 	@$(E2E) veer-e2e-tests --bin veer-conformance
