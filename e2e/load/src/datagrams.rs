@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -114,9 +113,11 @@ impl Client {
             for _ in 0..PER_PORT {
                 // Refused until somebody listens there.
                 let _refused = socket.send(&hello);
-                thread::sleep(AGAIN);
-                if welcomed(&mut socket, spec.flow) {
-                    return Ok(Self { socket, ends });
+                let next = Instant::now() + AGAIN;
+                while socket.readable_before(next)? {
+                    if welcomed(&mut socket, spec.flow) {
+                        return Ok(Self { socket, ends });
+                    }
                 }
             }
         }

@@ -4,14 +4,15 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    os::fd::AsRawFd,
-    time::{SystemTime, UNIX_EPOCH},
+    os::fd::{AsFd, AsRawFd},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
     cmsg_space,
     errno::Errno,
     libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
             ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg,
@@ -55,6 +56,19 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
+    /// Waits until something may be received, a refusal included, or until the
+    /// deadline; returns which.
+    pub(crate) fn readable_before(&self, deadline: Instant) -> Result<bool> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, left) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(error) => Err(io::Error::from(error)).what(|| "wait for a datagram".to_owned()),
+        }
+    }
+
     /// Bound to a port on all addresses; 0: any.
     pub(crate) fn bind(port: u16) -> Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
