@@ -85,9 +85,7 @@ impl Ends {
             reordered: self.seen.reordered,
             corrupted: 0,
             resets: Vec::new(),
-            longest_gap_us: self.tally.longest_gap / 1000,
-            longest_gap_at: self.tally.longest_gap_at,
-            longest_delay_us: self.pace.longest_delay / 1000,
+            gaps: std::mem::take(&mut self.tally.gaps),
             timeline: std::mem::take(&mut self.tally.timeline),
         }
     }

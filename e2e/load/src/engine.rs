@@ -14,6 +14,7 @@ use crate::{
     pipe::{Pipe, Stranger},
     report::PlaceReport,
     socket::now,
+    tally::Pauses,
     wire::{BULK, DATAGRAMS, ECHO},
 };
 
@@ -36,6 +37,7 @@ pub struct Engine {
     begin: Option<u64>,
     end: Option<u64>,
     closed: bool,
+    pauses: Pauses,
 }
 
 impl Engine {
@@ -54,6 +56,7 @@ impl Engine {
             begin: None,
             end: None,
             closed: false,
+            pauses: Pauses::default(),
         })
     }
 
@@ -75,6 +78,7 @@ impl Engine {
 
     fn tick(&mut self) {
         let time = now();
+        self.pauses.tick(time, self.begin);
         let sending = self.begin.is_some_and(|b| time >= b) && self.end.is_none_or(|e| time < e);
         self.server.tick(time, sending);
         for client in &mut self.clients {
@@ -169,7 +173,11 @@ impl Engine {
         self.clients.clear();
         ends.extend(self.pipes.drain(..).map(Pipe::report));
         (self.begin, self.end, self.closed) = (None, None, false);
-        PlaceReport { overflown, ends }
+        PlaceReport {
+            overflown,
+            pauses: self.pauses.take(),
+            ends,
+        }
     }
 }
 

@@ -7,10 +7,10 @@
 //! namespace like the traffic itself but touches no device.
 //!
 //! Invariants: one thread, which wakes up every millisecond and does all there
-//! is to do, so that with real-time priority nothing of a busy machine shows
-//! in the figures; arrivals of datagrams are timed by the kernel; a datagram
-//! has a number, so that each lost, doubled or late one is known, in each
-//! direction by itself.
+//! is to do, so that with real-time priority little of a busy machine shows in
+//! the figures; when it did not wake up all the same is told; arrivals of
+//! datagrams are timed by the kernel; a datagram has a number, so that each
+//! lost, doubled or late one is known, in each direction by itself.
 
 mod control;
 mod datagrams;

@@ -263,9 +263,7 @@ impl Pipe {
             reordered: 0,
             corrupted: self.corrupted,
             resets: self.resets,
-            longest_gap_us: self.tally.longest_gap / 1000,
-            longest_gap_at: self.tally.longest_gap_at,
-            longest_delay_us: self.pace.longest_delay / 1000,
+            gaps: self.tally.gaps,
             timeline: self.tally.timeline,
         }
     }

@@ -4,6 +4,11 @@ use serde::{Deserialize, Serialize};
 
 /// Length of a [`Moment`] in milliseconds.
 pub const MOMENT_MS: u64 = 100;
+/// A process that does not run for longer than this, in milliseconds, has
+/// paused.
+pub const PAUSE_MS: u64 = 5;
+/// So many gaps of an end of a flow are told, the longest.
+pub const GAPS: usize = 64;
 
 /// Which end of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,8 +25,28 @@ pub struct PlaceReport {
     /// Datagrams that arrived and found a socket's buffer full: lost by this
     /// process, not by the network.
     pub overflown: u64,
+    /// When it did not run for longer than [`PAUSE_MS`]: what is missing in
+    /// one of them is this process's, or the machine's under it, and not the
+    /// network's. In order, none touches another.
+    pub pauses: Vec<Span>,
     /// Its ends of flows.
     pub ends: Vec<End>,
+}
+
+/// A stretch of time, nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// When it began.
+    pub from: u64,
+    /// When it ended.
+    pub to: u64,
+}
+
+impl Span {
+    /// Nanoseconds.
+    pub fn length(self) -> u64 {
+        self.to.saturating_sub(self.from)
+    }
 }
 
 /// What one end of a flow saw.
@@ -44,13 +69,9 @@ pub struct End {
     pub corrupted: u64,
     /// Errors that ended the connection.
     pub resets: Vec<String>,
-    /// Longest time between two arrivals, microseconds.
-    pub longest_gap_us: u64,
-    /// When that ended, nanoseconds since 1970.
-    pub longest_gap_at: u64,
-    /// The furthest that sending was behind its own clock, microseconds: the
-    /// share of this process, and of the machine under it, in a gap.
-    pub longest_delay_us: u64,
+    /// The longest times between two arrivals, longest first, [`GAPS`] at
+    /// most.
+    pub gaps: Vec<Span>,
     /// Arrivals over time, from the start of the run.
     pub timeline: Vec<Moment>,
 }

@@ -1,6 +1,6 @@
 //! Counting arrivals: numbers, gaps, and both over time.
 
-use crate::report::{MOMENT_MS, Moment};
+use crate::report::{GAPS, MOMENT_MS, Moment, PAUSE_MS, Span};
 
 /// A time line ends here; a run is never that long.
 const LONGEST: usize = 36_000;
@@ -12,8 +12,8 @@ pub(crate) struct Tally {
     begin: u64,
     /// The last arrival, or the beginning.
     last: u64,
-    pub(crate) longest_gap: u64,
-    pub(crate) longest_gap_at: u64,
+    /// The longest gaps, longest first.
+    pub(crate) gaps: Vec<Span>,
     pub(crate) timeline: Vec<Moment>,
 }
 
@@ -28,11 +28,13 @@ impl Tally {
         if self.begin == 0 {
             return;
         }
-        let gap = at.saturating_sub(self.last);
+        let span = Span {
+            from: self.last,
+            to: at,
+        };
+        let gap = span.length();
         self.last = self.last.max(at);
-        if gap > self.longest_gap {
-            (self.longest_gap, self.longest_gap_at) = (gap, at);
-        }
+        self.keep(span);
         let index = at.saturating_sub(self.begin) / (MOMENT_MS * 1_000_000);
         let index = usize::try_from(index).unwrap_or(LONGEST).min(LONGEST);
         if self.timeline.len() <= index {
@@ -43,6 +45,19 @@ impl Tally {
         moment.octets = moment.octets.saturating_add(octets);
         let gap_us = u32::try_from(gap / 1000).unwrap_or(u32::MAX);
         moment.gap_us = moment.gap_us.max(gap_us);
+    }
+
+    /// Keeps a gap that is one of the longest.
+    fn keep(&mut self, gap: Span) {
+        let length = gap.length();
+        if self.gaps.len() == GAPS {
+            if self.gaps.last().is_some_and(|g| g.length() >= length) {
+                return;
+            }
+            self.gaps.pop();
+        }
+        let place = self.gaps.partition_point(|g| g.length() >= length);
+        self.gaps.insert(place, gap);
     }
 
     /// Sending ended at `at`: what did not come until then is a gap too.
@@ -85,6 +100,33 @@ impl Seen {
     }
 }
 
+/// When the process did not run.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses {
+    /// When the last tick began.
+    last: u64,
+    spans: Vec<Span>,
+}
+
+impl Pauses {
+    /// A tick begins, of a run that began at `begin`.
+    pub(crate) fn tick(&mut self, now: u64, begin: Option<u64>) {
+        let since = Span {
+            from: self.last,
+            to: now,
+        };
+        self.last = now;
+        if begin.is_some_and(|b| now > b) && since.length() > PAUSE_MS * 1_000_000 {
+            self.spans.push(since);
+        }
+    }
+
+    /// All of the run; they are forgotten.
+    pub(crate) fn take(&mut self) -> Vec<Span> {
+        std::mem::take(&mut self.spans)
+    }
+}
+
 /// When to send the next of a steady stream.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -92,8 +134,6 @@ pub(crate) struct Pace {
     interval: u64,
     begin: u64,
     pub(crate) sent: u64,
-    /// The furthest that sending was behind, nanoseconds.
-    pub(crate) longest_delay: u64,
 }
 
 impl Pace {
@@ -102,7 +142,6 @@ impl Pace {
             interval: 1_000_000_000 / u64::from(rate.max(1)),
             begin: 0,
             sent: 0,
-            longest_delay: 0,
         }
     }
 
@@ -116,16 +155,11 @@ impl Pace {
     }
 
     /// How many are due at `now` that have not been sent.
-    pub(crate) fn due(&mut self, now: u64) -> u64 {
+    pub(crate) fn due(&self, now: u64) -> u64 {
         if self.begin == 0 || now < self.begin {
             return 0;
         }
-        let due = ((now - self.begin) / self.interval + 1).saturating_sub(self.sent);
-        if due > 0 {
-            let late = now.saturating_sub(self.begin + self.sent * self.interval);
-            self.longest_delay = self.longest_delay.max(late);
-        }
-        due
+        ((now - self.begin) / self.interval + 1).saturating_sub(self.sent)
     }
 }
 
@@ -145,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_gap_is_found_where_it_ended() {
+    fn the_longest_gaps_are_told_with_their_times() {
         let mut tally = Tally::default();
         tally.note(5 * MS, 10);
         tally.begin(1000 * MS);
@@ -153,12 +187,21 @@ mod tests {
             tally.note(at * MS, 10);
         }
         assert_eq!(
-            (tally.longest_gap, tally.longest_gap_at),
-            (146 * MS, 1150 * MS)
+            tally.gaps[0],
+            Span {
+                from: 1004 * MS,
+                to: 1150 * MS
+            }
         );
         let octets: Vec<u32> = tally.timeline.iter().map(|m| m.octets).collect();
         assert_eq!(octets, [20, 20]);
         assert_eq!(tally.timeline[1].gap_us, 146_000);
+        for at in 1153..1300 {
+            tally.note(at * MS, 10);
+        }
+        let lengths: Vec<u64> = tally.gaps.iter().map(|g| g.length() / MS).collect();
+        assert_eq!(lengths[..5], [146, 2, 2, 2, 1]);
+        assert_eq!(lengths.len(), GAPS);
     }
 
     #[test]
@@ -167,11 +210,32 @@ mod tests {
         tally.begin(1000 * MS);
         tally.note(1001 * MS, 1);
         tally.close(2001 * MS);
-        assert_eq!(tally.longest_gap, 1000 * MS);
+        assert_eq!(tally.gaps[0].length(), 1000 * MS);
         let mut silent = Tally::default();
         silent.begin(1000 * MS);
         silent.close(1500 * MS);
-        assert_eq!(silent.longest_gap, 500 * MS);
+        assert_eq!(silent.gaps[0].length(), 500 * MS);
+    }
+
+    #[test]
+    fn ticks_too_far_apart_in_a_run_make_a_pause() {
+        let mut pauses = Pauses::default();
+        for (now, begin) in [
+            (100, None),
+            (200, Some(250)),
+            (201, Some(200)),
+            (206, Some(200)),
+            (212, Some(200)),
+            (213, Some(200)),
+        ] {
+            pauses.tick(now * MS, begin.map(|b| b * MS));
+        }
+        let pause = Span {
+            from: 206 * MS,
+            to: 212 * MS,
+        };
+        assert_eq!(pauses.take(), [pause]);
+        assert_eq!(pauses.take(), []);
     }
 
     #[test]
@@ -184,6 +248,5 @@ mod tests {
         pace.sent = 1;
         assert_eq!(pace.due(1001 * MS), 0);
         assert_eq!(pace.due(1020 * MS), 10);
-        assert_eq!(pace.longest_delay, 18 * MS);
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_load::report::{End, MOMENT_MS, Moment, PlaceReport, Side};
+use veer_e2e_load::report::{End, MOMENT_MS, Moment, PlaceReport, Side, Span};
 
 use super::plan::{Path, Planned};
 
@@ -13,7 +13,8 @@ const HARMLESS: Duration = Duration::from_millis(50);
 /// How long a gap may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// The longest gap on the undisturbed cluster: the generator's own.
+    /// The longest gap on the undisturbed cluster, without what its ends were
+    /// not running: the generator's own.
     pub own: Duration,
     /// Three times that, or 50 ms when that is more.
     pub allowed: Duration,
@@ -28,7 +29,8 @@ impl Limit {
 
     /// By a report of the undisturbed cluster.
     pub(super) fn of(report: &Report) -> Self {
-        let own = report.longest_gap().unwrap_or_default();
+        let gaps = report.ways().flat_map(|(_, way)| &way.gaps);
+        let own = gaps.map(|g| g.of_network()).max().unwrap_or_default();
         Self {
             own,
             allowed: HARMLESS.max(own * 3),
@@ -52,6 +54,50 @@ pub(super) fn millis(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
+/// A time between two arrivals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// How long.
+    pub length: Duration,
+    /// When it ended, from the beginning of the load.
+    pub ended: Duration,
+    /// The part of it in which an end of the flow was not running: what a
+    /// machine that had no time for the generator adds to a gap says nothing
+    /// of the network.
+    pub paused: Duration,
+}
+
+impl Gap {
+    fn new(gap: Span, began: u64, pauses: &[&[Span]]) -> Self {
+        Self {
+            length: Duration::from_nanos(gap.length()),
+            ended: Duration::from_nanos(gap.to.saturating_sub(began)),
+            paused: Duration::from_nanos(within(gap, pauses)),
+        }
+    }
+
+    fn of_network(self) -> Duration {
+        self.length.saturating_sub(self.paused)
+    }
+}
+
+/// How much of a stretch some others cover together, nanoseconds.
+fn within(stretch: Span, others: &[&[Span]]) -> u64 {
+    let mut spans: Vec<Span> = others
+        .iter()
+        .flat_map(|o| o.iter().copied())
+        .filter(|o| o.to > stretch.from && o.from < stretch.to)
+        .collect();
+    spans.sort_by_key(|s| s.from);
+    let (mut covered, mut reached) = (0, stretch.from);
+    for span in spans {
+        let to = span.to.min(stretch.to);
+        covered += to.saturating_sub(span.from.max(reached));
+        reached = reached.max(to);
+    }
+    covered
+}
+
 /// One direction of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
@@ -65,36 +111,28 @@ pub struct Way {
     pub reordered: u64,
     /// What arrived as something else than was sent, or from elsewhere.
     pub corrupted: u64,
-    /// The longest time between two arrivals.
-    pub longest_gap: Duration,
-    /// When it ended, from the beginning of the load.
-    pub gap_ended: Duration,
-    /// The furthest that the sender was behind its own clock: the machine's
-    /// share in a gap.
-    pub sender_late: Duration,
+    /// The longest times between two arrivals, longest first.
+    pub gaps: Vec<Gap>,
     /// Arrivals over time, per [`MOMENT_MS`].
     pub timeline: Vec<Moment>,
 }
 
 impl Way {
-    fn new(from: &End, to: &End, began: u64) -> Self {
+    fn new(from: &End, to: &End, began: u64, pauses: &[&[Span]]) -> Self {
+        let gap = |span: &Span| Gap::new(*span, began, pauses);
         Self {
             sent: from.sent,
             received: to.received,
             duplicated: to.duplicated,
             reordered: to.reordered,
             corrupted: to.corrupted,
-            longest_gap: Duration::from_micros(to.longest_gap_us),
-            gap_ended: Duration::from_nanos(to.longest_gap_at.saturating_sub(began)),
-            sender_late: Duration::from_micros(from.longest_delay_us),
+            gaps: to.gaps.iter().map(gap).collect(),
             timeline: to.timeline.clone(),
         }
     }
 
-    /// Of the longest gap what is not the sender's: what a machine that had no
-    /// time for the generator adds to a gap says nothing of the network.
-    fn gap_of_the_network(&self) -> Duration {
-        self.longest_gap.saturating_sub(self.sender_late)
+    fn longest_gap(&self) -> Gap {
+        self.gaps.first().copied().unwrap_or_default()
     }
 
     /// What was sent and did not arrive.
@@ -139,14 +177,15 @@ impl Flow {
                     say(format!("{count} of {} {what}", way.sent));
                 }
             }
-            if way.gap_of_the_network() > limit.allowed {
+            let worst = way.gaps.iter().max_by_key(|g| g.of_network());
+            if let Some(gap) = worst.filter(|g| g.of_network() > limit.allowed) {
                 say(format!(
                     "a gap of {} ended {:.2} s after the beginning, {} are allowed \
-                     (the sender was {} late at most)",
-                    millis(way.longest_gap),
-                    way.gap_ended.as_secs_f64(),
+                     (for {} of it an end of the flow was not running)",
+                    millis(gap.length),
+                    gap.ended.as_secs_f64(),
                     millis(limit.allowed),
-                    millis(way.sender_late)
+                    millis(gap.paused)
                 ));
             }
         }
@@ -176,27 +215,34 @@ impl Report {
         ended: u64,
         limit: Limit,
         plan: &[Planned],
-        places: Vec<(String, PlaceReport)>,
+        places: &[(String, PlaceReport)],
     ) -> Result<Self> {
         let overflown = places.iter().filter(|(_, p)| p.overflown > 0);
         let overflown = overflown.map(|(n, p)| (n.clone(), p.overflown)).collect();
-        let ends: Vec<End> = places.into_iter().flat_map(|(_, p)| p.ends).collect();
         let flows: Result<Vec<Flow>> = plan
             .iter()
             .map(|planned| {
                 let end = |side| {
-                    ends.iter()
-                        .find(|e| e.flow == planned.spec.flow && e.side == side)
+                    let wanted = |e: &&End| e.flow == planned.spec.flow && e.side == side;
+                    places
+                        .iter()
+                        .find_map(|(_, p)| Some((p.ends.iter().find(wanted)?, &p.pauses[..])))
                         .with_context(|| format!("{}: no report of {side:?}", planned.name()))
                 };
-                let (client, server) = (end(Side::Client)?, end(Side::Server)?);
-                let ways = if planned.kind == "echo" {
-                    vec![Way::new(client, client, began)]
-                } else {
-                    vec![
-                        Way::new(client, server, began),
-                        Way::new(server, client, began),
-                    ]
+                let (client, asking) = end(Side::Client)?;
+                let (server, asked) = end(Side::Server)?;
+                let both = [asking, asked];
+                let ways = match planned.kind {
+                    "echo" => vec![Way::new(client, client, began, &both)],
+                    // The kernel says when a datagram has come.
+                    "udp" => vec![
+                        Way::new(client, server, began, &both[..1]),
+                        Way::new(server, client, began, &both[1..]),
+                    ],
+                    _ => vec![
+                        Way::new(client, server, began, &both),
+                        Way::new(server, client, began, &both),
+                    ],
                 };
                 Ok(Flow {
                     path: planned.path,
@@ -269,12 +315,12 @@ impl Report {
     }
 
     fn longest(&self) -> Option<(&Flow, &Way)> {
-        self.ways().max_by_key(|(_, w)| w.longest_gap)
+        self.ways().max_by_key(|(_, w)| w.longest_gap().length)
     }
 
     /// The longest gap of all.
     pub fn longest_gap(&self) -> Option<Duration> {
-        self.longest().map(|(_, way)| way.longest_gap)
+        self.longest().map(|(_, way)| way.longest_gap().length)
     }
 
     /// All of it in a line, for tables.
@@ -282,13 +328,17 @@ impl Report {
         let lost: u64 = self.ways().map(|(_, w)| w.lost()).sum();
         let resets: usize = self.flows.iter().map(|f| f.resets.len()).sum();
         let gap = self.longest().map_or_else(String::new, |(flow, way)| {
-            let late = if way.longest_gap > self.limit.allowed {
-                format!(", with a sender {} late", millis(way.sender_late))
+            let gap = way.longest_gap();
+            let paused = if gap.length > self.limit.allowed {
+                format!(", for {} of it an end was not running", millis(gap.paused))
             } else {
                 String::new()
             };
-            let gap = millis(way.longest_gap);
-            format!("longest gap {gap} ({}{late})", flow.name())
+            format!(
+                "longest gap {} ({}{paused})",
+                millis(gap.length),
+                flow.name()
+            )
         });
         let of_sum = self.sum("bulk", |w| w.received) / 1_000_000;
         format!(
@@ -328,6 +378,14 @@ const _: () = assert!(MOMENT_MS == 100, "MOMENT is MOMENT_MS");
 mod tests {
     use super::*;
 
+    fn gap(length: u64, paused: u64) -> Gap {
+        Gap {
+            length: Duration::from_millis(length),
+            ended: Duration::from_secs(1),
+            paused: Duration::from_millis(paused),
+        }
+    }
+
     fn way() -> Way {
         Way {
             sent: 100,
@@ -335,9 +393,7 @@ mod tests {
             duplicated: 0,
             reordered: 3,
             corrupted: 0,
-            longest_gap: Duration::from_millis(20),
-            gap_ended: Duration::from_secs(1),
-            sender_late: Duration::from_millis(1),
+            gaps: vec![gap(20, 0)],
             timeline: vec![
                 Moment {
                     octets: 1000,
@@ -379,7 +435,7 @@ mod tests {
             (|w| w.corrupted = 2, &[], "not what was sent"),
             (|w| w.sent = 0, &[], "nothing was sent"),
             (
-                |w| w.longest_gap = Duration::from_millis(62),
+                |w| w.gaps = vec![gap(100, 99), gap(62, 1)],
                 &[],
                 "a gap of 62.0 ms",
             ),
@@ -396,17 +452,22 @@ mod tests {
     }
 
     #[test]
-    fn what_the_sender_was_late_is_not_the_networks_gap() {
-        let late = report(
-            |w| {
-                w.longest_gap = Duration::from_millis(100);
-                w.sender_late = Duration::from_millis(41);
-            },
-            &[],
-        );
-        assert!(late.unharmed().is_ok());
-        let figure = late.figure();
-        assert!(figure.contains("with a sender 41.0 ms late"), "{figure}");
+    fn while_an_end_is_not_running_the_network_has_no_gap() {
+        let paused = report(|w| w.gaps = vec![gap(100, 41), gap(60, 0)], &[]);
+        assert!(paused.unharmed().is_ok());
+        let figure = paused.figure();
+        assert!(figure.contains("for 41.0 ms of it"), "{figure}");
+    }
+
+    #[test]
+    fn pauses_of_both_ends_count_once_and_only_within_the_gap() {
+        let span = |from, to| Span { from, to };
+        let asking = [span(0, 120), span(150, 160), span(300, 900)];
+        let asked = [span(110, 130), span(155, 158), span(190, 250)];
+        let gap = span(100, 200);
+        assert_eq!(within(gap, &[&asking, &asked]), 30 + 10 + 10);
+        assert_eq!(within(gap, &[&asked]), 20 + 3 + 10);
+        assert_eq!(within(gap, &[]), 0);
     }
 
     #[test]
@@ -422,7 +483,7 @@ mod tests {
         let mut own = report(|_| {}, &[]);
         assert_eq!(Limit::of(&own).allowed, Duration::from_millis(60));
         for way in &mut own.flows[0].ways {
-            way.longest_gap = Duration::from_millis(4);
+            way.gaps = vec![gap(90, 87), gap(4, 0)];
         }
         assert_eq!(Limit::of(&own).allowed, HARMLESS);
     }

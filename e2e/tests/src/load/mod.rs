@@ -148,7 +148,7 @@ impl Load {
                 }
             }
         }
-        Report::new(self.began, end, self.limit, &self.plan, reports)
+        Report::new(self.began, end, self.limit, &self.plan, &reports)
     }
 }
 
