@@ -68,10 +68,13 @@ impl Fault {
 
     /// The same as one of the short form's.
     pub(crate) fn short(self) -> Self {
-        Self {
-            in_short: true,
-            ..self
-        }
+        self.short_if(true)
+    }
+
+    /// The same when `it_is`.
+    pub(crate) fn short_if(mut self, it_is: bool) -> Self {
+        self.in_short = it_is;
+        self
     }
 
     /// Injects it, and notes what held.

@@ -68,14 +68,13 @@ pub(crate) fn faults() -> Vec<Fault> {
             "after Prepare, the agents' pods removed after Switch",
         ),
     ] {
-        let mut fault = Fault::new(
+        let fault = Fault::new(
             format!("pairs::{scenario}"),
             format!("bare packets between two nodes dropped {injected}"),
             Mode::Tunnel,
             move |scene| falls_back(scene, agents),
         );
-        fault.in_short = agents == Agents::Removed;
-        all.push(fault);
+        all.push(fault.short_if(agents == Agents::Removed));
     }
     all
 }

@@ -93,11 +93,10 @@ pub(crate) fn faults() -> Vec<Fault> {
             let (scenario, injected) = disturbance.words();
             let name = format!("switch::{scenario}_in_{}", phase.name().to_lowercase());
             let to = other(from);
-            let mut fault = Fault::new(name, injected, from, move |scene| {
+            let fault = Fault::new(name, injected, from, move |scene| {
                 disturbed(scene, (from, to), phase, disturbance)
             });
-            fault.in_short = disturbance.in_short(phase);
-            all.push(fault);
+            all.push(fault.short_if(disturbance.in_short(phase)));
             // So that most need no change before theirs.
             if disturbance != Disturbance::TurnRound {
                 from = to;
