@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
-use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 
 use args::{Args, Command};
@@ -52,10 +51,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let initial = initial
         .map(controllers::cluster_network::initial::read)
         .transpose()?;
-    let config = Config::infer().await.context(
-        "no API server to talk to: run inside a cluster, or point KUBECONFIG at a kubeconfig",
-    )?;
-    let client = Client::try_from(config).context("cannot set up the API client")?;
+    let client = veer_api_client::connect().await?;
     if let Some(Command::Decommission(arguments)) = &args.command {
         decommission::run(client, &args.namespace, arguments).await?;
         return Ok(());

@@ -25,7 +25,7 @@ pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// The DNS service's address.
 pub const DNS_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// The API server's port.
-const API_PORT: u16 = 6443;
+pub const API_PORT: u16 = 6443;
 /// Where the control plane's secrets are, as it sees them.
 const PKI: &str = "/etc/kubernetes/pki";
 

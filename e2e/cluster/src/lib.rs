@@ -37,7 +37,7 @@ mod wait;
 pub use capture::Capture;
 pub use cluster::Cluster;
 pub use cni::LightPod;
-pub use control::{API_SERVICE, COMPONENTS, DNS_SERVICE, POD_CIDR, SERVICE_CIDR};
+pub use control::{API_PORT, API_SERVICE, COMPONENTS, DNS_SERVICE, POD_CIDR, SERVICE_CIDR};
 pub use decode::{Mac, Packet, Transport};
 pub use error::{Error, Result};
 pub use kubectl::Kubectl;

@@ -1,16 +1,16 @@
 //! A path between two nodes that the underlay does not carry any more, in one
 //! of the two forms.
 
-use std::{fmt::Write, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
-use veer_e2e_cluster::{Machine, decode::VXLAN_PORT};
+use veer_e2e_cluster::decode::VXLAN_PORT;
 
-use crate::lab::Lab;
+use crate::{lab::Lab, wire::Rules};
 
-/// Family and name of the table.
-const TABLE: [&str; 2] = ["netdev", "veer_e2e_broken"];
+/// Name of the table.
+const TABLE: &str = "veer_e2e_broken";
 /// Its counter of what pods sent; probes of agents are not in it.
 const PODS: &str = "pods";
 
@@ -24,11 +24,9 @@ pub enum Form {
 }
 
 /// Two nodes between which packets of one form vanish, both ways, without a
-/// word: where they enter the bridge or the router. Whole again when dropped.
+/// word. Whole again when dropped.
 #[derive(Debug)]
-pub struct Broken {
-    switch: Machine,
-}
+pub struct Broken(Rules);
 
 /// A node's share of the pod addresses.
 pub fn pod_cidr(lab: &Lab, node: &str) -> Result<String> {
@@ -54,7 +52,7 @@ impl Broken {
     /// Breaks the path between two nodes.
     pub fn between(lab: &Lab, nodes: [&str; 2], form: Form) -> Result<Self> {
         let [a, b] = nodes;
-        let mut chains = String::new();
+        let mut chains = Vec::new();
         for (from, to) in [(a, b), (b, a)] {
             let rules = match form {
                 Form::Tunnel => format!(
@@ -71,26 +69,15 @@ impl Broken {
                     )
                 }
             };
-            // The port of the bridge or router that the node's first uplink is
-            // plugged into.
-            let _infallible = write!(
-                chains,
-                "chain from_{from} {{\ntype filter hook ingress device \"{from}-0\" priority 0; \
-                 policy accept;\n{rules}\n}}\n"
-            );
+            chains.push((from, rules));
         }
-        let switch = lab.cluster.switch();
-        let [family, name] = TABLE;
-        let text = format!("table {family} {name} {{\ncounter {PODS} {{ }}\n{chains}}}\n");
-        switch.exec_with_input(&["nft", "-f", "-"], text.as_bytes())?;
-        Ok(Self { switch })
+        let counter = format!("counter {PODS} {{ }}");
+        Ok(Self(Rules::put(lab, TABLE, &counter, &chains)?))
     }
 
     /// How many packets were dropped that are no probes of bare packets.
     pub fn dropped(&self) -> Result<u64> {
-        let [family, name] = TABLE;
-        let words = ["nft", "-j", "list", "counter", family, name, PODS];
-        let out = self.switch.exec(&words)?.stdout;
+        let out = self.0.list("counter", PODS)?;
         let list: Value = serde_json::from_str(&out).context("nft -j")?;
         let counters = list["nftables"].as_array();
         let packets = counters
@@ -102,22 +89,7 @@ impl Broken {
 
     /// Mends it.
     pub fn mend(self) -> Result<()> {
-        let [family, name] = TABLE;
-        let out = self
-            .switch
-            .exec_any(&["nft", "delete", "table", family, name])?;
-        ensure!(out.code == 0, "the path is not mended: {}", out.stderr);
-        Ok(())
-    }
-}
-
-impl Drop for Broken {
-    fn drop(&mut self) {
-        // Already mended, mostly.
-        let [family, name] = TABLE;
-        let _gone = self
-            .switch
-            .exec_any(&["nft", "delete", "table", family, name]);
+        self.0.remove()
     }
 }
 

@@ -26,4 +26,5 @@ pub mod rollout;
 pub mod scene;
 pub mod site;
 pub mod snapshot;
+pub mod wire;
 pub mod workloads;

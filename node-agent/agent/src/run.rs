@@ -46,9 +46,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     }
     fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot use {}", options.state.display()))?;
-    let client = Client::try_default().await.context(
-        "no way to the API server: run in a pod with a service account or set KUBECONFIG",
-    )?;
+    let client = veer_api_client::connect().await?;
     let boot_id = boot_id(&client, &options.node).await;
     let bpffs = options.bpffs.clone();
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))

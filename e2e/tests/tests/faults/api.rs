@@ -9,14 +9,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use veer_e2e_cluster::{COMPONENTS, await_condition};
+use veer_e2e_cluster::{API_PORT, COMPONENTS, await_condition};
 use veer_e2e_tests::{
     agents, client,
     lab::{AGENT, Lab, Mode, NAMESPACE, OPERATOR},
     maps,
     pods::{self, Pod},
     scene::{DEMO, Scene, identity_of},
-    snapshot, workloads,
+    snapshot,
+    wire::Rules,
+    workloads,
 };
 
 use crate::{
@@ -29,6 +31,9 @@ const CONVERGED: Duration = Duration::from_secs(30);
 /// How long pods that a restored store forgot may stay known: a minute, by then
 /// their agents would have written them again.
 const FORGOTTEN: Duration = Duration::from_secs(100);
+/// How soon an agent finds out that the other end of its watches is gone, 30 s,
+/// and knows what it missed.
+const NOTICED: Duration = Duration::from_secs(45);
 /// Identity of a pod of which none is known yet.
 const INIT: u32 = 5;
 /// How long Kubernetes' own parts may take after that.
@@ -50,6 +55,13 @@ pub(crate) fn faults() -> Vec<Fault> {
             Mode::Tunnel,
             move |scene| stopped(scene, "etcd", Duration::from_secs(time)),
         ),
+        Fault::new(
+            "api::connections_lost_silently",
+            "kube-apiserver killed and started again; no word of it reaches who was connected",
+            Mode::Tunnel,
+            lost_silently,
+        )
+        .short(),
         Fault::new(
             "api::agents_forbidden",
             format!("the agents' ClusterRoleBinding deleted for {time} s, all agents killed"),
@@ -83,16 +95,17 @@ impl Converged {
     }
 }
 
-/// Waits until a pod made now is Ready and `known` by every node.
+/// Waits until a pod made now on a node is Ready and `known` by every node.
 fn made(
     lab: &Lab,
     name: &str,
+    node: &str,
     known: impl FnOnce(&Lab, &Pod) -> Result<Duration>,
 ) -> Result<Converged> {
     let start = Instant::now();
     let labels = format!("{{app: {name}}}");
     lab.kubectl()
-        .apply(&workloads::single(DEMO, name, "worker2", &labels))?;
+        .apply(&workloads::single(DEMO, name, node, &labels))?;
     let ready = pods::await_ready(lab, DEMO, &format!("app={name}"), 1, PATIENCE)?;
     let pod = ready.into_iter().next().context("no pod")?;
     let ready = start.elapsed();
@@ -103,13 +116,15 @@ fn made(
 /// Waits until a pod made now is Ready and every node knows it, and none that is
 /// not.
 fn converges(lab: &Lab, name: &str) -> Result<Converged> {
-    made(lab, name, |lab, _| snapshot::await_agrees(lab, CONVERGED))
+    made(lab, name, "worker2", |lab, _| {
+        snapshot::await_agrees(lab, CONVERGED)
+    })
 }
 
 /// Waits until every node knows the pod by an identity of its own.
-fn known(lab: &Lab, pod: &Pod) -> Result<Duration> {
+fn known(lab: &Lab, pod: &Pod, within: Duration) -> Result<Duration> {
     let start = Instant::now();
-    await_condition("every node knows the new pod", CONVERGED, || {
+    await_condition("every node knows the new pod", within, || {
         let number = identity_of(lab, pod).map_err(|e| format!("{e:#}"))?;
         for name in lab.cluster.node_names() {
             let rows = lab.node(&name);
@@ -161,6 +176,45 @@ fn stopped(scene: &Scene, component: &str, time: Duration) -> Result<Held> {
             lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
             lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
             Ok(converged)
+        },
+        Converged::figure,
+    )
+}
+
+/// The API server's machine loses power and is back at once: connections to it
+/// neither end nor answer. Nothing Kubernetes does of its own helps here.
+fn lost_silently(scene: &Scene) -> Result<Held> {
+    let lab = &scene.lab;
+    unchanged(
+        scene,
+        "all traffic; a pod made on its return known to agents that were connected",
+        || {
+            let workers = ["worker1", "worker2"];
+            let rules = |to: &str, from: &str| {
+                let mut all = vec![("control", from.to_owned())];
+                all.extend(workers.map(|w| (w, to.to_owned())));
+                all
+            };
+            let nothing = rules(
+                &format!("tcp dport {API_PORT} drop"),
+                &format!("tcp sport {API_PORT} drop"),
+            );
+            let wire = Rules::put(lab, "veer_e2e_silent", "", &nothing)?;
+            lab.cluster.stop_process("control", "kube-apiserver")?;
+            // New connections work; to a segment of an old one nobody answers.
+            let no_reset = format!("tcp sport {API_PORT} tcp flags & rst == rst drop");
+            wire.replace("", &rules("", &no_reset))?;
+            lab.cluster.start_process("control", "kube-apiserver")?;
+            // There kubelet and agent are connected past the wire.
+            let converged = made(lab, "after-silence", "control", |lab, pod| {
+                known(lab, pod, NOTICED)
+            });
+            wire.remove()?;
+            delete(lab, "after-silence")?;
+            lab.cluster.await_nodes_ready(PATIENCE)?;
+            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
+            lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
+            converged
         },
         Converged::figure,
     )
@@ -289,7 +343,9 @@ fn restored(scene: &Scene) -> Result<Held> {
             }
             lab.cluster.await_nodes_ready(PATIENCE)?;
             never_below(lab, rows)?;
-            let converged = made(lab, "after-restore", known)?;
+            let converged = made(lab, "after-restore", "worker2", |lab, pod| {
+                known(lab, pod, CONVERGED)
+            })?;
             let source = scene.demo_on("worker1")?;
             let pings = client::ping(&source.site, converged.pod.address.into(), 3)?;
             ensure!(pings.complete(), "{}", pings.text);

@@ -1,0 +1,144 @@
+//! How operator and agents reach the Kubernetes API.
+//!
+//! An API server whose machine lost power, or that a load balancer gave up,
+//! says no goodbye: a watch on such a connection is silent for ever, and kube's
+//! own client would never know. Here the kernel asks the other end after
+//! [`QUIET`] and ends the connection when it hears nothing for [`DEAD`]; and one
+//! on which even a living peer says nothing for [`SILENT`] is ended too.
+
+use std::time::Duration;
+
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{Client as Http, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{Body, ConfigExt},
+    config::InferConfigError,
+};
+use tower::{BoxError, ServiceBuilder};
+
+/// Silence after which the kernel asks whether the other end still lives
+/// (`TCP_KEEPIDLE`).
+pub const QUIET: Duration = Duration::from_secs(15);
+/// From one such question to the next (`TCP_KEEPINTVL`).
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
+/// How long nothing that was sent may be acknowledged (`TCP_USER_TIMEOUT`, RFC
+/// 5482; it takes the place of a number of questions).
+pub const DEAD: Duration = Duration::from_secs(30);
+/// The longest silence of a server that lives: on a watch it sends a bookmark each
+/// minute (`bookmarkFrequency` of its watch cache).
+pub const SILENT: Duration = Duration::from_secs(75);
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The environment names no API server.
+    #[error("no way to the API server: run in a pod with a service account, or set KUBECONFIG")]
+    NoServer(#[source] InferConfigError),
+    /// What it names cannot be used, certificates or token say.
+    #[error("cannot set up the API client: look at the kubeconfig or the service account's files")]
+    Unusable(#[source] kube::Error),
+}
+
+/// A client of the API server that the environment names: by KUBECONFIG, or as a
+/// pod's service account.
+///
+/// # Errors
+///
+/// None is named, or what is named cannot be used. Whether it answers is not
+/// looked at.
+pub async fn connect() -> Result<Client, Error> {
+    let config = Config::infer().await.map_err(Error::NoServer)?;
+    client(config).map_err(Error::Unusable)
+}
+
+fn client(config: Config) -> kube::Result<Client> {
+    let secure = config.rustls_https_connector_with_connector(connector())?;
+    let mut timed = TimeoutConnector::new(secure);
+    timed.set_connect_timeout(config.connect_timeout);
+    timed.set_write_timeout(config.write_timeout);
+    timed.set_read_timeout(Some(SILENT));
+    // Else the time that a connection lay idle would count.
+    timed.set_reset_reader_on_write(true);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(Http::builder(TokioExecutor::new()).build::<_, Body>(timed));
+    Ok(Client::new(service, config.default_namespace))
+}
+
+/// Makes connections that end when the other end is gone.
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_keepalive(Some(QUIET));
+    connector.set_keepalive_interval(Some(ASKED_AGAIN));
+    connector.set_tcp_user_timeout(Some(DEAD));
+    connector
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use hyper_util::rt::TokioIo;
+    use nix::sys::socket::{getsockopt, sockopt};
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+    use tower::Service;
+
+    use super::*;
+
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("bound");
+        (listener, format!("http://{address}"))
+    }
+
+    #[tokio::test]
+    async fn the_kernel_asks_whether_the_other_end_lives() {
+        let (_listener, url) = listener().await;
+        let connection: TokioIo<TcpStream> = connector()
+            .call(url.parse().expect("a URL"))
+            .await
+            .expect("connect");
+        let socket = connection.inner().as_fd();
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).expect("small");
+        assert!(getsockopt(&socket, sockopt::KeepAlive).expect("read"));
+        assert_eq!(
+            getsockopt(&socket, sockopt::TcpKeepIdle).expect("read"),
+            seconds(QUIET)
+        );
+        assert_eq!(
+            getsockopt(&socket, sockopt::TcpUserTimeout).expect("read"),
+            seconds(DEAD) * 1000
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_nothing_is_given_up() {
+        let (listener, url) = listener().await;
+        let silent = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.expect("accept");
+            let mut all = Vec::new();
+            // Until the client ends it.
+            let _ = connection.read_to_end(&mut all).await;
+            all
+        });
+        let client = client(Config::new(url.parse().expect("a URL"))).expect("a client");
+        let start = Instant::now();
+        let error = client.apiserver_version().await.expect_err("no answer");
+        assert!(start.elapsed() >= SILENT, "{:?}: {error}", start.elapsed());
+        assert!(start.elapsed() < SILENT * 2, "{:?}", start.elapsed());
+        let asked = silent.await.expect("served");
+        assert!(asked.starts_with(b"GET /version"), "{asked:?}");
+    }
+}
