@@ -10,7 +10,7 @@
 use std::{
     fmt::Debug,
     hash::{BuildHasher, RandomState},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{StreamExt, stream::BoxStream};
@@ -20,12 +20,14 @@ use kube::{
     core::Status,
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// Objects per page of a list.
 const PAGE: u32 = 500;
 /// The pause after a first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(800);
+/// The shortest pause, whoever gets through meanwhile.
+const LEAST_PAUSE: Duration = Duration::from_millis(400);
 /// The longest pause: so long may a cluster take to be told that its API server is
 /// back, if no other watch finds that out sooner.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -77,9 +79,11 @@ pub(super) struct Source<K> {
     /// Where the watch goes on; `None`: a list comes first.
     version: Option<String>,
     watch: Option<BoxStream<'static, kube::Result<WatchEvent<K>>>>,
+    /// When that was begun.
+    since: Instant,
     /// A connection was lost: the store may have been set back since.
     lost: bool,
-    /// How often in a row it failed.
+    /// How often it failed since a watch last went on for a while.
     failures: u32,
     /// How long to wait before the next try.
     pause: Option<Duration>,
@@ -98,6 +102,7 @@ where
             fields,
             version: None,
             watch: None,
+            since: Instant::now(),
             lost: false,
             failures: 0,
             pause: None,
@@ -118,13 +123,19 @@ where
     /// A request failed or a watch ended badly; the next call tries again.
     pub(super) async fn next(&mut self) -> Result<Seen<K>, Error> {
         if let Some(pause) = self.pause {
+            // At least so long: else two that get through and fail again would
+            // keep each other, and the server, busy.
+            tokio::time::sleep(LEAST_PAUSE).await;
             // Nobody else getting through is no reason to stop trying.
-            let _sooner = tokio::time::timeout(pause, self.others.changed()).await;
+            let rest = pause.saturating_sub(LEAST_PAUSE);
+            let _sooner = tokio::time::timeout(rest, self.others.changed()).await;
             self.pause = None;
         }
         let result = self.step().await;
         if result.is_err() {
-            self.watch = None;
+            if self.watch.take().is_some() && self.since.elapsed() >= LONGEST_PAUSE {
+                self.failures = 0;
+            }
             self.lost = true;
             self.pause = Some(pause(self.failures));
             self.failures = self.failures.saturating_add(1);
@@ -136,7 +147,6 @@ where
 
     /// The server answered.
     fn got_through(&mut self) {
-        self.failures = 0;
         if self.lost {
             self.lost = false;
             self.reached.0.send_replace(());
@@ -157,14 +167,22 @@ where
                 let mut params = WatchParams::default();
                 params.field_selector.clone_from(&self.fields);
                 match self.api.watch(&params, &version).await {
-                    Ok(watch) => self.watch = Some(watch.boxed()),
+                    Ok(watch) => {
+                        self.watch = Some(watch.boxed());
+                        self.since = Instant::now();
+                    }
                     Err(kube::Error::Api(status)) => return Err(self.ended(&status)),
                     Err(error) => return Err(error.into()),
                 }
                 continue;
             };
             let Some(event) = watch.next().await else {
-                // After some minutes, as asked for.
+                // After some minutes, as asked for. A server on its way down may
+                // end each watch at once, and is not to be kept busy with that.
+                if self.since.elapsed() < FIRST_PAUSE {
+                    return Err(Error::Ended("it had only begun".to_owned()));
+                }
+                self.failures = 0;
                 self.watch = None;
                 continue;
             };
@@ -263,7 +281,119 @@ fn is_before(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Client, client::Body};
+
     use super::*;
+
+    /// A server, and the queries that it was sent.
+    fn server(
+        reached: &Reached,
+        answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static,
+    ) -> (Source<ConfigMap>, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            log.lock().expect("no panic").push(query.clone());
+            let (status, body) = answer(&query);
+            let response = http::Response::builder().status(status);
+            async move {
+                let response = response.body(Body::from(body.into_bytes()));
+                Ok::<_, Infallible>(response.expect("a response"))
+            }
+        });
+        let client = Client::new(service, "default");
+        let source = Source::new(Api::default_namespaced(client), None, reached);
+        (source, asked)
+    }
+
+    fn list_of(version: u64) -> (u16, String) {
+        let list = format!(
+            r#"{{"kind":"ConfigMapList","apiVersion":"v1","metadata":{{"resourceVersion":"{version}"}},
+                "items":[{{"metadata":{{"name":"a","resourceVersion":"{version}"}}}}]}}"#
+        );
+        (200, list)
+    }
+
+    fn is_watch(query: &str) -> bool {
+        query.contains("watch=true")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_was_set_back_is_listed_anew() {
+        let restored = Arc::new(Mutex::new(false));
+        let now = Arc::clone(&restored);
+        let (mut source, _) = server(&Reached::new(), move |query| {
+            let mut restored = now.lock().expect("no panic");
+            match (is_watch(query), *restored) {
+                (true, _) => {
+                    *restored = true;
+                    (500, "lost".to_owned())
+                }
+                (false, false) => list_of(100),
+                (false, true) => list_of(50),
+            }
+        });
+        let seen = source.next().await.expect("a list");
+        assert!(matches!(seen, Seen::List(all) if all[0].resource_version() == Some("100".into())));
+        source.next().await.expect_err("no watch");
+        let seen = source.next().await.expect("a list of the restored store");
+        assert!(matches!(seen, Seen::List(all) if all[0].resource_version() == Some("50".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_went_on_is_watched_from_where_it_was() {
+        let (mut source, asked) = server(&Reached::new(), |query| {
+            if is_watch(query) {
+                (500, "lost".to_owned())
+            } else {
+                list_of(100)
+            }
+        });
+        source.next().await.expect("a list");
+        for _ in 0..2 {
+            source.next().await.expect_err("no watch");
+        }
+        let asked = asked.lock().expect("no panic");
+        let watches: Vec<_> = asked.iter().filter(|q| is_watch(q)).collect();
+        assert_eq!(watches.len(), 2, "{asked:?}");
+        assert!(watches.iter().all(|q| q.contains("resourceVersion=100")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_ends_every_watch_at_once_is_not_kept_busy() {
+        /// How many watches there were in a minute, of one among some.
+        async fn watches(reached: &Reached) -> usize {
+            let (mut source, asked) = server(reached, |query| {
+                if is_watch(query) {
+                    (200, String::new())
+                } else {
+                    list_of(100)
+                }
+            });
+            source.next().await.expect("a list");
+            let mut watches = 0;
+            let start = Instant::now();
+            // Time does not pass for those that never wait.
+            while start.elapsed() < Duration::from_mins(1) && watches < 1000 {
+                source.next().await.expect_err("the watch ended");
+                watches = asked.lock().expect("no panic").len() / 2;
+            }
+            watches
+        }
+        let alone = watches(&Reached::new()).await;
+        assert!((4..20).contains(&alone), "{alone} watches in a minute");
+        let reached = Reached::new();
+        let (one, other) = tokio::join!(watches(&reached), watches(&reached));
+        assert!((4..200).contains(&one), "{one} and {other} in a minute");
+        assert!((4..200).contains(&other), "{one} and {other} in a minute");
+    }
 
     #[test]
     fn pauses_grow_up_to_a_bound_and_differ() {
