@@ -102,16 +102,15 @@ impl Machine {
             &format!("{} has started", self.name),
             Duration::from_secs(20),
             || {
-                let pid = self.init().map_err(|e| e.to_string())?;
-                let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                if comm.trim() == "pause" {
-                    return Ok(Some(()));
-                }
-                Err(format!(
-                    "still in {}; its log: {}",
-                    comm.trim(),
-                    self.log_tail("init")
-                ))
+                let comm = self
+                    .init()
+                    .map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
+                let seen = match comm.as_deref().map(str::trim) {
+                    Ok("pause") => return Ok(Some(())),
+                    Ok(other) => format!("still in {other}"),
+                    Err(error) => error.to_string(),
+                };
+                Err(format!("{seen}; its log: {}", self.log_tail("init")))
             },
         )
     }
@@ -133,7 +132,7 @@ impl Machine {
         let dir = self.dir.display();
         let pause = paths::images().join("pause");
         let mut script = format!(
-            "cd /\nhostname {name}\nip link set lo up\nd={dir}\nmkdir -p $d/aside\n\
+            "cd /\nhostname {name}\nip link set lo up\nd={dir}\ncache={cache}\nmkdir -p $d/aside\n\
              mount --rbind /sys/fs/cgroup $d/aside\n\
              mount -t sysfs sysfs /sys\n\
              mount --rbind $d/aside /sys/fs/cgroup\n\
@@ -142,6 +141,7 @@ impl Machine {
              mount -t tmpfs -o mode=755 tmpfs /run\n\
              mkdir -p /run/netns /run/lock\n",
             name = self.name,
+            cache = paths::cache().display(),
         );
         if self.kind == Kind::Node {
             // What the kubelet tunes belongs to the whole kernel; it gets
@@ -170,14 +170,21 @@ impl Machine {
                  mkdir -p $d/disk/opt/cni/bin $d/disk/var/lib $d/disk/var/log/pods\n\
                  ln -sfn /run $d/disk/var/run\n\
                  mount --bind $d/disk/opt /opt\n\
+                 mkdir -p /run/veer-cache\n\
+                 mount --bind $cache /run/veer-cache\n\
                  mount --bind $d/disk/tmp /tmp\n\
                  sysctl -q -w net.ipv4.ip_forward=1\n",
             );
         }
         let pause = pause.display();
         if self.kind == Kind::Node {
-            // Last: it hides the directory this script works from.
-            script.push_str("mount --bind $d/disk/var /var\n");
+            // Near the end: it hides the directory this script works from, and
+            // maybe, as the mounts before it, the cache with the node's programs.
+            script.push_str(
+                "mount --bind $d/disk/var /var\n\
+                 mkdir -p $cache\n\
+                 mount --move /run/veer-cache $cache\n",
+            );
         }
         script.push_str("mount --make-rshared /\n");
         script.push_str("exec ");

@@ -76,6 +76,8 @@ fn ping(cluster: &Cluster, from: &str, to: Ipv4Addr) -> Output {
 #[test]
 fn a_cluster_behind_a_router_is_changed_while_it_runs_and_leaves_nothing() {
     let name = "lifecycle";
+    // What one that was killed has left.
+    Cluster::down_by_name(name).expect("swept");
     let before = devices();
     let config = Config {
         workers: 1,
