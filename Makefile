@@ -13,7 +13,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels test-faults switch-picture test-iptables test-conformance test-conformance-switching lint bench image image-next crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-switching lint bench image image-next crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ test-faults: image-next ## one fault after another under load; the table goes to
 
 test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu
 	@$(ENV) && e2e/kernels/run
+
+demo-emulated: image ## the demo on Debian 12's own kernel and cgroup v2 alone, under qemu (half an hour)
+	@$(CARGO) build --quiet -p veer-e2e-demo
+	@$(ENV) && e2e/kernels/demo
 
 switch-picture: image ## docs/switch.svg from one change of mode under load
 	@$(ENV) && VEER_FAULTS_WRITE=1 cargo test -p veer-e2e-tests --test faults -- one_change_drawn

@@ -3,6 +3,8 @@
 //! fails says what it saw last.
 
 use std::{
+    env,
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -12,6 +14,16 @@ use crate::error::{Error, Result};
 /// Pause between two looks. Short against what is waited for (tens of
 /// milliseconds and more), long against the cost of a look.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// `VEER_E2E_PATIENCE`: by how much every deadline is longer, for machines much
+/// slower than any real one (an emulated one). 1 where it is no number.
+pub fn patience() -> u32 {
+    static PATIENCE: OnceLock<u32> = OnceLock::new();
+    *PATIENCE.get_or_init(|| {
+        let factor = env::var("VEER_E2E_PATIENCE").ok();
+        factor.and_then(|f| f.parse().ok()).unwrap_or(1).max(1)
+    })
+}
 
 /// Calls `look` until it returns `Ok(Some(value))` or `deadline` has passed.
 ///
@@ -26,6 +38,7 @@ pub fn await_condition<T>(
     deadline: Duration,
     mut look: impl FnMut() -> Result<Option<T>, String>,
 ) -> Result<T> {
+    let deadline = deadline * patience();
     let start = Instant::now();
     let mut seen = "nothing yet".to_owned();
     loop {

@@ -125,16 +125,18 @@ fn act(steps: &Steps, lab: &Lab, cast: &Cast, mode: Mode) -> Result<usize> {
         mode.name()
     );
     let scenes: Vec<Scene> = steps.run(&what, || {
-        thread::scope(|scope| {
-            let threads: Vec<_> = scenes::ALL
+        let mut scenes: Vec<Scene> = thread::scope(|scope| {
+            let threads: Vec<_> = scenes::TOGETHER
                 .iter()
                 .map(|scene| scope.spawn(move || scene(lab, cast, mode)))
                 .collect();
             threads
                 .into_iter()
                 .map(|t| t.join().map_err(|_| anyhow::anyhow!("a scene panicked"))?)
-                .collect()
-        })
+                .collect::<Result<_>>()
+        })?;
+        scenes.push(scenes::node_port(lab, cast)?);
+        Ok(scenes)
     })?;
     println!("{}", tables::scenes(mode, &scenes));
     Ok(scenes.iter().filter(|s| !s.good).count())

@@ -97,8 +97,8 @@ pub(crate) struct Scene {
 
 type Act = fn(&Lab, &Cast, Mode) -> Result<Scene>;
 
-/// In the order of the table.
-pub(crate) const ALL: [Act; 5] = [same_node, other_node, host_and_pod, node_port, outside];
+/// Those of which none sends between the pods that another one watches.
+pub(crate) const TOGETHER: [Act; 4] = [same_node, other_node, host_and_pod, outside];
 
 fn ttl_text(ttl: Option<u8>) -> String {
     ttl.map_or_else(|| "-".to_owned(), |t| t.to_string())
@@ -282,7 +282,9 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     })
 }
 
-fn node_port(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
+/// Not beside others: the backend that kube-proxy chooses may be one of the pods
+/// they watch.
+pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
     let world = lab.world()?;
     let node = lab.cluster.address("worker1")?;
     let to = SocketAddr::from((node, cast.node_port));

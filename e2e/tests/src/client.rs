@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use veer_e2e_cluster::patience;
 
 use crate::site::Site;
 
@@ -29,9 +30,10 @@ pub fn http_get(from: &Site, to: SocketAddr, path: &str) -> Result<String> {
 }
 
 fn get(to: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let time = PATIENCE * patience();
+    let mut stream = TcpStream::connect_timeout(&to, time).context("connect")?;
+    stream.set_read_timeout(Some(time))?;
+    stream.set_write_timeout(Some(time))?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: e2e\r\nConnection: close\r\n\r\n");
     stream
         .write_all(request.as_bytes())
