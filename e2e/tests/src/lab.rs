@@ -2,6 +2,7 @@
 //! `helm install` on nodes that are `NotReady` for want of a network.
 
 use std::{
+    env,
     fmt::Write,
     path::{Path, PathBuf},
     process::Command,
@@ -62,6 +63,12 @@ pub fn repository() -> PathBuf {
         .and_then(Path::parent)
         .unwrap_or(own)
         .to_path_buf()
+}
+
+/// `VEER_E2E_CLSACT`: whether agents attach as on kernels before 6.6, which know no
+/// tcx.
+pub fn clsact() -> bool {
+    env::var_os("VEER_E2E_CLSACT").is_some_and(|v| !v.is_empty())
 }
 
 impl Lab {
@@ -138,6 +145,10 @@ impl Lab {
         let mut args = vec!["install", RELEASE, &*chart, "-n", NAMESPACE];
         for value in values {
             args.extend(["--set", value]);
+        }
+        if clsact() {
+            let force = r#"agent.extraEnv=[{"name":"VEER_FORCE_CLSACT","value":"1"}]"#;
+            args.extend(["--set-json", force]);
         }
         self.helm(&args)?;
         Ok(())

@@ -5,8 +5,10 @@
 //! Environment: `VEER_E2E_CLUSTER` names a running cluster to use and to leave
 //! up (veer is installed there if it is not); `VEER_E2E_KEEP=1` leaves this
 //! run's own up; `VEER_E2E_PROXY=iptables` and `VEER_E2E_UNDERLAY=router`
-//! choose the cluster; `VEER_E2E_PODS` is the number of pods that come and go
-//! in the lifecycle's loop (default 120) and on light nodes (default 360).
+//! choose the cluster; `VEER_E2E_CLSACT=1` has agents attach programs as before
+//! kernel 6.6; `VEER_E2E_PATIENCE=10` makes every deadline ten times as long;
+//! `VEER_E2E_PODS` is the number of pods that come and go in the lifecycle's loop
+//! (default 120) and on light nodes (default 360).
 //! `VEER_E2E_CONTROL=1` puts the bridge plugin in veer's place, to try the tests
 //! of services themselves.
 

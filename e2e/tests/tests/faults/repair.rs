@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::{Machine, await_condition};
 use veer_e2e_tests::{
     foreign::Program,
-    lab::{Lab, Mode},
+    lab::{Lab, Mode, clsact},
     load::{self, Path, Report},
     maps,
     scene::Scene,
@@ -194,31 +194,27 @@ fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
 fn of_programs(scene: &Scene) -> Result<Vec<Kind>> {
     let veth = scene.demo_on(NODE)?.wire()?.host_name;
     let links = "/sys/fs/bpf/veer/links";
-    let detach = |pin: &str| format!("bpftool link detach pinned {links}/{pin}");
-    Ok(vec![
-        kind(
-            "pod's program detached",
-            detach(&format!("{veth}-ingress")),
-            "programs",
-            &*veth,
-        ),
+    let unlink = |pin: &str| format!("bpftool link detach pinned {links}/{pin}");
+    let detach = |device: &str| {
+        if clsact() {
+            format!("tc filter del dev {device} ingress")
+        } else {
+            unlink(&format!("{device}-ingress"))
+        }
+    };
+    let mut all = vec![
+        kind("pod's program detached", detach(&veth), "programs", &*veth),
         kind(
             "uplink's program detached",
-            detach("eth0-ingress"),
+            detach("eth0"),
             "programs",
             "eth0",
         ),
         kind(
             "XDP program detached",
-            detach("eth0-xdp-generic"),
+            unlink("eth0-xdp-generic"),
             "programs",
             "uplink_xdp on eth0",
-        ),
-        kind(
-            "pin of a link removed",
-            format!("rm {links}/{veth}-egress"),
-            "programs",
-            &*veth,
         ),
         kind(
             "pin of a map removed",
@@ -226,7 +222,17 @@ fn of_programs(scene: &Scene) -> Result<Vec<Kind>> {
             "pins",
             "IPCACHE",
         ),
-    ])
+    ];
+    // A filter of clsact is no link and has no pin.
+    if !clsact() {
+        all.push(kind(
+            "pin of a link removed",
+            format!("rm {links}/{veth}-egress"),
+            "programs",
+            &*veth,
+        ));
+    }
+    Ok(all)
 }
 
 /// Entries of maps.

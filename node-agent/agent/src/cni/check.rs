@@ -56,7 +56,7 @@ pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         Err(e) => wrong.push(format!("cannot look into {}: {e}", check.netns)),
     }
     {
-        let datapath = shared.datapath();
+        let mut datapath = shared.datapath();
         for hook in [Hook::PodEgress, Hook::PodIngress] {
             if datapath.runs(&endpoint.host_ifname, hook).is_none() {
                 wrong.push(format!(

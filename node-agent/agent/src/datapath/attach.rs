@@ -19,6 +19,7 @@ use aya::{
 use veer_bpf_common::program;
 
 use super::{Datapath, Error};
+use crate::netlink::filter;
 
 /// Priority and handle of veer's clsact filters.
 const PRIORITY: u16 = 1;
@@ -61,6 +62,13 @@ impl Hook {
         match self {
             Self::PodEgress | Self::OverlayIngress | Self::UplinkIngress => TcAttachType::Ingress,
             Self::PodIngress | Self::OverlayEgress | Self::UplinkEgress => TcAttachType::Egress,
+        }
+    }
+
+    fn parent(self) -> filter::Parent {
+        match self.direction() {
+            TcAttachType::Egress => filter::Parent::Egress,
+            TcAttachType::Ingress | TcAttachType::Custom(_) => filter::Parent::Ingress,
         }
     }
 
@@ -219,17 +227,27 @@ impl Datapath {
         Ok(devices)
     }
 
-    /// Whether the hook's program runs on the device, and whether it runs first.
-    /// Below 6.6 the kernel is not asked.
-    pub(crate) fn runs(&self, device: &str, hook: Hook) -> Option<bool> {
-        if !self.tcx {
-            return Some(true);
-        }
+    /// Whether the hook's program runs on the device, and whether it runs first,
+    /// which a filter of the first priority does.
+    pub(crate) fn runs(&mut self, device: &str, hook: Hook) -> Option<bool> {
         let program = self.object.program(hook.program())?;
         let aya::programs::Program::SchedClassifier(program) = program else {
             return None;
         };
         let own = program.info().ok()?.id();
+        if !self.tcx {
+            let index = nix::net::if_::if_nametoindex(device).ok()?;
+            let (parent, handle) = (hook.parent(), HANDLE.into());
+            let there = filter::program(&mut self.filters, index, parent, PRIORITY, handle);
+            return there.map_or_else(
+                |error| {
+                    // Attaching again for want of an answer would repair what is well.
+                    tracing::debug!(device, %error, "cannot ask for a filter");
+                    Some(true)
+                },
+                |id| (id == Some(own)).then_some(true),
+            );
+        }
         let (_, running) = SchedClassifier::query_tcx(device, hook.direction()).ok()?;
         running
             .iter()

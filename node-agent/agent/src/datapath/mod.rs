@@ -23,6 +23,8 @@ use aya::{
 use handover::Handover;
 use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 
+use crate::netlink::wire::Socket;
+
 pub(crate) use attach::{Hook, XdpAttach, remove_clsact};
 pub(crate) use maps::{Difference, Maps, Prefix, difference, read_all};
 
@@ -37,6 +39,9 @@ pub(crate) enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// No socket to ask the kernel with.
+    #[error("cannot open a netlink socket")]
+    Netlink(#[source] io::Error),
     /// The object was refused.
     #[error("the kernel refuses veer's BPF object (needs 5.10 or later with BTF)")]
     Load(#[source] Box<aya::EbpfError>),
@@ -87,6 +92,8 @@ pub(crate) struct Datapath {
     root: PathBuf,
     /// Attach by tcx links (6.6 and later), not by clsact.
     tcx: bool,
+    /// To ask for clsact's filters.
+    filters: Socket,
 }
 
 impl Datapath {
@@ -139,6 +146,7 @@ impl Datapath {
             links,
             root,
             tcx: attach::tcx_supported(),
+            filters: Socket::route().map_err(Error::Netlink)?,
         })
     }
 

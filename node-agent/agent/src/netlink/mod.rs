@@ -3,6 +3,7 @@
 //! Blocking calls on short-lived sockets; touches only what is veer's own.
 
 pub(crate) mod address;
+pub(crate) mod filter;
 pub(crate) mod link;
 pub(crate) mod neighbour;
 pub(crate) mod netns;

@@ -114,7 +114,7 @@ impl Message {
         self
     }
 
-    fn finish(mut self, sequence: u32, flags: u16) -> Vec<u8> {
+    pub(super) fn finish(mut self, sequence: u32, flags: u16) -> Vec<u8> {
         let length = u32::try_from(self.buf.len()).unwrap_or(u32::MAX);
         self.buf[0..4].copy_from_slice(&length.to_ne_bytes());
         let all = u16::from_ne_bytes([self.buf[6], self.buf[7]]) | flags;
