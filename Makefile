@@ -55,7 +55,7 @@ test-faults: image-next ## one fault after another under load; the table goes to
 test-kernels: setup ## the BPF programs in Debian's kernels 5.10, 6.1, 6.12 and newest, under qemu
 	@$(ENV) && e2e/kernels/run
 
-demo-emulated: image ## the demo on Debian 12's own kernel and cgroup v2 alone, under qemu (half an hour)
+demo-emulated: image ## the demo on Debian 12's own kernel and cgroup v2 alone, under qemu (ten minutes)
 	@$(CARGO) build --quiet -p veer-e2e-demo
 	@$(ENV) && e2e/kernels/demo
 
