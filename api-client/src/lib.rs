@@ -2,9 +2,9 @@
 //!
 //! An API server whose machine lost power, or that a load balancer gave up,
 //! says no goodbye: a watch on such a connection is silent for ever, and kube's
-//! own client would never know. Here the kernel asks the other end after
-//! [`QUIET`] and ends the connection when it hears nothing for [`DEAD`]; and one
-//! on which even a living peer says nothing for [`SILENT`] is ended too.
+//! own client would never know. Here the kernel asks the other end after 15
+//! seconds and ends the connection when it hears nothing for 30; and one on which
+//! even a living peer says nothing for 75 is ended too.
 
 use std::time::Duration;
 
@@ -22,15 +22,15 @@ use tower::{BoxError, ServiceBuilder};
 
 /// Silence after which the kernel asks whether the other end still lives
 /// (`TCP_KEEPIDLE`).
-pub const QUIET: Duration = Duration::from_secs(15);
+const QUIET: Duration = Duration::from_secs(15);
 /// From one such question to the next (`TCP_KEEPINTVL`).
 const ASKED_AGAIN: Duration = Duration::from_secs(5);
 /// How long nothing that was sent may be acknowledged (`TCP_USER_TIMEOUT`, RFC
 /// 5482; it takes the place of a number of questions).
-pub const DEAD: Duration = Duration::from_secs(30);
+const DEAD: Duration = Duration::from_secs(30);
 /// The longest silence of a server that lives: on a watch it sends a bookmark each
 /// minute (`bookmarkFrequency` of its watch cache).
-pub const SILENT: Duration = Duration::from_secs(75);
+const SILENT: Duration = Duration::from_secs(75);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]

@@ -143,6 +143,12 @@ fn known(lab: &Lab, pod: &Pod, within: Duration) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
+/// Waits until agents and operators are Ready everywhere.
+fn rolled_out(lab: &Lab) -> Result<()> {
+    lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
+    Ok(lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?)
+}
+
 fn delete(lab: &Lab, name: &str) -> Result<()> {
     lab.kubectl().run(&[
         "-n",
@@ -173,8 +179,7 @@ fn stopped(scene: &Scene, component: &str, time: Duration) -> Result<Held> {
             let converged = converges(lab, "after-api");
             delete(lab, "after-api")?;
             let converged = converged?;
-            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
-            lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
+            rolled_out(lab)?;
             Ok(converged)
         },
         Converged::figure,
@@ -212,8 +217,7 @@ fn lost_silently(scene: &Scene) -> Result<Held> {
             wire.remove()?;
             delete(lab, "after-silence")?;
             lab.cluster.await_nodes_ready(PATIENCE)?;
-            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
-            lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
+            rolled_out(lab)?;
             converged
         },
         Converged::figure,
@@ -354,8 +358,7 @@ fn restored(scene: &Scene) -> Result<Held> {
             for name in ["unknown1", "unknown2"] {
                 delete(lab, name)?;
             }
-            lab.cluster.await_rollout(NAMESPACE, AGENT, PATIENCE)?;
-            lab.cluster.await_rollout(NAMESPACE, OPERATOR, PATIENCE)?;
+            rolled_out(lab)?;
             Ok(converged)
         },
         Converged::figure,
