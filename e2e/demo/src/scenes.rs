@@ -117,81 +117,69 @@ fn same_node(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
     let source = Cast::on(&cast.demo, "worker1")?;
     let target = Cast::on(&cast.other, "worker1")?;
     let walk = Walk::ping(lab, source, target, PINGS)?;
-    let near = walk.echoes(at::SOURCE_VETH);
-    let far = walk.echoes(at::TARGET_VETH);
     let wire = walk.echoes(at::SOURCE_UPLINK);
-    let hooks = walk.trace.hook_passes();
-    let all = PINGS as usize;
-    let good = walk.pings.complete()
-        && walk.pings.ttl == Some(63)
-        && (near.requests, near.replies) == (all, 0)
-        && (far.requests, far.replies) == (0, all)
-        && wire.none()
-        && hooks == 0;
+    let good = redirected(&walk) && walk.pings.ttl == Some(63) && wire.none();
+    let mut evidence = veths(&walk);
+    evidence.extend([
+        format!("uplink: {} packets", wire.requests + wire.wrapped_requests),
+        format!(
+            "netfilter hooks of {}: {} packets",
+            source.node,
+            walk.trace.hook_passes()
+        ),
+    ]);
     Ok(Scene {
         what: "pod → pod, same node".to_owned(),
         good,
         result: format!("{}/{}", walk.pings.received, walk.pings.sent),
         ttl: ttl_text(walk.pings.ttl),
         path: walk.path(),
-        evidence: vec![
-            veth(
-                "source",
-                &walk.source_wire.host_name,
-                near.requests,
-                near.replies,
-            ),
-            veth(
-                "target",
-                &walk.target_wire.host_name,
-                far.requests,
-                far.replies,
-            ),
-            format!("uplink: {} packets", wire.requests + wire.wrapped_requests),
-            format!("netfilter hooks of {}: {hooks} packets", source.node),
-        ],
+        evidence,
     })
 }
 
-fn veth(whose: &str, name: &str, requests: usize, replies: usize) -> String {
-    format!("{whose} veth {name}: {requests} requests, {replies} replies")
+/// Whether all was answered, left each pod by a program and not by the stack, and
+/// came to the other past its host side.
+fn redirected(walk: &Walk) -> bool {
+    let all = PINGS as usize;
+    let (near, far) = (walk.echoes(at::SOURCE_VETH), walk.echoes(at::TARGET_VETH));
+    walk.pings.complete()
+        && (near.requests, near.replies) == (all, 0)
+        && (far.requests, far.replies) == (0, all)
+        && walk.trace.hook_passes() == 0
+}
+
+/// What was seen on the host sides.
+fn veths(walk: &Walk) -> Vec<String> {
+    [
+        ("source", at::SOURCE_VETH, &walk.source_wire),
+        ("target", at::TARGET_VETH, &walk.target_wire),
+    ]
+    .map(|(whose, label, wire)| {
+        let (name, seen) = (&wire.host_name, walk.echoes(label));
+        format!(
+            "{whose} veth {name}: {} requests, {} replies",
+            seen.requests, seen.replies
+        )
+    })
+    .into()
 }
 
 fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     let source = Cast::on(&cast.demo, "worker1")?;
     let target = Cast::on(&cast.other, "worker2")?;
     let walk = Walk::ping(lab, source, target, PINGS)?;
-    let near = walk.echoes(at::SOURCE_VETH);
-    let far = walk.echoes(at::TARGET_VETH);
     let wire = walk.echoes(at::SOURCE_UPLINK);
     let hooks = walk.trace.hook_passes();
     let all = PINGS as usize;
-    let hand_over = walk.pings.complete()
-        && (near.requests, near.replies) == (all, 0)
-        && (far.requests, far.replies) == (0, all)
-        && hooks == 0;
-    let mut evidence = vec![
-        veth(
-            "source",
-            &walk.source_wire.host_name,
-            near.requests,
-            near.replies,
-        ),
-        veth(
-            "target",
-            &walk.target_wire.host_name,
-            far.requests,
-            far.replies,
-        ),
-    ];
+    let mut evidence = veths(&walk);
     let (own, theirs) = cast.identities;
     let on_wire = match mode {
         Mode::Tunnel => {
-            let vnis = |set: &BTreeSet<u32>| list(set);
             evidence.push(format!(
                 "uplink: UDP {VXLAN_PORT}, VNI {} there (demo is {own}), {} back (other is {theirs})",
-                vnis(&wire.request_vnis),
-                vnis(&wire.reply_vnis)
+                list(&wire.request_vnis),
+                list(&wire.reply_vnis)
             ));
             let macs = wire
                 .inner_request_macs
@@ -221,7 +209,7 @@ fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     evidence.push(format!("netfilter hooks of both nodes: {hooks} packets"));
     Ok(Scene {
         what: "pod → pod, other node".to_owned(),
-        good: hand_over && on_wire,
+        good: redirected(&walk) && on_wire,
         result: format!("{}/{}", walk.pings.received, walk.pings.sent),
         ttl: ttl_text(walk.pings.ttl),
         path: walk.path(),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use veer_e2e_cluster::patience;
+use veer_e2e_cluster::{await_condition, patience};
 
 use crate::site::Site;
 
@@ -179,6 +179,24 @@ pub fn ping_with(from: &Site, to: IpAddr, count: u32, options: &[&str]) -> Resul
 /// [`ping_with`] without further options.
 pub fn ping(from: &Site, to: IpAddr, count: u32) -> Result<Pings> {
     ping_with(from, to, count, &[])
+}
+
+/// Pings that must all be answered.
+pub fn reaches(from: &Site, to: impl Into<IpAddr>, count: u32) -> Result<()> {
+    let to = to.into();
+    let pings = ping(from, to, count)?;
+    ensure!(pings.complete(), "{} → {to}: {}", from.name, pings.text);
+    Ok(())
+}
+
+/// Waits until a ping is answered.
+pub fn await_reaches(from: &Site, to: impl Into<IpAddr>, within: Duration) -> Result<()> {
+    let to = to.into();
+    let what = format!("{} reaches {to}", from.name);
+    await_condition(&what, within, || {
+        reaches(from, to, 1).map(Some).map_err(|e| format!("{e:#}"))
+    })?;
+    Ok(())
 }
 
 /// What pings came to that were sent steadily.

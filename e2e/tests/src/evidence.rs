@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use veer_e2e_cluster::{Capture, Mac, NetfilterCounters, Packet, decode::VXLAN_PORT};
 
 use crate::{
@@ -188,15 +188,9 @@ pub fn form_on_wire(lab: &Lab, source: &Pod, target: &Pod) -> Result<Mode> {
         source.address, target.address
     );
     let capture = lab.cluster.capture(&source.node, UPLINK, &filter)?;
-    let pings = client::ping(&source.site, IpAddr::V4(target.address), PINGS)?;
+    let answered = client::reaches(&source.site, target.address, PINGS);
     let packets = capture.finish()?;
-    ensure!(
-        pings.complete(),
-        "{} → {}: {}",
-        source.name,
-        target.name,
-        pings.text
-    );
+    answered?;
     let wrapped = packets.iter().filter(|p| p.packet.vxlan.is_some()).count();
     match (wrapped, packets.len() - wrapped) {
         (0, 1..) => Ok(Mode::Native),

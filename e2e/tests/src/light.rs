@@ -133,14 +133,8 @@ pub fn namespace(lab: &Lab, name: &str) -> Result<()> {
     let own = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     kubectl.apply(&own.to_string())?;
     await_condition("the namespace has its service account", READY, || {
-        let out = kubectl
-            .any(&["-n", name, "get", "serviceaccount", "default"])
-            .map_err(|e| e.to_string())?;
-        if out.code == 0 {
-            Ok(Some(()))
-        } else {
-            Err(out.stderr)
-        }
+        let there = kubectl.run(&["-n", name, "get", "serviceaccount", "default"]);
+        there.map(Some).map_err(|e| e.to_string())
     })?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay, await_condition};
 
@@ -226,9 +226,7 @@ impl Scene {
     pub fn pings_for(&self, from: &str, to: &str, time: Duration) -> Result<()> {
         let (source, target) = (self.demo_on(from)?, self.demo_on(to)?);
         let count = u32::try_from(time.as_millis() / 100).unwrap_or(u32::MAX);
-        let pings = client::ping(&source.site, IpAddr::V4(target.address), count)?;
-        ensure!(pings.complete(), "{from} → {to}: {}", pings.text);
-        Ok(())
+        client::reaches(&source.site, target.address, count)
     }
 
     /// The MTU that the mode in force leaves to pods, on the uplink's 1500:

@@ -19,6 +19,31 @@ async fn all(server: &Server) -> Vec<SecurityIdentity> {
         .items
 }
 
+/// Waits until an identity is in a state.
+async fn in_state(server: &Server, number: &str, state: IdentityState) -> SecurityIdentity {
+    eventually(&format!("{number} is {state:?}"), async || {
+        let now = server.identities().get(number).await;
+        let now = now.map_err(|e| e.to_string())?;
+        if now.spec.state == state {
+            Ok(now)
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })
+    .await
+}
+
+/// Waits until there is no such identity.
+async fn gone(server: &Server, number: &str) {
+    eventually(&format!("{number} is gone"), async || {
+        match server.identities().get_opt(number).await.unwrap() {
+            None => Ok(()),
+            Some(there) => Err(format!("{there:?}")),
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn pods_of_one_label_set_share_a_number_that_outlives_them_all() {
     let server = Server::start().await;
@@ -154,69 +179,21 @@ async fn an_unused_number_goes_only_when_agents_agreed_and_nobody_has_it() {
         .unwrap();
 
     server.delete_pod("shop", "web").await;
-    let retiring = eventually("it is retiring", async || {
-        let now = server
-            .identities()
-            .get(&number)
-            .await
-            .map_err(|e| e.to_string())?;
-        if now.spec.state == IdentityState::Retiring {
-            Ok(now)
-        } else {
-            Err(format!("{now:?}"))
-        }
-    })
-    .await;
+    let retiring = in_state(&server, &number, IdentityState::Retiring).await;
 
     // A pod of the set makes it active again, under the same number.
     server.add_pod("shop", "web", &[("app", "web")]).await;
-    eventually("it is active again", async || {
-        let now = server
-            .identities()
-            .get(&number)
-            .await
-            .map_err(|e| e.to_string())?;
-        let active = now.spec.state == IdentityState::Active && now.uid() == retiring.uid();
-        if active {
-            Ok(())
-        } else {
-            Err(format!("{now:?}"))
-        }
-    })
-    .await;
+    let active = in_state(&server, &number, IdentityState::Active).await;
+    assert_eq!(active.uid(), retiring.uid());
     server.delete_pod("shop", "web").await;
-    let retiring = eventually("it is retiring again", async || {
-        let now = server
-            .identities()
-            .get(&number)
-            .await
-            .map_err(|e| e.to_string())?;
-        if now.spec.state == IdentityState::Retiring {
-            Ok(now)
-        } else {
-            Err(format!("{now:?}"))
-        }
-    })
-    .await;
+    in_state(&server, &number, IdentityState::Retiring).await;
 
     // The agent has not seen that yet: it stays, although it is long unused. A
     // second set that comes and retires meanwhile shows that time has passed.
     server.add_pod("shop", "mark", &[("app", "mark")]).await;
     let mark = server.identity_with("app", "mark").await.name_any();
     server.delete_pod("shop", "mark").await;
-    eventually("the later one is retiring", async || {
-        let now = server
-            .identities()
-            .get(&mark)
-            .await
-            .map_err(|e| e.to_string())?;
-        if now.spec.state == IdentityState::Retiring {
-            Ok(())
-        } else {
-            Err(format!("{now:?}"))
-        }
-    })
-    .await;
+    in_state(&server, &mark, IdentityState::Retiring).await;
     assert_eq!(
         server.identities().get(&number).await.unwrap().uid(),
         retiring.uid()
@@ -239,13 +216,7 @@ async fn an_unused_number_goes_only_when_agents_agreed_and_nobody_has_it() {
         .patch_status("a", &params, &Patch::Merge(status))
         .await
         .unwrap();
-    eventually("the later one is gone", async || {
-        match server.identities().get_opt(&mark).await.unwrap() {
-            None => Ok(()),
-            Some(there) => Err(format!("{there:?}")),
-        }
-    })
-    .await;
+    gone(&server, &mark).await;
     assert_eq!(
         server.identities().get(&number).await.unwrap().uid(),
         retiring.uid()
@@ -254,13 +225,7 @@ async fn an_unused_number_goes_only_when_agents_agreed_and_nobody_has_it() {
         .delete("web-1", &DeleteParams::default())
         .await
         .unwrap();
-    eventually("it is gone", async || {
-        match server.identities().get_opt(&number).await.unwrap() {
-            None => Ok(()),
-            Some(there) => Err(format!("{there:?}")),
-        }
-    })
-    .await;
+    gone(&server, &number).await;
 
     // Only now the number may come back.
     server.add_pod("shop", "web", &[("app", "web")]).await;

@@ -76,11 +76,7 @@ fn without_api(scene: &Scene) -> Result<()> {
         cluster.stop_process("control", "kube-apiserver")?;
         let source = scene.demo_on("worker1")?;
         let target = scene.other_on("worker2")?;
-        let outcome = (0..3).try_for_each(|_| {
-            let pings = client::ping(&source.site, IpAddr::V4(target.address), 10)?;
-            ensure!(pings.complete(), "without the API server: {}", pings.text);
-            Ok(())
-        });
+        let outcome = (0..3).try_for_each(|_| client::reaches(&source.site, target.address, 10));
         cluster.start_process("control", "kube-apiserver")?;
         outcome
     })?;

@@ -1,7 +1,7 @@
 //! Hundreds of pods on light nodes: no kubelet, the plugin called as containerd
 //! calls it, the agent as everywhere.
 
-use std::{collections::BTreeSet, env, time::Duration};
+use std::{collections::BTreeSet, env, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::{Cluster, await_condition};
@@ -110,16 +110,7 @@ fn all_at_once(scene: &Scene) -> Result<()> {
 /// A pod of a real node reaches the address.
 fn reached(scene: &Scene, address: &str) -> Result<()> {
     let source = scene.demo_on("worker1")?;
-    let to = address.parse().context("an address")?;
-    let what = format!("{} reaches {address}", source.name);
+    let to: IpAddr = address.parse().context("an address")?;
     // Its PodEndpoint is on the way to the other nodes when ADD returns.
-    await_condition(&what, Duration::from_secs(5), || {
-        let pings = client::ping(&source.site, to, 1).map_err(|e| format!("{e:#}"))?;
-        if pings.complete() {
-            Ok(Some(()))
-        } else {
-            Err(pings.text)
-        }
-    })?;
-    Ok(())
+    client::await_reaches(&source.site, to, Duration::from_secs(5))
 }

@@ -147,14 +147,7 @@ fn install_again(scene: &Scene) -> Result<()> {
     let (demo, other) = workloads::start_demo(lab, DEMO)?;
     for source in &demo {
         for target in &other {
-            let pings = client::ping(&source.site, target.address.into(), 2)?;
-            ensure!(
-                pings.complete(),
-                "{} → {}: {}",
-                source.name,
-                target.name,
-                pings.text
-            );
+            client::reaches(&source.site, target.address, 2)?;
         }
     }
     lab.kubectl()

@@ -206,6 +206,7 @@ fn lost_silently(scene: &Scene) -> Result<Held> {
             );
             let wire = Rules::put(lab, "veer_e2e_silent", "", &nothing)?;
             lab.cluster.stop_process("control", "kube-apiserver")?;
+            forget_connections(lab)?;
             // New connections work; to a segment of an old one nobody answers.
             let no_reset = format!("tcp sport {API_PORT} tcp flags & rst == rst drop");
             wire.replace("", &rules("", &no_reset))?;
@@ -222,6 +223,32 @@ fn lost_silently(scene: &Scene) -> Result<Held> {
         },
         Converged::figure,
     )
+}
+
+/// Ends what the control node's kernel keeps of connections to the API server,
+/// which ends with the power too: it would go on to acknowledge, and to say FIN.
+fn forget_connections(lab: &Lab) -> Result<()> {
+    let control = lab.node("control")?;
+    let port = format!(":{API_PORT}");
+    // Whose other end said FIN too knows of its end.
+    let old = [
+        "state",
+        "connected",
+        "exclude",
+        "time-wait",
+        "sport",
+        "=",
+        &port,
+    ];
+    await_condition("no connection to the API server is left", PATIENCE, || {
+        let ended = control.exec(&[&["ss", "-HKt"], &old[..]].concat());
+        let left = ended.and_then(|_| control.exec(&[&["ss", "-Ht"], &old[..]].concat()));
+        match left.map_err(|e| e.to_string())?.stdout {
+            none if none.is_empty() => Ok(Some(())),
+            some => Err(some),
+        }
+    })?;
+    Ok(())
 }
 
 /// Agents that start and may list nothing keep what the ones before them knew.
@@ -276,13 +303,8 @@ fn forbidden(scene: &Scene, time: Duration) -> Result<Held> {
 /// Waits until the API server serves again.
 fn answers(lab: &Lab) -> Result<()> {
     await_condition("the API server serves", PATIENCE, || {
-        let out = lab.kubectl().any(&["get", "--raw", "/readyz"]);
-        let out = out.map_err(|e| e.to_string())?;
-        if out.code == 0 {
-            Ok(Some(()))
-        } else {
-            Err(out.stderr)
-        }
+        let answer = lab.kubectl().run(&["get", "--raw", "/readyz"]);
+        answer.map(Some).map_err(|e| e.to_string())
     })?;
     Ok(())
 }
@@ -351,8 +373,7 @@ fn restored(scene: &Scene) -> Result<Held> {
                 known(lab, pod, CONVERGED)
             })?;
             let source = scene.demo_on("worker1")?;
-            let pings = client::ping(&source.site, converged.pod.address.into(), 3)?;
-            ensure!(pings.complete(), "{}", pings.text);
+            client::reaches(&source.site, converged.pod.address, 3)?;
             delete(lab, "after-restore")?;
             snapshot::await_agrees(lab, FORGOTTEN)?;
             for name in ["unknown1", "unknown2"] {

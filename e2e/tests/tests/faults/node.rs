@@ -2,7 +2,7 @@
 //! victim is a worker of its own, so that the load has nothing to do with it.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,6 @@ use veer_e2e_tests::{
     maps,
     pods::{self, Pod},
     scene::{DEMO, Scene, identity_of},
-    site::Site,
     snapshot, workloads,
 };
 
@@ -160,8 +159,7 @@ pub(crate) fn await_pod(lab: &Lab) -> Result<Pod> {
 pub(crate) fn connected(scene: &Scene, pod: &Pod) -> Result<()> {
     for other in &scene.demo {
         for (from, to) in [(&pod.site, other.address), (&other.site, pod.address)] {
-            let pings = client::ping(from, to.into(), 3)?;
-            ensure!(pings.complete(), "{} → {to}: {}", from.name, pings.text);
+            client::reaches(from, to, 3)?;
         }
     }
     Ok(())
@@ -392,33 +390,19 @@ fn second_uplink(scene: &Scene, lab: &mut Lab) -> Result<Held> {
                 Ok(Some(()))
             })?;
             let took = start.elapsed();
-            reaches_world(&pod.site)?;
+            client::await_reaches(&pod.site, OUTSIDE, SETTLED)?;
             connected(scene, &pod)?;
             let words: Vec<&str> = old.iter().map(String::as_str).collect();
             victim.exec(&[&["ip", "route", "replace"], &words[..]].concat())?;
-            reaches_world(&pod.site)?;
+            client::await_reaches(&pod.site, OUTSIDE, SETTLED)?;
             connected(scene, &pod)?;
             lab.cluster
                 .world()
                 .network_exec(&["ip", "link", "del", "second"])?;
-            reaches_world(&pod.site)?;
+            client::await_reaches(&pod.site, OUTSIDE, SETTLED)?;
             connected(scene, &pod)?;
             Ok(took)
         },
         |time| format!("programs on it after {}", seconds(*time)),
     )
-}
-
-/// The world answers within the time that agents take to look.
-fn reaches_world(site: &Site) -> Result<()> {
-    let what = format!("{} reaches the world", site.name);
-    await_condition(&what, SETTLED, || {
-        let pings = client::ping(site, IpAddr::V4(OUTSIDE), 2).map_err(|e| format!("{e:#}"))?;
-        if pings.complete() {
-            Ok(Some(()))
-        } else {
-            Err(pings.text)
-        }
-    })?;
-    Ok(())
 }
