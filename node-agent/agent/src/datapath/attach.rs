@@ -9,17 +9,18 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
+        loaded_programs,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
-        xdp::XdpLink,
     },
     util::KernelVersion,
 };
+use nix::net::if_::if_nametoindex;
 use veer_bpf_common::program;
 
 use super::{Datapath, Error};
-use crate::netlink::filter;
+use crate::netlink::{filter, wire::Socket};
 
 /// Priority and handle of veer's clsact filters.
 const PRIORITY: u16 = 1;
@@ -126,13 +127,45 @@ fn device_gone(error: &ProgramError) -> bool {
     false
 }
 
+/// Programs that tcx links hold to a device.
+pub(super) fn links(device: &str) -> Vec<ProgramInfo> {
+    [TcAttachType::Ingress, TcAttachType::Egress]
+        .into_iter()
+        .filter_map(|direction| SchedClassifier::query_tcx(device, direction).ok())
+        .flat_map(|(_, programs)| programs)
+        .collect()
+}
+
+/// Programs of veer's clsact filters on a device.
+pub(super) fn filters(clsact: &mut Socket, device: &str) -> Vec<ProgramInfo> {
+    let ids: Vec<u32> = [filter::Parent::Ingress, filter::Parent::Egress]
+        .into_iter()
+        .filter_map(|parent| filter_program(clsact, device, parent).ok().flatten())
+        .collect();
+    let all = loaded_programs().filter_map(Result::ok);
+    all.filter(|program| ids.contains(&program.id())).collect()
+}
+
+/// Id of the program of veer's clsact filter on a device; `None`: there is no
+/// such filter, or no such device.
+fn filter_program(
+    clsact: &mut Socket,
+    device: &str,
+    parent: filter::Parent,
+) -> io::Result<Option<u32>> {
+    let Ok(index) = if_nametoindex(device) else {
+        return Ok(None);
+    };
+    filter::program(clsact, index, parent, PRIORITY, HANDLE.into())
+}
+
 impl Datapath {
     /// Attaches a hook's program to a device, or replaces what an earlier agent
     /// attached, or does nothing where this very program runs already.
     pub(crate) fn attach(&mut self, device: &str, hook: Hook) -> Result<Attached, Error> {
         let name = hook.program();
         let path = self.links.join(pin_name(device, hook.suffix()));
-        let tcx = self.tcx;
+        let tcx = self.attaches_links();
         let program: &mut SchedClassifier = self
             .object
             .program_mut(name)
@@ -235,10 +268,8 @@ impl Datapath {
             return None;
         };
         let own = program.info().ok()?.id();
-        if !self.tcx {
-            let index = nix::net::if_::if_nametoindex(device).ok()?;
-            let (parent, handle) = (hook.parent(), HANDLE.into());
-            let there = filter::program(&mut self.filters, index, parent, PRIORITY, handle);
+        if let Some(clsact) = &mut self.clsact {
+            let there = filter_program(clsact, device, hook.parent());
             return there.map_or_else(
                 |error| {
                     // Attaching again for want of an answer would repair what is well.
@@ -276,22 +307,16 @@ fn attach_tcx(
     let own = program.info()?.id();
     let running = SchedClassifier::query_tcx(device, direction)
         .is_ok_and(|(_, infos)| infos.iter().any(|info| info.id() == own));
-    if path.exists() {
-        if running {
-            return Ok(Attached::Kept);
-        }
-        let link = SchedClassifierLink::try_from(FdLink::from(PinnedLink::from_pin(path)?))?;
-        match program.attach_to_link(link) {
-            Ok(id) => {
-                // The pin holds the link; closing this handle detaches nothing.
-                drop(program.take_link(id)?);
-                // A pin of a device that went and came back under its name
-                // fails above; one that was forced off its hook is seen here.
-                return Ok(Attached::Replaced);
-            }
-            Err(e) if device_gone(&e) => remove_pin(path)?,
-            Err(e) => return Err(e.into()),
-        }
+    if running && path.exists() {
+        return Ok(Attached::Kept);
+    }
+    // A pin of a device that went and came back under its name is removed here;
+    // one that was forced off its hook is seen by who asks what runs.
+    if replace(path, |link| {
+        let id = program.attach_to_link(link)?;
+        program.take_link(id).map(drop)
+    })? {
+        return Ok(Attached::Replaced);
     }
     let id = program.attach_with_options(
         device,
@@ -337,16 +362,11 @@ fn attach_xdp(
     mode: XdpMode,
     path: &Path,
 ) -> Result<Attached, Failure> {
-    if path.exists() {
-        let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(path)?))?;
-        match program.attach_to_link(link) {
-            Ok(id) => {
-                drop(program.take_link(id)?);
-                return Ok(Attached::Replaced);
-            }
-            Err(e) if device_gone(&e) => remove_pin(path)?,
-            Err(e) => return Err(e.into()),
-        }
+    if replace(path, |link| {
+        let id = program.attach_to_link(link)?;
+        program.take_link(id).map(drop)
+    })? {
+        return Ok(Attached::Replaced);
     }
     let id = program.attach(device, mode)?;
     // On EINVAL aya falls back to an attachment that is no link; that one could
@@ -361,9 +381,28 @@ fn pin(link: FdLink, path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn remove_pin(path: &Path) -> Result<(), Failure> {
-    crate::files::remove(path)?;
-    Ok(())
+/// Gives a pinned link another program, in one step. Whether there is one: that of a
+/// device that is gone is unpinned.
+fn replace<L>(
+    path: &Path,
+    attach: impl FnOnce(L) -> Result<(), ProgramError>,
+) -> Result<bool, Failure>
+where
+    L: TryFrom<FdLink, Error: Into<Failure>>,
+{
+    if !path.exists() {
+        return Ok(false);
+    }
+    let link = FdLink::from(PinnedLink::from_pin(path)?);
+    match attach(link.try_into().map_err(Into::into)?) {
+        // The pin holds the link; that the handle is closed detaches nothing.
+        Ok(()) => Ok(true),
+        Err(e) if device_gone(&e) => {
+            crate::files::remove(path)?;
+            Ok(false)
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Takes veer's clsact filters off a device; fine when there are none.

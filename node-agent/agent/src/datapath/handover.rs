@@ -18,17 +18,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    maps::{MapData, MapInfo},
-    programs::{SchedClassifier, TcAttachType},
-};
+use aya::maps::{MapData, MapInfo};
 use veer_bpf_common::maps::{
     self as layout, CONFIG, ENDPOINTS, FLOW_SLOTS, FLOWS, FRAGMENTS, INTERFACES, IPCACHE, MapSpec,
     NODES, REMOTES,
 };
 
-use super::{Error, raw, same_layout};
-use crate::netlink::VXLAN;
+use super::{Error, attach, raw, same_layout};
+use crate::netlink::{VXLAN, wire::Socket};
 
 /// Maps that the programs fill.
 const LEARNED: [&str; 3] = [FLOWS, FLOW_SLOTS, FRAGMENTS];
@@ -69,14 +66,13 @@ fn others(root: &Path, own: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Ids of the maps that programs on the VXLAN device use.
-fn maps_in_use() -> HashSet<u32> {
-    [TcAttachType::Ingress, TcAttachType::Egress]
-        .into_iter()
-        .filter_map(|direction| SchedClassifier::query_tcx(VXLAN, direction).ok())
-        .flat_map(|(_, programs)| programs)
-        .filter_map(|program| program.map_ids().ok().flatten())
-        .flatten()
-        .collect()
+fn maps_in_use(clsact: Option<&mut Socket>) -> HashSet<u32> {
+    let programs = match clsact {
+        Some(socket) => attach::filters(socket, VXLAN),
+        None => attach::links(VXLAN),
+    };
+    let maps = programs.iter().filter_map(|p| p.map_ids().ok().flatten());
+    maps.flatten().collect()
 }
 
 fn uses(folder: &Path, in_use: &HashSet<u32>) -> bool {
@@ -86,17 +82,21 @@ fn uses(folder: &Path, in_use: &HashSet<u32>) -> bool {
 /// Before the object is loaded: makes room for new maps where another layout's
 /// are in force, and takes over what was learned. Returns the folder to fill
 /// from, and all other layouts' folders.
-pub(super) fn prepare(root: &Path, own: &Path) -> Result<(Option<PathBuf>, Vec<PathBuf>), Error> {
+pub(super) fn prepare(
+    root: &Path,
+    own: &Path,
+    clsact: Option<&mut Socket>,
+) -> Result<(Option<PathBuf>, Vec<PathBuf>), Error> {
     let others = others(root, own).map_err(bpffs(root))?;
     if others.is_empty() {
         return Ok((None, others));
     }
-    let in_use = maps_in_use();
+    let in_use = maps_in_use(clsact);
     // Programs were replaced in part only after the own maps were full.
     if uses(own, &in_use) {
         return Ok((None, others));
     }
-    // Which maps clsact filters use is not asked: then the last ones it is.
+    // No program, or one of which the kernel tells nothing: the last ones it is.
     let from = others.iter().rev().find(|o| uses(o, &in_use));
     let Some(from) = from.or(others.last()).cloned() else {
         return Ok((None, others));

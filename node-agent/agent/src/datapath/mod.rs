@@ -90,10 +90,8 @@ pub(crate) struct Datapath {
     handover: Option<Handover>,
     links: PathBuf,
     root: PathBuf,
-    /// Attach by tcx links (6.6 and later), not by clsact.
-    tcx: bool,
-    /// To ask for clsact's filters.
-    filters: Socket,
+    /// To ask for clsact's filters; `None`: programs are attached by tcx links.
+    clsact: Option<Socket>,
 }
 
 impl Datapath {
@@ -108,7 +106,12 @@ impl Datapath {
                 source,
             })?;
         }
-        let (from, others) = handover::prepare(&root, &pins)?;
+        let mut clsact = if attach::tcx_supported() {
+            None
+        } else {
+            Some(Socket::route().map_err(Error::Netlink)?)
+        };
+        let (from, others) = handover::prepare(&root, &pins, clsact.as_mut())?;
         for spec in &layout::ALL {
             drop_foreign_pin(&pins.join(spec.name), spec)?;
         }
@@ -145,19 +148,22 @@ impl Datapath {
             handover,
             links,
             root,
-            tcx: attach::tcx_supported(),
-            filters: Socket::route().map_err(Error::Netlink)?,
+            clsact,
         })
     }
 
     /// Whether programs are attached by links that can be pinned.
     pub(crate) fn attaches_links(&self) -> bool {
-        self.tcx
+        self.clsact.is_none()
     }
 
     /// `tcx` or `clsact`.
     pub(crate) fn attach_kind(&self) -> &'static str {
-        if self.tcx { "tcx" } else { "clsact" }
+        if self.attaches_links() {
+            "tcx"
+        } else {
+            "clsact"
+        }
     }
 
     /// Whether programs may be replaced by this version's: not while its maps

@@ -14,7 +14,7 @@ use std::{
 
 use kube::Resource;
 
-use super::source::Seen;
+use super::source::{Seen, number};
 use crate::index::Change;
 
 /// What an object is called in the index, and whether it is this node's own.
@@ -40,10 +40,9 @@ pub(super) struct Intake<K> {
     confirm: Duration,
 }
 
-/// The resourceVersion as a number: they are ordered that way.
+/// An object's resourceVersion; 0: of its order nothing is known.
 fn version<K: Resource>(object: &K) -> u64 {
-    let version = object.meta().resource_version.as_deref();
-    version.and_then(|v| v.parse().ok()).unwrap_or(0)
+    number(object.meta().resource_version.as_deref()).unwrap_or(0)
 }
 
 impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {

@@ -220,8 +220,8 @@ where
     /// Lists again where the store has not reached `version`.
     async fn compare(&mut self, version: &str) -> Result<(), Error> {
         let list = self.api.list(&self.params(1)).await?;
-        let now = list.metadata.resource_version.unwrap_or_default();
-        if is_before(&now, version) {
+        let now = list.metadata.resource_version;
+        if is_before(now.as_deref(), version) {
             tracing::warn!(
                 kind = %K::kind(&()),
                 now,
@@ -270,13 +270,15 @@ fn pause(failures: u32) -> Duration {
     whole * share / 256
 }
 
-/// Whether a resourceVersion is older than another. Kubernetes orders them as
-/// numbers (KEP 5504).
-fn is_before(a: &str, b: &str) -> bool {
-    match (a.parse::<u64>(), b.parse::<u64>()) {
-        (Ok(a), Ok(b)) => a < b,
-        _ => false,
-    }
+/// A resourceVersion as a number, as which Kubernetes orders them (KEP 5504);
+/// `None`: there is none, or of its order nothing is known.
+pub(super) fn number(version: Option<&str>) -> Option<u64> {
+    version?.parse().ok()
+}
+
+/// Whether a resourceVersion is older than another.
+fn is_before(a: Option<&str>, b: &str) -> bool {
+    number(a).zip(number(Some(b))).is_some_and(|(a, b)| a < b)
 }
 
 #[cfg(test)]
@@ -409,9 +411,10 @@ mod tests {
 
     #[test]
     fn versions_are_compared_as_numbers() {
-        assert!(is_before("9", "10"));
-        assert!(!is_before("10", "10"));
-        assert!(!is_before("10", "9"));
-        assert!(!is_before("", "9"), "unknown is not behind");
+        assert!(is_before(Some("9"), "10"));
+        assert!(!is_before(Some("10"), "10"));
+        assert!(!is_before(Some("10"), "9"));
+        assert!(!is_before(None, "9"), "unknown is not behind");
+        assert!(!is_before(Some(""), "9"), "unknown is not behind");
     }
 }
