@@ -3,10 +3,10 @@
 
 use crate::{
     key::{FlowKey, FlowSlot, FragmentKey, IpKey, PrefixKey},
-    outcome::{OUTCOMES_PER_PROGRAM, Program},
+    outcome::{OUTCOMES_PER_PROGRAM, Program, REASONS_PER_PROGRAM, SAMPLES_PER_REASON},
     value::{
-        Config, Counter, Decision, Endpoint, FlowNote, FragmentPorts, Interface, IpcacheEntry,
-        Remote,
+        Config, Counter, Decision, DropSample, Endpoint, FlowNote, FragmentPorts, Interface,
+        IpcacheEntry, Remote,
     },
 };
 
@@ -32,6 +32,8 @@ pub const FRAGMENTS: &str = "FRAGMENTS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Name of the per-CPU array of [`Decision`] by [`Program`].
 pub const DECISIONS: &str = "DECISIONS";
+/// Name of the per-CPU array of [`DropSample`] by [`crate::outcome::sample_index`].
+pub const SAMPLES: &str = "SAMPLES";
 
 /// Local pods on one node, per address.
 pub const ENDPOINTS_MAX: usize = 4096;
@@ -55,6 +57,9 @@ pub const FRAGMENTS_MAX: usize = 8192;
 pub const COUNTERS_MAX: usize = Program::ALL.len() * OUTCOMES_PER_PROGRAM as usize;
 /// Decision records.
 pub const DECISIONS_MAX: usize = Program::ALL.len();
+/// Samples of drops.
+pub const SAMPLES_MAX: usize =
+    Program::ALL.len() * (REASONS_PER_PROGRAM * SAMPLES_PER_REASON) as usize;
 
 /// `BPF_F_NO_PREALLOC` (`include/uapi/linux/bpf.h`): memory by use, not by capacity.
 pub const NO_PREALLOC: u32 = 1;
@@ -108,7 +113,7 @@ const fn spec<K, V>(name: &'static str, kind: MapKind, max_entries: usize, flags
 }
 
 /// All maps.
-pub const ALL: [MapSpec; 11] = [
+pub const ALL: [MapSpec; 12] = [
     spec::<u32, Config>(CONFIG, MapKind::Array, 1, 0),
     spec::<IpKey, Endpoint>(ENDPOINTS, MapKind::Hash, ENDPOINTS_MAX, NO_PREALLOC),
     spec::<u32, Interface>(INTERFACES, MapKind::Hash, INTERFACES_MAX, NO_PREALLOC),
@@ -120,4 +125,5 @@ pub const ALL: [MapSpec; 11] = [
     spec::<FragmentKey, FragmentPorts>(FRAGMENTS, MapKind::LruHash, FRAGMENTS_MAX, 0),
     spec::<u32, Counter>(COUNTERS, MapKind::PerCpuArray, COUNTERS_MAX, 0),
     spec::<u32, Decision>(DECISIONS, MapKind::PerCpuArray, DECISIONS_MAX, 0),
+    spec::<u32, DropSample>(SAMPLES, MapKind::PerCpuArray, SAMPLES_MAX, 0),
 ];

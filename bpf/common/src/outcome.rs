@@ -138,6 +138,31 @@ pub const fn counter_index(program: Program, outcome: u32) -> u32 {
     program as u32 * OUTCOMES_PER_PROGRAM + outcome
 }
 
+/// The lowest number of a reason.
+pub const FIRST_REASON: u32 = 128;
+/// How many reasons one program can have.
+pub const REASONS_PER_PROGRAM: u32 = 32;
+/// Samples of drops that are kept per program, reason and CPU.
+pub const SAMPLES_PER_REASON: u32 = 4;
+
+/// The window of time, some 134 ms long, in which `at` nanoseconds lie. At most one
+/// drop per program, reason and CPU is sampled in each.
+#[inline(always)]
+pub const fn sample_window(at: u64) -> u64 {
+    at >> 27
+}
+
+/// Index in [`crate::maps::SAMPLES`] of the drop of a window: windows take turns.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low bits tell windows apart"
+)]
+pub const fn sample_index(program: Program, reason: DropReason, window: u64) -> u32 {
+    let reason = program as u32 * REASONS_PER_PROGRAM + (reason as u32 - FIRST_REASON);
+    reason * SAMPLES_PER_REASON + window as u32 % SAMPLES_PER_REASON
+}
+
 /// The name of an outcome's number, of any kind.
 pub fn outcome_name(outcome: u32) -> Option<&'static str> {
     let verdicts = Verdict::ALL.iter().map(|v| (*v as u32, v.name()));
@@ -167,10 +192,34 @@ mod tests {
                 .iter()
                 .all(|r| (128..OUTCOMES_PER_PROGRAM).contains(&(*r as u32)))
         );
+        assert!(DropReason::ALL.iter().all(|r| {
+            (FIRST_REASON..FIRST_REASON + REASONS_PER_PROGRAM).contains(&(*r as u32))
+        }));
         let mut numbers: Vec<u32> = DropReason::ALL.iter().map(|r| *r as u32).collect();
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), DropReason::ALL.len());
+    }
+
+    #[test]
+    fn samples_of_all_programs_reasons_and_windows_have_places_of_their_own() {
+        let mut places = Vec::new();
+        for program in Program::ALL {
+            for reason in DropReason::ALL {
+                for window in 9..9 + u64::from(SAMPLES_PER_REASON) {
+                    places.push(sample_index(*program, *reason, window));
+                }
+            }
+        }
+        assert!(
+            places
+                .iter()
+                .all(|p| (*p as usize) < crate::maps::SAMPLES_MAX)
+        );
+        let all = places.len();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), all);
     }
 
     extern crate std;

@@ -188,6 +188,30 @@ pub struct Decision {
     pub destination_identity: u32,
 }
 
+/// Bytes of a dropped packet that are kept at most.
+pub const SAMPLE_BYTES: usize = 64;
+
+/// A packet that was dropped. Programs write these as they go, so a reader may see
+/// parts of two.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropSample {
+    /// Nanoseconds as `bpf_ktime_get_ns` counts; 0: no packet yet.
+    pub at: u64,
+    /// What the program had found out.
+    pub decision: Decision,
+    /// Interface index of the program's device.
+    pub ifindex: u32,
+    /// `skb->len` or XDP frame length.
+    pub length: u32,
+    /// How many bytes of `head` are the packet's.
+    pub captured: u32,
+    /// Zero.
+    pub pad: u32,
+    /// How the frame begins, Ethernet header first.
+    pub head: [u8; SAMPLE_BYTES],
+}
+
 const _: () = {
     assert!(size_of::<Config>() == 38 + CONFIG_PAD);
     assert!(size_of::<Endpoint>() == 24);
@@ -198,6 +222,7 @@ const _: () = {
     assert!(size_of::<FragmentPorts>() == 4);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Decision>() == 24);
+    assert!(size_of::<DropSample>() == 48 + SAMPLE_BYTES);
 };
 
 #[cfg(feature = "user")]
@@ -221,4 +246,6 @@ mod pod {
     unsafe impl aya::Pod for super::Counter {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Decision {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::DropSample {}
 }

@@ -5,7 +5,8 @@
 //! that into the code for the kernel, the counter and the decision record. What
 //! two programs do alike is in a module of its own: [`skb`] (reading and
 //! changing an `__sk_buff`), [`direct`] (packet bytes in words), [`lookup`] (maps), [`flows`] (notes and
-//! fragments), [`deliver`] (into a local pod), [`remote`] (to another node).
+//! fragments), [`deliver`] (into a local pod), [`remote`] (to another node), [`sample`]
+//! (evidence of drops).
 //!
 //! Built for the host this is only for the linter: nothing here runs there, and
 //! `main` is there for the compiler's sake.
@@ -37,6 +38,7 @@ mod overlay_ingress;
 mod pod_egress;
 mod pod_ingress;
 mod remote;
+mod sample;
 mod skb;
 mod uplink_egress;
 mod uplink_ingress;

@@ -9,8 +9,8 @@ use veer_bpf_common::{
     key::{FlowKey, FlowSlot, FragmentKey, IpKey},
     maps as spec,
     value::{
-        Config, Counter, Decision, Endpoint, FlowNote, FragmentPorts, Interface, IpcacheEntry,
-        Remote,
+        Config, Counter, Decision, DropSample, Endpoint, FlowNote, FragmentPorts, Interface,
+        IpcacheEntry, Remote,
     },
 };
 
@@ -53,3 +53,6 @@ pub(crate) static COUNTERS: PerCpuArray<Counter, { spec::COUNTERS_MAX }> = PerCp
 
 #[btf_map]
 pub(crate) static DECISIONS: PerCpuArray<Decision, { spec::DECISIONS_MAX }> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SAMPLES: PerCpuArray<DropSample, { spec::SAMPLES_MAX }> = PerCpuArray::new();

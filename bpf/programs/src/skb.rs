@@ -27,6 +27,7 @@ use veer_bpf_net::{
 use crate::{
     direct,
     exit::{self, Outcome},
+    sample,
 };
 
 /// `PACKET_HOST` (`include/uapi/linux/if_packet.h`): the stack takes the packet.
@@ -76,6 +77,9 @@ pub(crate) fn run(
     let length = skb.length();
     let outcome = inner(&mut skb);
     skb.decision.outcome = exit::number(outcome);
+    if let Err(reason) = outcome {
+        sample::keep(program, reason, &skb, skb.ifindex(), skb.decision);
+    }
     exit::tc(program, length, outcome)
 }
 

@@ -15,7 +15,7 @@ use veer_bpf_net::{
 use crate::{
     direct,
     exit::{self, Outcome},
-    lookup, uplink_ingress,
+    lookup, sample, uplink_ingress,
 };
 
 /// Device: an uplink; direction: ingress, before anything else. Expects
@@ -33,6 +33,11 @@ fn uplink_xdp(ctx: XdpContext) -> u32 {
     };
     let outcome = inner(&frame);
     decision.outcome = exit::number(outcome);
+    if let Err(reason) = outcome {
+        // SAFETY: the kernel hands a valid context to the program.
+        let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
+        sample::keep(Program::UplinkXdp, reason, &frame, ifindex, decision);
+    }
     exit::xdp(Program::UplinkXdp, frame.length(), outcome)
 }
 

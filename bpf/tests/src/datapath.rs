@@ -10,8 +10,10 @@ use std::{net::Ipv4Addr, time::Duration};
 use veer_bpf_common::{
     key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
     maps,
-    outcome::{Program, counter_index, outcome_name},
-    value::{Config, Counter, Decision, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
+    outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, outcome_name, sample_index},
+    value::{
+        Config, Counter, Decision, DropSample, Endpoint, FlowNote, Interface, IpcacheEntry, Remote,
+    },
 };
 
 /// `outcome` of a record that no program has written since [`Datapath::run`]
@@ -199,6 +201,17 @@ impl Datapath {
     pub fn bytes(&mut self, program: Program, outcome: u32) -> Result<u64> {
         let values = self.counters(program, outcome)?;
         Ok(values.iter().map(|c| c.bytes).sum())
+    }
+
+    /// What is kept of the packets that a program dropped for a reason.
+    pub fn samples(&mut self, program: Program, reason: DropReason) -> Result<Vec<DropSample>> {
+        let map = self.per_cpu::<DropSample>(maps::SAMPLES)?;
+        let mut found = Vec::new();
+        for window in 0..u64::from(SAMPLES_PER_REASON) {
+            let values = map.get(&sample_index(program, reason, window), 0)?;
+            found.extend(values.iter().filter(|sample| sample.at != 0).copied());
+        }
+        Ok(found)
     }
 
     /// All outcomes of a program that were counted, for messages.

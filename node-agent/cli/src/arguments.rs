@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Packets by program and by how they ended.
     #[command(subcommand)]
     Metrics(List),
+    /// Packets that were dropped lately, why, and what to do about it.
+    #[command(subcommand, alias = "drop")]
+    Drops(List),
     /// Flows that the host's stack translates (Services, hostPorts).
     #[command(subcommand)]
     Flow(List),

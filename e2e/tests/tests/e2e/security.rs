@@ -143,6 +143,28 @@ fn spoofed_address(scene: &Scene) -> Result<()> {
             .with_context(|| format!("as {claim} to {}", victim.name))?;
         }
     }
+    shown(scene, pod, &claims)
+}
+
+/// `veer drops list` names the pod, the address it claimed, and what that means.
+fn shown(scene: &Scene, pod: &Pod, claims: &[Ipv4Addr]) -> Result<()> {
+    const REASON: &str = "spoofed-address";
+    let rows = scene.lab.veer_json(&pod.node, &["drops", "list"])?;
+    let own = format!("{}/{}", pod.namespace, pod.name);
+    let found = rows.as_array().into_iter().flatten().any(|row| {
+        // With a port, but not where ARP came first.
+        let source = row["source"].as_str().unwrap_or_default();
+        let address = source.split(':').next().and_then(|a| a.parse().ok());
+        row["pod"] == own.as_str()
+            && row["reason"] == REASON
+            && address.is_some_and(|address| claims.contains(&address))
+    });
+    ensure!(found, "{own} is not among {rows:#}");
+    let table = scene.lab.veer(&pod.node, &["drops", "list"])?.stdout;
+    ensure!(
+        table.contains(&own) && table.contains(&format!("{REASON}: ")),
+        "no pod or no advice:\n{table}"
+    );
     Ok(())
 }
 
@@ -179,9 +201,7 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
     });
     change(&own)?;
     outcome?;
-    let pings = client::ping(&pod.site, IpAddr::V4(victim.address), 3)?;
-    ensure!(pings.complete(), "with its own MAC again: {}", pings.text);
-    Ok(())
+    client::reaches(&pod.site, victim.address, 3).context("with its own MAC again")
 }
 
 /// A VXLAN header and, inside, a UDP datagram from `source` to `target`.

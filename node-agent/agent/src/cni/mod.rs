@@ -5,6 +5,7 @@ mod add;
 mod check;
 pub(crate) mod conflist;
 mod del;
+mod drops;
 pub(crate) mod gc;
 mod query;
 pub(crate) mod server;

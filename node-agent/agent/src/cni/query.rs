@@ -269,7 +269,8 @@ fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {
     }
 }
 
-fn protocol(number: u8) -> String {
+/// A protocol's name, or its number.
+pub(super) fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
         6 => "tcp".into(),

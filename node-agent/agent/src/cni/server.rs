@@ -10,7 +10,7 @@ use tokio::{
 };
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
 
-use super::{add, check, del, gc, internal, query};
+use super::{add, check, del, drops, gc, internal, query};
 use crate::shared::Shared;
 
 /// Requests worked on at once: netlink is serial in the kernel anyway, and each
@@ -136,6 +136,7 @@ fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String 
         Request::Ipcache => encode(query::ipcache(shared).map_err(|e| unreadable(&e))),
         Request::Remotes => encode(query::remotes(shared).map_err(|e| unreadable(&e))),
         Request::Counters => encode(query::counters(shared).map_err(|e| unreadable(&e))),
+        Request::Drops => encode(drops::drops(shared).map_err(|e| unreadable(&e))),
         Request::Flows => encode(query::flows(shared).map_err(|e| unreadable(&e))),
     }
 }

@@ -12,9 +12,12 @@ use aya::{
 };
 use veer_bpf_common::{
     key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
-    maps::{CONFIG, COUNTERS, ENDPOINTS, FLOWS, INTERFACES, IPCACHE, NODES, REMOTES, REMOTES_MAX},
-    outcome::{Program, counter_index},
-    value::{Config, Counter, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
+    maps::{
+        CONFIG, COUNTERS, ENDPOINTS, FLOWS, INTERFACES, IPCACHE, NODES, REMOTES, REMOTES_MAX,
+        SAMPLES,
+    },
+    outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, sample_index},
+    value::{Config, Counter, DropSample, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
 };
 
 use super::Error;
@@ -32,6 +35,7 @@ pub(crate) struct Maps {
     pub(crate) remotes: Array<MapData, Remote>,
     pub(crate) flows: BpfHashMap<MapData, FlowKey, FlowNote>,
     pub(crate) counters: PerCpuArray<MapData, Counter>,
+    samples: PerCpuArray<MapData, DropSample>,
     /// What the entries were when last written here, or taken over.
     pub(crate) shadow: Shadow,
     /// Where the look at unused remotes goes on.
@@ -88,6 +92,7 @@ impl Maps {
             remotes: take!(object, REMOTES),
             flows: take!(object, FLOWS),
             counters: take!(object, COUNTERS),
+            samples: take!(object, SAMPLES),
             shadow: Shadow::default(),
             turn: 0,
         })
@@ -121,6 +126,22 @@ impl Maps {
         let index = counter_index(program, outcome);
         let values = self.counters.get(&index, 0).map_err(error(COUNTERS))?;
         Ok(values.iter().map(|c| c.packets).sum())
+    }
+
+    /// All samples of drops, of all CPUs.
+    pub(crate) fn samples(&self) -> Result<Vec<(Program, DropReason, DropSample)>, Error> {
+        let mut found = Vec::new();
+        for program in Program::ALL {
+            for reason in DropReason::ALL {
+                for window in 0..u64::from(SAMPLES_PER_REASON) {
+                    let index = sample_index(*program, *reason, window);
+                    let values = self.samples.get(&index, 0).map_err(error(SAMPLES))?;
+                    let some = values.iter().filter(|sample| sample.at != 0);
+                    found.extend(some.map(|sample| (*program, *reason, *sample)));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// All rows of the ipcache.

@@ -1,5 +1,6 @@
 //! One module per thing shown: its question to the agent and its table.
 
+mod drops;
 mod endpoint;
 mod flow;
 mod identity;
@@ -29,6 +30,7 @@ pub(crate) enum View {
     Tunnel,
     Remote,
     Metrics,
+    Drops,
     Flow,
 }
 
@@ -43,6 +45,7 @@ impl View {
             Command::Tunnel(_) | Command::Bpf(Bpf::Tunnel(_)) => Some(Self::Tunnel),
             Command::Remote(_) => Some(Self::Remote),
             Command::Metrics(_) | Command::Bpf(Bpf::Metrics(_)) => Some(Self::Metrics),
+            Command::Drops(_) => Some(Self::Drops),
             Command::Flow(_) => Some(Self::Flow),
             Command::Version | Command::Completion { .. } => None,
         }
@@ -58,6 +61,7 @@ impl View {
             Self::Tunnel => &["tunnel", "list"],
             Self::Remote => &["remote", "list"],
             Self::Metrics => &["metrics", "list"],
+            Self::Drops => &["drops", "list"],
             Self::Flow => &["flow", "list"],
         }
     }
@@ -93,6 +97,10 @@ pub(crate) fn show(view: View, format: Format, ask: Ask<'_>) -> anyhow::Result<S
         View::Metrics => {
             let rows: Vec<_> = answer(ask, &Request::Counters)?;
             output::render(&rows, format, |rows| metrics::table(rows))
+        }
+        View::Drops => {
+            let rows: Vec<_> = answer(ask, &Request::Drops)?;
+            output::render(&rows, format, |rows| drops::table(rows))
         }
         View::Flow => {
             let rows: Vec<_> = answer(ask, &Request::Flows)?;

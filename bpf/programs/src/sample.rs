@@ -1,0 +1,63 @@
+//! Evidence of drops, for whoever asks why: some of the packets, with all that the
+//! program had found out.
+//!
+//! Of each reason the first in each window of time is kept, in the place of an older
+//! one: that bounds what a drop costs under a flood, and rare reasons are not pushed
+//! out by frequent ones. Nobody has to listen, and an agent that comes later still
+//! finds it.
+
+use veer_bpf_common::{
+    outcome::{DropReason, Program, sample_index, sample_window},
+    value::{Decision, DropSample, SAMPLE_BYTES},
+};
+use veer_bpf_net::{
+    bytes::{Bytes, HEAD},
+    ethernet,
+};
+
+use crate::{lookup::now, maps::SAMPLES};
+
+/// Keeps what there is of a dropped packet, unless another of its window is there.
+#[inline(always)]
+pub(crate) fn keep<P: Bytes>(
+    program: Program,
+    reason: DropReason,
+    packet: &P,
+    ifindex: u32,
+    decision: &Decision,
+) {
+    let now = now();
+    let window = sample_window(now);
+    let Some(sample) = SAMPLES.get_ptr_mut(sample_index(program, reason, window)) else {
+        return;
+    };
+    // SAFETY: a slot of this CPU in a preallocated array, which no other program
+    // uses; BPF programs do not migrate while they run.
+    let sample: &mut DropSample = unsafe { &mut *sample };
+    if sample_window(sample.at) == window {
+        return;
+    }
+    sample.decision = *decision;
+    sample.ifindex = ifindex;
+    sample.length = packet.length();
+    let head = &mut sample.head;
+    sample.captured = capture::<_, SAMPLE_BYTES>(packet, head)
+        .or_else(|| capture::<_, TCP>(packet, head))
+        .or_else(|| capture::<_, UDP>(packet, head))
+        .or_else(|| capture::<_, { ethernet::HEADER_LENGTH }>(packet, head))
+        .unwrap_or(0);
+    sample.at = now;
+}
+
+/// Up to the end of a UDP or ICMP header behind IPv4 without options, and of ARP.
+const UDP: usize = 42;
+/// Up to the end of a TCP header behind IPv4, both without options.
+const TCP: usize = HEAD;
+
+/// The first `N` bytes, where the packet's linear part has them.
+#[inline(always)]
+fn capture<P: Bytes, const N: usize>(packet: &P, to: &mut [u8; SAMPLE_BYTES]) -> Option<u32> {
+    let bytes = packet.head::<N>(0)?;
+    to[..N].copy_from_slice(&bytes);
+    Some(N as u32)
+}

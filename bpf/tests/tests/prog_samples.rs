@@ -1,0 +1,129 @@
+//! Samples of drops by `BPF_PROG_TEST_RUN`: what is left of a dropped packet for
+//! whoever asks why.
+
+#![allow(
+    clippy::wildcard_imports,
+    reason = "tables speak of the world by its names"
+)]
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result};
+use veer_bpf_common::{
+    outcome::{DropReason, Program, sample_window},
+    value::{DropSample, SAMPLE_BYTES},
+};
+use veer_bpf_tests::{
+    datapath::{Context, Datapath},
+    packet::{Packet, SYN, arp},
+    world::{self, *},
+};
+
+/// What a pod that calls itself otherwise sends.
+fn spoofed(payload: usize) -> Vec<u8> {
+    let packet = Packet::udp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2));
+    from_a(packet.payload(vec![7; payload])).frame()
+}
+
+fn only(node: &mut Datapath, program: Program, reason: DropReason) -> Result<DropSample> {
+    let samples = node.samples(program, reason)?;
+    anyhow::ensure!(samples.len() == 1, "{samples:?}");
+    samples.into_iter().next().context("none")
+}
+
+#[test]
+fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out() -> Result<()> {
+    let mut node = world::load(&[Program::PodEgress])?;
+    let frame = spoofed(300);
+    let before = now()?;
+    let ran = node.run(Program::PodEgress, &frame, Context::default())?;
+    let sample = only(&mut node, Program::PodEgress, DropReason::SpoofedAddress)?;
+    assert_eq!(sample.decision, ran.decision);
+    assert_eq!(sample.decision.source_identity, A_IDENTITY);
+    assert_eq!(
+        (sample.ifindex, sample.length as usize),
+        (A_IFINDEX, frame.len())
+    );
+    assert_eq!(sample.captured as usize, SAMPLE_BYTES);
+    assert_eq!(sample.head[..], frame[..SAMPLE_BYTES]);
+    assert!((before..=now()?).contains(&sample.at));
+    Ok(())
+}
+
+#[test]
+fn short_frames_are_kept_as_far_as_their_headers_go() -> Result<()> {
+    let cut = |length: usize| spoofed(0)[..length].to_vec();
+    let tcp = from_a(Packet::tcp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2), SYN)).frame();
+    for (what, frame, reason, captured) in [
+        ("an IPv4 header alone", cut(34), DropReason::Malformed, 14),
+        (
+            "UDP without payload",
+            cut(42),
+            DropReason::SpoofedAddress,
+            42,
+        ),
+        ("TCP without options", tcp, DropReason::SpoofedAddress, 54),
+        (
+            "ARP",
+            arp(1, (B_MAC, A), ([0; 6], GATEWAY)),
+            DropReason::SpoofedMac,
+            42,
+        ),
+    ] {
+        let mut node = world::load(&[Program::PodEgress])?;
+        node.run(Program::PodEgress, &frame, Context::default())?;
+        let sample = only(&mut node, Program::PodEgress, reason).context(what)?;
+        assert_eq!(sample.captured, captured, "{what}");
+        let captured = captured as usize;
+        assert_eq!(sample.head[..captured], frame[..captured], "{what}");
+        assert!(sample.head[captured..].iter().all(|b| *b == 0), "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn of_a_flood_one_packet_per_window_is_kept() -> Result<()> {
+    const FLOOD: u32 = 100_000;
+    let mut node = world::load(&[Program::PodEgress])?;
+    let before = sample_window(now()?);
+    node.time(Program::PodEgress, &spoofed(0), Context::default(), FLOOD)?;
+    let windows = sample_window(now()?) - before + 1;
+    let reason = DropReason::SpoofedAddress;
+    let counted = node.packets(Program::PodEgress, reason as u32)?;
+    assert_eq!(counted, u64::from(FLOOD));
+    let samples = node.samples(Program::PodEgress, reason)?;
+    assert!(
+        samples.len() as u64 <= windows,
+        "{windows} windows: {samples:?}"
+    );
+    assert!(!samples.is_empty());
+    Ok(())
+}
+
+#[test]
+fn packets_that_go_on_leave_nothing() -> Result<()> {
+    let mut node = world::load(&[Program::PodEgress])?;
+    for to in [B, C, NODE_1, WORLD] {
+        node.run(Program::PodEgress, &a_to(to).frame(), Context::default())?;
+    }
+    for reason in DropReason::ALL {
+        assert_eq!(node.samples(Program::PodEgress, *reason)?, []);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_xdp_drops_is_kept_too() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkXdp])?;
+    let inner = Packet::udp((C, 5), (B, 6)).frame();
+    let frame = Packet::vxlan(WORLD, NODE_1, C_IDENTITY, &inner).frame();
+    node.run_xdp(&frame)?;
+    let sample = only(
+        &mut node,
+        Program::UplinkXdp,
+        DropReason::TunnelSourceNotNode,
+    )?;
+    assert_eq!(sample.head[..], frame[..SAMPLE_BYTES]);
+    assert_eq!(sample.length as usize, frame.len());
+    Ok(())
+}

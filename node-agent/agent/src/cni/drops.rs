@@ -1,0 +1,235 @@
+//! Samples of dropped packets, as people read them.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use etherparse::{IpNumber, LaxPacketHeaders, LinkHeader, NetHeaders, TransportHeader, ip_number};
+use nix::net::if_::if_indextoname;
+use veer_agent_api::DropRow;
+use veer_bpf_common::{
+    outcome::{DropReason, Program},
+    value::DropSample,
+};
+
+use super::query::protocol;
+use crate::{
+    datapath::Error,
+    endpoint::{LocalEndpoint, mac_text},
+    shared::Shared,
+};
+
+/// The samples that the maps hold, the latest first.
+pub(super) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
+    let mut samples = shared.datapath().maps.samples()?;
+    samples.sort_unstable_by_key(|(_, _, sample)| std::cmp::Reverse(sample.at));
+    let plan = shared.plan();
+    let nodes: HashMap<u32, &String> = plan.peers.by_name.iter().map(|(n, id)| (*id, n)).collect();
+    let store = shared.store();
+    let pods: HashMap<u32, &LocalEndpoint> = store.iter().map(|e| (e.ifindex, e)).collect();
+    let now = crate::clock::monotonic();
+    let row = |(program, reason, sample): &(Program, DropReason, DropSample)| {
+        let head = sample.head.get(..sample.captured as usize);
+        let Seen {
+            protocol,
+            source,
+            destination,
+        } = seen(head.unwrap_or(&sample.head));
+        let node = nodes.get(&sample.decision.node_id);
+        let pod = pods.get(&sample.ifindex);
+        DropRow {
+            age_ms: now.saturating_sub(sample.at) / 1_000_000,
+            reason: reason.name().into(),
+            program: program.name().into(),
+            device: device(sample.ifindex),
+            pod: pod.map(|e| e.pod()).unwrap_or_default(),
+            protocol,
+            source,
+            destination,
+            bytes: sample.length,
+            identity: sample.decision.source_identity,
+            node: node.map(|n| (*n).clone()).unwrap_or_default(),
+        }
+    };
+    Ok(samples.iter().map(row).collect())
+}
+
+/// A device's name; its number once it is gone.
+fn device(index: u32) -> String {
+    let name = if_indextoname(index).ok();
+    let name = name.and_then(|n| n.into_string().ok());
+    name.unwrap_or_else(|| format!("gone ({index})"))
+}
+
+/// What a packet was, as far as its beginning tells.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    protocol: String,
+    source: String,
+    destination: String,
+}
+
+fn seen(head: &[u8]) -> Seen {
+    let Ok(packet) = LaxPacketHeaders::from_ethernet(head) else {
+        return Seen {
+            protocol: "no Ethernet".into(),
+            source: String::new(),
+            destination: String::new(),
+        };
+    };
+    match (&packet.net, &packet.link) {
+        (Some(NetHeaders::Ipv4(ip, _)), _) => {
+            let first = ip.fragment_offset.value() == 0;
+            let ports = first.then(|| ports(&packet, ip.protocol)).flatten();
+            let [source, destination] = [ip.source, ip.destination].map(Ipv4Addr::from);
+            between(ip.protocol.0, source, destination, ports)
+        }
+        (Some(NetHeaders::Ipv6(ip, _)), _) => {
+            let [source, destination] = [ip.source, ip.destination].map(Ipv6Addr::from);
+            between(
+                ip.next_header.0,
+                source,
+                destination,
+                ports(&packet, ip.next_header),
+            )
+        }
+        (Some(NetHeaders::Arp(arp)), _) => match arp.try_eth_ipv4() {
+            Ok(arp) => Seen {
+                protocol: "arp".into(),
+                source: Ipv4Addr::from(arp.sender_ipv4).to_string(),
+                destination: Ipv4Addr::from(arp.target_ipv4).to_string(),
+            },
+            Err(_) => macs(&packet, "arp".into()),
+        },
+        (None, Some(LinkHeader::Ethernet2(frame))) => {
+            macs(&packet, format!("{:#06x}", frame.ether_type.0))
+        }
+        (None, _) => macs(&packet, "?".into()),
+    }
+}
+
+/// Ports, also of a transport header that is cut off behind them.
+fn ports(packet: &LaxPacketHeaders<'_>, protocol: IpNumber) -> Option<[u16; 2]> {
+    match &packet.transport {
+        Some(TransportHeader::Udp(udp)) => Some([udp.source_port, udp.destination_port]),
+        Some(TransportHeader::Tcp(tcp)) => Some([tcp.source_port, tcp.destination_port]),
+        None if protocol == ip_number::TCP || protocol == ip_number::UDP => {
+            let [a, b, c, d] = *packet.payload.slice().first_chunk()?;
+            Some([u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])])
+        }
+        Some(TransportHeader::Icmpv4(_) | TransportHeader::Icmpv6(_)) | None => None,
+    }
+}
+
+fn between(
+    number: u8,
+    source: impl Into<IpAddr>,
+    destination: impl Into<IpAddr>,
+    ports: Option<[u16; 2]>,
+) -> Seen {
+    let (source, destination) = (source.into(), destination.into());
+    let end = |address, port: Option<u16>| match port {
+        Some(port) => SocketAddr::new(address, port).to_string(),
+        None => address.to_string(),
+    };
+    Seen {
+        protocol: protocol(number),
+        source: end(source, ports.map(|p| p[0])),
+        destination: end(destination, ports.map(|p| p[1])),
+    }
+}
+
+/// Of a frame that no IP address is known of.
+fn macs(packet: &LaxPacketHeaders<'_>, protocol: String) -> Seen {
+    let [source, destination] = match &packet.link {
+        Some(LinkHeader::Ethernet2(frame)) => [frame.source, frame.destination].map(mac_text),
+        Some(LinkHeader::LinuxSll(_)) | None => Default::default(),
+    };
+    Seen {
+        protocol,
+        source,
+        destination,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    fn frame(build: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        build(&mut bytes);
+        bytes
+    }
+
+    fn udp() -> Vec<u8> {
+        frame(|bytes| {
+            PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+                .udp(4000, 53)
+                .write(bytes, &[7; 100])
+                .expect("a packet");
+        })
+    }
+
+    #[test]
+    fn a_packet_is_told_by_addresses_and_ports() {
+        let expected = Seen {
+            protocol: "udp".into(),
+            source: "10.0.0.1:4000".into(),
+            destination: "10.0.0.2:53".into(),
+        };
+        assert_eq!(seen(&udp()), expected);
+        assert_eq!(seen(&udp()[..42]), expected, "no more than the headers");
+        let tcp = frame(|bytes| {
+            PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv6([0xfd; 16], [0xfe; 16], 64)
+                .tcp(1, 2, 3, 4)
+                .write(bytes, &[])
+                .expect("a packet");
+        });
+        let cut = seen(&tcp[..58]);
+        assert_eq!(cut.protocol, "tcp");
+        assert!(
+            cut.source.ends_with("]:1") && cut.destination.ends_with("]:2"),
+            "{cut:?}"
+        );
+    }
+
+    #[test]
+    fn whatever_is_cut_off_is_told_as_far_as_it_goes() {
+        let whole = udp();
+        for length in 0..whole.len() {
+            let seen = seen(&whole[..length]);
+            let expected = match length {
+                0..14 => "no Ethernet",
+                14..34 => "0x0800",
+                _ => "udp",
+            };
+            assert_eq!(seen.protocol, expected, "{length} octets: {seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_has_no_ports() {
+        let mut later = udp();
+        later[20..22].copy_from_slice(&[0x00, 0x10]);
+        let seen = seen(&later);
+        assert_eq!(
+            (&*seen.source, &*seen.destination),
+            ("10.0.0.1", "10.0.0.2")
+        );
+    }
+
+    #[test]
+    fn frames_without_addresses_are_told_by_their_macs() {
+        let mut other = udp();
+        other[12..14].copy_from_slice(&[0x88, 0xcc]);
+        let seen = seen(&other);
+        assert_eq!(seen.protocol, "0x88cc");
+        assert_eq!(seen.source, "02:02:02:02:02:02");
+    }
+}
