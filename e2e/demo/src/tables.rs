@@ -182,6 +182,7 @@ pub(crate) fn what_to_try(name: &str) -> String {
          \x20 kubectl get veer\n\
          \x20 kubectl get podendpoints -A\n\
          \x20 kubectl -n kube-system exec ds/veer-agent -- /veer status\n\
+         \x20 kubectl -n kube-system exec ds/veer-agent -- /veer drops list\n\
          \x20 kubectl -n {name} exec ds/demo -- ping -c 3 POD-ADDRESS\n\
          and the mode, back and forth:\n{}\n{}\n\
          `make demo-down` removes every trace.",
