@@ -4,14 +4,16 @@
 //! says no goodbye: a watch on such a connection is silent for ever, and kube's
 //! own client would never know. Here the kernel asks the other end after 15
 //! seconds and ends the connection when it hears nothing for 30; and one on which
-//! even a living peer says nothing for 75 is ended too.
+//! even a living peer says nothing for 75 is ended too. A connection that lay idle
+//! for 10 is not used again: a request on one whose other end is gone would begin
+//! the 30 seconds anew, just when a watch has found out.
 
 use std::time::Duration;
 
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{Client as Http, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
     Client, Config,
@@ -31,6 +33,9 @@ const DEAD: Duration = Duration::from_secs(30);
 /// The longest silence of a server that lives: on a watch it sends a bookmark each
 /// minute (`bookmarkFrequency` of its watch cache).
 const SILENT: Duration = Duration::from_secs(75);
+
+/// How long a connection may lie idle to be used for another request.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +68,14 @@ fn client(config: Config) -> kube::Result<Client> {
     timed.set_read_timeout(Some(SILENT));
     // Else the time that a connection lay idle would count.
     timed.set_reset_reader_on_write(true);
+    let mut http = Http::builder(TokioExecutor::new());
+    http.pool_timer(TokioTimer::new()).pool_idle_timeout(FRESH);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(Http::builder(TokioExecutor::new()).build::<_, Body>(timed));
+        .service(http.build::<_, Body>(timed));
     Ok(Client::new(service, config.default_namespace))
 }
 
@@ -84,12 +91,18 @@ fn connector() -> HttpConnector {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::{
+        os::fd::AsFd,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
 
     use hyper_util::rt::TokioIo;
     use nix::sys::socket::{getsockopt, sockopt};
     use tokio::{
-        io::AsyncReadExt,
+        io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
         time::Instant,
     };
@@ -140,5 +153,45 @@ mod tests {
         assert!(start.elapsed() < SILENT * 2, "{:?}", start.elapsed());
         let asked = silent.await.expect("served");
         assert!(asked.starts_with(b"GET /version"), "{asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_lay_idle_is_not_used_again() {
+        const VERSION: &str = r#"{"major": "1", "minor": "34", "gitVersion": "v1.34.4",
+            "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "",
+            "compiler": "", "platform": ""}"#;
+        let (listener, url) = listener().await;
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&accepted);
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.expect("accept");
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let length = VERSION.len();
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{VERSION}");
+                    let mut request = [0; 4096];
+                    // A request is one segment here.
+                    while connection.read(&mut request).await.expect("read") > 0 {
+                        connection
+                            .write_all(answer.as_bytes())
+                            .await
+                            .expect("write");
+                    }
+                });
+            }
+        });
+        let client = client(Config::new(url.parse().expect("a URL"))).expect("a client");
+        for (idle, connections) in [(0, 1), (FRESH.as_secs() / 2, 1), (FRESH.as_secs() + 1, 2)] {
+            tokio::time::sleep(Duration::from_secs(idle)).await;
+            client.apiserver_version().await.expect("an answer");
+            assert_eq!(
+                accepted.load(Ordering::Relaxed),
+                connections,
+                "after {idle} s"
+            );
+        }
+        server.abort();
     }
 }
