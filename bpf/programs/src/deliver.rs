@@ -3,29 +3,29 @@
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Verdict},
+    value::Endpoint,
 };
 use veer_bpf_net::ipv4::Ipv4;
 
-use crate::{direct::copy, exit::Outcome, flows, lookup, skb::Skb};
+use crate::{direct::copy, exit::Outcome, flows, skb::Skb};
 
 /// What came from another node to this node's pods: to the stack where the flow
 /// was translated there, else delivered.
 #[inline(always)]
-pub(crate) fn from_remote(skb: &mut Skb, ip: &Ipv4) -> Outcome {
+pub(crate) fn from_remote(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
     if let Some(verdict) = flows::to_stack(skb, &flow) {
         return Ok(verdict);
     }
-    to_pod(skb, ip)
+    to_pod(skb, ip, pod)
 }
 
-/// Delivers to the pod with the packet's destination: one hop, the MACs of the
-/// pod's own link, and over to its end of the veth. A TTL that ends here is the
-/// stack's affair.
+/// Delivers to the pod that has the packet's destination, if any has: one hop, the
+/// MACs of the pod's own link, and over to its end of the veth. A TTL that ends here
+/// is the stack's affair.
 #[inline(always)]
-pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4) -> Outcome {
-    let pod = lookup::endpoint(ip.destination).ok_or(DropReason::NoSuchEndpoint)?;
-    skb.decision.destination_identity = pod.identity;
+pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
+    let pod = pod.ok_or(DropReason::NoSuchEndpoint)?;
     if ip.ttl <= 1 {
         return Ok(exception(skb));
     }

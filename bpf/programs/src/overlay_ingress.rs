@@ -45,10 +45,10 @@ fn inner(skb: &mut Skb) -> Outcome {
     check_vni(skb, vni, source)?;
     // The inner MAC is the sender's affair, never this device's.
     skb.set_for_host();
-    let destination = lookup::who(ip.destination);
+    let (destination, pod) = lookup::arrived(ip.destination);
     skb.decision.destination_identity = destination.identity();
     match destination {
-        Who::LocalPod(_) => deliver::from_remote(skb, &ip),
+        Who::LocalPod(_) => deliver::from_remote(skb, &ip, pod),
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::ToStack),
     }
 }

@@ -100,7 +100,7 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     }
     match destination.remote_node() {
         Some(node) => remote::from_pod(skb, &ip, node, interface.identity),
-        None => deliver::to_pod(skb, &ip),
+        None => deliver::to_pod(skb, &ip, lookup::endpoint(ip.destination)),
     }
 }
 

@@ -97,7 +97,7 @@ fn own(ip: &Ipv4) -> Outcome {
 #[inline(always)]
 fn bare(skb: &mut Skb, ip: &Ipv4, id: u32) -> Outcome {
     skb.decision.node_id = id;
-    let destination = lookup::who(ip.destination);
+    let (destination, pod) = lookup::arrived(ip.destination);
     skb.decision.destination_identity = destination.identity();
     match destination {
         Who::LocalPod(_) => {
@@ -105,7 +105,7 @@ fn bare(skb: &mut Skb, ip: &Ipv4, id: u32) -> Outcome {
             if !accepted {
                 return Err(DropReason::NativeNotAccepted);
             }
-            deliver::from_remote(skb, ip)
+            deliver::from_remote(skb, ip, pod)
         }
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::Pass),
     }
