@@ -129,7 +129,7 @@ numbered! {
 }
 
 /// How many outcomes one program can have; verdicts lie below 64, observations
-/// below 128, reasons from there to here.
+/// below [`FIRST_REASON`], reasons from there to here.
 pub const OUTCOMES_PER_PROGRAM: u32 = 192;
 
 /// Index of a counter in [`crate::maps::COUNTERS`].
@@ -142,6 +142,7 @@ pub const fn counter_index(program: Program, outcome: u32) -> u32 {
 pub const FIRST_REASON: u32 = 128;
 /// How many reasons one program can have.
 pub const REASONS_PER_PROGRAM: u32 = 32;
+const _: () = assert!(FIRST_REASON + REASONS_PER_PROGRAM <= OUTCOMES_PER_PROGRAM);
 /// Samples of drops that are kept per program, reason and CPU.
 pub const SAMPLES_PER_REASON: u32 = 4;
 
@@ -185,12 +186,7 @@ mod tests {
         assert!(
             Observation::ALL
                 .iter()
-                .all(|o| (64..128).contains(&(*o as u32)))
-        );
-        assert!(
-            DropReason::ALL
-                .iter()
-                .all(|r| (128..OUTCOMES_PER_PROGRAM).contains(&(*r as u32)))
+                .all(|o| (64..FIRST_REASON).contains(&(*o as u32)))
         );
         assert!(DropReason::ALL.iter().all(|r| {
             (FIRST_REASON..FIRST_REASON + REASONS_PER_PROGRAM).contains(&(*r as u32))

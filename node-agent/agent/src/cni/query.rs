@@ -12,7 +12,7 @@ use veer_bpf_common::{
     identity::RESERVED,
     key::{FAMILY_V4, FlowKey},
     maps::{COUNTERS, ENDPOINTS, FLOWS},
-    outcome::{OUTCOMES_PER_PROGRAM, Program, counter_index, outcome_name},
+    outcome::{FIRST_REASON, OUTCOMES_PER_PROGRAM, Program, counter_index, outcome_name},
     value::{FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
 };
 
@@ -236,7 +236,7 @@ pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
             rows.push(CounterRow {
                 program: program.name().into(),
                 outcome: name.into(),
-                drop: outcome >= 128,
+                drop: outcome >= FIRST_REASON,
                 packets,
                 bytes: values.iter().map(|c| c.bytes).sum(),
             });
