@@ -184,7 +184,7 @@ mod tests {
         });
         let client = client(Config::new(url.parse().expect("a URL"))).expect("a client");
         for (idle, connections) in [(0, 1), (FRESH.as_secs() / 2, 1), (FRESH.as_secs() + 1, 2)] {
-            tokio::time::sleep(Duration::from_secs(idle)).await;
+            tokio::time::advance(Duration::from_secs(idle)).await;
             client.apiserver_version().await.expect("an answer");
             assert_eq!(
                 accepted.load(Ordering::Relaxed),

@@ -189,12 +189,19 @@ pub fn reaches(from: &Site, to: impl Into<IpAddr>, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a ping is answered.
-pub fn await_reaches(from: &Site, to: impl Into<IpAddr>, within: Duration) -> Result<()> {
+/// Waits until that many pings in a row are all answered.
+pub fn await_reaches(
+    from: &Site,
+    to: impl Into<IpAddr>,
+    count: u32,
+    within: Duration,
+) -> Result<()> {
     let to = to.into();
     let what = format!("{} reaches {to}", from.name);
     await_condition(&what, within, || {
-        reaches(from, to, 1).map(Some).map_err(|e| format!("{e:#}"))
+        reaches(from, to, count)
+            .map(Some)
+            .map_err(|e| format!("{e:#}"))
     })?;
     Ok(())
 }

@@ -62,16 +62,15 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     fields.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// `text`, or a dash when there is none.
+pub(crate) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-" } else { text }.to_owned()
+}
+
 /// `values` with a comma between them, or a dash when there is none.
 pub(crate) fn listed<T: ToString>(values: &[T]) -> String {
-    if values.is_empty() {
-        return "-".to_owned();
-    }
-    values
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    let texts: Vec<String> = values.iter().map(ToString::to_string).collect();
+    or_dash(&texts.join(", "))
 }
 
 #[cfg(test)]

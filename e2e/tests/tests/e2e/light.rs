@@ -112,5 +112,5 @@ fn reached(scene: &Scene, address: &str) -> Result<()> {
     let source = scene.demo_on("worker1")?;
     let to: IpAddr = address.parse().context("an address")?;
     // Its PodEndpoint is on the way to the other nodes when ADD returns.
-    client::await_reaches(&source.site, to, Duration::from_secs(5))
+    client::await_reaches(&source.site, to, 1, Duration::from_secs(5))
 }

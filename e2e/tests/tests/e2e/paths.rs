@@ -88,8 +88,11 @@ fn same_node(scene: &Scene) -> Result<()> {
         );
     }
     for label in [at::SOURCE_UPLINK, at::SOURCE_TUNNEL] {
-        let sight = walk.trace.sight();
-        ensure!(walk.echoes(label).none(), "{label} saw it\n{sight}");
+        ensure!(
+            walk.echoes(label).none(),
+            "{label} saw it\n{}",
+            walk.trace.sight()
+        );
     }
     Ok(())
 }

@@ -390,16 +390,16 @@ fn second_uplink(scene: &Scene, lab: &mut Lab) -> Result<Held> {
                 Ok(Some(()))
             })?;
             let took = start.elapsed();
-            client::await_reaches(&pod.site, OUTSIDE, SETTLED)?;
+            client::await_reaches(&pod.site, OUTSIDE, 2, SETTLED)?;
             connected(scene, &pod)?;
             let words: Vec<&str> = old.iter().map(String::as_str).collect();
             victim.exec(&[&["ip", "route", "replace"], &words[..]].concat())?;
-            client::await_reaches(&pod.site, OUTSIDE, SETTLED)?;
+            client::await_reaches(&pod.site, OUTSIDE, 2, SETTLED)?;
             connected(scene, &pod)?;
             lab.cluster
                 .world()
                 .network_exec(&["ip", "link", "del", "second"])?;
-            client::await_reaches(&pod.site, OUTSIDE, SETTLED)?;
+            client::await_reaches(&pod.site, OUTSIDE, 2, SETTLED)?;
             connected(scene, &pod)?;
             Ok(took)
         },

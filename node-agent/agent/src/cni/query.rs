@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use veer_agent_api::{
@@ -261,12 +261,9 @@ pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
 }
 
 fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {
-    let port = u16::from_be_bytes(port);
-    match address(key.family, bytes) {
-        Some(IpAddr::V6(a)) => format!("[{a}]:{port}"),
-        Some(IpAddr::V4(a)) => format!("{a}:{port}"),
-        None => String::from("?"),
-    }
+    let address = address(key.family, bytes);
+    let end = address.map(|a| SocketAddr::new(a, u16::from_be_bytes(port)).to_string());
+    end.unwrap_or_else(|| String::from("?"))
 }
 
 /// A protocol's name, or its number.

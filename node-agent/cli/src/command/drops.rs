@@ -4,7 +4,7 @@
 use veer_agent_api::DropRow;
 use veer_bpf_common::outcome::DropReason;
 
-use crate::output::columns_or;
+use crate::output::{columns_or, or_dash};
 
 /// The table, and below it the reasons that are in it.
 pub(super) fn table(rows: &[DropRow]) -> String {
@@ -53,10 +53,6 @@ pub(super) fn table(rows: &[DropRow]) -> String {
         "{table}\n\nOf each reason some packets are shown; `veer metrics list` has all counts.\n\n{}",
         advice.join("\n")
     )
-}
-
-fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-" } else { text }.to_owned()
 }
 
 /// As kubectl prints ages.

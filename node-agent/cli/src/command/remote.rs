@@ -2,26 +2,19 @@
 
 use veer_agent_api::RemoteRow;
 
-use crate::output::{columns_or, listed};
+use crate::output::{columns_or, listed, or_dash};
 
 /// The table.
 pub(super) fn table(rows: &[RemoteRow]) -> String {
     let cells = rows.iter().map(|row| {
-        let next_hop = row
-            .next_hop
-            .map_or_else(|| "-".to_owned(), |hop| hop.to_string());
         [
             row.node.clone(),
             row.node_id.to_string(),
             listed(&row.pod_cidrs),
             row.address.to_string(),
             row.form.clone(),
-            next_hop,
-            if row.uplink.is_empty() {
-                "-".to_owned()
-            } else {
-                row.uplink.clone()
-            },
+            listed(row.next_hop.as_slice()),
+            or_dash(&row.uplink),
             if row.accept_native { "yes" } else { "no" }.to_owned(),
             row.epoch.to_string(),
         ]
