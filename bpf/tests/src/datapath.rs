@@ -339,16 +339,6 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes a tc program off wherever it is attached.
-    pub fn detach(&mut self, program: Program) -> Result<()> {
-        let name = program.name();
-        let p = self
-            .ebpf
-            .program_mut(name)
-            .with_context(|| format!("no program {name}"))?;
-        Ok(TryInto::<&mut SchedClassifier>::try_into(p)?.unload()?)
-    }
-
     /// Attaches the XDP program in generic mode.
     pub fn attach_xdp(&mut self, device: &str) -> Result<()> {
         let name = Program::UplinkXdp.name();

@@ -8,7 +8,7 @@ use anyhow::Result;
 use aya::programs::TcAttachType::{Egress, Ingress};
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, UdpSocket},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     time::Duration,
 };
 use veer_bpf_common::{
@@ -115,6 +115,14 @@ impl Pod {
             Ok(socket)
         })
     }
+
+    /// A listening TCP socket of the pod. One serves a whole test: closed and
+    /// made again, its port may be in use still, by the copy that a command
+    /// started in another thread holds until it is executed.
+    pub fn tcp(&self, port: u16) -> Result<TcpListener> {
+        let address = (self.address, port);
+        self.namespace.run(|| Ok(TcpListener::bind(address)?))
+    }
 }
 
 /// A node with its programs attached.
@@ -130,6 +138,17 @@ pub struct Node {
 impl Node {
     /// A node on `link`, with all programs but XDP's attached to its devices.
     pub fn new(link: &Underlay, n: u8) -> Result<Self> {
+        let mut node = Self::with_bare_uplink(link, n)?;
+        let datapath = &mut node.datapath;
+        node.namespace.run(|| {
+            datapath.attach(Program::UplinkIngress, ETH0, Ingress)?;
+            datapath.attach(Program::UplinkEgress, ETH0, Egress)
+        })?;
+        Ok(node)
+    }
+
+    /// The same with nothing attached to its uplink.
+    pub fn with_bare_uplink(link: &Underlay, n: u8) -> Result<Self> {
         let namespace = link.join(n, &format!("node{n}"))?;
         let host = &namespace;
         let health = format!("{}/32", gateway(n));
@@ -170,9 +189,7 @@ impl Node {
         datapath.set_node(address(n), NODE_ID_LOCAL)?;
         namespace.run(|| {
             datapath.attach(Program::OverlayIngress, VXLAN, Ingress)?;
-            datapath.attach(Program::OverlayEgress, VXLAN, Egress)?;
-            datapath.attach(Program::UplinkIngress, ETH0, Ingress)?;
-            datapath.attach(Program::UplinkEgress, ETH0, Egress)
+            datapath.attach(Program::OverlayEgress, VXLAN, Egress)
         })?;
         Ok(Self {
             n,

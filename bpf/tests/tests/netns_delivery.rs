@@ -10,7 +10,7 @@
 use anyhow::{Context as _, Result, ensure};
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::fd::AsRawFd as _,
     thread,
 };
@@ -203,9 +203,7 @@ fn a_switch_of_the_form_under_traffic_loses_nothing() -> Result<()> {
 /// Sends a few megabytes over TCP and compares what arrives.
 fn stream(from: &Pod, to: &Pod) -> Result<()> {
     let data: Vec<u8> = (0..4_000_000u32).map(|i| (i % 251) as u8).collect();
-    let listener = to
-        .namespace
-        .run(|| Ok(TcpListener::bind((to.address, 0))?))?;
+    let listener = to.tcp(0)?;
     let port = listener.local_addr()?.port();
     thread::scope(|scope| {
         let receiver = scope.spawn(move || -> Result<Vec<u8>> {

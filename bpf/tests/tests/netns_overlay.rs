@@ -39,8 +39,12 @@ struct Lab {
 
 impl Lab {
     fn new() -> Result<Self> {
+        Self::with(Node::new)
+    }
+
+    fn with(node: impl FnOnce(&Underlay, u8) -> Result<Node>) -> Result<Self> {
         let link = Underlay::new()?;
-        let mut node = Node::new(&link, 1)?;
+        let mut node = node(&link, 1)?;
         let b = node.add_pod(2, 2000)?;
         let two = link.join(2, "two")?;
         let stranger = link.join(66, "stranger")?;
@@ -309,9 +313,8 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
 
 #[test]
 fn the_tunnel_device_refuses_a_stranger_by_itself() -> Result<()> {
-    let mut lab = Lab::new()?;
     // As on an uplink where the program is not attached yet.
-    lab.node.datapath.detach(Program::UplinkIngress)?;
+    let mut lab = Lab::with(Node::with_bare_uplink)?;
     let inner = lab.udp(C).frame();
     let expected = (
         Program::OverlayIngress,

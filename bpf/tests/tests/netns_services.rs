@@ -14,7 +14,7 @@ use veer_bpf_common::{
     value::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_tests::{
-    lab::{Node, Pod, TwoNodes, VXLAN, address, exchange},
+    lab::{Node, TwoNodes, VXLAN, address, exchange},
     netns::{DEADLINE, Namespace},
 };
 
@@ -60,11 +60,12 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(from: &Namespace, source_port: u16, to: (Ipv4Addr, u16), at: &Pod) -> Result<Self> {
-        let listener = at.namespace.run(|| {
-            let socket = TcpListener::bind((at.address, PORT))?;
-            Ok(socket)
-        })?;
+    fn new(
+        from: &Namespace,
+        source_port: u16,
+        to: (Ipv4Addr, u16),
+        listener: &TcpListener,
+    ) -> Result<Self> {
         let client = from.run(|| connect(source_port, to.into()))?;
         let (server, _) = listener.accept()?;
         for end in [&client, &server] {
@@ -121,7 +122,7 @@ fn a_cluster_ip_answers_from_itself_wherever_its_backend_is() -> Result<()> {
         let mut lab = TwoNodes::new()?;
         let backend = if on_other_node { &lab.c } else { &lab.b };
         service(&lab.one, (VIP, 80), backend.address)?;
-        let server = backend.udp(PORT)?;
+        let (server, listener) = (backend.udp(PORT)?, backend.tcp(PORT)?);
         for form in FORMS {
             lab.one.set_form(2, form)?;
             lab.two.set_form(1, form)?;
@@ -130,7 +131,7 @@ fn a_cluster_ip_answers_from_itself_wherever_its_backend_is() -> Result<()> {
             for _ in 0..3 {
                 asked(&client, &server, (VIP, 80)).with_context(|| what.clone())?;
             }
-            let mut tcp = Connection::new(&lab.a.namespace, 0, (VIP, 80), backend)
+            let mut tcp = Connection::new(&lab.a.namespace, 0, (VIP, 80), &listener)
                 .with_context(|| what.clone())?;
             for _ in 0..3 {
                 tcp.ask().with_context(|| what.clone())?;
@@ -144,7 +145,7 @@ fn a_cluster_ip_answers_from_itself_wherever_its_backend_is() -> Result<()> {
 fn the_host_reaches_a_cluster_ip() -> Result<()> {
     let mut lab = TwoNodes::new()?;
     service(&lab.one, (VIP, 80), lab.c.address)?;
-    let server = lab.c.udp(PORT)?;
+    let (server, listener) = (lab.c.udp(PORT)?, lab.c.tcp(PORT)?);
     lab.one
         .namespace
         .ip(&["route", "add", "10.96.0.0/16", "dev", "eth0"])?;
@@ -156,7 +157,7 @@ fn the_host_reaches_a_cluster_ip() -> Result<()> {
             Ok(socket)
         })?;
         asked(&client, &server, (VIP, 80)).with_context(|| format!("form {form}"))?;
-        Connection::new(&lab.one.namespace, 0, (VIP, 80), &lab.c)?.ask()?;
+        Connection::new(&lab.one.namespace, 0, (VIP, 80), &listener)?.ask()?;
     }
     Ok(())
 }
@@ -168,15 +169,15 @@ fn a_node_port_answers_pods_of_both_nodes_for_backends_on_both() -> Result<()> {
         let backend = if backend_on_two { &lab.c } else { &lab.b };
         let to = (address(2), 30_080);
         service(&lab.two, to, backend.address)?;
-        let server = backend.udp(PORT)?;
+        let (server, listener) = (backend.udp(PORT)?, backend.tcp(PORT)?);
         for form in FORMS {
             lab.one.set_form(2, form)?;
             lab.two.set_form(1, form)?;
             let what = format!("backend on node 2 {backend_on_two}, form {form}");
             let client = lab.a.udp(0)?;
             asked(&client, &server, to).with_context(|| what.clone())?;
-            let mut tcp =
-                Connection::new(&lab.a.namespace, 0, to, backend).with_context(|| what.clone())?;
+            let mut tcp = Connection::new(&lab.a.namespace, 0, to, &listener)
+                .with_context(|| what.clone())?;
             tcp.ask().with_context(|| what.clone())?;
         }
     }
@@ -187,9 +188,10 @@ fn a_node_port_answers_pods_of_both_nodes_for_backends_on_both() -> Result<()> {
 fn direct_traffic_to_the_same_backend_keeps_the_fast_path() -> Result<()> {
     let mut lab = TwoNodes::new()?;
     service(&lab.one, (VIP, 80), lab.c.address)?;
-    let mut translated = Connection::new(&lab.a.namespace, 40_001, (VIP, 80), &lab.c)?;
+    let listener = lab.c.tcp(PORT)?;
+    let mut translated = Connection::new(&lab.a.namespace, 40_001, (VIP, 80), &listener)?;
     let direct_to = (lab.c.address, PORT);
-    let mut direct = Connection::new(&lab.a.namespace, 40_002, direct_to, &lab.c)?;
+    let mut direct = Connection::new(&lab.a.namespace, 40_002, direct_to, &listener)?;
     for form in FORMS {
         lab.set_form(form)?;
         for _ in 0..20 {
@@ -220,8 +222,9 @@ fn a_port_first_translated_then_direct_is_believed_direct() -> Result<()> {
     let mut lab = TwoNodes::new()?;
     for backend in [&lab.b, &lab.c] {
         service(&lab.one, (VIP, 80), backend.address)?;
+        let listener = backend.tcp(PORT)?;
         // The same source port twice, closed in between.
-        let mut translated = Connection::new(&lab.a.namespace, 40_003, (VIP, 80), backend)?;
+        let mut translated = Connection::new(&lab.a.namespace, 40_003, (VIP, 80), &listener)?;
         translated.ask()?;
         let Connection { client, server } = translated;
         // Reset, so that neither end remembers the ports.
@@ -231,7 +234,7 @@ fn a_port_first_translated_then_direct_is_believed_direct() -> Result<()> {
         drop(client);
         drop(server);
         let to = (backend.address, PORT);
-        let mut direct = Connection::new(&lab.a.namespace, 40_003, to, backend)
+        let mut direct = Connection::new(&lab.a.namespace, 40_003, to, &listener)
             .with_context(|| format!("to {}", backend.address))?;
         direct.ask()?;
         let forwarded = lab.one.forwarded()?;
@@ -264,11 +267,12 @@ fn translated_connections_survive_a_switch_of_the_form() -> Result<()> {
     let mut lab = TwoNodes::new()?;
     service(&lab.one, (VIP, 80), lab.c.address)?;
     service(&lab.two, (address(2), 30_080), lab.c.address)?;
-    let mut by_cluster_ip = Connection::new(&lab.a.namespace, 0, (VIP, 80), &lab.c)?;
+    let listener = lab.c.tcp(PORT)?;
+    let mut by_cluster_ip = Connection::new(&lab.a.namespace, 0, (VIP, 80), &listener)?;
     let to = (address(2), 30_080);
-    let mut by_node_port = Connection::new(&lab.a.namespace, 0, to, &lab.c)?;
+    let mut by_node_port = Connection::new(&lab.a.namespace, 0, to, &listener)?;
     let to = (lab.c.address, PORT);
-    let mut from_host = Connection::new(&lab.one.namespace, 0, to, &lab.c)?;
+    let mut from_host = Connection::new(&lab.one.namespace, 0, to, &listener)?;
     for i in 0..40 {
         lab.set_form(FORMS[i % 2])?;
         for _ in 0..5 {

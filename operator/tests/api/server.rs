@@ -1,10 +1,11 @@
 //! A kube-apiserver with its etcd, gone with the value that holds them.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -145,12 +146,19 @@ fn programs(dir: &Path) -> PathBuf {
     dir.to_owned()
 }
 
+/// A port nobody listens on, another one at every call. It is below those the
+/// kernel gives to clients: such a port could be a connection's before the
+/// server listens on it, or while it is down.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 64;
+    loop {
+        let n = first.wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(10_000 + n % 20_000).unwrap();
+        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            return port;
+        }
+    }
 }
 
 impl Server {
