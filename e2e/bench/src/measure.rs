@@ -18,7 +18,7 @@ use veer_e2e_tests::{
 
 use crate::{
     figures::Figures,
-    places::{BarePair, Bridged, PlainVxlan},
+    places::{BarePair, Bridged, PlainVxlan, RedirectedPair},
 };
 
 /// Median round trip in microseconds.
@@ -32,6 +32,8 @@ pub(crate) const STREAM: &str = "stream, Gb/s";
 pub(crate) mod subject {
     /// The limit of a path without a wire.
     pub(crate) const VETH: &str = "bare veth pair";
+    /// The limit of a path between two veths.
+    pub(crate) const PEER: &str = "bpf_redirect_peer between two veths";
     /// The limit of a path over the wire.
     pub(crate) const NODE: &str = "node to node";
     /// What the kernel's own tunnel leaves of it.
@@ -114,6 +116,7 @@ pub(crate) fn network(
     let (near, far) = (on(&other, "worker1")?, on(&other, "worker2")?);
     let (own, peer) = (lab.node_site("worker1")?, lab.node_site("worker2")?);
     let bare = BarePair::new()?;
+    let redirected = RedirectedPair::new()?;
     let bridged = Bridged::new(lab, "worker1", "worker2")?;
     let plain = PlainVxlan::new(lab, "worker1", "worker2")?;
     let servers = Servers::start(&[
@@ -121,6 +124,7 @@ pub(crate) fn network(
         &far.site,
         &peer,
         &bare.far.site,
+        &redirected.far.site,
         bridged.neighbour(),
         bridged.remote(),
     ])?;
@@ -130,6 +134,12 @@ pub(crate) fn network(
     for round in 0..rounds {
         let paths = [
             (subject::VETH, &bare.near.site, BarePair::FAR, None),
+            (
+                subject::PEER,
+                &redirected.near.site,
+                RedirectedPair::FAR,
+                None,
+            ),
             (subject::NODE, &own, peer_ip.as_str(), None),
             (subject::VXLAN, plain.near(), PlainVxlan::FAR, None),
             (

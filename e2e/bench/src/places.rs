@@ -1,4 +1,4 @@
-//! What veer is measured against: a bare veth pair, and the CNI project's
+//! What veer is measured against: a bare veth pair, bare redirects, and the CNI project's
 //! bridge plugin with a route between two nodes.
 //!
 //! Their networks hang on processes that are ended when dropped; bridge and
@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_tests::{lab::Lab, site::Site};
+use veer_e2e_tests::{foreign::Program, lab::Lab, site::Site};
 
 /// Where Debian has the plugins.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -84,6 +84,74 @@ impl BarePair {
             end.site.exec(&["ip", "link", "set", "eth0", "up"])?;
         }
         Ok(Self { near, far })
+    }
+}
+
+/// Two networks, each on a veth into a third, where `bpf_redirect_peer` and nothing
+/// else moves packets from one to the other: what veer's path on one node cannot be
+/// faster than.
+#[derive(Debug)]
+pub(crate) struct RedirectedPair {
+    /// One end.
+    pub(crate) near: Empty,
+    /// The other, at [`RedirectedPair::FAR`].
+    pub(crate) far: Empty,
+    _programs: [Program; 2],
+    _middle: Empty,
+}
+
+impl RedirectedPair {
+    /// Address of the far end.
+    pub(crate) const FAR: &str = "10.99.2.2";
+    const NEAR: &str = "10.99.2.1";
+
+    /// Makes it.
+    pub(crate) fn new() -> Result<Self> {
+        let middle = Empty::new("between two veths")?;
+        let (near, far) = (Empty::new("redirected")?, Empty::new("its other end")?);
+        for (end, device, own, other) in [
+            (&near, "near", Self::NEAR, Self::FAR),
+            (&far, "far", Self::FAR, Self::NEAR),
+        ] {
+            let peer = middle.child.id().to_string();
+            end.site.exec(&[
+                "ip", "link", "add", "eth0", "type", "veth", "peer", "name", device, "netns", &peer,
+            ])?;
+            middle.site.exec(&["ip", "link", "set", device, "up"])?;
+            let own = format!("{own}/24");
+            end.site
+                .exec(&["ip", "address", "add", &own, "dev", "eth0"])?;
+            end.site.exec(&["ip", "link", "set", "eth0", "up"])?;
+            // To the MAC of the veth's other end, as a pod sends to its gateway.
+            let shown = middle
+                .site
+                .exec(&["ip", "-o", "link", "show", device])?
+                .stdout;
+            let mac = shown.split("link/ether ").nth(1).unwrap_or_default();
+            let mac = mac.split(' ').next().unwrap_or_default();
+            end.site.exec(&[
+                "ip",
+                "neigh",
+                "add",
+                other,
+                "lladdr",
+                mac,
+                "dev",
+                "eth0",
+                "nud",
+                "permanent",
+            ])?;
+        }
+        let programs = [
+            Program::redirect_peer(&middle.site, "near", "far")?,
+            Program::redirect_peer(&middle.site, "far", "near")?,
+        ];
+        Ok(Self {
+            near,
+            far,
+            _programs: programs,
+            _middle: middle,
+        })
     }
 }
 

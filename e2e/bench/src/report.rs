@@ -69,6 +69,7 @@ fn network(figures: &Figures) -> String {
     ]);
     for (name, base) in [
         (subject::VETH, subject::VETH),
+        (subject::PEER, subject::VETH),
         (subject::BRIDGE_SAME, subject::VETH),
         (subject::SAME, subject::VETH),
         (subject::NODE, subject::NODE),

@@ -25,11 +25,27 @@ const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 /// Larger than any part of `union bpf_attr` used here.
 const ATTR: usize = 128;
-/// `r0 = -1; exit`: the next program is to decide (`TCX_NEXT`).
-const PROGRAM: [[u8; 8]; 2] = [
-    [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
-    [0x95, 0, 0, 0, 0, 0, 0, 0],
-];
+/// An instruction (`struct bpf_insn`).
+type Instruction = [u8; 8];
+/// `exit`.
+const EXIT: Instruction = [0x95, 0, 0, 0, 0, 0, 0, 0];
+/// `BPF_FUNC_redirect_peer`.
+const REDIRECT_PEER: u32 = 155;
+
+/// `r<register> = value`.
+const fn set(register: u8, value: u32) -> Instruction {
+    with_immediate(0xb7, register, value)
+}
+
+/// `r0 = helper(r1, …)`.
+const fn call(helper: u32) -> Instruction {
+    with_immediate(0x85, 0, helper)
+}
+
+const fn with_immediate(code: u8, register: u8, value: u32) -> Instruction {
+    let [a, b, c, d] = value.to_ne_bytes();
+    [code, register, 0, 0, a, b, c, d]
+}
 
 /// A program on the tcx ingress of a device, attached until this is dropped.
 #[derive(Debug)]
@@ -90,14 +106,27 @@ impl Attr {
 }
 
 impl Program {
-    /// Attaches one.
+    /// Attaches one that leaves every packet to the next program (`TCX_NEXT`).
     pub fn attach(site: &Site, device: &str) -> Result<Self> {
+        Self::of(&[set(0, u32::MAX), EXIT], site, device)
+    }
+
+    /// Attaches one that hands every packet to the device whose other end, in the
+    /// same namespace, is `to`, and does nothing else.
+    pub fn redirect_peer(site: &Site, device: &str, to: &str) -> Result<Self> {
+        let to = site.within(|| Ok(nix::net::if_::if_nametoindex(to)?))?;
+        let flags = 0;
+        let code = [set(1, to), set(2, flags), call(REDIRECT_PEER), EXIT];
+        Self::of(&code, site, device)
+    }
+
+    fn of(code: &[Instruction], site: &Site, device: &str) -> Result<Self> {
         let (id, link) = site.within(|| {
             let license = c"GPL";
             let program = Attr::new()
                 .u32(0, SCHED_CLS)
-                .u32(4, 2)
-                .pointer(8, PROGRAM.as_ptr())
+                .u32(4, u32::try_from(code.len())?)
+                .pointer(8, code.as_ptr())
                 .pointer(16, license.as_ptr())
                 .call_for_descriptor(PROG_LOAD)
                 .context("load a program")?;
