@@ -34,12 +34,14 @@ pub struct Config {
     pub gateway_v6: [u8; 16],
     /// UDP port of the tunnel, network byte order.
     pub tunnel_port: [u8; 2],
+    /// Prefix length of the pod CIDR that [`Config::gateway_v4`] is in; 0: not known.
+    pub block_bits_v4: u8,
     /// Zero.
     pub pad: [u8; CONFIG_PAD],
 }
 
 /// Bytes of [`Config::pad`]; more in the layout that exists for tests.
-pub const CONFIG_PAD: usize = if cfg!(feature = "next-layout") { 10 } else { 2 };
+pub const CONFIG_PAD: usize = if cfg!(feature = "next-layout") { 9 } else { 1 };
 
 /// A local pod by one of its addresses.
 #[repr(C)]
@@ -213,7 +215,7 @@ pub struct DropSample {
 }
 
 const _: () = {
-    assert!(size_of::<Config>() == 38 + CONFIG_PAD);
+    assert!(size_of::<Config>() == 39 + CONFIG_PAD);
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Interface>() == 40);
     assert!(size_of::<IpcacheEntry>() == 8);

@@ -10,6 +10,7 @@ use veer_bpf_common::{
     },
 };
 
+use crate::direct::copy;
 use crate::maps::{CONFIG, ENDPOINTS, INTERFACES, IPCACHE, NODES, REMOTES};
 
 /// Prefix length that asks for one IPv4 address.
@@ -95,10 +96,28 @@ pub(crate) fn who(address: [u8; 4]) -> Who {
     row(address).map_or(Who::World, |row| Who::of(*row))
 }
 
+/// Who has the IPv4 address that a pod sends to, and the local pod that it is if that
+/// is known already: in this node's block pods are asked for first, as in [`arrived`].
+#[inline(always)]
+pub(crate) fn sent(address: [u8; 4]) -> (Who, Option<&'static Endpoint>) {
+    match config() {
+        Some(config) if in_block(config, address) => arrived(address),
+        _ => (who(address), None),
+    }
+}
+
+/// Whether an address is in the pod CIDR of the gateway; where that is not known,
+/// every address may be.
+#[inline(always)]
+fn in_block(config: &Config, address: [u8; 4]) -> bool {
+    let [address, gateway] = [address, copy(&config.gateway_v4)].map(u32::from_be_bytes);
+    let behind = 32_u32.wrapping_sub(config.block_bits_v4.into());
+    u64::from(address ^ gateway).wrapping_shr(behind) == 0
+}
+
 /// Who has the IPv4 address that a packet from another node goes to, and the local
 /// pod that is to have it. Pods are asked for first: it is one of them nearly always,
-/// which spares the longest-prefix look-up. What pods send goes elsewhere as often,
-/// and would pay for both.
+/// which spares the longest-prefix look-up.
 #[inline(always)]
 pub(crate) fn arrived(address: [u8; 4]) -> (Who, Option<&'static Endpoint>) {
     match endpoint(address) {

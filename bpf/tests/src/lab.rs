@@ -180,6 +180,7 @@ impl Node {
             tunnel_mtu: MTU - VXLAN_OVERHEAD_V4,
             native_mtu: MTU,
             gateway_v4: gateway(n).octets(),
+            block_bits_v4: 24,
             tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
             ..Config::default()
         })?;

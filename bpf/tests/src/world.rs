@@ -111,6 +111,7 @@ pub fn config() -> Config {
         tunnel_mtu: TUNNEL_MTU,
         native_mtu: NATIVE_MTU,
         gateway_v4: GATEWAY.octets(),
+        block_bits_v4: 24,
         tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
         ..Config::default()
     }

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Program, Verdict},
+    value::Config,
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},
@@ -28,9 +29,12 @@ fn run(node: &mut Datapath, frame: &[u8]) -> Result<Ran> {
 
 /// Every row's packet ends as the row says, with the code that goes with it.
 fn check(rows: &[(&str, Vec<u8>, u32)]) -> Result<()> {
-    let mut node = load()?;
+    check_on(&mut load()?, rows)
+}
+
+fn check_on(node: &mut Datapath, rows: &[(&str, Vec<u8>, u32)]) -> Result<()> {
     for (what, frame, expected) in rows {
-        let ran = run(&mut node, frame).with_context(|| (*what).to_owned())?;
+        let ran = run(node, frame).with_context(|| (*what).to_owned())?;
         assert_eq!(
             name(ran.decision.outcome),
             name(*expected),
@@ -54,7 +58,29 @@ fn check(rows: &[(&str, Vec<u8>, u32)]) -> Result<()> {
 
 #[test]
 fn every_destination_takes_its_way() -> Result<()> {
-    check(&[
+    check(&destinations())
+}
+
+#[test]
+fn pods_here_are_found_outside_the_gateways_block_too() -> Result<()> {
+    let mut node = load()?;
+    for gateway in [Ipv4Addr::new(10, 0, 9, 1), Ipv4Addr::UNSPECIFIED] {
+        node.set_config(Config {
+            gateway_v4: gateway.octets(),
+            ..world::config()
+        })?;
+        check_on(&mut node, &destinations()).with_context(|| format!("gateway {gateway}"))?;
+    }
+    node.set_config(Config {
+        block_bits_v4: 0,
+        ..world::config()
+    })?;
+    check_on(&mut node, &destinations()).context("a block that is not known")
+}
+
+/// A packet to everybody there is, and what is to become of it.
+fn destinations() -> Vec<(&'static str, Vec<u8>, u32)> {
+    vec![
         ("pod here", a_to(B).frame(), Verdict::Deliver as u32),
         ("pod there", a_to(C).frame(), Verdict::Overlay as u32),
         (
@@ -90,7 +116,7 @@ fn every_destination_takes_its_way() -> Result<()> {
             a_to(Ipv4Addr::BROADCAST).frame(),
             DropReason::UnsupportedDestination as u32,
         ),
-    ])
+    ]
 }
 
 #[test]

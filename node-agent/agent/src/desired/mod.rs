@@ -321,9 +321,9 @@ fn remote_routes(
 fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &Step) -> Config {
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let denies = cluster.is_some_and(|c| !c.denied_prefixes.is_empty());
-    let gateway_v4 = match block.and_then(gateway_of) {
-        Some(IpAddr::V4(a)) => a,
-        Some(IpAddr::V6(_)) | None => Ipv4Addr::UNSPECIFIED,
+    let (gateway_v4, block_bits_v4) = match (block.and_then(gateway_of), block) {
+        (Some(IpAddr::V4(gateway)), Some(block)) => (gateway, block.prefix_len()),
+        _ => (Ipv4Addr::UNSPECIFIED, 0),
     };
     Config {
         vxlan_ifindex: facts.vxlan_index,
@@ -333,6 +333,7 @@ fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &Step) -> C
         gateway_v4: gateway_v4.octets(),
         gateway_v6: [0; 16],
         tunnel_port: tunnel_port(cluster).to_be_bytes(),
+        block_bits_v4,
         pad: [0; CONFIG_PAD],
     }
 }

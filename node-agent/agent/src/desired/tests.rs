@@ -154,6 +154,7 @@ fn blocks_are_init_on_their_node_and_addresses_are_host_or_remote_node() {
     assert_eq!(get(32, "192.0.2.2"), entry(REMOTE_NODE, 2));
     assert_eq!(d.nodes.get(&IpKey::from(ip("192.0.2.2"))), Some(&2));
     assert_eq!(d.config.gateway_v4, [10, 1, 0, 1]);
+    assert_eq!(d.config.block_bits_v4, 24);
     assert_eq!((d.config.tunnel_mtu, d.config.native_mtu), (1450, 1500));
 }
 
