@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -101,8 +100,12 @@ fn with_node_kubectl_runs_the_command_in_the_agents_pod() {
     // Takes the place of kubectl: names the pod, and prints how it was called.
     let script = "#!/bin/sh\ncase \"$*\" in\n*'get pods'*) echo kube-system veer-agent-x ;;\n\
                   *) echo \"$*\" ;;\nesac\n";
-    std::fs::write(&kubectl, script).unwrap();
-    std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let written = directory.path().join("script");
+    std::fs::write(&written, script).unwrap();
+    // Written by a process of its own: a command that another thread is just starting
+    // could hold a copy of a descriptor from here, and the file were busy (ETXTBSY).
+    let installed = Command::new("install").arg(&written).arg(&kubectl).status();
+    assert!(installed.unwrap().success());
     let output = Command::new(env!("CARGO_BIN_EXE_veer"))
         .env(
             "PATH",

@@ -1,6 +1,7 @@
 //! DEL: with an agent, without one, and after veer is uninstalled.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::json;
 use veer_agent_api::{Answer, Del, Request};
@@ -80,9 +81,15 @@ fn last_del_after_veer_is_uninstalled_takes_the_rest_of_veer_away() {
     for name in ["veer-ab12-eth0", "cni-loopback-cd34-lo", "other-cd34-eth0"] {
         fs::write(node.path("var/lib/cni/results").join(name), "").unwrap();
     }
-    // A plugin that removes itself must not be the one that other tests run.
+    // A plugin that removes itself must not be the one that other tests run. Written
+    // by a process of its own: a command that another thread is just starting could
+    // hold a copy of a descriptor from here, and the file were busy (ETXTBSY).
     let plugin = node.path("veer-cni");
-    fs::copy(env!("CARGO_BIN_EXE_veer-cni"), &plugin).unwrap();
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_veer-cni"))
+        .arg(&plugin)
+        .status();
+    assert!(copied.unwrap().success());
     let variables = [
         ("CNI_COMMAND", "DEL"),
         ("CNI_CONTAINERID", "ab12"),
