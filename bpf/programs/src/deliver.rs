@@ -9,10 +9,10 @@ use veer_bpf_net::ipv4::Ipv4;
 
 use crate::{direct::copy, exit::Outcome, flows, skb::Skb};
 
-/// What came from another node to this node's pods: to the stack where the flow
-/// was translated there, else delivered.
+/// What goes to this node's pods: to the stack where the flow was translated there,
+/// else delivered.
 #[inline(always)]
-pub(crate) fn from_remote(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
+pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
     if let Some(verdict) = flows::to_stack(skb, &flow) {
         return Ok(verdict);

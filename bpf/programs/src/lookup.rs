@@ -96,13 +96,14 @@ pub(crate) fn who(address: [u8; 4]) -> Who {
     row(address).map_or(Who::World, |row| Who::of(*row))
 }
 
-/// Who has the IPv4 address that a pod sends to, and the local pod that it is if that
-/// is known already: in this node's block pods are asked for first, as in [`arrived`].
+/// The local pod that an address of this node's block belongs to: one look-up where
+/// [`who`] and [`endpoint`] take two, of which one is for the longest prefix.
 #[inline(always)]
-pub(crate) fn sent(address: [u8; 4]) -> (Who, Option<&'static Endpoint>) {
-    match config() {
-        Some(config) if in_block(config, address) => arrived(address),
-        _ => (who(address), None),
+pub(crate) fn in_own_block(address: [u8; 4]) -> Option<&'static Endpoint> {
+    if in_block(config()?, address) {
+        endpoint(address)
+    } else {
+        None
     }
 }
 

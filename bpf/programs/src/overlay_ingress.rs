@@ -48,7 +48,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     let (destination, pod) = lookup::arrived(ip.destination);
     skb.decision.destination_identity = destination.identity();
     match destination {
-        Who::LocalPod(_) => deliver::from_remote(skb, &ip, pod),
+        Who::LocalPod(_) => deliver::by_flow(skb, &ip, pod),
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::ToStack),
     }
 }

@@ -83,7 +83,11 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     if !ip.is_unicast() {
         return Err(DropReason::UnsupportedDestination);
     }
-    let (destination, pod) = lookup::sent(ip.destination);
+    if let Some(pod) = lookup::in_own_block(ip.destination) {
+        skb.decision.destination_identity = pod.identity;
+        return deliver::by_flow(skb, &ip, Some(pod));
+    }
+    let destination = lookup::who(ip.destination);
     skb.decision.destination_identity = destination.identity();
     if matches!(destination, Who::World) {
         return Ok(Verdict::ToStack);
@@ -98,11 +102,10 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     if let Some(verdict) = flows::to_stack(skb, &flow) {
         return Ok(verdict);
     }
-    if let Some(node) = destination.remote_node() {
-        return remote::from_pod(skb, &ip, node, interface.identity);
+    match destination.remote_node() {
+        Some(node) => remote::from_pod(skb, &ip, node, interface.identity),
+        None => deliver::to_pod(skb, &ip, lookup::endpoint(ip.destination)),
     }
-    let pod = pod.or_else(|| lookup::endpoint(ip.destination));
-    deliver::to_pod(skb, &ip, pod)
 }
 
 /// A pod that could send to the tunnel port of a node could forge what other

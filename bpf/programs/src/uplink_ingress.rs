@@ -105,7 +105,7 @@ fn bare(skb: &mut Skb, ip: &Ipv4, id: u32) -> Outcome {
             if !accepted {
                 return Err(DropReason::NativeNotAccepted);
             }
-            deliver::from_remote(skb, ip, pod)
+            deliver::by_flow(skb, ip, pod)
         }
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::Pass),
     }
