@@ -10,8 +10,10 @@ use veer_bpf_common::{
     },
 };
 
-use crate::direct::copy;
-use crate::maps::{CONFIG, ENDPOINTS, INTERFACES, IPCACHE, NODES, REMOTES};
+use crate::{
+    direct::copy,
+    maps::{CONFIG, ENDPOINTS, INTERFACES, IPCACHE, NODES, REMOTES},
+};
 
 /// Prefix length that asks for one IPv4 address.
 const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
