@@ -14,6 +14,8 @@ use veer_e2e_tests::{foreign::Program, lab::Lab, site::Site};
 
 /// Where Debian has the plugins.
 const PLUGINS: &str = "/usr/lib/cni";
+/// MAC of the far end of a veth made here.
+const PEER_MAC: &str = "02:00:00:00:00:01";
 /// The bridge on each node.
 const BRIDGE: &str = "bench0";
 
@@ -49,6 +51,26 @@ impl Empty {
     fn path(&self) -> String {
         format!("/proc/{}/ns/net", self.child.id())
     }
+
+    /// Makes a veth from its `eth0` to `device` in another network, which has
+    /// [`PEER_MAC`].
+    fn veth(&self, to: &Self, device: &str) -> Result<()> {
+        let netns = to.child.id().to_string();
+        self.site.exec(&[
+            "ip", "link", "add", "eth0", "type", "veth", "peer", "name", device, "address",
+            PEER_MAC, "netns", &netns,
+        ])?;
+        Ok(())
+    }
+
+    /// Gives `eth0` an address in a network of 256 and sets it up.
+    fn up(&self, address: &str) -> Result<()> {
+        let address = format!("{address}/24");
+        self.site
+            .exec(&["ip", "address", "add", &address, "dev", "eth0"])?;
+        self.site.exec(&["ip", "link", "set", "eth0", "up"])?;
+        Ok(())
+    }
 }
 
 impl Drop for Empty {
@@ -74,15 +96,9 @@ impl BarePair {
     /// Makes it.
     pub(crate) fn new() -> Result<Self> {
         let (near, far) = (Empty::new("veth")?, Empty::new("veth's other end")?);
-        let peer = far.child.id().to_string();
-        near.site.exec(&[
-            "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &peer,
-        ])?;
-        for (end, address) in [(&near, "10.99.0.1/24"), (&far, "10.99.0.2/24")] {
-            end.site
-                .exec(&["ip", "address", "add", address, "dev", "eth0"])?;
-            end.site.exec(&["ip", "link", "set", "eth0", "up"])?;
-        }
+        near.veth(&far, "eth0")?;
+        near.up("10.99.0.1")?;
+        far.up(Self::FAR)?;
         Ok(Self { near, far })
     }
 }
@@ -113,33 +129,12 @@ impl RedirectedPair {
             (&near, "near", Self::NEAR, Self::FAR),
             (&far, "far", Self::FAR, Self::NEAR),
         ] {
-            let peer = middle.child.id().to_string();
-            end.site.exec(&[
-                "ip", "link", "add", "eth0", "type", "veth", "peer", "name", device, "netns", &peer,
-            ])?;
+            end.veth(&middle, device)?;
             middle.site.exec(&["ip", "link", "set", device, "up"])?;
-            let own = format!("{own}/24");
-            end.site
-                .exec(&["ip", "address", "add", &own, "dev", "eth0"])?;
-            end.site.exec(&["ip", "link", "set", "eth0", "up"])?;
+            end.up(own)?;
             // To the MAC of the veth's other end, as a pod sends to its gateway.
-            let shown = middle
-                .site
-                .exec(&["ip", "-o", "link", "show", device])?
-                .stdout;
-            let mac = shown.split("link/ether ").nth(1).unwrap_or_default();
-            let mac = mac.split(' ').next().unwrap_or_default();
             end.site.exec(&[
-                "ip",
-                "neigh",
-                "add",
-                other,
-                "lladdr",
-                mac,
-                "dev",
-                "eth0",
-                "nud",
-                "permanent",
+                "ip", "neigh", "add", other, "lladdr", PEER_MAC, "dev", "eth0",
             ])?;
         }
         let programs = [

@@ -23,8 +23,8 @@ pub type Test = fn(&Scene) -> Result<()>;
 
 /// Namespace of the demo's workloads.
 pub const DEMO: &str = "e2e-demo";
-/// The identity of pods whose number is not known yet.
-pub const INIT: u32 = 5;
+/// Up to here identity numbers are reserved; the operator's come after.
+const LAST_RESERVED: u32 = 255;
 /// Namespace of the pods with a known place.
 pub const FIXED: &str = "e2e-fixed";
 
@@ -242,22 +242,22 @@ impl Scene {
     }
 }
 
-/// A pod's identity number once it has one of its own: on a busy machine the pod can
-/// be Ready before the operator has given out the number, and is `init` until then.
-pub fn identity_of(lab: &Lab, pod: &Pod) -> Result<u32> {
+/// Waits for a pod's identity to be a number of its own: on a busy machine the pod can
+/// be Ready before the operator has given that out, and is `init` until then.
+pub fn await_identity(lab: &Lab, pod: &Pod, within: Duration) -> Result<u32> {
     let what = format!("{} has an identity of its own", pod.name);
-    Ok(await_condition(
-        &what,
-        workloads::STARTED,
-        || match identity_now(lab, pod).map_err(|e| format!("{e:#}"))? {
-            INIT => Err("it is init".to_owned()),
-            number => Ok(Some(number)),
-        },
-    )?)
+    Ok(await_condition(&what, within, || {
+        let number = identity_of(lab, pod).map_err(|e| format!("{e:#}"))?;
+        if number > LAST_RESERVED {
+            Ok(Some(number))
+        } else {
+            Err(format!("it has the reserved identity {number}"))
+        }
+    })?)
 }
 
-/// The identity number of a pod now, from its `PodEndpoint`.
-pub fn identity_now(lab: &Lab, pod: &Pod) -> Result<u32> {
+/// A pod's identity number now, from its `PodEndpoint`.
+pub fn identity_of(lab: &Lab, pod: &Pod) -> Result<u32> {
     let list = lab
         .kubectl()
         .json(&["-n", &pod.namespace, "get", "podendpoints"])?;

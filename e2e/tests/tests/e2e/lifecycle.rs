@@ -21,7 +21,7 @@ use veer_e2e_tests::{
 
 use crate::{
     behind,
-    scene::{DEMO, Scene, Test, identity_of},
+    scene::{DEMO, Scene, Test, await_identity, identity_of},
 };
 
 /// All tests.
@@ -90,7 +90,7 @@ fn again_within_a_second(scene: &Scene) -> Result<()> {
     let yaml = workloads::single(DEMO, "again", "worker2", "{app: again}");
     lab.kubectl().apply(&yaml)?;
     let before = pods::await_ready(lab, DEMO, "app=again", 1, workloads::STARTED)?;
-    let number = identity_of(lab, before.first().context("no pod")?)?;
+    let number = await_identity(lab, before.first().context("no pod")?, workloads::STARTED)?;
     lab.kubectl()
         .run(&["-n", DEMO, "delete", "pod", "again", "--wait=true"])?;
     lab.kubectl().apply(&yaml)?;

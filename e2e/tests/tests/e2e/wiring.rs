@@ -14,7 +14,7 @@ use veer_e2e_tests::{
     workloads,
 };
 
-use crate::scene::{DEMO, Scene, Test, identity_of};
+use crate::scene::{DEMO, Scene, Test, await_identity, identity_of};
 
 /// Tests that each mode passes.
 pub(crate) const EITHER: [(&str, Test); 3] = [
@@ -307,7 +307,7 @@ fn identity_outlives_the_pod(scene: &Scene) -> Result<()> {
     };
     let delete = ["-n", DEMO, "delete", "pod", name, "--wait=true"];
     let before = start()?;
-    let number = identity_of(lab, &before)?;
+    let number = await_identity(lab, &before, workloads::STARTED)?;
     lab.kubectl().run(&delete)?;
     let after = start()?;
     let again = identity_of(lab, &after)?;

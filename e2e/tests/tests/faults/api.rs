@@ -15,7 +15,7 @@ use veer_e2e_tests::{
     lab::{AGENT, Lab, Mode, NAMESPACE, OPERATOR},
     maps,
     pods::{self, Pod},
-    scene::{DEMO, INIT, Scene, identity_now},
+    scene::{DEMO, Scene, identity_of},
     snapshot,
     wire::Rules,
     workloads,
@@ -34,6 +34,8 @@ const FORGOTTEN: Duration = Duration::from_secs(100);
 /// How soon an agent finds out that the other end of its watches is gone, 30 s,
 /// and knows what it missed.
 const NOTICED: Duration = Duration::from_secs(45);
+/// Identity of a pod of which none is known yet.
+const INIT: u32 = 5;
 /// How long Kubernetes' own parts may take after that.
 const PATIENCE: Duration = Duration::from_mins(3);
 
@@ -123,7 +125,7 @@ fn converges(lab: &Lab, name: &str) -> Result<Converged> {
 fn known(lab: &Lab, pod: &Pod, within: Duration) -> Result<Duration> {
     let start = Instant::now();
     await_condition("every node knows the new pod", within, || {
-        let number = identity_now(lab, pod).map_err(|e| format!("{e:#}"))?;
+        let number = identity_of(lab, pod).map_err(|e| format!("{e:#}"))?;
         for name in lab.cluster.node_names() {
             let rows = lab.node(&name);
             let rows = rows.and_then(|node| maps::ipcache(&node));

@@ -12,7 +12,7 @@ use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     lab::{Lab, Mode, NAMESPACE, OPERATOR},
     light, pods,
-    scene::{DEMO, Scene, identity_of},
+    scene::{DEMO, Scene, await_identity, identity_of},
     workloads,
 };
 
@@ -100,7 +100,7 @@ fn works(lab: &Lab, name: &str) -> Result<()> {
     ))?;
     let ready = pods::await_ready(lab, DEMO, &format!("app={name}"), 1, NEW_LEADER)?;
     let pod = ready.first().context("no pod")?;
-    identity_of(lab, pod)?;
+    await_identity(lab, pod, NEW_LEADER)?;
     lab.kubectl()
         .run(&["-n", DEMO, "delete", "pod", name, "--wait=true"])?;
     Ok(())
@@ -280,7 +280,7 @@ fn away(scene: &Scene, time: Duration) -> Result<Held> {
     let yaml = workloads::single(DEMO, "known", "worker1", "{app: known}");
     lab.kubectl().apply(&yaml)?;
     let before = pods::await_ready(lab, DEMO, "app=known", 1, workloads::STARTED)?;
-    let number = identity_of(lab, before.first().context("no pod")?)?;
+    let number = await_identity(lab, before.first().context("no pod")?, workloads::STARTED)?;
     let delete = ["-n", DEMO, "delete", "pod", "known", "--wait=true"];
     lab.kubectl().run(&delete)?;
     let scale = |count: &str| {
