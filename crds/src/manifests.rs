@@ -9,20 +9,23 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::rules::{self, RootRule};
-use crate::v1alpha1::{ClusterNetwork, NodeNetwork, PodCIDR, PodEndpoint, SecurityIdentity};
+use crate::v1alpha1::{
+    ClusterNetwork, NodeNetwork, NodeReport, PodCIDR, PodEndpoint, SecurityIdentity,
+};
 
 /// Annotation of a CRD with the number of its schema.
 pub const SCHEMA_VERSION_KEY: &str = "veer.dev/schema-version";
 
 /// Number of the schema, raised with every change of it. The operator replaces
 /// a CRD with a lower number and never one with a higher.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// All CRDs, in the order of their names.
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         finish(ClusterNetwork::crd(), &rules::CLUSTER_NETWORK),
         finish(NodeNetwork::crd(), &[]),
+        finish(NodeReport::crd(), &[]),
         finish(PodCIDR::crd(), &rules::POD_CIDR),
         finish(PodEndpoint::crd(), &[]),
         finish(SecurityIdentity::crd(), &rules::SECURITY_IDENTITY),

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, T
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 use crate::rules::{self, CONDITIONS_KEYS, rules};
 
@@ -74,10 +75,35 @@ pub struct ClusterNetworkSpec {
     /// When network policies are enforced.
     #[serde(default)]
     pub policy_enforcement: PolicyEnforcement,
+    /// The nodes that take part, by their labels; absent: all. The chart gives the
+    /// agents' DaemonSet the same selector. Other nodes get no block and no taint,
+    /// and no change of mode waits for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+    /// Addresses that a node has beside those in its Node's status, and that other
+    /// nodes may believe when its agent reports them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["node"],
+    ))]
+    pub extra_node_addresses: Vec<ExtraNodeAddresses>,
     /// Uplinks by name; empty: the devices of the default routes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 15)))]
     pub uplinks: Vec<String>,
+}
+
+/// Addresses that a node has beside those in its Node's status.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtraNodeAddresses {
+    /// The node.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
+    /// The addresses, of either family.
+    #[schemars(with = "Vec<String>", length(max = 32), inner(length(max = 39)))]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A block of pod addresses that nodes get their share of.

@@ -2,18 +2,22 @@
 
 mod cluster_network;
 mod node_network;
+mod node_report;
 mod pod_cidr;
 mod pod_endpoint;
 mod security_identity;
 
 pub use cluster_network::{
-    ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, FailedPair, FailedPairs,
-    IdentityLabels, Masquerade, NativeRouting, NodeCounts, NodeReason, PodCidrEntry, PodCidrState,
-    PodCidrStatus, PolicyEnforcement, RolloutPolicy, Routing, RoutingMode, Tunnel, XdpMode,
+    ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, ExtraNodeAddresses, FailedPair,
+    FailedPairs, IdentityLabels, Masquerade, NativeRouting, NodeCounts, NodeReason, PodCidrEntry,
+    PodCidrState, PodCidrStatus, PolicyEnforcement, RolloutPolicy, Routing, RoutingMode, Tunnel,
+    XdpMode,
 };
 pub use node_network::{
-    Epoch, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, Phase, ProbeReport, UplinkStatus,
+    Epoch, KeptForm, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, Phase, ProbeReport,
+    UplinkStatus,
 };
+pub use node_report::{NodeReport, NodeReportSpec, NodeReportStatus};
 pub use pod_cidr::{PodCIDR, PodCIDRSpec, PodCIDRStatus};
 pub use pod_endpoint::{PodEndpoint, PodEndpointSpec, PodEndpointState};
 pub use security_identity::{

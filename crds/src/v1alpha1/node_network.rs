@@ -43,6 +43,12 @@ pub struct NodeNetworkSpec {
         "x-kubernetes-validations" = rules(&[rules::ONE_BLOCK_PER_FAMILY]),
     ))]
     pub pod_cidrs: Vec<IpNet>,
+    /// The node's addresses that others may believe, the primary of each family
+    /// first: of those its agent reports, the ones that stand in the Node's own
+    /// status or in `spec.extraNodeAddresses` of the ClusterNetwork.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", length(max = 64), inner(length(max = 39)))]
+    pub addresses: Vec<IpAddr>,
     /// UID of the Node this is for; another one is another machine. Empty: the Node
     /// is gone, and its block is kept for the pods that may still run there. Other
     /// nodes go on routing to it, and wait for it in nothing.
@@ -107,6 +113,13 @@ pub struct NodeNetworkStatus {
     /// The epoch applied in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<Epoch>,
+    /// Peers to which the node keeps the old form, since the new one failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_form: Option<KeptForm>,
+    /// Smallest MTU of the node's uplinks in bytes; 0: not known. The MTU of a pair
+    /// of nodes is the smaller of both ends'.
+    #[serde(default)]
+    pub path_mtu: i32,
     /// What probes of the other nodes in the target form came to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probes: Option<ProbeReport>,
@@ -145,6 +158,21 @@ pub struct NodeNetworkStatus {
         "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
     ))]
     pub conditions: Vec<Condition>,
+}
+
+/// Peers to which a node keeps the form that the epoch leads away from.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptForm {
+    /// Number of the epoch.
+    pub number: i64,
+    /// The peers by name, at most 256.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 253)))]
+    pub peers: Vec<String>,
+    /// There are more than fit: the form is kept to any peer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }
 
 /// What probes of the other nodes in an epoch's target form came to. The

@@ -100,6 +100,8 @@ impl Report {
             held_pod_cidrs: self.held_pod_cidrs.clone(),
             addresses: self.addresses.clone(),
             applied: self.applied.clone(),
+            kept_form: None,
+            path_mtu: 0,
             probes: self.probes.clone(),
             identity_serial: self.identity_serial.clone(),
             uplinks: self.uplinks.clone(),

@@ -37,6 +37,7 @@ pub(crate) fn is_as_wanted(found: &NodeNetworkSpec, wanted: &OwnSpec) -> bool {
     let NodeNetworkSpec {
         pod_cidrs,
         node_uid,
+        addresses: _,
         epoch: _,
         decommission: _,
     } = found;
