@@ -13,7 +13,7 @@ use veer_bpf_common::{
 use veer_bpf_tests::{
     datapath::flow_key,
     lab::{ETH0, Node, Pod, SILENCE, Underlay, address, gateway, id},
-    netns::{Namespace, await_condition},
+    netns::{DEADLINE, Namespace, await_condition},
     packet::{Packet, SYN, Seen, arp, vxlan_payload},
     world::name,
 };
@@ -350,6 +350,7 @@ fn what_is_refused_does_not_arrive() -> Result<()> {
     send(&lab.two, C_IDENTITY, &lab.udp(D).frame())?;
     send(&lab.two, identity::HOST, &lab.udp(C).frame())?;
     assert!(server.recv(&mut [0; 64]).is_err());
+    server.set_read_timeout(Some(DEADLINE))?;
     send(&lab.two, C_IDENTITY, &lab.udp(C).frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
     Ok(())

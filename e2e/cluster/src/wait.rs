@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 /// milliseconds and more), long against the cost of a look.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// No wait gives up earlier, whatever its caller asks for: a busy machine is no
+/// fault of what is awaited, and what comes at once is not waited for longer.
+const LEAST: Duration = Duration::from_secs(30);
+
 /// `VEER_E2E_PATIENCE`: by how much every deadline is longer, for machines much
 /// slower than any real one (an emulated one). 1 where it is no number.
 pub fn patience() -> u32 {
@@ -25,7 +29,8 @@ pub fn patience() -> u32 {
     })
 }
 
-/// Calls `look` until it returns `Ok(Some(value))` or `deadline` has passed.
+/// Calls `look` until it returns `Ok(Some(value))` or `deadline`, and half a minute
+/// at least, has passed.
 ///
 /// `look` returns `Ok(None)` or `Err(what was seen)` while the condition does
 /// not hold: an error is not fatal, since what is waited for often begins
@@ -36,9 +41,16 @@ pub fn patience() -> u32 {
 pub fn await_condition<T>(
     what: &str,
     deadline: Duration,
+    look: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T> {
+    looked_until(what, deadline.max(LEAST) * patience(), look)
+}
+
+fn looked_until<T>(
+    what: &str,
+    deadline: Duration,
     mut look: impl FnMut() -> Result<Option<T>, String>,
 ) -> Result<T> {
-    let deadline = deadline * patience();
     let start = Instant::now();
     let mut seen = "nothing yet".to_owned();
     loop {
@@ -78,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_condition_that_stays_false_reports_the_last_sight() {
-        let error = await_condition::<()>("never", Duration::from_millis(1), || {
+        let error = looked_until::<()>("never", Duration::from_millis(1), || {
             Err("two of three".to_owned())
         })
         .expect_err("cannot come true");

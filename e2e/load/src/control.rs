@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long whoever asked may take to read the answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What came over it.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long greetings are answered at most.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// From one greeting to the next.
 const AGAIN: Duration = Duration::from_millis(5);
 /// Greetings from one port. Then another: what a service's rules made of the

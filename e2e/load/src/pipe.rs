@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long connecting and greeting may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Octets that wait to be sent at most. What is due beyond them stays due.
 const WAITING: usize = 256 << 10;
 /// Bulk data is handed over so many times a second: seldom enough that the

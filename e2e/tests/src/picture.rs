@@ -24,13 +24,13 @@ text { font: 12px system-ui, sans-serif; fill: #1f2430 }
 .end { text-anchor: end } .mid { text-anchor: middle } .small { font-size: 9px }
 .rule { stroke: #d9dde3 } .cut { stroke: #b6bcc6; stroke-dasharray: 3 3 }
 .flow { fill: none; stroke: #2563eb; stroke-width: 1.5 } .under { fill: #2563eb; fill-opacity: 0.13 }
-.gap { fill: #b45309 } .limit { stroke: #dc2626; stroke-dasharray: 6 4 } .allowed { fill: #dc2626 }
+.gap { fill: #b45309 } .limit { stroke: #dc2626; stroke-dasharray: 6 4 } .usual { fill: #dc2626 }
 .p0 { fill: #e5e7eb } .p1 { fill: #fde68a } .p2 { fill: #fdba74 } .p3 { fill: #93c5fd } .p4 { fill: #86efac }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6e9ee } .page { fill: #0d1117 } .faint { fill: #9aa4b2 }
 .rule { stroke: #2d333d } .cut { stroke: #4b5360 }
 .flow { stroke: #79b0ff } .under { fill: #79b0ff }
-.gap { fill: #f0b060 } .limit { stroke: #ff7b72 } .allowed { fill: #ff7b72 }
+.gap { fill: #f0b060 } .limit { stroke: #ff7b72 } .usual { fill: #ff7b72 }
 .p0 { fill: #30363d } .p1 { fill: #5c4a12 } .p2 { fill: #6b3d14 } .p3 { fill: #1d406e } .p4 { fill: #1c5130 }
 }";
 
@@ -199,9 +199,9 @@ fn throughput(canvas: &mut Canvas, line: &[(f64, std::time::Duration)]) {
 fn gaps(canvas: &mut Canvas, line: &[(f64, std::time::Duration)], report: &Report) {
     let (top, height) = GAPS;
     let bottom = top + height;
-    let allowed = report.limit.allowed.as_secs_f64() * 1000.0;
+    let usual = report.limit.usual.as_secs_f64() * 1000.0;
     let millis = |gap: &std::time::Duration| gap.as_secs_f64() * 1000.0;
-    let longest = line.iter().map(|(_, g)| millis(g)).fold(allowed, f64::max);
+    let longest = line.iter().map(|(_, g)| millis(g)).fold(usual, f64::max);
     let scale = round_up(longest * 1.05);
     canvas.add(&format!(
         r#"<text x="{LEFT}" y="{:.1}">longest gap of any flow, ms</text>"#,
@@ -221,10 +221,10 @@ fn gaps(canvas: &mut Canvas, line: &[(f64, std::time::Duration)], report: &Repor
             to - from
         ));
     }
-    let y = bottom - allowed / scale * height;
+    let y = bottom - usual / scale * height;
     let right = WIDTH - RIGHT;
     canvas.add(&format!(
-        r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/><text class="allowed end" x="{right}" y="{:.1}">allowed: {allowed:.0} ms</text>"#,
+        r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{y:.1}" y2="{y:.1}"/><text class="usual end" x="{right}" y="{:.1}">usual up to {usual:.0} ms</text>"#,
         y - 5.0
     ));
 }

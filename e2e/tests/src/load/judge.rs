@@ -7,24 +7,25 @@ use veer_e2e_load::report::{End, MOMENT_MS, Moment, PlaceReport, Side, Span};
 
 use super::plan::{Path, Planned};
 
-/// A gap that is never too long.
+/// A gap that is always usual.
 const HARMLESS: Duration = Duration::from_millis(50);
 
-/// How long a gap may be.
+/// How long gaps are on the machine as it is. It is for reports: a longer one is
+/// told, and no harm, since a busy machine makes it as well as a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     /// The longest gap on the undisturbed cluster, without what its ends were
     /// not running: the generator's own.
     pub own: Duration,
     /// Three times that, or 50 ms when that is more.
-    pub allowed: Duration,
+    pub usual: Duration,
 }
 
 impl Limit {
     /// Before anything is known.
     pub(super) const NONE: Self = Self {
         own: Duration::MAX,
-        allowed: Duration::MAX,
+        usual: Duration::MAX,
     };
 
     /// By a report of the undisturbed cluster.
@@ -33,7 +34,7 @@ impl Limit {
         let own = gaps.map(|g| g.of_network()).max().unwrap_or_default();
         Self {
             own,
-            allowed: HARMLESS.max(own * 3),
+            usual: HARMLESS.max(own * 3),
         }
     }
 }
@@ -42,9 +43,9 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "own longest gap {}, allowed {}",
+            "own longest gap {}, usual up to {}",
             millis(self.own),
-            millis(self.allowed)
+            millis(self.usual)
         )
     }
 }
@@ -160,7 +161,7 @@ impl Flow {
         format!("{} {}", self.path.name(), self.kind)
     }
 
-    fn harm(&self, limit: Limit) -> Vec<String> {
+    fn harm(&self) -> Vec<String> {
         let name = self.name();
         let mut harm: Vec<String> = self.resets.iter().map(|r| format!("{name}: {r}")).collect();
         for (way, direction) in self.ways.iter().zip(["there", "back"]) {
@@ -177,17 +178,6 @@ impl Flow {
                     say(format!("{count} of {} {what}", way.sent));
                 }
             }
-            let worst = way.gaps.iter().max_by_key(|g| g.of_network());
-            if let Some(gap) = worst.filter(|g| g.of_network() > limit.allowed) {
-                say(format!(
-                    "a gap of {} ended {:.2} s after the beginning, {} are allowed \
-                     (for {} of it an end of the flow was not running)",
-                    millis(gap.length),
-                    gap.ended.as_secs_f64(),
-                    millis(limit.allowed),
-                    millis(gap.paused)
-                ));
-            }
         }
         harm
     }
@@ -200,7 +190,7 @@ pub struct Report {
     pub began: u64,
     /// How long it ran.
     pub time: Duration,
-    /// What gaps are allowed.
+    /// What gaps are usual.
     pub limit: Limit,
     /// All flows.
     pub flows: Vec<Flow>,
@@ -274,8 +264,7 @@ impl Report {
         some
     }
 
-    /// It is an error when anything was lost, doubled, altered or reset, or a
-    /// gap was longer than allowed.
+    /// It is an error when anything was lost, doubled, altered or reset.
     pub fn unharmed(&self) -> Result<()> {
         let harm = self.harm();
         ensure!(harm.is_empty(), "{}", harm.join("\n"));
@@ -293,7 +282,7 @@ impl Report {
     }
 
     fn harm(&self) -> Vec<String> {
-        let mut harm: Vec<String> = self.flows.iter().flat_map(|f| f.harm(self.limit)).collect();
+        let mut harm: Vec<String> = self.flows.iter().flat_map(Flow::harm).collect();
         harm.extend(
             self.overflown
                 .iter()
@@ -329,8 +318,12 @@ impl Report {
         let resets: usize = self.flows.iter().map(|f| f.resets.len()).sum();
         let gap = self.longest().map_or_else(String::new, |(flow, way)| {
             let gap = way.longest_gap();
-            let paused = if gap.length > self.limit.allowed {
-                format!(", for {} of it an end was not running", millis(gap.paused))
+            let paused = if gap.length > self.limit.usual {
+                format!(
+                    ", ended {:.2} s after the beginning, for {} of it an end was not running",
+                    gap.ended.as_secs_f64(),
+                    millis(gap.paused)
+                )
             } else {
                 String::new()
             };
@@ -412,7 +405,7 @@ mod tests {
             time: Duration::from_secs(1),
             limit: Limit {
                 own: Duration::from_millis(20),
-                allowed: Duration::from_millis(60),
+                usual: Duration::from_millis(60),
             },
             flows: vec![Flow {
                 path: Path::CrossNode,
@@ -429,16 +422,11 @@ mod tests {
         type Change = fn(&mut Way);
         let none: Change = |_| {};
         assert!(report(none, &[]).unharmed().is_ok());
-        let cases: [(Change, &[&str], &str); 6] = [
+        let cases: [(Change, &[&str], &str); 5] = [
             (|w| w.received = 99, &[], "1 of 100 lost"),
             (|w| w.duplicated = 1, &[], "came twice"),
             (|w| w.corrupted = 2, &[], "not what was sent"),
             (|w| w.sent = 0, &[], "nothing was sent"),
-            (
-                |w| w.gaps = vec![gap(100, 99), gap(62, 1)],
-                &[],
-                "a gap of 62.0 ms",
-            ),
             (none, &["connection reset"], "connection reset"),
         ];
         for (change, resets, words) in cases {
@@ -452,10 +440,11 @@ mod tests {
     }
 
     #[test]
-    fn while_an_end_is_not_running_the_network_has_no_gap() {
-        let paused = report(|w| w.gaps = vec![gap(100, 41), gap(60, 0)], &[]);
+    fn a_long_gap_is_told_with_the_part_in_which_an_end_did_not_run_and_is_no_harm() {
+        let paused = report(|w| w.gaps = vec![gap(9_100, 41), gap(60, 0)], &[]);
         assert!(paused.unharmed().is_ok());
         let figure = paused.figure();
+        assert!(figure.contains("9100.0 ms"), "{figure}");
         assert!(figure.contains("for 41.0 ms of it"), "{figure}");
     }
 
@@ -479,12 +468,12 @@ mod tests {
     }
 
     #[test]
-    fn short_gaps_of_the_generator_allow_fifty_milliseconds() {
+    fn gaps_up_to_fifty_milliseconds_are_usual() {
         let mut own = report(|_| {}, &[]);
-        assert_eq!(Limit::of(&own).allowed, Duration::from_millis(60));
+        assert_eq!(Limit::of(&own).usual, Duration::from_millis(60));
         for way in &mut own.flows[0].ways {
             way.gaps = vec![gap(90, 87), gap(4, 0)];
         }
-        assert_eq!(Limit::of(&own).allowed, HARMLESS);
+        assert_eq!(Limit::of(&own).usual, HARMLESS);
     }
 }

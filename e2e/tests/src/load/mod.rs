@@ -6,12 +6,14 @@
 //! let load = Load::start(&lab, &Path::ALL)?;
 //! // break something
 //! let report = load.stop()?;
-//! report.unharmed()?;          // nothing lost, nothing reset, no long gap
+//! report.unharmed()?;          // nothing lost, nothing reset
 //! println!("{}", report.figure());
 //! ```
 //!
 //! or, in one, [`under`]. The first load of a process is preceded by one on the
-//! undisturbed cluster, which shows what gaps are the generator's own.
+//! undisturbed cluster, which shows what gaps are the generator's own. Gaps are
+//! reported, and not judged: a busy machine makes them too, and what the network
+//! loses shows in the datagrams.
 
 mod judge;
 mod place;
@@ -30,8 +32,11 @@ pub use plan::{NAMESPACE, Path, Planned};
 use crate::lab::Lab;
 
 /// From the last flow opened to the first datagram: all processes are told
-/// within it.
+/// within it. Where the machine is too busy for that, they are told again with
+/// more time.
 const LEAD: Duration = Duration::from_millis(700);
+/// The longest of these.
+const LONGEST_LEAD: Duration = Duration::from_mins(1);
 /// What is under way when sending ends has arrived by then, or is lost. A TCP
 /// segment that is lost is repeated after 0.2, 0.4, 0.8 s, ….
 const DRAIN: Duration = Duration::from_secs(4);
@@ -62,23 +67,15 @@ impl Load {
     fn start_with(lab: &Lab, paths: &[Path], limit: Limit) -> Result<Self> {
         plan::prepare(lab)?;
         let (mut places, plan) = plan::connect(lab, paths)?;
-        // What an earlier run left, if it was cut short.
-        for place in &mut places {
-            place.ask(&Order::Report)?;
-        }
-        for (index, place) in places.iter_mut().enumerate() {
-            let flows = plan.iter().filter(|p| p.from == index);
-            let flows = flows.map(|p| p.spec.clone()).collect();
-            place.done(&Order::Open(flows))?;
-        }
-        let began = place::now() + nanoseconds(LEAD);
-        for place in &mut places {
-            place.done(&Order::Run(began))?;
-        }
-        ensure!(
-            place::now() < began,
-            "the machine was too slow to start a load on time: is something else running?"
-        );
+        let mut ahead = LEAD;
+        let began = loop {
+            let began = begun(&mut places, &plan, ahead)?;
+            if place::now() < began {
+                break began;
+            }
+            ensure!(ahead < LONGEST_LEAD, "no load starts within {ahead:?}");
+            ahead = (ahead * 4).min(LONGEST_LEAD);
+        };
         let mut load = Self {
             places,
             plan,
@@ -152,6 +149,24 @@ impl Load {
     }
 }
 
+/// Opens all flows and has them run from a time on that is `ahead`; returns it.
+fn begun(places: &mut [Place], plan: &[Planned], ahead: Duration) -> Result<u64> {
+    // What an earlier run left, if it was cut short.
+    for place in &mut *places {
+        place.ask(&Order::Report)?;
+    }
+    for (index, place) in places.iter_mut().enumerate() {
+        let flows = plan.iter().filter(|p| p.from == index);
+        let flows = flows.map(|p| p.spec.clone()).collect();
+        place.done(&Order::Open(flows))?;
+    }
+    let began = place::now() + nanoseconds(ahead);
+    for place in places {
+        place.done(&Order::Run(began))?;
+    }
+    Ok(began)
+}
+
 /// Runs `change` under load on some paths, and half a second more of the load
 /// with the change behind it.
 pub fn under<T>(
@@ -170,7 +185,7 @@ pub fn under<T>(
     Ok((value, report))
 }
 
-/// The gaps that are allowed: what the undisturbed cluster shows, times three,
+/// The gaps that are usual: what the undisturbed cluster shows, times three,
 /// 50 ms at least. Measured at the first call; it is an error when anything is
 /// lost there.
 pub fn limit(lab: &Lab) -> Result<Limit> {

@@ -321,7 +321,7 @@ fn transfer(source: &Pod, target: &Pod) -> Result<()> {
             .iter()
             .fold(sum, |s, b| s.wrapping_mul(31).wrapping_add(u64::from(*b)))
     };
-    let patience = Some(Duration::from_secs(20));
+    let patience = Some(client::PATIENCE);
     let listener = target
         .site
         .within(|| Ok(TcpListener::bind((target.address, 0))?))?;

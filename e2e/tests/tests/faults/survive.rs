@@ -15,7 +15,7 @@ use veer_e2e_tests::{
 use crate::fault::Held;
 
 /// How long nodes may take to be as they were. Agents look every few seconds.
-pub(crate) const SETTLED: Duration = Duration::from_secs(20);
+pub(crate) const SETTLED: Duration = Duration::from_mins(1);
 
 /// How much is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
