@@ -22,12 +22,12 @@ pub mod outcome;
 pub mod value;
 
 /// Version of the layout of all maps together. Part of the pin path
-/// (`/sys/fs/bpf/veer/maps-v1`), so maps of two layouts never mix.
+/// (`/sys/fs/bpf/veer/maps-v2`), so maps of two layouts never mix.
 ///
 /// A new layout adds fields behind those that a value has, and zeros mean that
 /// nobody filled them: agents fill their maps from those of the layout before or
 /// after by that rule. A change of another kind gives the map another name.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 3 } else { 2 };
 
 /// UDP port of VXLAN as Linux had it first and most pod networks use it
 /// (IANA's own is 4789).

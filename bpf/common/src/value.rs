@@ -132,6 +132,33 @@ pub struct Remote {
     pub tunnel_family: u8,
     /// Family of `next_hop`; 0: no native path known.
     pub next_hop_family: u8,
+    /// Largest IP packet, in bytes, that the underlay takes between the two nodes:
+    /// the smaller of both ends. 0: not known, and [`Config`] alone counts.
+    pub path_mtu: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Remote {
+    /// Largest inner IP packet, in bytes, for the tunnel to this node.
+    #[inline(always)]
+    pub fn tunnel_mtu(&self, config: &Config) -> u32 {
+        match self.path_mtu {
+            0 => config.tunnel_mtu,
+            path => config
+                .tunnel_mtu
+                .min(path.saturating_sub(crate::VXLAN_OVERHEAD_V4)),
+        }
+    }
+
+    /// Largest IP packet, in bytes, for the native form to this node.
+    #[inline(always)]
+    pub fn native_mtu(&self, config: &Config) -> u32 {
+        match self.path_mtu {
+            0 => config.native_mtu,
+            path => config.native_mtu.min(path),
+        }
+    }
 }
 
 /// A flow that the host's stack translated; its replies go up the stack.
@@ -219,7 +246,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Interface>() == 40);
     assert!(size_of::<IpcacheEntry>() == 8);
-    assert!(size_of::<Remote>() == 56);
+    assert!(size_of::<Remote>() == 64);
     assert!(size_of::<FlowNote>() == 16);
     assert!(size_of::<FragmentPorts>() == 4);
     assert!(size_of::<Counter>() == 16);

@@ -35,14 +35,19 @@ const fn v4(address: &[u8; 16]) -> [u8; 4] {
 ///
 /// What does not fit the path goes to the stack, whose route has the path's
 /// `mtu`: it answers with the inner MTU where DF is set and fragments for the
-/// native form otherwise. For the tunnel the outer packet is fragmented.
+/// native form otherwise. For the tunnel the outer packet is fragmented where this
+/// node's own uplink is what it does not fit; nobody would do that for the other
+/// end's, so there too the stack fragments.
 #[inline(always)]
 pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outcome {
     let remote = find(skb, id)?;
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
     match form(remote) {
         FORM_TUNNEL => {
-            if ip.dont_fragment() && size::exceeds(skb, ip, skb.gso_size(), config.tunnel_mtu) {
+            let mtu = remote.tunnel_mtu(config);
+            if (ip.dont_fragment() || mtu < config.tunnel_mtu)
+                && size::exceeds(skb, ip, skb.gso_size(), mtu)
+            {
                 return Ok(exception(skb));
             }
             if config.vxlan_ifindex == 0 {
@@ -54,7 +59,7 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outc
             Ok(Verdict::Overlay)
         }
         FORM_NATIVE => {
-            if ip.ttl <= 1 || size::exceeds(skb, ip, skb.gso_size(), config.native_mtu) {
+            if ip.ttl <= 1 || size::exceeds(skb, ip, skb.gso_size(), remote.native_mtu(config)) {
                 return Ok(exception(skb));
             }
             // The MACs are the neighbour's; what is written here for them is

@@ -7,7 +7,7 @@
     reason = "tables speak of the world by its names"
 )]
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Program, Verdict},
@@ -197,6 +197,45 @@ fn what_is_too_big_for_its_form_goes_to_the_stack() -> Result<()> {
             mark::REDIRECTED
         };
         assert_eq!(ran.mark, marked, "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_mtu_of_a_pair_is_that_of_its_smaller_end() -> Result<()> {
+    let mut node = load()?;
+    let stack = Verdict::ToStackException;
+    let (tunnel, native) = (Verdict::Overlay, Verdict::Native);
+    for (form, path_mtu, total, df, expected) in [
+        (FORM_TUNNEL, 0, 1450, true, tunnel),
+        (FORM_TUNNEL, 1400, 1350, true, tunnel),
+        (FORM_TUNNEL, 1400, 1350, false, tunnel),
+        (FORM_TUNNEL, 1400, 1351, true, stack),
+        // No router would fragment what the other end's link does not take.
+        (FORM_TUNNEL, 1400, 1351, false, stack),
+        (FORM_TUNNEL, 1500, 1450, true, tunnel),
+        (FORM_TUNNEL, 1500, 1451, false, tunnel),
+        (FORM_TUNNEL, 9000, 1450, true, tunnel),
+        (FORM_TUNNEL, 9000, 1451, true, stack),
+        (FORM_NATIVE, 0, 1500, true, native),
+        (FORM_NATIVE, 1400, 1400, true, native),
+        (FORM_NATIVE, 1400, 1401, true, stack),
+        (FORM_NATIVE, 1400, 1401, false, stack),
+        (FORM_NATIVE, 9000, 1500, true, native),
+        (FORM_NATIVE, 9000, 1501, true, stack),
+        // A path that takes nothing is a mistake, and no reason to break.
+        (FORM_TUNNEL, 1, 100, true, stack),
+    ] {
+        let entry = Remote {
+            path_mtu,
+            ..remote(form)
+        };
+        node.set_remote(ID_2, entry)?;
+        let packet = a_to(C).total_length(total);
+        let packet = if df { packet.dont_fragment() } else { packet };
+        let what = format!("form {form}, path {path_mtu}, {total} bytes, DF {df}");
+        let ran = run(&mut node, &packet.frame()).with_context(|| what.clone())?;
+        assert_eq!(name(ran.decision.outcome), name(expected as u32), "{what}");
     }
     Ok(())
 }

@@ -228,15 +228,15 @@ fn other_layout(scene: &Scene) -> Result<Held> {
         scene,
         |lab| {
             upgrade(lab, &tag)?;
-            pinned(lab, "maps-v2")?;
+            pinned(lab, "maps-v3")?;
             lab.helm(&["rollback", RELEASE, "-n", NAMESPACE])?;
             lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?;
-            pinned(lab, "maps-v1")?;
+            pinned(lab, "maps-v2")?;
             Ok(())
         },
         |time| {
             format!(
-                "{before:?}, then maps-v2, then maps-v1 again, in {}",
+                "{before:?}, then maps-v3, then maps-v2 again, in {}",
                 seconds(time)
             )
         },

@@ -252,6 +252,8 @@ pub(super) fn remote(pair: &Pair<'_>) -> Remote {
         previous_form: previous,
         tunnel_family,
         next_hop_family,
+        path_mtu: 0,
+        pad: 0,
     }
 }
 
