@@ -70,6 +70,13 @@ pub fn await_back(lab: &Lab, node: &str, old: Option<Pid>, ended: Instant) -> Re
     })?)
 }
 
+/// Ends the agent of a node by a signal and waits for the next one.
+pub fn end(lab: &Lab, node: &str, by: &str) -> Result<Back> {
+    let old = pid(lab, node)?;
+    signal(lab, node, by)?;
+    await_back(lab, node, old, Instant::now())
+}
+
 /// How long the agent's process of a node has run.
 fn age(lab: &Lab, node: &str) -> Result<Duration> {
     let script = "read now idle </proc/uptime; \

@@ -38,7 +38,7 @@ pub fn pod_cidr(lab: &Lab, node: &str) -> Result<String> {
 }
 
 /// The address that a node answers probes at: the first of its block.
-fn health(cidr: &str) -> Result<Ipv4Addr> {
+pub fn health(cidr: &str) -> Result<Ipv4Addr> {
     let base: Ipv4Addr = cidr
         .split('/')
         .next()

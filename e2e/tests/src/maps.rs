@@ -217,18 +217,25 @@ pub fn counter(node: &Machine, program: &str, outcome: u32) -> Result<u64> {
 
 /// Packets that one program of a node dropped, for whatever reason.
 pub fn drops(node: &Machine, program: &str) -> Result<u64> {
-    let number = PROGRAMS
-        .iter()
-        .position(|p| *p == program)
-        .and_then(|p| u32::try_from(p).ok())
-        .with_context(|| format!("no program {program}"))?;
-    let first = number * OUTCOMES + FIRST_DROP;
+    drops_of(node, |number| {
+        PROGRAMS.get(number).is_some_and(|p| *p == program)
+    })
+}
+
+/// Packets that all programs of a node dropped, for whatever reason.
+pub fn all_drops(node: &Machine) -> Result<u64> {
+    drops_of(node, |_| true)
+}
+
+/// Packets dropped by those programs whose place in [`PROGRAMS`] `which` wants.
+fn drops_of(node: &Machine, which: impl Fn(usize) -> bool) -> Result<u64> {
     let path = format!("{PINS}/COUNTERS");
     let entries = bpftool(node, &["map", "dump", "pinned", &path])?;
     let mut sum = 0;
     for entry in entries.as_array().context("bpftool printed no list")? {
         let index = u32_of(&octets(&entry["key"])?, 0)?;
-        if (first..first + OUTCOMES - FIRST_DROP).contains(&index) {
+        let of_which = which(usize::try_from(index / OUTCOMES)?);
+        if of_which && index % OUTCOMES >= FIRST_DROP {
             for cpu in entry["values"].as_array().context("no values per CPU")? {
                 sum += u64_of(&octets(&cpu["value"])?, 0)?;
             }

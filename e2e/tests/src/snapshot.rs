@@ -42,10 +42,11 @@ for link in /sys/class/net/veer* /sys/class/net/eth*; do
     echo "device $name $(cat $link/mtu) $(cat $link/address) flags $(cat $link/flags)"
     ip -d -o link show $name | grep -q prog/xdp && echo "xdp $name"
     echo "rp_filter $name $(cat /proc/sys/net/ipv4/conf/$name/rp_filter)"
+    echo "forwarding $name $(cat /proc/sys/net/ipv4/conf/$name/forwarding)"
 done
 echo "ip_forward $(cat /proc/sys/net/ipv4/ip_forward)"
 nft -s -n list table inet veer | sed 's/^/nft /'
-for file in /etc/cni/net.d/*veer* /opt/cni/bin/veer-cni; do
+for file in /etc/cni/net.d/*veer* /opt/cni/bin/*; do
     [ -e "$file" ] && echo "file $(sha256sum $file)"
 done
 find /var/lib/veer /run/veer -not -type d -not -path '*/endpoints/*' \

@@ -1,9 +1,9 @@
 //! What runs on the cluster to be talked to. All of it is the test image's
 //! netexec: HTTP on 8080, UDP on 8081.
 
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, net::Ipv4Addr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     lab::Lab,
@@ -151,6 +151,38 @@ spec:
       - {{name: pause, image: 'registry.k8s.io/pause:3.10.1', imagePullPolicy: Never}}
 "
     )
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// Its cluster address.
+    pub address: Ipv4Addr,
+    /// The port there.
+    pub port: u16,
+    /// The same port on every node.
+    pub node_port: u16,
+}
+
+/// A `NodePort` service's addresses and port of that name.
+pub fn service(lab: &Lab, namespace: &str, name: &str, port: &str) -> Result<Service> {
+    let service = lab
+        .kubectl()
+        .json(&["-n", namespace, "get", "service", name])?;
+    let ports = service["spec"]["ports"].as_array();
+    let found = ports.into_iter().flatten().find(|p| p["name"] == port);
+    let number = |key: &str| {
+        let number = found.and_then(|p| p[key].as_u64());
+        number
+            .and_then(|p| u16::try_from(p).ok())
+            .with_context(|| format!("service {name} has no {key} {port}"))
+    };
+    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+    Ok(Service {
+        address: address.parse().context("a service without address")?,
+        port: number("port")?,
+        node_port: number("nodePort")?,
+    })
 }
 
 /// Applies [`demo`] and waits for it; returns the `DaemonSet`'s pods and the

@@ -18,7 +18,7 @@ use super::place::Place;
 use crate::{
     lab::Lab,
     pods::{self, Pod},
-    workloads::STARTED,
+    workloads::{STARTED, service},
 };
 
 /// Namespace of the pods.
@@ -249,25 +249,6 @@ spec:
     text
 }
 
-/// A service's address and its port on the nodes.
-fn service(lab: &Lab, name: &str, kind: &str) -> Result<(IpAddr, u16)> {
-    let service = lab
-        .kubectl()
-        .json(&["-n", NAMESPACE, "get", "service", name])?;
-    let ports = service["spec"]["ports"].as_array();
-    let port = ports
-        .into_iter()
-        .flatten()
-        .find(|p| p["name"] == kind)
-        .and_then(|p| p["nodePort"].as_u64())
-        .and_then(|p| u16::try_from(p).ok());
-    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
-    Ok((
-        address.parse().context("a service without address")?,
-        port.with_context(|| format!("service {name} has no NodePort {kind}"))?,
-    ))
-}
-
 /// Takes command of all places, and makes the flows of the paths.
 pub(super) fn connect(lab: &Lab, wanted: &[Path]) -> Result<(Vec<Place>, Vec<Planned>)> {
     let pods = pods::await_ready(lab, NAMESPACE, "app=load", PODS.len(), STARTED)?;
@@ -318,8 +299,14 @@ fn address(
         Path::SameNode | Path::CrossNode | Path::HostToPod | Path::PodToHost => {
             (pod()?.into(), port)
         }
-        Path::ClusterIp => (service(lab, to, kind)?.0, port),
-        Path::NodePortFromPod => (node("worker2")?, service(lab, to, kind)?.1),
-        Path::NodePortFromWorld => (node("worker1")?, service(lab, to, kind)?.1),
+        Path::ClusterIp => (service(lab, NAMESPACE, to, kind)?.address.into(), port),
+        Path::NodePortFromPod => (
+            node("worker2")?,
+            service(lab, NAMESPACE, to, kind)?.node_port,
+        ),
+        Path::NodePortFromWorld => (
+            node("worker1")?,
+            service(lab, NAMESPACE, to, kind)?.node_port,
+        ),
     })
 }

@@ -12,6 +12,8 @@
 //! `VEER_E2E_CONTROL=1` puts the bridge plugin in veer's place, to try the tests
 //! of services themselves.
 
+mod cases;
+mod forged;
 mod judge;
 mod lifecycle;
 mod light;
@@ -46,6 +48,8 @@ fn tests() -> Vec<(String, Needs, Test)> {
         &services::REACH,
     );
     group("tunnel::security", tunnel, &security::TUNNEL);
+    group("tunnel::forged", tunnel, &forged::TESTS);
+    group("tunnel::cases", tunnel, &cases::TESTS);
     group("tunnel::lifecycle", tunnel, &lifecycle::TESTS);
     group("tunnel::light", tunnel, &light::TESTS);
     group("tunnel::judge", tunnel, &judge::TESTS);
@@ -58,6 +62,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
         &services::REACH,
     );
     group("native::security", native, &security::NATIVE);
+    group("native::forged", native, &forged::TESTS);
     group("native::judge", native, &judge::TESTS);
     group("switch", native, &paths::SWITCH);
     group("removal", tunnel, &removal::TESTS);

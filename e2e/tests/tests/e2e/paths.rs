@@ -6,7 +6,6 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};

@@ -11,6 +11,7 @@ use veer_e2e_cluster::{Mac, Machine, await_condition, decode::VXLAN_PORT};
 use veer_e2e_tests::{
     client,
     evidence::{Place, Plan},
+    forge::{self, TEXT, own_source},
     maps::{self, reason},
     pods::Pod,
     site::Site,
@@ -57,8 +58,6 @@ pub(crate) const NATIVE: [(&str, Test); 6] = [
 
 /// Datagrams sent per attempt.
 const SENT: u64 = 5;
-/// What they say, followed by padding.
-const TEXT: &[u8] = b"veer-e2e-forged";
 
 /// Sends, and checks that the counter rose and the victim's eth0 saw nothing.
 fn refused(
@@ -206,44 +205,9 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
 
 /// A VXLAN header and, inside, a UDP datagram from `source` to `target`.
 fn forged(vni: u32, source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
-    let mut udp = Vec::new();
-    let length = 8 + u16::try_from(TEXT.len()).unwrap_or_default();
-    for word in [40_000, UDP, length, 0] {
-        udp.extend(word.to_be_bytes());
-    }
-    udp.extend(TEXT);
-    let mut ip = vec![0x45, 0];
-    ip.extend((20 + length).to_be_bytes());
-    ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
-    ip.extend(source.octets());
-    ip.extend(target.octets());
-    let sum: u32 = ip
-        .chunks(2)
-        .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or_default();
-    ip[10..12].copy_from_slice(&folded.to_be_bytes());
-    let mut packet = vec![0x08, 0, 0, 0];
-    packet.extend((vni << 8).to_be_bytes());
-    let Mac(mac) = Mac([2, 0, 0, 0, 0, 7]);
-    packet.extend([mac, mac].concat());
-    packet.extend([0x08, 0x00]);
-    packet.extend(ip);
-    packet.extend(udp);
-    packet
-}
-
-/// The address that a socket of `site` sends to `to` from.
-fn own_source(site: &Site, to: IpAddr) -> Result<Ipv4Addr> {
-    site.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((to, 9))?;
-        match socket.local_addr()?.ip() {
-            IpAddr::V4(address) => Ok(address),
-            IpAddr::V6(address) => anyhow::bail!("{address} is not IPv4"),
-        }
-    })
+    let mac = Mac([2, 0, 0, 0, 0, 7]);
+    let packet = forge::datagram(source, target, UDP);
+    forge::wrapped(vni, &forge::frame(mac, mac, false, &packet))
 }
 
 fn tunnel_from_world(scene: &Scene) -> Result<()> {

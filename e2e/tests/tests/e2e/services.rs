@@ -10,13 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use serde_json::Value;
 use veer_e2e_cluster::{DNS_SERVICE, OUTSIDE, await_condition};
 use veer_e2e_tests::{
     client::{self, Conversation},
     pods::Pod,
     site::Site,
-    workloads::{HOST_HTTP, HOST_UDP, HTTP, UDP},
+    workloads::{HOST_HTTP, HOST_UDP, HTTP, UDP, service},
 };
 
 use crate::scene::{FIXED, Scene, Test};
@@ -69,21 +68,13 @@ fn backends(scene: &Scene) -> Result<Vec<Backend<'_>>> {
         .fixed
         .iter()
         .map(|pod| {
-            let service = scene
-                .lab
-                .kubectl()
-                .json(&["-n", FIXED, "get", "service", &pod.name])?;
-            let port = |index: usize| {
-                let port = service["spec"]["ports"][index]["nodePort"].as_u64();
-                port.and_then(|p| u16::try_from(p).ok())
-                    .with_context(|| format!("service {} has no nodePort", pod.name))
-            };
-            let ip: &Value = &service["spec"]["clusterIP"];
+            let of = |port| service(&scene.lab, FIXED, &pod.name, port);
+            let http = of("http")?;
             Ok(Backend {
                 pod,
-                cluster_ip: ip.as_str().unwrap_or_default().parse()?,
-                node_port: port(0)?,
-                node_port_udp: port(1)?,
+                cluster_ip: http.address,
+                node_port: http.node_port,
+                node_port_udp: of("udp")?.node_port,
             })
         })
         .collect()
@@ -216,8 +207,8 @@ fn dns_and_api(scene: &Scene) -> Result<()> {
                 &server,
                 "kubernetes.default.svc.cluster.local",
                 "+short",
-                "+time=2",
-                "+tries=2",
+                "+time=10",
+                "+tries=3",
                 transport,
             ];
             let outcome = pod.site.exec(&words).and_then(|out| {
@@ -234,7 +225,7 @@ fn dns_and_api(scene: &Scene) -> Result<()> {
             "curl",
             "-sk",
             "--max-time",
-            "5",
+            "30",
             "https://10.96.0.1/version",
         ];
         let outcome = pod.site.exec(&words).and_then(|out| {

@@ -87,13 +87,6 @@ fn figure(all: &[Back]) -> String {
     )
 }
 
-/// Ends the agent of a node and waits for the next one.
-fn end(lab: &Lab, node: &str, signal: &str) -> Result<Back> {
-    let old = agents::pid(lab, node)?;
-    agents::signal(lab, node, signal)?;
-    agents::await_back(lab, node, old, Instant::now())
-}
-
 fn signalled(scene: &Scene, signal: &str, times: usize) -> Result<Held> {
     let lab = &scene.lab;
     let nodes = lab.cluster.node_names();
@@ -103,7 +96,7 @@ fn signalled(scene: &Scene, signal: &str, times: usize) -> Result<Held> {
         || {
             let mut all = Vec::new();
             for node in nodes.iter().cycle().take(times) {
-                all.push(end(lab, node, signal)?);
+                all.push(agents::end(lab, node, signal)?);
             }
             Ok(all)
         },

@@ -158,10 +158,7 @@ fn restart(lab: &Lab, node: &str, step: Option<&Step>) -> Result<()> {
 
 /// Ends an agent that runs under strace: the next one does not.
 fn end_traced(lab: &Lab, node: &str) -> Result<()> {
-    let old = agents::pid(lab, node)?;
-    agents::signal(lab, node, "KILL")?;
-    agents::await_back(lab, node, old, Instant::now())?;
-    Ok(())
+    agents::end(lab, node, "KILL").map(|_| ())
 }
 
 /// Runs `act` while agents are watched; one with a step dies there. Returns of each

@@ -10,8 +10,10 @@
 
 mod agent;
 mod api;
+mod cases;
 mod fault;
 mod flood;
+mod forged;
 mod injector;
 mod members;
 mod node;
@@ -40,7 +42,9 @@ fn faults() -> Vec<Fault> {
     all.extend(api::faults());
     all.extend(repair::faults());
     all.extend(flood::faults());
+    all.extend(forged::faults());
     all.extend(injector::faults());
+    all.extend(cases::faults());
     all.extend(node::faults());
     all.extend(members::faults());
     let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");

@@ -124,7 +124,7 @@ pub(crate) fn leave(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-fn load_images(lab: &Lab) -> Result<()> {
+pub(crate) fn load_images(lab: &Lab) -> Result<()> {
     for name in ["veer-operator", "veer-node"] {
         let archive = repository().join(format!("build/images/{name}.tar"));
         lab.cluster.load_image(&archive)?;

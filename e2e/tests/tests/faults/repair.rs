@@ -154,6 +154,12 @@ fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
             "routes",
             &*address,
         ),
+        kind(
+            "all routes removed",
+            "ip route flush proto 118",
+            "routes",
+            block,
+        ),
         made_anew,
         kind(
             "VXLAN device set down",
@@ -315,6 +321,17 @@ fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
             1,
         ),
         sysctl("forwarding", "ip_forward", 0),
+        sysctl("forwarding of an uplink", "conf.eth0.forwarding", 0),
+        sysctl(
+            "forwarding of the VXLAN device",
+            "conf.veer_vxlan.forwarding",
+            0,
+        ),
+        sysctl(
+            "forwarding of a pod's device",
+            &format!("conf.{veth}.forwarding"),
+            0,
+        ),
         kind(
             "conflist removed",
             "rm /etc/cni/net.d/05-veer.conflist",

@@ -1,0 +1,225 @@
+//! Addresses that a node has or claims: what another node may not believe.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use veer_e2e_cluster::{DNS_SERVICE, await_condition};
+use veer_e2e_tests::{
+    client,
+    lab::{Lab, Mode},
+    maps,
+    processes::{Signal, signal_agents},
+    scene::{FIXED, Scene},
+    told,
+    workloads::STARTED,
+};
+
+use super::{Foreign, NODE, OTHER, dns, stays};
+use crate::{
+    fault::{Fault, Held},
+    survive::unharmed,
+};
+
+/// How long a wrong row is looked for, once the right ones are known to have come.
+const LOOKED: std::time::Duration = std::time::Duration::from_secs(5);
+
+pub(super) fn faults() -> Vec<Fault> {
+    let tunnel = |name: &str, injected: &str, run: fn(&Scene) -> Result<Held>| {
+        Fault::new(format!("addresses::{name}"), injected, Mode::Tunnel, run)
+    };
+    vec![
+        tunnel(
+            "clusters_dns_on_one_node",
+            "a device with the DNS service's address on one node, as NodeLocal DNSCache makes it",
+            node_local_dns,
+        )
+        .short(),
+        tunnel(
+            "load_balancers_address_on_one_node",
+            "a load balancer's address on one node, as kube-vip puts it there",
+            vip,
+        ),
+        tunnel(
+            "clusters_dns_claimed_by_a_node_without_its_agent",
+            "the DNS service's address written into a node's own objects while its agent is stopped",
+            claimed,
+        )
+        .short(),
+    ]
+}
+
+/// The row of a node's ipcache for exactly this address.
+fn row(lab: &Lab, node: &str, address: Ipv4Addr) -> Result<Option<maps::IpcacheRow>> {
+    let rows = maps::ipcache(&lab.node(node)?)?;
+    Ok(rows
+        .into_iter()
+        .find(|r| r.prefix == 32 && r.address == address))
+}
+
+/// No other node has a row for it, for a while.
+fn believed_by_nobody(lab: &Lab, address: Ipv4Addr) -> Result<()> {
+    stays("nobody believes the address", LOOKED, || {
+        for node in lab.cluster.node_names() {
+            let row = row(lab, &node, address)?;
+            ensure!(node == NODE || row.is_none(), "{node} has {row:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Puts an address on a device of its own on the node, and waits until its agent has
+/// told that it is there.
+fn put(lab: &Lab, device: &str, address: Ipv4Addr) -> Result<Foreign> {
+    // A bridge stands in for a dummy, which not every kernel has.
+    let script = format!(
+        "ip link add {device} type bridge; ip address add {address}/32 dev {device}; \
+         ip link set {device} up"
+    );
+    let undo = format!("ip link del {device} 2>/dev/null || true");
+    let foreign = Foreign::put(lab, NODE, &script, &undo)?;
+    await_condition("the agent has seen the address", STARTED, || {
+        let report = told::report(lab, NODE).map_err(|e| format!("{e:#}"))?;
+        let seen = report["addresses"].as_array().into_iter().flatten();
+        let seen = seen.into_iter().any(|a| *a == address.to_string().as_str());
+        if seen {
+            Ok(Some(()))
+        } else {
+            Err(report["addresses"].to_string())
+        }
+    })?;
+    Ok(foreign)
+}
+
+fn node_local_dns(scene: &Scene) -> Result<Held> {
+    let lab = &scene.lab;
+    unharmed(
+        scene,
+        "all traffic; no other node believed it; DNS answered",
+        || {
+            let foreign = put(lab, "nodelocaldns", DNS_SERVICE)?;
+            believed_by_nobody(lab, DNS_SERVICE)?;
+            for pod in scene.demo.iter().filter(|p| p.node != NODE) {
+                dns(&pod.site)?;
+            }
+            foreign.undone()
+        },
+        |()| String::new(),
+    )
+}
+
+fn vip(scene: &Scene) -> Result<Held> {
+    const NAME: &str = "e2e-lb";
+    // On the nodes' link, and nobody's.
+    let IpAddr::V4(node) = scene.address(NODE)? else {
+        anyhow::bail!("an IPv4 underlay is wanted");
+    };
+    let [a, b, c, _] = node.octets();
+    let vip = Ipv4Addr::new(a, b, c, 200);
+    let lab = &scene.lab;
+    let kubectl = lab.kubectl();
+    let pod = scene.fixed_on(OTHER)?;
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": NAME, "namespace": FIXED},
+        "spec": {"type": "LoadBalancer", "selector": {"at": OTHER},
+            "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    let outcome = unharmed(
+        scene,
+        "all traffic; the address served by the client's own node",
+        || {
+            kubectl.apply(&service.to_string())?;
+            let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": vip}]}}});
+            let patch = |patch: &str, more: &[&str]| {
+                let words = [
+                    "-n",
+                    FIXED,
+                    "patch",
+                    "svc",
+                    NAME,
+                    "--type=merge",
+                    "-p",
+                    patch,
+                ];
+                kubectl.run(&[&words[..], more].concat())
+            };
+            patch(&status.to_string(), &["--subresource=status"])?;
+            let from = &scene.demo_on(OTHER)?.site;
+            let asked = || {
+                await_condition("the load balancer's address answers", STARTED, || {
+                    let answer = client::http_get(from, (vip, 80).into(), "/hostname");
+                    let answer = answer.map_err(|e| format!("{e:#}"))?;
+                    Ok((answer.trim() == pod.name).then_some(()))
+                })
+            };
+            asked()?;
+            let foreign = put(lab, "kubevip", vip)?;
+            believed_by_nobody(lab, vip)?;
+            asked()?;
+            patch(r#"{"spec": {"externalTrafficPolicy": "Local"}}"#, &[])?;
+            asked()?;
+            foreign.undone()
+        },
+        |()| String::new(),
+    );
+    kubectl.delete(&service.to_string())?;
+    outcome
+}
+
+/// What an attacker with a node's token can write: the objects of that node.
+fn claimed(scene: &Scene) -> Result<Held> {
+    let lab = &scene.lab;
+    let patch = |kind: &str, patch: &str| {
+        lab.kubectl().run(&[
+            "patch",
+            kind,
+            NODE,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            patch,
+        ])
+    };
+    let before = lab.kubectl().json(&["get", "nodenetwork", NODE])?["status"].clone();
+    let applied = before["applied"].as_object().context("nothing applied")?;
+    let mut wrong = applied.clone();
+    wrong.insert("number".to_owned(), json!(999_999));
+    unharmed(
+        scene,
+        "all traffic; nobody believed it; both statuses put right, told",
+        || {
+            signal_agents(lab, &[NODE], Signal::Stop)?;
+            let lie = json!({"status": {"addresses": [DNS_SERVICE], "endpoints": 4_000}});
+            let outcome = patch("nodereport", &lie.to_string())
+                .and_then(|_| {
+                    patch(
+                        "nodenetwork",
+                        &json!({"status": {"applied": wrong}}).to_string(),
+                    )
+                })
+                .map_err(anyhow::Error::from)
+                .and_then(|_| believed_by_nobody(lab, DNS_SERVICE))
+                .and_then(|()| scene.demo.iter().try_for_each(|pod| dns(&pod.site)));
+            signal_agents(lab, &[NODE], Signal::Continue)?;
+            outcome?;
+            await_condition("both statuses are right again", STARTED, || {
+                let network = lab.kubectl().json(&["get", "nodenetwork", NODE]);
+                let network = network.map_err(|e| e.to_string())?;
+                let report = told::report(lab, NODE).map_err(|e| format!("{e:#}"))?;
+                let right = network["status"]["applied"] == before["applied"]
+                    && report["endpoints"] != 4_000
+                    && !report["addresses"]
+                        .to_string()
+                        .contains(&DNS_SERVICE.to_string());
+                if right {
+                    Ok(Some(()))
+                } else {
+                    Err(format!("{}; {report}", network["status"]))
+                }
+            })?;
+            told::await_event(lab, "Node", NODE, &["status"])
+        },
+        |()| String::new(),
+    )
+}
