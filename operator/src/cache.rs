@@ -60,7 +60,17 @@ where
 {
     /// The cache, and the watch that fills it while it is polled.
     pub(crate) fn new(api: Api<K>) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        Self::quiet(api, |_, _| false)
+    }
+
+    /// As [`Self::new`]; a new version that says the same as the one before is
+    /// stored and not announced.
+    pub(crate) fn quiet(
+        api: Api<K>,
+        says_the_same: fn(&K, &K) -> bool,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (reader, mut writer) = store();
+        let seen: Store<K> = reader.clone();
         let (changes, _) = broadcast::channel(BACKLOG);
         let announce = changes.clone();
         let (fill, filled) = watch::channel(0);
@@ -78,8 +88,15 @@ where
                         continue;
                     }
                 };
+                let before = match &event {
+                    Event::Apply(object) => seen.get(&ObjectRef::from_obj(object)),
+                    Event::Delete(_) | Event::Init | Event::InitApply(_) | Event::InitDone => None,
+                };
                 writer.apply_watcher_event(&event);
                 let change = match event {
+                    Event::Apply(object) if before.is_some_and(|b| says_the_same(&object, &b)) => {
+                        continue;
+                    }
                     Event::Apply(object) => Change::Set(Arc::new(object)),
                     Event::Delete(object) => Change::Gone(Arc::new(object)),
                     Event::InitDone => {

@@ -17,7 +17,7 @@ use crate::cache::Cached;
 use crate::controllers::node::ledger::Ledger;
 use crate::controllers::security_identity::index::Usage;
 use crate::metrics::Metrics;
-use crate::slim::SlimNode;
+use crate::slim::{SlimNode, SlimReport};
 
 /// After how many different events the memory of them starts anew.
 const EVENTS_REMEMBERED: usize = 1000;
@@ -36,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) networks: Cached<GuardedNetwork>,
     pub(crate) nodes: Cached<SlimNode>,
     pub(crate) node_networks: Cached<NodeNetwork>,
+    pub(crate) reports: Cached<SlimReport>,
     pub(crate) claims: Cached<PodCIDR>,
     pub(crate) identities: Cached<SecurityIdentity>,
     /// Whoever allocates or judges a block drained holds this.
@@ -59,6 +60,8 @@ impl Context {
         let (networks, follow_networks) = Cached::new(Api::all(client.clone()));
         let (nodes, follow_nodes) = Cached::new(Api::all(client.clone()));
         let (node_networks, follow_node_networks) = Cached::new(Api::all(client.clone()));
+        let (reports, follow_reports) =
+            Cached::quiet(Api::all(client.clone()), SlimReport::says_the_same);
         let (claims, follow_claims) = Cached::new(Api::all(client.clone()));
         let (identities, follow_identities) = Cached::new(Api::all(client.clone()));
         let reporter = Reporter {
@@ -73,6 +76,7 @@ impl Context {
             networks,
             nodes,
             node_networks,
+            reports,
             claims,
             identities,
             ledger: tokio::sync::Mutex::new(Ledger::default()),
@@ -84,6 +88,7 @@ impl Context {
             Box::pin(follow_networks),
             Box::pin(follow_nodes),
             Box::pin(follow_node_networks),
+            Box::pin(follow_reports),
             Box::pin(follow_claims),
             Box::pin(follow_identities),
         ];
@@ -95,6 +100,7 @@ impl Context {
         self.networks.ready().await;
         self.nodes.ready().await;
         self.node_networks.ready().await;
+        self.reports.ready().await;
         self.claims.ready().await;
         self.identities.ready().await;
     }
@@ -104,7 +110,7 @@ impl Context {
         self.networks.get(CLUSTER_NETWORK)?.0.as_ref().ok().cloned()
     }
 
-    /// Names of Ready nodes whose agent has not reported. Once there was none,
+    /// Names of Ready nodes whose agent has not said what blocks it holds. Once there was none,
     /// there is none until something is listed anew: the guard is against what
     /// this leader cannot have seen, such as blocks held on disk that a restored
     /// etcd knows nothing of.
@@ -120,8 +126,7 @@ impl Context {
             .filter(|node| node.is_ready())
             .filter(|node| {
                 let network = self.node_networks.get(node.name());
-                let status = network.as_ref().and_then(|n| n.status.as_ref());
-                status.is_none_or(|s| s.boot_id.is_empty())
+                network.is_none_or(|network| network.status.is_none())
             })
             .map(|node| node.name().to_owned())
             .collect();

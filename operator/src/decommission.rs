@@ -20,7 +20,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tracing::info;
 use veer_crds::v1alpha1::{
-    NodeNetwork, PodCIDR, PodEndpoint, SecurityIdentity, TAINT_AGENT_NOT_READY,
+    NodeNetwork, NodeReport, PodCIDR, PodEndpoint, SecurityIdentity, TAINT_AGENT_NOT_READY,
 };
 
 use crate::error::{Error as ApiError, api, found};
@@ -264,10 +264,14 @@ async fn delete_written(client: Client, namespace: &str) -> Result<(), Error> {
         .map_err(api("delete podcidrs"))?;
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     found(leases.delete(OPERATOR, &how).await).map_err(api("delete lease veer-operator"))?;
-    Api::<NodeNetwork>::all(client)
+    Api::<NodeNetwork>::all(client.clone())
         .delete_collection(&how, &all)
         .await
         .map_err(api("delete nodenetworks"))?;
+    Api::<NodeReport>::all(client)
+        .delete_collection(&how, &all)
+        .await
+        .map_err(api("delete nodereports"))?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod health;
 mod leader;
 mod metrics;
 mod slim;
+mod spoken;
 mod term;
 
 use std::sync::Arc;

@@ -1,14 +1,16 @@
-//! Nodes, Pods and Namespaces with only the fields that the operator reads: a
-//! Node carries a list of images and a Pod its whole specification, and neither
-//! is worth its memory here.
+//! Nodes, Pods, Namespaces and NodeReports with only the fields that the operator
+//! reads: a Node carries a list of images, a Pod its whole specification and a
+//! NodeReport what people read, and none of it is worth its memory here.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
+use veer_crds::v1alpha1::{NodeReport, ProbeReport};
 
 /// A Node.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
@@ -139,6 +141,58 @@ impl SlimPod {
 #[resource(inherit = "Namespace")]
 pub(crate) struct SlimNamespace {
     pub(crate) metadata: ObjectMeta,
+}
+
+/// A NodeReport.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "NodeReport")]
+pub(crate) struct SlimReport {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: SlimReportSpec,
+    #[serde(default)]
+    pub(crate) status: SlimReportStatus,
+}
+
+/// Of a NodeReport's spec.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SlimReportSpec {
+    #[serde(default)]
+    pub(crate) node_uid: String,
+}
+
+/// What a node's agent says, as far as decisions hang on it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SlimReportStatus {
+    #[serde(default)]
+    pub(crate) addresses: Vec<IpAddr>,
+    #[serde(default)]
+    pub(crate) probes: Option<ProbeReport>,
+    #[serde(default)]
+    pub(crate) identity_serial: String,
+    #[serde(default)]
+    pub(crate) endpoints: i32,
+    #[serde(default, rename = "bootID")]
+    pub(crate) boot_id: String,
+    #[serde(default)]
+    pub(crate) conditions: Vec<Condition>,
+}
+
+impl SlimReport {
+    /// Whether nothing changed on which a decision hangs: agents report every pod
+    /// that comes or goes, and every identity that they have seen.
+    pub(crate) fn says_the_same(&self, before: &Self) -> bool {
+        let (new, old) = (&self.status, &before.status);
+        self.metadata.uid == before.metadata.uid
+            && self.spec == before.spec
+            && new.addresses == old.addresses
+            && new.probes == old.probes
+            && new.boot_id == old.boot_id
+            && new.conditions == old.conditions
+            && (new.endpoints == 0) == (old.endpoints == 0)
+    }
 }
 
 /// Drops what every object carries and nobody here reads.

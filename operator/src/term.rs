@@ -17,9 +17,12 @@ use crate::args::Settings;
 use crate::context::Context;
 use crate::controllers::security_identity::index::Set;
 use crate::controllers::security_identity::{assign, retire};
-use crate::controllers::{cluster_network, node, node_network, pod_cidr, run as run_controller};
+use crate::controllers::{
+    cluster_network, node, node_network, node_report, pod_cidr, run as run_controller,
+};
 use crate::crd;
 use crate::metrics::Metrics;
+use crate::slim::SlimReport;
 
 /// How long changes are collected before a ClusterNetwork is looked at: every
 /// node's report concerns it.
@@ -72,6 +75,7 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
         c.networks.changes().map(drop).boxed(),
         c.nodes.changes().map(drop).boxed(),
         c.node_networks.changes().map(drop).boxed(),
+        c.reports.changes().map(drop).boxed(),
         c.claims.changes().map(drop).boxed(),
     ]))
     .map(|()| ObjectRef::new(CLUSTER_NETWORK));
@@ -80,6 +84,7 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
         c.node_networks
             .queue_for(&c.nodes, ResourceExt::name_any)
             .boxed(),
+        c.reports.queue_for(&c.nodes, ResourceExt::name_any).boxed(),
         c.claims
             .queue_for(&c.nodes, |claim| claim.spec.node_name.clone())
             .boxed(),
@@ -135,6 +140,15 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
         )
         .boxed(),
         run_controller(
+            "node-report",
+            cx(),
+            c.reports.store(),
+            reports_to_judge(c),
+            SETTLE,
+            node_report::reconcile,
+        )
+        .boxed(),
+        run_controller(
             "pod-cidr",
             cx(),
             c.claims.store(),
@@ -154,6 +168,20 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
         .boxed(),
         assign::run(cx(), notify).boxed(),
     ]
+}
+
+/// The NodeReports that nobody may need any more, whenever a Node or NodeNetwork
+/// changes.
+fn reports_to_judge(c: &Context) -> impl Stream<Item = ObjectRef<SlimReport>> + Send + use<> {
+    stream::select_all([
+        c.reports.queue().boxed(),
+        c.nodes
+            .queue_for(&c.reports, |node| node.name().to_owned())
+            .boxed(),
+        c.node_networks
+            .queue_for(&c.reports, ResourceExt::name_any)
+            .boxed(),
+    ])
 }
 
 /// One item for all that come within [`SETTLE`] of the first: unlike a debounce

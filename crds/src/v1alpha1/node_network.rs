@@ -192,15 +192,42 @@ pub struct ProbeReport {
     /// How many other nodes answered in every size.
     #[serde(default)]
     pub passed: i32,
-    /// Nodes that do not answer in the target form: the pair keeps the other
-    /// form, which this node goes on to send and to accept.
+    /// How many do not answer in the target form: the pair keeps the other form,
+    /// which this node goes on to send and to accept.
+    #[serde(default)]
+    pub failed_count: i32,
+    /// The first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8192))]
+    #[schemars(length(max = 16))]
     pub failed: Vec<NodeReason>,
-    /// Nodes to which this one switched, did not confirm in time, and fell back.
+    /// To how many this one switched, did not confirm in time, and fell back.
+    #[serde(default)]
+    pub fell_back_count: i32,
+    /// The first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8192))]
+    #[schemars(length(max = 16))]
     pub fell_back: Vec<NodeReason>,
+}
+
+impl ProbeReport {
+    /// How many nodes of each sort are named.
+    pub const SAMPLES: usize = 16;
+
+    /// Counts a node that does not answer, and names it if there is room.
+    pub fn add_failed(&mut self, node: NodeReason) {
+        self.failed_count = self.failed_count.saturating_add(1);
+        if self.failed.len() < Self::SAMPLES {
+            self.failed.push(node);
+        }
+    }
+
+    /// Counts a node from which this one fell back, and names it if there is room.
+    pub fn add_fell_back(&mut self, node: NodeReason) {
+        self.fell_back_count = self.fell_back_count.saturating_add(1);
+        if self.fell_back.len() < Self::SAMPLES {
+            self.fell_back.push(node);
+        }
+    }
 }
 
 /// One uplink of a node.

@@ -4,6 +4,7 @@
 pub(crate) mod cluster_network;
 pub(crate) mod node;
 pub(crate) mod node_network;
+pub(crate) mod node_report;
 pub(crate) mod pod_cidr;
 pub(crate) mod security_identity;
 

@@ -3,7 +3,7 @@
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, PodEndpoint};
+use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, NodeReport, PodEndpoint};
 
 use crate::server::{Server, eventually};
 
@@ -38,6 +38,12 @@ async fn guarded() -> Server {
             .create(&PostParams::default(), &network)
             .await
             .unwrap();
+        let report = NodeReport::new(name, veer_crds::v1alpha1::NodeReportSpec::default());
+        server
+            .reports()
+            .create(&PostParams::default(), &report)
+            .await
+            .unwrap();
     }
     // The API server takes a moment to enforce a policy.
     eventually("the policy is enforced", async || {
@@ -52,20 +58,38 @@ async fn guarded() -> Server {
 }
 
 async fn report(client: &Client, node: &str) -> Result<(), String> {
+    let params = PatchParams::apply("veer-agent").force();
+    let body = |kind: &str, status: Value| {
+        Patch::Apply(json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": kind, "metadata": { "name": node },
+            "status": status,
+        }))
+    };
     let networks: Api<NodeNetwork> = Api::all(client.clone());
+    let status = json!({ "heldPodCIDRs": ["10.0.0.0/24"], "pathMtu": 1500 });
+    let done = networks
+        .patch_status(node, &params, &body("NodeNetwork", status))
+        .await;
+    done.map_err(|e| e.to_string())?;
+    remark(client, node).await
+}
+
+/// Writes the NodeReport alone.
+async fn remark(client: &Client, node: &str) -> Result<(), String> {
+    let reports: Api<NodeReport> = Api::all(client.clone());
     let body = json!({
-        "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": node },
+        "apiVersion": "veer.dev/v1alpha1", "kind": "NodeReport", "metadata": { "name": node },
         "status": {
             "mtu": 1500,
             "repairs": { "route": 2 },
             "probes": {
-                "number": 2, "mode": "Native", "attempt": 1,
+                "number": 2, "mode": "Native", "attempt": 1, "failedCount": 1,
                 "failed": [{ "node": "b", "reason": "no answer" }],
             },
         },
     });
     let params = PatchParams::apply("veer-agent").force();
-    let done = networks
+    let done = reports
         .patch_status(node, &params, &Patch::Apply(body))
         .await;
     done.map(drop).map_err(|e| e.to_string())
@@ -87,9 +111,21 @@ async fn an_agent_writes_only_its_own_nodes_objects() {
     report(&agent, "a").await.unwrap();
     let said = report(&agent, "b").await.unwrap_err();
     assert!(
-        said.contains("the agent of node a may not write NodeNetwork b"),
+        said.contains("the agent of node a may not write the NodeNetwork b"),
         "{said}"
     );
+    let said = remark(&agent, "b").await.unwrap_err();
+    assert!(
+        said.contains("the agent of node a may not write the NodeReport b"),
+        "{said}"
+    );
+    let reports: Api<NodeReport> = Api::all(agent.clone());
+    let said = reports
+        .delete("a", &DeleteParams::default())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("writes the status of its"), "{said}");
 
     let networks: Api<NodeNetwork> = Api::all(agent.clone());
     let spec = Patch::Merge(json!({ "spec": { "podCIDRs": ["10.9.9.0/24"] } }));
@@ -99,7 +135,7 @@ async fn an_agent_writes_only_its_own_nodes_objects() {
         .unwrap_err()
         .to_string();
     assert!(
-        said.contains("writes the status of its NodeNetwork only"),
+        said.contains("writes the status of its NodeNetwork and NodeReport only"),
         "{said}"
     );
     let said = networks
@@ -108,7 +144,7 @@ async fn an_agent_writes_only_its_own_nodes_objects() {
         .unwrap_err()
         .to_string();
     assert!(
-        said.contains("writes the status of its NodeNetwork only"),
+        said.contains("writes the status of its NodeNetwork and NodeReport only"),
         "{said}"
     );
 

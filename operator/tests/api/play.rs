@@ -9,7 +9,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use veer_crds::v1alpha1::{
-    CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, Phase, PodCIDR, SecurityIdentity,
+    CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, NodeReport, Phase, PodCIDR, SecurityIdentity,
 };
 
 use crate::server::{Process, Server, eventually, free_port};
@@ -47,6 +47,10 @@ impl Server {
     }
 
     pub(crate) fn networks(&self) -> Api<NodeNetwork> {
+        Api::all(self.client.clone())
+    }
+
+    pub(crate) fn reports(&self) -> Api<NodeReport> {
         Api::all(self.client.clone())
     }
 
@@ -123,7 +127,8 @@ impl Server {
         let probes = epoch.map(|epoch| {
             json!({
                 "number": epoch.number, "attempt": epoch.attempt, "mode": epoch.mode,
-                "failed": peers(failed), "fellBack": peers(fell_back),
+                "failedCount": failed.len(), "failed": peers(failed),
+                "fellBackCount": fell_back.len(), "fellBack": peers(fell_back),
             })
         });
         let status = json!({
@@ -139,17 +144,49 @@ impl Server {
         self.report(name, status).await;
     }
 
-    /// An agent reports this, by server-side apply as agents do.
+    /// An agent reports this, by server-side apply as agents do: what peers need in
+    /// its NodeNetwork, the rest in its NodeReport.
     pub(crate) async fn report(&self, name: &str, status: Value) {
-        let body = json!({
-            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork",
-            "metadata": { "name": name }, "status": status,
-        });
+        const OF_PEERS: [&str; 5] = [
+            "heldPodCIDRs",
+            "applied",
+            "keptForm",
+            "pathMtu",
+            "decommissioned",
+        ];
+        self.report_of(name).await;
+        let mut peers = json!({ "heldPodCIDRs": [] });
+        let mut people = json!({});
+        for (key, value) in status.as_object().unwrap() {
+            let to = if OF_PEERS.contains(&key.as_str()) {
+                &mut peers
+            } else {
+                &mut people
+            };
+            to[key] = value.clone();
+        }
         let params = PatchParams::apply("veer-agent").force();
-        self.networks()
-            .patch_status(name, &params, &Patch::Apply(body))
-            .await
-            .unwrap();
+        for (kind, status) in [("NodeNetwork", peers), ("NodeReport", people)] {
+            let body = Patch::Apply(json!({
+                "apiVersion": "veer.dev/v1alpha1", "kind": kind,
+                "metadata": { "name": name }, "status": status,
+            }));
+            if kind == "NodeNetwork" {
+                let networks = self.networks();
+                networks.patch_status(name, &params, &body).await.unwrap();
+            } else {
+                let reports = self.reports();
+                reports.patch_status(name, &params, &body).await.unwrap();
+            }
+        }
+    }
+
+    /// The NodeReport of a node, once it exists.
+    pub(crate) async fn report_of(&self, name: &str) -> NodeReport {
+        eventually(&format!("node {name} has a NodeReport"), async || {
+            self.reports().get(name).await.map_err(|e| e.to_string())
+        })
+        .await
     }
 
     /// The NodeNetwork of a node, once it exists.

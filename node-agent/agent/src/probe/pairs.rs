@@ -304,8 +304,8 @@ impl Pairs {
                 reason: why.clone(),
             };
             match self.finding(&peer.name) {
-                Finding::Failed(why) => report.failed.push(named(why)),
-                Finding::FellBack(why) => report.fell_back.push(named(why)),
+                Finding::Failed(why) => report.add_failed(named(why)),
+                Finding::FellBack(why) => report.add_fell_back(named(why)),
                 Finding::Passed => report.passed += 1,
                 Finding::Untried => report.passed += i32::from(peer.arrived()),
             }

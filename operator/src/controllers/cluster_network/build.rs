@@ -9,7 +9,8 @@ use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, PodCIDR};
 use super::epoch::{Member, Wish};
 use crate::condition::is_true;
 use crate::context::Context;
-use crate::slim::SlimNode;
+use crate::slim::{SlimNode, SlimReport};
+use crate::spoken::spoken;
 
 /// What there is in the cluster.
 pub(crate) struct Seen {
@@ -17,6 +18,8 @@ pub(crate) struct Seen {
     pub(crate) nodes: Vec<Arc<SlimNode>>,
     /// The NodeNetworks, by name.
     pub(crate) networks: BTreeMap<String, Arc<NodeNetwork>>,
+    /// The NodeReports, by name.
+    pub(crate) reports: BTreeMap<String, Arc<SlimReport>>,
     /// The claims.
     pub(crate) claims: Vec<Arc<PodCIDR>>,
     /// Ready nodes whose agents have not reported in this term.
@@ -31,8 +34,11 @@ impl Seen {
         let claims = context.ledger.lock().await.claims(context.claims.all());
         let networks = context.node_networks.all();
         let name = |n: &NodeNetwork| n.metadata.name.clone().unwrap_or_default();
+        let reports = context.reports.all();
+        let of = |r: &SlimReport| r.metadata.name.clone().unwrap_or_default();
         Self {
             nodes: context.nodes.all(),
+            reports: reports.into_iter().map(|r| (of(&r), r)).collect(),
             networks: networks.into_iter().map(|n| (name(&n), n)).collect(),
             claims,
             unheard: context.unheard(),
@@ -45,15 +51,16 @@ impl Seen {
         if !node.is_ready() {
             return Some("the kubelet is not ready");
         }
-        let network = self.networks.get(node.name());
-        let Some(status) = network.and_then(|n| n.status.as_ref()) else {
-            return Some("the agent has not reported");
-        };
-        if status.boot_id != node.status.node_info.boot_id {
+        let network = self.networks.get(node.name()).map(Arc::as_ref);
+        let said = spoken(network, self.reports.get(node.name()).map(Arc::as_ref));
+        let status = network.and_then(|n| n.status.as_ref());
+        if said.boot_id.is_empty() {
+            Some("the agent has not reported")
+        } else if said.boot_id != node.status.node_info.boot_id {
             Some("the agent has not reported since the node booted")
-        } else if status.decommissioned {
+        } else if status.is_some_and(|s| s.decommissioned) {
             Some("veer was removed from the node")
-        } else if is_true(&status.conditions, "Ready") {
+        } else if is_true(&said.conditions, "Ready") {
             None
         } else {
             Some("the agent is not ready")
@@ -87,13 +94,14 @@ pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
         .filter_map(|node| {
             let network = seen.networks.get(node.name())?;
             let status = network.status.as_ref();
+            let report = seen.reports.get(node.name()).map(Arc::as_ref);
             Some(Member {
                 name: node.name().to_owned(),
                 absent: seen.absent(node),
                 canary: canary.as_ref().is_some_and(|c| c.matches(&node.labels())),
                 told: network.spec.epoch.clone(),
                 applied: status.and_then(|s| s.applied.clone()),
-                probes: status.and_then(|s| s.probes.clone()),
+                probes: spoken(Some(network.as_ref()), report).probes.clone(),
             })
         })
         .collect();

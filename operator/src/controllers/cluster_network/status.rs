@@ -144,13 +144,11 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
         .collect();
     let figures = figures.join(", ");
     let waiting: Vec<String> = seen
-        .networks
+        .reports
         .iter()
-        .filter(|(_, n)| {
-            let conditions = n.status.iter().flat_map(|s| &s.conditions);
-            conditions
-                .into_iter()
-                .any(|c| c.type_ == "CIDRAllocated" && c.reason == "Exhausted")
+        .filter(|(_, report)| {
+            let mut conditions = report.status.conditions.iter();
+            conditions.any(|c| c.type_ == "CIDRAllocated" && c.reason == "Exhausted")
         })
         .map(|(name, _)| name.clone())
         .collect();
@@ -190,7 +188,7 @@ fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Report {
     let mut faults = Vec::new();
     if !down.is_empty() {
         faults.push(format!(
-            "not ready: {}; see their NodeNetworks and their agents' logs",
+            "not ready: {}; see their NodeReports and their agents' logs",
             names(&down)
         ));
     }

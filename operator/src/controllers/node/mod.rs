@@ -1,5 +1,6 @@
-//! Node: gives every Node a NodeNetwork with a block of each configured family,
-//! and taints it until its agent has reported since the node's boot.
+//! Node: gives every Node a NodeNetwork with a block of each configured family
+//! and a NodeReport, and taints it until its agent has reported since the node's
+//! boot.
 //!
 //! Invariants: a block is taken by creating its PodCIDR and in no other way; a
 //! block that any NodeNetwork holds is never given to another node; a node that
@@ -9,7 +10,7 @@ pub(crate) mod allocate;
 mod apply;
 pub(crate) mod build;
 pub(crate) mod ledger;
-mod status;
+mod report;
 mod taint;
 mod validate;
 
@@ -37,7 +38,9 @@ const WAITING: Duration = Duration::from_secs(15);
 pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Result<Action, Error> {
     let name = node.name().to_owned();
     let held = context.node_networks.get(&name);
-    taint::settle(&context, &node, held.as_deref()).await?;
+    let report = context.reports.get(&name);
+    report::ensure(&context, &node, report.as_deref()).await?;
+    taint::settle(&context, &node, held.as_deref(), report.as_deref()).await?;
 
     let Some(network) = context.network() else {
         // The ClusterNetwork's appearance queues every node.
@@ -50,19 +53,18 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
     // By what was read, or not at all: a leader that was stopped past its Lease
     // must not give back a block that is by now another node's.
-    let applied = match held.as_deref() {
-        Some(held) if build::is_as_wanted(&held.spec, &spec) => None,
+    match held.as_deref() {
+        Some(held) if build::is_as_wanted(&held.spec, &spec) => {}
         Some(held) => {
             let version = held.metadata.resource_version.as_deref();
-            Some(crate::apply::spec(&api, &name, MANAGER, &spec, version).await?)
+            crate::apply::spec(&api, &name, MANAGER, &spec, version).await?;
         }
         None => {
             let network = build::object(&name, &spec);
-            Some(crate::apply::create(&api, MANAGER, &network).await?)
+            crate::apply::create(&api, MANAGER, &network).await?;
         }
-    };
-    let current = applied.as_ref().or(held.as_deref());
-    status::settle(&api, &name, current, &outcome).await?;
+    }
+    report::settle(&context, &node, report.as_deref(), &outcome).await?;
     for block in &outcome.allocated {
         let text = format!("{block} is this node's block of pod addresses");
         tracing::info!(node = name, %block, "allocated");

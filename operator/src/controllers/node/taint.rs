@@ -12,7 +12,8 @@ use veer_crds::v1alpha1::{NodeNetwork, TAINT_AGENT_NOT_READY};
 use crate::condition::is_true;
 use crate::context::Context;
 use crate::error::{Error, api};
-use crate::slim::SlimNode;
+use crate::slim::{SlimNode, SlimReport};
+use crate::spoken::spoken;
 
 use super::MANAGER;
 
@@ -24,16 +25,20 @@ enum Step {
     Leave,
 }
 
-fn step(node: &SlimNode, network: Option<&NodeNetwork>) -> Step {
+fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimReport>) -> Step {
     let tainted = node
         .spec
         .taints
         .iter()
         .any(|t| t.key == TAINT_AGENT_NOT_READY);
     let status = network.and_then(|n| n.status.as_ref());
-    let boot = &node.status.node_info.boot_id;
-    let reported = status.is_some_and(|s| !s.boot_id.is_empty() && s.boot_id == *boot);
-    let ready = status.is_some_and(|s| is_true(&s.conditions, "Ready") && !s.decommissioned);
+    let said = spoken(network, report);
+    // Its report is gone, or it is an agent that makes none yet: that is no word
+    // of a reboot.
+    let silent = said.boot_id.is_empty() && status.is_some_and(|s| !s.held_pod_cidrs.is_empty());
+    let of_this_boot = || said.boot_id == node.status.node_info.boot_id;
+    let reported = silent || (!said.boot_id.is_empty() && of_this_boot());
+    let ready = is_true(&said.conditions, "Ready") && !status.is_some_and(|s| s.decommissioned);
     match (tainted, reported, ready) {
         (false, false, _) => Step::Add,
         (true, true, true) => Step::Remove,
@@ -47,6 +52,7 @@ pub(crate) async fn settle(
     context: &Context,
     node: &SlimNode,
     network: Option<&NodeNetwork>,
+    report: Option<&SlimReport>,
 ) -> Result<(), Error> {
     let mut taints: Vec<_> = node
         .spec
@@ -60,7 +66,7 @@ pub(crate) async fn settle(
         value: None,
         time_added: None,
     };
-    match step(node, network) {
+    match step(node, network, report) {
         Step::Leave => return Ok(()),
         Step::Add => taints.push(&taint),
         Step::Remove => {}
@@ -100,10 +106,10 @@ mod tests {
         .unwrap()
     }
 
-    fn network(boot: &str, ready: &str) -> NodeNetwork {
+    fn report(boot: &str, ready: &str) -> SlimReport {
         serde_json::from_value(json!({
-            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": "a" },
-            "spec": {}, "status": { "bootID": boot, "conditions": [{
+            "metadata": { "name": "a" },
+            "status": { "bootID": boot, "conditions": [{
                 "type": "Ready", "status": ready, "reason": "R", "message": "",
                 "lastTransitionTime": "2026-01-01T00:00:00Z" }] },
         }))
@@ -112,35 +118,38 @@ mod tests {
 
     #[test]
     fn a_node_is_tainted_until_its_agent_is_ready_after_this_boot() {
-        assert_eq!(step(&node("b1", false), None), Step::Add);
-        assert_eq!(step(&node("b1", true), None), Step::Leave);
-        assert_eq!(
-            step(&node("b1", true), Some(&network("b1", "False"))),
-            Step::Leave
-        );
-        assert_eq!(
-            step(&node("b1", true), Some(&network("b1", "True"))),
-            Step::Remove
-        );
-        assert_eq!(
-            step(&node("b1", false), Some(&network("b1", "True"))),
-            Step::Leave
-        );
-        assert_eq!(
-            step(&node("b2", false), Some(&network("b1", "True"))),
-            Step::Add
-        );
-        assert_eq!(
-            step(&node("b2", true), Some(&network("b1", "True"))),
-            Step::Leave
-        );
+        let step = |node, report: Option<SlimReport>| step(&node, None, report.as_ref());
+        assert_eq!(step(node("b1", false), None), Step::Add);
+        assert_eq!(step(node("b1", true), None), Step::Leave);
+        for (boot, tainted, said, ready, expected) in [
+            ("b1", true, "b1", "False", Step::Leave),
+            ("b1", true, "b1", "True", Step::Remove),
+            ("b1", false, "b1", "True", Step::Leave),
+            ("b2", false, "b1", "True", Step::Add),
+            ("b2", true, "b1", "True", Step::Leave),
+        ] {
+            let seen = step(node(boot, tainted), Some(report(said, ready)));
+            assert_eq!(seen, expected, "{boot} {tainted} {said} {ready}");
+        }
     }
 
     #[test]
     fn an_agent_that_restarts_does_not_bring_the_taint_back() {
-        assert_eq!(
-            step(&node("b1", false), Some(&network("b1", "False"))),
-            Step::Leave
-        );
+        let said = report("b1", "False");
+        assert_eq!(step(&node("b1", false), None, Some(&said)), Step::Leave);
+    }
+
+    #[test]
+    fn a_report_that_is_missing_is_no_word_of_a_reboot() {
+        let holds: NodeNetwork = serde_json::from_value(json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork", "metadata": { "name": "a" },
+            "spec": {}, "status": { "heldPodCIDRs": ["10.0.0.0/24"] },
+        }))
+        .unwrap();
+        let empty = SlimReport::default();
+        for report in [None, Some(&empty)] {
+            assert_eq!(step(&node("b1", false), Some(&holds), report), Step::Leave);
+            assert_eq!(step(&node("b1", true), Some(&holds), report), Step::Leave);
+        }
     }
 }

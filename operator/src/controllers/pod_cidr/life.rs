@@ -14,6 +14,8 @@ pub(crate) struct View<'a> {
     pub(crate) node_uid: Option<&'a str>,
     /// That node's NodeNetwork.
     pub(crate) network: Option<&'a NodeNetwork>,
+    /// How many pods its agent reports.
+    pub(crate) endpoints: i32,
     /// The node's other claims.
     pub(crate) siblings: &'a [Arc<PodCIDR>],
     pub(crate) now: Timestamp,
@@ -50,7 +52,7 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
     let confirmed = view
         .network
         .and_then(|n| n.status.as_ref())
-        .is_some_and(|s| s.decommissioned && s.endpoints == 0);
+        .is_some_and(|s| s.decommissioned && view.endpoints == 0);
     if confirmed {
         return Life::Over;
     }
@@ -131,6 +133,7 @@ mod tests {
             claim,
             node_uid: uid,
             network: None,
+            endpoints: 0,
             siblings: &[],
             now: at(now),
             quarantine: HOUR,

@@ -18,6 +18,7 @@ use veer_crds::v1alpha1::PodCIDR;
 use crate::context::Context;
 use crate::error::{self, Error, found};
 use crate::slim::SlimNode;
+use crate::spoken::spoken;
 use life::{Life, View};
 
 /// Field manager of this controller.
@@ -28,6 +29,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
     let node_name = claim.spec.node_name.clone();
     let node = context.nodes.get(&node_name);
     let network = context.node_networks.get(&node_name);
+    let report = context.reports.get(&node_name);
     let siblings: Vec<Arc<PodCIDR>> = context
         .claims
         .all()
@@ -38,6 +40,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
         claim: &claim,
         node_uid: node.as_ref().map(|n| n.uid()),
         network: network.as_deref(),
+        endpoints: spoken(network.as_deref(), report.as_deref()).endpoints,
         siblings: &siblings,
         now: Timestamp::now(),
         quarantine: context.settings.quarantine,

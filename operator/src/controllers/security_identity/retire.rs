@@ -22,6 +22,7 @@ use super::state::number;
 use crate::context::Context;
 use crate::error::{Error, api};
 use crate::slim::SlimPod;
+use crate::spoken::spoken;
 
 /// How often agents' acknowledgements are looked at.
 const ACKNOWLEDGE: Duration = Duration::from_secs(5);
@@ -126,12 +127,12 @@ fn acknowledged(identity: &SecurityIdentity, context: &Context) -> bool {
         return false;
     };
     context.node_networks.all().iter().all(|network| {
+        let report = context.reports.get(&network.name_any());
         let Some(status) = &network.status else {
             return true;
         };
-        status.boot_id.is_empty()
-            || status.decommissioned
-            || serial(&status.identity_serial).is_some_and(|seen| seen >= version)
+        let said = spoken(Some(network.as_ref()), report.as_deref());
+        status.decommissioned || serial(&said.identity_serial).is_some_and(|seen| seen >= version)
     })
 }
 

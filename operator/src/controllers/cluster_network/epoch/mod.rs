@@ -154,7 +154,7 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member], now: Timestamp) -> Plan 
         awaited: awaited(&view),
         excluded: excluded(members),
         fell_back: fell_back(&view),
-        failed_count: failed.len(),
+        failed_count: failed.len() + view.ready().map(|m| view.unnamed(m)).sum::<usize>(),
         failed: failed.into_iter().take(PAIRS).collect(),
         pairs: view.ready().count().pow(2) - view.ready().count(),
         lacks_canary: order::lacks_canary(wish.rollout, &view),

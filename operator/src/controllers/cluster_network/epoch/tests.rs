@@ -232,6 +232,26 @@ fn a_stopped_change_goes_on_when_the_user_says_keep_or_back() {
 }
 
 #[test]
+fn more_failed_pairs_than_a_report_names_are_counted_and_stop_the_change() {
+    let mut world = World::asked_for_native(24);
+    world.broken.extend((1..24).map(|to| (0, to)));
+    let plan = world.settle();
+    assert_eq!(
+        (plan.epoch.phase, plan.failed_count),
+        (Phase::Preflight, 23)
+    );
+    let report = world.nodes[0].probes.as_ref().unwrap();
+    assert_eq!((report.failed_count, report.failed.len()), (23, 16));
+    // Seven without a name may be these seven.
+    for node in 17..24 {
+        world.set_ready(node, false);
+    }
+    assert_eq!(world.look().failed_count, 16);
+    world.set_ready(23, true);
+    assert_eq!(world.look().failed_count, 17);
+}
+
+#[test]
 fn pairs_of_nodes_that_are_not_ready_stop_nothing() {
     let mut world = World::asked_for_native(3);
     world.broken.extend([(0, 2), (1, 2)]);

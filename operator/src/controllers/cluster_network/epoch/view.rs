@@ -95,30 +95,71 @@ impl<'a> View<'a> {
         member.probes.as_ref().filter(of)
     }
 
-    /// Peers that do not answer a ready member in the target form. A peer that is
-    /// not ready does not count: it has its own way to the new mode.
+    /// Named peers that do not answer a ready member in the target form. A peer that
+    /// is not ready does not count: it has its own way to the new mode.
     pub(super) fn failed<'m>(
         &self,
         member: &'m Member,
     ) -> impl Iterator<Item = &'m NodeReason> + use<'_, 'a, 'm> {
-        let report = self.report(member).filter(|_| member.ready());
-        let peers = report.into_iter().flat_map(|report| &report.failed);
-        peers.filter(|peer| self.ready.contains(peer.node.as_str()))
+        self.named(self.spoken(member).map(|report| &report.failed))
     }
 
-    /// Peers that a ready member switched to and fell back from.
+    /// Named peers that a ready member switched to and fell back from.
     pub(super) fn fell_back<'m>(
         &self,
         member: &'m Member,
     ) -> impl Iterator<Item = &'m NodeReason> + use<'_, 'a, 'm> {
-        let report = self.report(member).filter(|_| member.ready());
-        let peers = report.into_iter().flat_map(|report| &report.fell_back);
+        self.named(self.spoken(member).map(|report| &report.fell_back))
+    }
+
+    /// How many pairs of a ready member with ready peers fail beside the named
+    /// ones: at least. Of those without a name as many may not be ready as there
+    /// are members that are not.
+    pub(super) fn unnamed(&self, member: &Member) -> usize {
+        let Some(report) = self.spoken(member) else {
+            return 0;
+        };
+        let beyond = |count: i32, named: &[NodeReason]| {
+            usize::try_from(count)
+                .unwrap_or(0)
+                .saturating_sub(named.len())
+        };
+        let sorts = [
+            (report.failed_count, &report.failed),
+            (report.fell_back_count, &report.fell_back),
+        ];
+        let beyond: usize = sorts
+            .iter()
+            .map(|(count, named)| beyond(*count, named))
+            .sum();
+        let named: BTreeSet<&str> = sorts
+            .iter()
+            .flat_map(|(_, named)| named.iter())
+            .map(|peer| peer.node.as_str())
+            .collect();
+        let absent = self.members.iter().filter(|m| !m.ready());
+        let absent = absent.filter(|m| !named.contains(m.name.as_str())).count();
+        beyond.saturating_sub(absent)
+    }
+
+    /// What a ready member reports of the present change.
+    fn spoken<'m>(&self, member: &'m Member) -> Option<&'m ProbeReport> {
+        self.report(member).filter(|_| member.ready())
+    }
+
+    fn named<'m>(
+        &self,
+        peers: Option<&'m Vec<NodeReason>>,
+    ) -> impl Iterator<Item = &'m NodeReason> + use<'_, 'a, 'm> {
+        let peers = peers.into_iter().flatten();
         peers.filter(|peer| self.ready.contains(peer.node.as_str()))
     }
 
     /// Whether any pair of a ready member fails.
     pub(super) fn fails(&self, member: &Member) -> bool {
-        self.failed(member).next().is_some() || self.fell_back(member).next().is_some()
+        self.failed(member).next().is_some()
+            || self.fell_back(member).next().is_some()
+            || self.unnamed(member) > 0
     }
 
     /// Whether a member with failing pairs was not told the present attempt.

@@ -63,8 +63,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(count: usize) -> Self {
+        // In the order of their names, as the orders are.
+        let width = if count > 10 { 2 } else { 1 };
         let node = |i| Member {
-            name: format!("n{i}"),
+            name: format!("n{i:0width$}"),
             ..Member::default()
         };
         Self {
@@ -132,13 +134,20 @@ impl World {
         let was = |name: &str| {
             before.number == told.number && before.failed.iter().any(|p| p.node == name)
         };
-        let report = |failed, fell_back| ProbeReport {
-            number: told.number,
-            attempt: told.attempt,
-            mode: told.mode,
-            passed: 0,
-            failed,
-            fell_back,
+        let report = |failed: Vec<NodeReason>, fell_back: Vec<NodeReason>| {
+            let mut report = ProbeReport {
+                number: told.number,
+                attempt: told.attempt,
+                mode: told.mode,
+                ..ProbeReport::default()
+            };
+            for node in failed {
+                report.add_failed(node);
+            }
+            for node in fell_back {
+                report.add_fell_back(node);
+            }
+            report
         };
         let probes = match told.phase {
             Phase::Preflight | Phase::Ready => Some(report(down(&|_| true), Vec::new())),

@@ -1,0 +1,38 @@
+//! NodeReport: goes once neither a Node nor a NodeNetwork has its name. Until then
+//! what the agent said last is what is known of the pods that may still run there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use veer_crds::v1alpha1::NodeNetwork;
+
+use crate::context::Context;
+use crate::error::{Error, api, found};
+use crate::slim::{SlimNode, SlimReport};
+
+/// How often one is looked at without a cause.
+const SLOW: Duration = Duration::from_mins(10);
+
+/// Removes one NodeReport, if that is due.
+pub(crate) async fn reconcile(
+    report: Arc<SlimReport>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let name = report.name_any();
+    if context.nodes.get(&name).is_some() || context.node_networks.get(&name).is_some() {
+        return Ok(Action::requeue(SLOW));
+    }
+    let what = || format!("look for node {name}");
+    let nodes: Api<SlimNode> = Api::all(context.client.clone());
+    let networks: Api<NodeNetwork> = Api::all(context.client.clone());
+    let node = found(nodes.get(&name).await).map_err(api(what()))?;
+    let network = found(networks.get(&name).await).map_err(api(what()))?;
+    if node.is_some() || network.is_some() {
+        return Ok(Action::requeue(Duration::from_secs(5)));
+    }
+    let reports: Api<SlimReport> = Api::all(context.client.clone());
+    crate::apply::delete(&reports, report.as_ref()).await?;
+    Ok(Action::await_change())
+}
