@@ -7,8 +7,16 @@
 //! even a living peer says nothing for 75 is ended too. A connection that lay idle
 //! for 10 is not used again: a request on one whose other end is gone would begin
 //! the 30 seconds anew, just when a watch has found out.
+//!
+//! A server that is overloaded says so (429, 503, 504), often with the time after
+//! which to ask again. What was refused so is asked again here, by that time and with
+//! growing waits; and whoever waits of his own accord does it by [`jittered`], so
+//! that a thousand agents do not come back in the same second.
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
@@ -17,10 +25,10 @@ use hyper_util::{
 };
 use kube::{
     Client, Config,
-    client::{Body, ConfigExt},
+    client::{Body, ConfigExt, retry::RetryPolicy},
     config::InferConfigError,
 };
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
 /// Silence after which the kernel asks whether the other end still lives
 /// (`TCP_KEEPIDLE`).
@@ -33,6 +41,12 @@ const DEAD: Duration = Duration::from_secs(30);
 /// The longest silence of a server that lives: on a watch it sends a bookmark each
 /// minute (`bookmarkFrequency` of its watch cache).
 const SILENT: Duration = Duration::from_secs(75);
+
+/// Waits before a refused request is repeated, from the first to the longest, where
+/// the server names no time; each is longer or shorter by chance.
+const REFUSED: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How often a refused request is repeated.
+const REPEATS: u32 = 6;
 
 /// How long a connection may lie idle to be used for another request.
 const FRESH: Duration = Duration::from_secs(10);
@@ -70,13 +84,24 @@ fn client(config: Config) -> kube::Result<Client> {
     timed.set_reset_reader_on_write(true);
     let mut http = Http::builder(TokioExecutor::new());
     http.pool_timer(TokioTimer::new()).pool_idle_timeout(FRESH);
+    // Constant and valid; without it requests are made once.
+    let retry = RetryPolicy::new(REFUSED.0, REFUSED.1, REPEATS, true).ok();
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
+        .option_layer(retry.map(RetryLayer::new))
         .map_err(BoxError::from)
         .service(http.build::<_, Body>(timed));
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// A wait of three quarters to five quarters of this, by chance.
+pub fn jittered(wait: Duration) -> Duration {
+    // Every state of this kind is seeded anew.
+    let chance = RandomState::new().hash_one(()) % 1024;
+    let chance = u32::try_from(chance).unwrap_or_default();
+    wait * 3 / 4 + wait * chance / 2048
 }
 
 /// Makes connections that end when the other end is gone.
@@ -153,6 +178,53 @@ mod tests {
         assert!(start.elapsed() < SILENT * 2, "{:?}", start.elapsed());
         let asked = silent.await.expect("served");
         assert!(asked.starts_with(b"GET /version"), "{asked:?}");
+    }
+
+    #[test]
+    fn waits_differ_and_stay_near_what_was_asked_for() {
+        let wait = Duration::from_secs(4);
+        let waits: Vec<Duration> = (0..100).map(|_| jittered(wait)).collect();
+        assert!(
+            waits.iter().all(|w| (3..=5).contains(&w.as_secs())),
+            "{waits:?}"
+        );
+        assert!(waits.iter().any(|w| *w != waits[0]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_overloaded_server_is_asked_again_when_it_says() {
+        const AFTER: u64 = 20;
+        let (listener, url) = listener().await;
+        let server = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for answer in [
+                format!("HTTP/1.1 429 Too Many Requests\r\nretry-after: {AFTER}\r\n"),
+                "HTTP/1.1 503 Service Unavailable\r\n".to_owned(),
+                "HTTP/1.1 404 Not Found\r\n".to_owned(),
+            ] {
+                let (mut connection, _) = listener.accept().await.expect("accept");
+                asked.push(Instant::now());
+                let mut request = [0; 4096];
+                let length = connection.read(&mut request).await.expect("read");
+                assert!(length > 0, "a request");
+                let answer = format!("{answer}content-length: 0\r\nconnection: close\r\n\r\n");
+                connection
+                    .write_all(answer.as_bytes())
+                    .await
+                    .expect("write");
+            }
+            asked
+        });
+        let client = client(Config::new(url.parse().expect("a URL"))).expect("a client");
+        // What is refused for good is not repeated.
+        client.apiserver_version().await.expect_err("not found");
+        let asked = server.await.expect("served");
+        let waits: Vec<Duration> = asked.windows(2).map(|w| w[1] - w[0]).collect();
+        assert!(waits[0] >= Duration::from_secs(AFTER), "{waits:?}");
+        assert!(
+            waits[1] > Duration::ZERO && waits[1] <= REFUSED.1 * 2,
+            "{waits:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,9 +14,10 @@ pub const NAMESPACE_LABELS: &str = "io.veer.k8s.namespace.labels.";
 /// Key of the service account in a canonical set.
 pub const SERVICE_ACCOUNT: &str = "io.veer.k8s.serviceaccount";
 
-/// Labels that differ per pod or per revision and so never count: with them
-/// every pod would be an identity of its own.
-const NEVER: [&str; 9] = [
+/// Labels that differ per pod, per revision or per run and so never count: with
+/// them every pod, or every run of a job, would be an identity of its own.
+const NEVER: [&str; 34] = [
+    // Kubernetes' own controllers.
     "controller-revision-hash",
     "pod-template-hash",
     "pod-template-generation",
@@ -24,8 +25,39 @@ const NEVER: [&str; 9] = [
     "apps.kubernetes.io/pod-index",
     "batch.kubernetes.io/job-completion-index",
     "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
     "controller-uid",
     "job-name",
+    // Argo Workflows: the run, and whether it is over.
+    "workflows.argoproj.io/workflow",
+    "workflows.argoproj.io/completed",
+    // Tekton: the runs of a pipeline and of its tasks.
+    "tekton.dev/pipelineRun",
+    "tekton.dev/pipelineRunUID",
+    "tekton.dev/taskRun",
+    "tekton.dev/taskRunUID",
+    // Spark, and its operator: the application's run and the executor in it.
+    "spark-app-selector",
+    "spark-exec-id",
+    "sparkoperator.k8s.io/submission-id",
+    // JobSet: which run, which of its jobs.
+    "jobset.sigs.k8s.io/jobset-name",
+    "jobset.sigs.k8s.io/jobset-uid",
+    "jobset.sigs.k8s.io/job-key",
+    "jobset.sigs.k8s.io/job-index",
+    "jobset.sigs.k8s.io/job-global-index",
+    "jobset.sigs.k8s.io/job-group-index",
+    "jobset.sigs.k8s.io/restart-attempt",
+    // LeaderWorkerSet: which group, which pod of it, which revision.
+    "leaderworkerset.sigs.k8s.io/group-index",
+    "leaderworkerset.sigs.k8s.io/group-key",
+    "leaderworkerset.sigs.k8s.io/worker-index",
+    "leaderworkerset.sigs.k8s.io/subgroup-index",
+    "leaderworkerset.sigs.k8s.io/subgroup-key",
+    "leaderworkerset.sigs.k8s.io/template-revision-hash",
+    // Kueue: the workload that a pod was admitted with.
+    "kueue.x-k8s.io/pod-group-name",
+    "kueue.x-k8s.io/prebuilt-workload-name",
 ];
 
 /// What of a pod counts for its identity.
@@ -64,7 +96,8 @@ pub fn canonical(pod: PodIdentityInput<'_>, filter: &IdentityLabels) -> BTreeMap
     set
 }
 
-fn counts(key: &str, filter: &IdentityLabels) -> bool {
+/// Whether a label of this key counts under a filter.
+pub fn counts(key: &str, filter: &IdentityLabels) -> bool {
     let named = |list: &[String]| list.iter().any(|p| key.starts_with(p.as_str()));
     !NEVER.contains(&key)
         && !key.starts_with(NAMESPACE_LABELS)
@@ -120,6 +153,34 @@ mod tests {
         let b = set(&[("app", "web"), ("pod-template-hash", "bbbb")], &none);
         assert_eq!(a, b);
         assert_eq!(hash(&a), hash(&b));
+    }
+
+    #[test]
+    fn runs_of_one_job_share_a_set() {
+        let none = IdentityLabels::default();
+        for keys in [
+            &["job-name", "batch.kubernetes.io/job-name", "controller-uid"][..],
+            &["workflows.argoproj.io/workflow"],
+            &[
+                "tekton.dev/pipelineRun",
+                "tekton.dev/taskRun",
+                "tekton.dev/taskRunUID",
+            ],
+            &["spark-app-selector", "spark-exec-id"],
+            &[
+                "jobset.sigs.k8s.io/job-key",
+                "jobset.sigs.k8s.io/jobset-uid",
+            ],
+            &["leaderworkerset.sigs.k8s.io/group-key"],
+        ] {
+            let run = |value| {
+                let mut labels = vec![("app", "batch")];
+                labels.extend(keys.iter().map(|key| (*key, value)));
+                set(&labels, &none)
+            };
+            assert_eq!(run("1"), run("2"), "{keys:?}");
+            assert_eq!(run("1"), set(&[("app", "batch")], &none), "{keys:?}");
+        }
     }
 
     #[test]

@@ -60,6 +60,31 @@ pub(crate) const UNICAST_BLOCK: Rule = (
      multicast): choose a private block, as 10.244.0.0/16",
 );
 
+/// Of a `podCIDRs` entry. Linux and veer's programs refuse such addresses as sources.
+pub(crate) const RESERVED_BLOCK: Rule = (
+    "!isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 6 || \
+     !(cidr('240.0.0.0/4').containsCIDR(cidr(self.cidr)) || \
+     cidr(self.cidr).containsCIDR(cidr('240.0.0.0/4')) || \
+     cidr('0.0.0.0/8').containsCIDR(cidr(self.cidr)) || \
+     cidr(self.cidr).containsCIDR(cidr('0.0.0.0/8')))",
+    "cidr is of 240.0.0.0/4 or 0.0.0.0/8, which are reserved and which kernels drop as martians: \
+     choose a private block, as 10.244.0.0/16",
+);
+
+/// Of `extraNodeAddresses`.
+pub(crate) const NODE_ADDRESSES: Rule = (
+    "self.all(a, isIP(a) && ip(a).isGlobalUnicast())",
+    "each address must be one that a node can have on the network, as 192.0.2.7, without a \
+     prefix length: correct the one that is not",
+);
+
+/// Of `nodeSelector`.
+pub(crate) const SELECTOR: Rule = (
+    "!has(self.matchExpressions) || self.matchExpressions.all(e, \
+     e.operator in ['In', 'NotIn', 'Exists', 'DoesNotExist'])",
+    "an operator of matchExpressions is unknown: use In, NotIn, Exists or DoesNotExist",
+);
+
 /// Of a `podCIDRs` entry.
 pub(crate) const MASK_FAMILY: Rule = (
     "!isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 6 || self.nodeMaskSize <= 30",

@@ -47,6 +47,10 @@ pub(crate) struct Args {
     /// confirms sooner that it is empty.
     #[arg(long, env = "VEER_CIDR_QUARANTINE_SECONDS", default_value_t = 3600)]
     pub(crate) cidr_quarantine_seconds: u64,
+    /// The same where no other block is left for a new node: how long the Node must
+    /// have been gone.
+    #[arg(long, env = "VEER_CIDR_SCARCE_SECONDS", default_value_t = 90)]
+    pub(crate) cidr_scarce_seconds: u64,
     /// Seconds after which an identity without pods retires.
     #[arg(long, env = "VEER_IDENTITY_UNUSED_SECONDS", default_value_t = 600)]
     pub(crate) identity_unused_seconds: u64,
@@ -67,6 +71,8 @@ pub(crate) enum Command {
 pub(crate) struct Settings {
     /// How long a deleted Node's blocks are kept.
     pub(crate) quarantine: Duration,
+    /// The same where no other block is left.
+    pub(crate) scarce: Duration,
     /// How long an identity without pods stays active.
     pub(crate) unused: Duration,
 }
@@ -76,6 +82,7 @@ impl Args {
     pub(crate) fn settings(&self) -> Settings {
         Settings {
             quarantine: Duration::from_secs(self.cidr_quarantine_seconds),
+            scarce: Duration::from_secs(self.cidr_scarce_seconds.min(self.cidr_quarantine_seconds)),
             unused: Duration::from_secs(self.identity_unused_seconds),
         }
     }

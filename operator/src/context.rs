@@ -17,6 +17,7 @@ use crate::cache::Cached;
 use crate::controllers::node::ledger::Ledger;
 use crate::controllers::security_identity::index::Usage;
 use crate::metrics::Metrics;
+use crate::selection::Selection;
 use crate::slim::{SlimNode, SlimReport};
 
 /// After how many different events the memory of them starts anew.
@@ -110,6 +111,18 @@ impl Context {
         self.networks.get(CLUSTER_NETWORK)?.0.as_ref().ok().cloned()
     }
 
+    /// Which nodes take part.
+    pub(crate) fn selection(&self) -> Selection {
+        Selection::of(self.network().as_ref().map(|network| &network.spec))
+    }
+
+    /// The Node of this name, if it takes part.
+    pub(crate) fn member(&self, name: &str) -> Option<Arc<SlimNode>> {
+        let known = self.node_networks.get(name).is_some();
+        let node = self.nodes.get(name)?;
+        self.selection().takes(&node, known).then_some(node)
+    }
+
     /// Names of Ready nodes whose agent has not said what blocks it holds. Once there was none,
     /// there is none until something is listed anew: the guard is against what
     /// this leader cannot have seen, such as blocks held on disk that a restored
@@ -119,6 +132,7 @@ impl Context {
         if self.heard.load(Ordering::Acquire) == lists {
             return Vec::new();
         }
+        let selection = self.selection();
         let mut names: Vec<String> = self
             .nodes
             .all()
@@ -126,7 +140,8 @@ impl Context {
             .filter(|node| node.is_ready())
             .filter(|node| {
                 let network = self.node_networks.get(node.name());
-                network.is_none_or(|network| network.status.is_none())
+                selection.takes(node, network.is_some())
+                    && network.is_none_or(|network| network.status.is_none())
             })
             .map(|node| node.name().to_owned())
             .collect();

@@ -52,7 +52,8 @@ impl Error {
             Self::Conflict { .. } => Duration::from_millis(200),
             Self::Api { .. } | Self::Json { .. } | Self::NumbersExhausted => Duration::from_secs(1),
         };
-        (base * 2u32.saturating_pow(failures.min(8))).min(Duration::from_mins(2))
+        let wait = (base * 2u32.saturating_pow(failures.min(8))).min(Duration::from_mins(2));
+        veer_api_client::jittered(wait)
     }
 
     /// The error with its causes, in one line.

@@ -14,6 +14,7 @@ mod error;
 mod health;
 mod leader;
 mod metrics;
+mod selection;
 mod slim;
 mod spoken;
 mod term;

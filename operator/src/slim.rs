@@ -57,10 +57,15 @@ pub(crate) struct SlimNodeInfo {
     pub(crate) boot_id: String,
 }
 
-/// One address of a Node.
+/// One address of a Node; none: a host name.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct SlimAddress {
-    pub(crate) address: String,
+    #[serde(default, deserialize_with = "address")]
+    pub(crate) address: Option<IpAddr>,
+}
+
+fn address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+    Ok(String::deserialize(from)?.parse().ok())
 }
 
 impl SlimNode {
@@ -89,10 +94,7 @@ impl SlimNode {
 
     /// Its addresses (host names left out).
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.status
-            .addresses
-            .iter()
-            .filter_map(|a| a.address.parse().ok())
+        self.status.addresses.iter().filter_map(|a| a.address)
     }
 }
 
@@ -134,6 +136,21 @@ impl SlimPod {
     pub(crate) fn labels(&self) -> BTreeMap<String, String> {
         self.metadata.labels.clone().unwrap_or_default()
     }
+
+    /// What made it, as `Kind name`.
+    pub(crate) fn owner(&self) -> Option<String> {
+        let owners = self.metadata.owner_references.iter().flatten();
+        let mut controllers = owners.filter(|owner| owner.controller == Some(true));
+        let owner = controllers.next()?;
+        Some(format!("{} {}", owner.kind, owner.name))
+    }
+}
+
+/// As [`strip`], but what made the pod stays.
+pub(crate) fn strip_pod(pod: &mut SlimPod) {
+    let owners = pod.metadata.owner_references.take();
+    strip(pod);
+    pod.metadata.owner_references = owners;
 }
 
 /// A Namespace.

@@ -77,13 +77,16 @@ pub struct ClusterNetworkSpec {
     pub policy_enforcement: PolicyEnforcement,
     /// The nodes that take part, by their labels; absent: all. The chart gives the
     /// agents' DaemonSet the same selector. Other nodes get no block and no taint,
-    /// and no change of mode waits for them.
+    /// and no change of mode waits for them. A node that matches no more keeps its
+    /// block until no pod with a network of its own is bound to it; move them away
+    /// by `kubectl drain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = rules(&[rules::SELECTOR])))]
     pub node_selector: Option<LabelSelector>,
     /// Addresses that a node has beside those in its Node's status, and that other
     /// nodes may believe when its agent reports them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024), extend(
+    #[schemars(length(max = 256), extend(
         "x-kubernetes-list-type" = "map",
         "x-kubernetes-list-map-keys" = ["node"],
     ))]
@@ -102,7 +105,9 @@ pub struct ExtraNodeAddresses {
     #[schemars(length(min = 1, max = 253))]
     pub node: String,
     /// The addresses, of either family.
-    #[schemars(with = "Vec<String>", length(max = 32), inner(length(max = 39)))]
+    #[schemars(with = "Vec<String>", length(max = 32), inner(length(max = 39)), extend(
+        "x-kubernetes-validations" = rules(&[rules::NODE_ADDRESSES]),
+    ))]
     pub addresses: Vec<IpAddr>,
 }
 
@@ -110,7 +115,7 @@ pub struct ExtraNodeAddresses {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
-    rules::UNICAST_BLOCK, rules::MASK_FAMILY, rules::MASK_RANGE, rules::MASK_SHARES,
+    rules::UNICAST_BLOCK, rules::RESERVED_BLOCK, rules::MASK_FAMILY, rules::MASK_RANGE, rules::MASK_SHARES,
 ])))]
 pub struct PodCidrEntry {
     /// The block, for example `10.244.0.0/16`, with no host bits set.
@@ -123,7 +128,8 @@ pub struct PodCidrEntry {
         "x-kubernetes-validations" = rules(&[rules::MASK_IMMUTABLE]),
     ))]
     pub node_mask_size: i32,
-    /// Draining blocks give out no new shares.
+    /// Draining blocks give out no new shares, and each node takes a share of an
+    /// Active one once none of its pods has an address left.
     #[serde(default)]
     pub state: PodCidrState,
 }
@@ -134,7 +140,7 @@ pub enum PodCidrState {
     /// It does.
     #[default]
     Active,
-    /// It does not; those given out stay until their nodes are gone.
+    /// It does not; those given out stay until their nodes have no pods, or are gone.
     Draining,
 }
 
@@ -193,7 +199,10 @@ impl Default for Tunnel {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NativeRouting {
-    /// The block that the underlay routes; absent: the pod CIDRs.
+    /// What the underlay routes natively beside the nodes' own pods: packets of pods to
+    /// addresses in this block keep the pod's address as their source instead of the
+    /// node's (as those to `masquerade.exclude` do). Absent: the pod CIDRs, between
+    /// which no packet is ever translated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", length(max = 43), extend(
         "x-kubernetes-validations" = rules(&rules::BLOCK),
@@ -306,8 +315,8 @@ pub enum XdpMode {
     Off,
 }
 
-/// Which pod labels make an identity. Keys that differ per pod or revision
-/// (`pod-template-hash`, …) never do.
+/// Which pod labels make an identity. Keys that differ per pod, per revision or per
+/// run of a job (`pod-template-hash`, `job-name`, …) never do.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct IdentityLabels {

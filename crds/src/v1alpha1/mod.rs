@@ -27,5 +27,9 @@ pub use security_identity::{
 /// Name of the one ClusterNetwork.
 pub const CLUSTER_NETWORK: &str = "default";
 
-/// Taint of a node whose agent has not reported since the node's boot.
+/// Taint of a node whose agent has not reported since the node's boot, or whose
+/// container runtime calls another network's plugin.
 pub const TAINT_AGENT_NOT_READY: &str = "node.veer.dev/agent-not-ready";
+/// Reason of the condition `Ready` while the container runtime calls another
+/// network's plugin.
+pub const FOREIGN_CONFLIST: &str = "ForeignConflist";

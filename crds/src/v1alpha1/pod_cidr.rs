@@ -48,7 +48,8 @@ pub struct PodCIDRSpec {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct PodCIDRStatus {
-    /// `Bound`, or `Orphaned` once the Node is gone.
+    /// `Bound`; `Orphaned` once the Node is gone; `Leaving` while pods still run on a
+    /// Node that takes no part any more.
     #[serde(default)]
     pub state: String,
     /// UID of the Node that holds it now, where that is a later one than the

@@ -9,6 +9,8 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use veer_crds::v1alpha1::NodeNetwork;
 
+use super::node::apply::keep;
+use super::node::believed::uncontested;
 use super::node::{MANAGER, build};
 use crate::context::Context;
 use crate::error::{Error, api, found};
@@ -24,13 +26,14 @@ pub(crate) async fn reconcile(
 ) -> Result<Action, Error> {
     let name = network.name_any();
     // The claims' end or the Node's queues this again.
-    if context.nodes.get(&name).is_some() {
+    if context.member(&name).is_some() {
         return Ok(Action::requeue(SLOW));
     }
     let nodes: Api<SlimNode> = Api::all(context.client.clone());
-    if found(nodes.get(&name).await)
-        .map_err(api(format!("look for node {name}")))?
-        .is_some()
+    if context.nodes.get(&name).is_none()
+        && found(nodes.get(&name).await)
+            .map_err(api(format!("look for node {name}")))?
+            .is_some()
     {
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
@@ -41,14 +44,31 @@ pub(crate) async fn reconcile(
         claims.iter().any(|claim| claim.spec.node_name == name)
     };
     if claimed {
-        let marked = build::spec("", &network.spec.pod_cidrs);
+        let all = context.nodes.all();
+        let addresses = uncontested(&network.spec.addresses, None, &all);
+        let marked = build::spec("", &network.spec.pod_cidrs, &addresses);
         if !build::is_as_wanted(&network.spec, &marked) {
             let version = network.metadata.resource_version.as_deref();
             crate::apply::spec(&networks, &name, MANAGER, &marked, version).await?;
         }
         return Ok(Action::requeue(SLOW));
     }
-    crate::apply::delete(&networks, network.as_ref()).await?;
+    // Whoever releases a block deletes this first and the claim then; a claim that
+    // went alone was deleted by somebody else, under pods that may still run.
+    let there = found(networks.get(&name).await)
+        .map_err(api(format!("look for the NodeNetwork of node {name}")))?;
+    let Some(there) = there else {
+        return Ok(Action::await_change());
+    };
+    let mut kept = false;
+    for block in &there.spec.pod_cidrs {
+        kept |= keep(&context, &name, block).await?;
+    }
+    if kept {
+        tracing::info!(node = name, "claimed again what a Node that is gone had");
+        return Ok(Action::requeue(Duration::from_secs(5)));
+    }
+    crate::apply::delete(&networks, &there).await?;
     tracing::info!(
         node = name,
         "removed the NodeNetwork of a Node that is gone"

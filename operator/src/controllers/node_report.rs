@@ -21,15 +21,19 @@ pub(crate) async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let name = report.name_any();
-    if context.nodes.get(&name).is_some() || context.node_networks.get(&name).is_some() {
+    if context.member(&name).is_some() || context.node_networks.get(&name).is_some() {
         return Ok(Action::requeue(SLOW));
     }
     let what = || format!("look for node {name}");
     let nodes: Api<SlimNode> = Api::all(context.client.clone());
     let networks: Api<NodeNetwork> = Api::all(context.client.clone());
-    let node = found(nodes.get(&name).await).map_err(api(what()))?;
+    // One that is there and takes no part needs none.
+    let node = context.nodes.get(&name).is_none()
+        && found(nodes.get(&name).await)
+            .map_err(api(what()))?
+            .is_some();
     let network = found(networks.get(&name).await).map_err(api(what()))?;
-    if node.is_some() || network.is_some() {
+    if node || network.is_some() {
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
     let reports: Api<SlimReport> = Api::all(context.client.clone());

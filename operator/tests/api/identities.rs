@@ -212,7 +212,7 @@ async fn an_unused_number_goes_only_when_agents_agreed_and_nobody_has_it() {
     let status = json!({ "status": { "identitySerial": newest().await } });
     let params = PatchParams::default();
     server
-        .networks()
+        .reports()
         .patch_status("a", &params, &Patch::Merge(status))
         .await
         .unwrap();
@@ -232,4 +232,56 @@ async fn an_unused_number_goes_only_when_agents_agreed_and_nobody_has_it() {
     let again = server.identity_with("app", "web").await;
     assert_eq!(again.name_any(), number);
     assert_ne!(again.uid(), identity.uid());
+}
+
+#[tokio::test]
+async fn ten_jobs_make_one_identity_and_a_label_per_pod_is_named() {
+    let server = Server::start().await;
+    server.add_namespace("shop", &[]).await;
+    let _operator = server.operator(NETWORK, &[]);
+    server.network().await;
+    for i in 0..10 {
+        let (job, uid) = (format!("x{i}"), format!("uid-{i}"));
+        let labels = [
+            ("app", "batch"),
+            ("job-name", job.as_str()),
+            ("batch.kubernetes.io/job-name", &job),
+            ("controller-uid", &uid),
+            ("batch.kubernetes.io/controller-uid", &uid),
+        ];
+        server.add_pod("shop", &job, &labels).await;
+    }
+    server.add_pod("shop", "last", &[("app", "last")]).await;
+    server.identity_with("app", "last").await;
+    let batch = server.identity_with("app", "batch").await;
+    assert!(
+        batch.spec.labels.keys().all(|key| !key.contains("job")),
+        "{:?}",
+        batch.spec.labels
+    );
+    assert_eq!(all(&server).await.len(), 2);
+
+    // A label that nobody could know, on the pods of one owner.
+    for i in 0..10 {
+        let pod = json!({
+            "metadata": { "name": format!("run-{i}"), "labels": { "run.example.com/id": i.to_string() },
+                "ownerReferences": [{ "apiVersion": "example.com/v1", "kind": "Run", "name": "r",
+                    "uid": "u", "controller": true }] },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] },
+        });
+        let pod = serde_json::from_value(pod).unwrap();
+        let pods = server.pods("shop");
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+    }
+    eventually("the label is named in an event", async || {
+        let out = server.kubectl(&["get", "events", "-A", "-o", "jsonpath={.items[*].message}"]);
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        let wanted = "add run.example.com/id to spec.identityLabels.exclude";
+        if said.contains(wanted) {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    })
+    .await;
 }

@@ -12,7 +12,9 @@
     reason = "a test that cannot go on ends, and a scenario or table is read in one piece"
 )]
 
+mod addresses;
 mod admission;
+mod blocks;
 mod crds;
 mod identities;
 mod leaders;
@@ -20,4 +22,6 @@ mod modes;
 mod nodes;
 mod play;
 mod rollout;
+mod selection;
 mod server;
+mod writes;

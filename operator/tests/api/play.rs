@@ -97,6 +97,35 @@ impl Server {
             .unwrap();
     }
 
+    /// A kubelet reports the node's addresses.
+    pub(crate) async fn addresses(&self, name: &str, addresses: &[&str]) {
+        let all: Vec<Value> = addresses
+            .iter()
+            .map(|a| json!({ "type": "InternalIP", "address": a }))
+            .collect();
+        let patch = Patch::Merge(json!({ "status": { "addresses": all } }));
+        let params = PatchParams::default();
+        let nodes = self.nodes();
+        nodes.patch_status(name, &params, &patch).await.unwrap();
+    }
+
+    /// Labels a node.
+    pub(crate) async fn label(&self, name: &str, key: &str, value: Option<&str>) {
+        let patch = Patch::Merge(json!({ "metadata": { "labels": { key: value } } }));
+        let params = PatchParams::default();
+        self.nodes().patch(name, &params, &patch).await.unwrap();
+    }
+
+    /// A pod that is bound to a node, and runs there.
+    pub(crate) async fn add_pod_on(&self, namespace: &str, name: &str, node: &str) {
+        let pod: Pod = parse(json!({
+            "metadata": { "name": name },
+            "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] },
+        }));
+        let pods = self.pods(namespace);
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+    }
+
     pub(crate) async fn delete_node(&self, name: &str) {
         self.nodes()
             .delete(name, &DeleteParams::default())

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::core::{Selector, SelectorExt};
-use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, PodCIDR};
+use veer_crds::v1alpha1::{ClusterNetwork, ClusterNetworkSpec, NodeNetwork, PodCIDR};
 
 use super::epoch::{Member, Wish};
 use crate::condition::is_true;
 use crate::context::Context;
+use crate::selection::Selection;
 use crate::slim::{SlimNode, SlimReport};
 use crate::spoken::spoken;
 
 /// What there is in the cluster.
 pub(crate) struct Seen {
-    /// The Nodes.
+    /// The Nodes that take part.
     pub(crate) nodes: Vec<Arc<SlimNode>>,
     /// The NodeNetworks, by name.
     pub(crate) networks: BTreeMap<String, Arc<NodeNetwork>>,
@@ -30,14 +31,19 @@ impl Seen {
     /// Reads the caches, in an order that lets a block be judged drained: the
     /// ledger is free only while nobody allocates, and who allocates after that
     /// reads a ClusterNetwork at least as new as the one being judged.
-    pub(crate) async fn read(context: &Context) -> Self {
+    pub(crate) async fn read(context: &Context, spec: &ClusterNetworkSpec) -> Self {
         let claims = context.ledger.lock().await.claims(context.claims.all());
         let networks = context.node_networks.all();
+        let selection = Selection::of(Some(spec));
+        let takes = |node: &Arc<SlimNode>| {
+            let known = context.node_networks.get(node.name()).is_some();
+            selection.takes(node, known)
+        };
         let name = |n: &NodeNetwork| n.metadata.name.clone().unwrap_or_default();
         let reports = context.reports.all();
         let of = |r: &SlimReport| r.metadata.name.clone().unwrap_or_default();
         Self {
-            nodes: context.nodes.all(),
+            nodes: context.nodes.all().into_iter().filter(takes).collect(),
             reports: reports.into_iter().map(|r| (of(&r), r)).collect(),
             networks: networks.into_iter().map(|n| (name(&n), n)).collect(),
             claims,
@@ -95,13 +101,16 @@ pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
             let network = seen.networks.get(node.name())?;
             let status = network.status.as_ref();
             let report = seen.reports.get(node.name()).map(Arc::as_ref);
+            let said = spoken(Some(network.as_ref()), report);
             Some(Member {
                 name: node.name().to_owned(),
                 absent: seen.absent(node),
+                // Its kubelet runs, and no agent ever has: no pod of veer is there.
+                bare: node.is_ready() && status.is_none() && said.boot_id.is_empty(),
                 canary: canary.as_ref().is_some_and(|c| c.matches(&node.labels())),
                 told: network.spec.epoch.clone(),
                 applied: status.and_then(|s| s.applied.clone()),
-                probes: spoken(Some(network.as_ref()), report).probes.clone(),
+                probes: said.probes.clone(),
             })
         })
         .collect();

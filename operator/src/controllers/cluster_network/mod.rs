@@ -48,7 +48,7 @@ pub(crate) async fn reconcile(
         Ok(_) => return Ok(Action::await_change()),
         Err(invalid) => return refuse(&context, invalid).await,
     };
-    let seen = Seen::read(&context).await;
+    let seen = Seen::read(&context, &network.spec).await;
     let problems = validate::problems(&network.spec, &seen.nodes);
     let wish = build::wish(network);
     let now = condition::now().0;

@@ -38,6 +38,7 @@ pub(crate) fn build(
         rollout::ready(plan, problems),
         rollout::progressing(network, plan),
         available(network, seen, &pod_cidrs),
+        draining(network, seen, &pod_cidrs),
         degraded(plan, seen, problems),
     ];
     ClusterNetworkStatus {
@@ -126,6 +127,37 @@ pub(super) fn report(
         reason,
         message,
     }
+}
+
+/// Which nodes keep a block from being drained, and what to do.
+fn draining(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {
+    let report = |status, reason, message| report("Draining", status, reason, message);
+    let entries = network.spec.pod_cidrs.iter().zip(blocks);
+    let open: Vec<&IpNet> = entries
+        .filter(|(entry, block)| entry.state == PodCidrState::Draining && !block.drained)
+        .map(|(entry, _)| &entry.cidr)
+        .collect();
+    if open.is_empty() {
+        let message = "no block drains, or what drained is free".to_owned();
+        return report(false, "NothingToDrain", message);
+    }
+    let claims = seen.claims.iter().map(|claim| &claim.spec);
+    let mut nodes: Vec<String> = claims
+        .filter(|claim| open.iter().any(|entry| entry.contains(&claim.cidr)))
+        .map(|claim| claim.node_name.clone())
+        .collect();
+    nodes.sort();
+    nodes.dedup();
+    let open: Vec<String> = open.into_iter().map(IpNet::to_string).collect();
+    let message = format!(
+        "{} is in use on {} node(s): {}; move their pods away (kubectl drain NODE, then kubectl \
+         uncordon NODE): a node without pods takes a part of an Active block by itself, and one \
+         that is deleted gives its part back after the quarantine",
+        open.join(", "),
+        nodes.len(),
+        names(&nodes)
+    );
+    report(true, "InUse", message)
 }
 
 fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {

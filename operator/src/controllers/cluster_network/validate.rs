@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kube::core::Selector;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
+use crate::selection::Selection;
 use crate::slim::SlimNode;
 
 /// Each as a sentence with the next step.
@@ -17,6 +18,13 @@ pub(crate) fn problems(spec: &ClusterNetworkSpec, nodes: &[Arc<SlimNode>]) -> Ve
             "spec.rollout.canary is not a selector ({error}): correct it; until then no node \
              is told to switch"
         ));
+    }
+    if Selection::of(Some(spec)) == Selection::Unreadable {
+        problems.push(
+            "spec.nodeSelector is not a selector: correct it; until then the nodes that take part \
+             stay, and no other is added"
+                .to_owned(),
+        );
     }
     for entry in &spec.pod_cidrs {
         let inside = nodes.iter().find_map(|node| {

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
 use veer_crds::names::pod_cidr_name;
@@ -20,6 +21,7 @@ use super::allocate::{Taken, capacity, lowest_free};
 use super::ledger::Ledger;
 use super::validate::{Family, ValidatedNode};
 use crate::context::Context;
+use crate::controllers::pod_cidr::{life::ORPHANED, release};
 use crate::error::{Error, api, code, found};
 
 /// How often a search is begun anew after meeting claims of others.
@@ -41,14 +43,16 @@ pub(crate) struct Outcome {
 pub(crate) enum Problem {
     /// No block is left.
     #[error(
-        "no {family} block is left for this node: {figures}; add a block to spec.podCIDRs of \
-         ClusterNetwork default, or delete Nodes that are gone for good"
+        "no {family} block is left for this node: {figures}; {}add a block to spec.podCIDRs of \
+         ClusterNetwork default, or delete Nodes that are gone for good", sentence(.next.as_ref())
     )]
     Exhausted {
         /// Of which family.
         family: Family,
         /// Each entry with its capacity.
         figures: String,
+        /// The block that becomes free next.
+        next: Option<Freed>,
     },
     /// Ready nodes have not said yet what they hold.
     #[error(
@@ -67,6 +71,23 @@ pub(crate) enum Problem {
         /// Whose it is.
         owner: String,
     },
+}
+
+/// A block of a Node that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Freed {
+    /// The block.
+    pub(crate) block: IpNet,
+    /// The Node that had it.
+    pub(crate) node: String,
+    /// From when on it may be given to another.
+    pub(crate) at: Timestamp,
+}
+
+fn sentence(next: Option<&Freed>) -> String {
+    next.map_or_else(String::new, |Freed { block, node, at }| {
+        format!("{block} of node {node}, which is gone, is free from {at} on; until then ")
+    })
 }
 
 impl Problem {
@@ -95,7 +116,16 @@ pub(crate) async fn settle(
     }
     for family in &node.families {
         let claims = ledger.claims(context.claims.all());
-        if let Some(block) = kept(&claims, node, *family)
+        let kept = kept(&claims, node, *family);
+        if kept.is_some_and(|block| node.leaves(&block))
+            && context.unheard().is_empty()
+            && let Ok(block) = allocate(context, &mut ledger, node, spec, *family).await?
+        {
+            outcome.blocks.push(block);
+            outcome.allocated.push(block);
+            continue;
+        }
+        if let Some(block) = kept
             && (node.holds.contains(&block) || verified(context, &mut ledger, &block).await?)
         {
             outcome.blocks.push(block);
@@ -131,7 +161,7 @@ async fn verified(context: &Context, ledger: &mut Ledger, block: &IpNet) -> Resu
 }
 
 /// The block of a family that a node keeps: what its agent holds or was told,
-/// else the lowest it claims.
+/// else the lowest it claims; rather one that it need not leave.
 fn kept(claims: &[Arc<PodCIDR>], node: &ValidatedNode, family: Family) -> Option<IpNet> {
     let mut mine: Vec<IpNet> = claims
         .iter()
@@ -139,11 +169,11 @@ fn kept(claims: &[Arc<PodCIDR>], node: &ValidatedNode, family: Family) -> Option
         .map(|c| c.spec.cidr)
         .collect();
     mine.sort();
-    node.holds
-        .iter()
-        .find(|b| mine.contains(b))
-        .or(mine.first())
-        .copied()
+    let held = node.holds.iter().filter(|b| mine.contains(b));
+    let mut all: Vec<IpNet> = held.chain(&mine).copied().collect();
+    // Stable: among those that are alike the order stays.
+    all.sort_by_key(|block| node.leaves(block));
+    all.first().copied()
 }
 
 /// Makes the claim of a block that the node holds, where there is none (an
@@ -211,6 +241,7 @@ async fn allocate(
             return Ok(Err(Problem::Exhausted {
                 family,
                 figures: figures(&entries),
+                next: scarce(context, ledger, &entries).await?,
             }));
         };
         match claim(context, ledger, node, &block).await? {
@@ -221,6 +252,47 @@ async fn allocate(
     Err(Error::Conflict {
         what: format!("find a block for node {}", node.name),
     })
+}
+
+/// Where nothing is left: the block of the Node that is gone for longest, or when it
+/// may be had. Its pods are gone from the API by then, and with them from a machine
+/// that still runs.
+async fn scarce(
+    context: &Context,
+    ledger: &mut Ledger,
+    entries: &[(IpNet, u8)],
+) -> Result<Option<Freed>, Error> {
+    let claims = ledger.claims(context.claims.all());
+    let orphan = claims
+        .iter()
+        .filter(|c| entries.iter().any(|(cidr, _)| cidr.contains(&c.spec.cidr)))
+        .filter(|c| context.nodes.get(&c.spec.node_name).is_none())
+        .filter_map(|claim| {
+            let status = claim.status.as_ref().filter(|s| s.state == ORPHANED)?;
+            let since: Timestamp = status.orphaned_since.as_ref()?.parse().ok()?;
+            Some((since, claim))
+        })
+        .min_by_key(|(since, claim)| (*since, claim.name_any()));
+    let Some((since, claim)) = orphan else {
+        return Ok(None);
+    };
+    let at = since
+        .saturating_add(context.settings.scarce)
+        .unwrap_or(since);
+    if at > Timestamp::now() || !release::is_empty(context, &claim.spec.node_name).await? {
+        return Ok(Some(Freed {
+            block: claim.spec.cidr,
+            node: claim.spec.node_name.clone(),
+            at,
+        }));
+    }
+    release::release(context, ledger, claim).await?;
+    let what = format!(
+        "take {} over from {}",
+        claim.spec.cidr, claim.spec.node_name
+    );
+    // The next round finds it free.
+    Err(Error::Conflict { what })
 }
 
 fn figures(entries: &[(IpNet, u8)]) -> String {
@@ -243,6 +315,28 @@ fn figures(entries: &[(IpNet, u8)]) -> String {
 enum Claimed {
     Ours,
     Others(Arc<PodCIDR>),
+}
+
+/// Makes the claim of a block for a Node that is gone, where somebody deleted it
+/// under the pods that may still run there; whether it is that node's.
+pub(crate) async fn keep(context: &Context, name: &str, block: &IpNet) -> Result<bool, Error> {
+    let gone = ValidatedNode {
+        name: name.to_owned(),
+        uid: String::new(),
+        holds: Vec::new(),
+        families: Vec::new(),
+        leaves: Vec::new(),
+    };
+    let mut ledger = context.ledger.lock().await;
+    let claims = ledger.claims(context.claims.all());
+    if claims
+        .iter()
+        .any(|c| c.spec.node_name != name && overlap(&c.spec.cidr, block))
+    {
+        return Ok(false);
+    }
+    let claimed = claim(context, &mut ledger, &gone, block).await?;
+    Ok(matches!(claimed, Claimed::Ours))
 }
 
 async fn claim(

@@ -1,5 +1,7 @@
 //! The part of a NodeNetwork's spec that this controller writes: pure.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::Serialize;
 use veer_crds::v1alpha1::{NodeNetwork, NodeNetworkSpec};
@@ -10,13 +12,15 @@ use veer_crds::v1alpha1::{NodeNetwork, NodeNetworkSpec};
 pub(crate) struct OwnSpec {
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Vec<IpNet>,
+    addresses: Vec<IpAddr>,
     node_uid: String,
 }
 
 /// Builds it.
-pub(crate) fn spec(node_uid: &str, blocks: &[IpNet]) -> OwnSpec {
+pub(crate) fn spec(node_uid: &str, blocks: &[IpNet], addresses: &[IpAddr]) -> OwnSpec {
     OwnSpec {
         pod_cidrs: blocks.to_vec(),
+        addresses: addresses.to_vec(),
         node_uid: node_uid.to_owned(),
     }
 }
@@ -25,6 +29,7 @@ pub(crate) fn spec(node_uid: &str, blocks: &[IpNet]) -> OwnSpec {
 pub(crate) fn object(name: &str, spec: &OwnSpec) -> NodeNetwork {
     let spec = NodeNetworkSpec {
         pod_cidrs: spec.pod_cidrs.clone(),
+        addresses: spec.addresses.clone(),
         node_uid: spec.node_uid.clone(),
         ..NodeNetworkSpec::default()
     };
@@ -37,9 +42,9 @@ pub(crate) fn is_as_wanted(found: &NodeNetworkSpec, wanted: &OwnSpec) -> bool {
     let NodeNetworkSpec {
         pod_cidrs,
         node_uid,
-        addresses: _,
+        addresses,
         epoch: _,
         decommission: _,
     } = found;
-    *pod_cidrs == wanted.pod_cidrs && *node_uid == wanted.node_uid
+    *pod_cidrs == wanted.pod_cidrs && *addresses == wanted.addresses && *node_uid == wanted.node_uid
 }

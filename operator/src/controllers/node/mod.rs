@@ -7,8 +7,10 @@
 //! has a block keeps it, whatever happens to the ClusterNetwork.
 
 pub(crate) mod allocate;
-mod apply;
+pub(crate) mod apply;
+pub(crate) mod believed;
 pub(crate) mod build;
+mod condition;
 pub(crate) mod ledger;
 mod report;
 mod taint;
@@ -17,14 +19,16 @@ mod validate;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Api;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kube::{Api, ResourceExt};
 use veer_crds::v1alpha1::NodeNetwork;
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::selection::Selection;
 use crate::slim::SlimNode;
+use crate::spoken::spoken;
 
 /// Field manager of this controller.
 pub(crate) const MANAGER: &str = "veer-operator/node";
@@ -38,18 +42,36 @@ const WAITING: Duration = Duration::from_secs(15);
 pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Result<Action, Error> {
     let name = node.name().to_owned();
     let held = context.node_networks.get(&name);
+    let network = context.network();
+    let selection = Selection::of(network.as_ref().map(|network| &network.spec));
+    if !selection.takes(&node, held.is_some()) {
+        // What it has goes with its last pod, as that of a Node that is gone.
+        taint::leave(&context, &node).await?;
+        return Ok(Action::requeue(SLOW));
+    }
     let report = context.reports.get(&name);
     report::ensure(&context, &node, report.as_deref()).await?;
     taint::settle(&context, &node, held.as_deref(), report.as_deref()).await?;
+    condition::settle(&context, &node, held.as_deref(), report.as_deref()).await?;
 
-    let Some(network) = context.network() else {
+    let Some(network) = network else {
         // The ClusterNetwork's appearance queues every node.
         return Ok(Action::requeue(SLOW));
     };
-    let wanted = validate::validate(&node, held.as_deref(), &network.spec);
+    let said = spoken(held.as_deref(), report.as_deref());
+    let wanted = validate::validate(&node, held.as_deref(), &said, &network.spec);
     let outcome = apply::settle(&context, &wanted, &network.spec).await?;
 
-    let spec = build::spec(node.uid(), &outcome.blocks);
+    let nodes = context.nodes.all();
+    // A report that is missing withdraws nothing.
+    let told = || held.iter().flat_map(|held| held.spec.addresses.clone());
+    let reported = if said.boot_id.is_empty() {
+        told().collect()
+    } else {
+        said.addresses.clone()
+    };
+    let addresses = believed::believed(&node, &reported, &network.spec, &nodes);
+    let spec = build::spec(node.uid(), &outcome.blocks, &addresses);
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
     // By what was read, or not at all: a leader that was stopped past its Lease
     // must not give back a block that is by now another node's.
@@ -64,6 +86,7 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
             crate::apply::create(&api, MANAGER, &network).await?;
         }
     }
+    take_over(&context, &node, &nodes).await?;
     report::settle(&context, &node, report.as_deref(), &outcome).await?;
     for block in &outcome.allocated {
         let text = format!("{block} is this node's block of pod addresses");
@@ -82,4 +105,33 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
             Action::requeue(WAITING)
         }
     })
+}
+
+/// Takes this node's addresses from those that have no claim to them any more: a
+/// Node that is gone, or another name of the same machine.
+async fn take_over(
+    context: &Context,
+    node: &SlimNode,
+    nodes: &[Arc<SlimNode>],
+) -> Result<(), Error> {
+    let api: Api<NodeNetwork> = Api::all(context.client.clone());
+    for other in context.node_networks.all() {
+        let (name, told) = (other.name_any(), &other.spec);
+        if name == node.name() || !node.addresses().any(|a| told.addresses.contains(&a)) {
+            continue;
+        }
+        let its = context.nodes.get(&name);
+        let left = believed::uncontested(&told.addresses, its.as_deref(), nodes);
+        if left != told.addresses {
+            let spec = build::spec(&told.node_uid, &told.pod_cidrs, &left);
+            let version = other.metadata.resource_version.as_deref();
+            crate::apply::spec(&api, &name, MANAGER, &spec, version).await?;
+            tracing::info!(
+                node = name,
+                to = node.name(),
+                "addresses are another node's now"
+            );
+        }
+    }
+    Ok(())
 }

@@ -2,12 +2,13 @@
 //!
 //! It comes off once the agent is ready under the node's present boot id. An
 //! agent that is briefly not ready under the same boot id leaves the taint as
-//! it is: its programs still run.
+//! it is: its programs still run. Where the container runtime calls another
+//! network's plugin it comes back, since new pods would not be veer's.
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use veer_crds::v1alpha1::{NodeNetwork, TAINT_AGENT_NOT_READY};
+use veer_crds::v1alpha1::{FOREIGN_CONFLIST, NodeNetwork, TAINT_AGENT_NOT_READY};
 
 use crate::condition::is_true;
 use crate::context::Context;
@@ -26,11 +27,7 @@ enum Step {
 }
 
 fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimReport>) -> Step {
-    let tainted = node
-        .spec
-        .taints
-        .iter()
-        .any(|t| t.key == TAINT_AGENT_NOT_READY);
+    let tainted = is_tainted(node);
     let status = network.and_then(|n| n.status.as_ref());
     let said = spoken(network, report);
     // Its report is gone, or it is an agent that makes none yet: that is no word
@@ -39,8 +36,14 @@ fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimRepo
     let of_this_boot = || said.boot_id == node.status.node_info.boot_id;
     let reported = silent || (!said.boot_id.is_empty() && of_this_boot());
     let ready = is_true(&said.conditions, "Ready") && !status.is_some_and(|s| s.decommissioned);
+    // Its agent works, and pods get another network all the same.
+    let diverted = said
+        .conditions
+        .iter()
+        .any(|c| c.type_ == "Ready" && c.status != "True" && c.reason == FOREIGN_CONFLIST);
     match (tainted, reported, ready) {
         (false, false, _) => Step::Add,
+        (false, true, _) if diverted => Step::Add,
         (true, true, true) => Step::Remove,
         (true, _, _) | (false, true, _) => Step::Leave,
     }
@@ -54,6 +57,25 @@ pub(crate) async fn settle(
     network: Option<&NodeNetwork>,
     report: Option<&SlimReport>,
 ) -> Result<(), Error> {
+    take(context, node, step(node, network, report)).await
+}
+
+/// Removes the taint from a node that takes no part, if it has it.
+pub(crate) async fn leave(context: &Context, node: &SlimNode) -> Result<(), Error> {
+    let step = if is_tainted(node) {
+        Step::Remove
+    } else {
+        Step::Leave
+    };
+    take(context, node, step).await
+}
+
+fn is_tainted(node: &SlimNode) -> bool {
+    let mut taints = node.spec.taints.iter();
+    taints.any(|taint| taint.key == TAINT_AGENT_NOT_READY)
+}
+
+async fn take(context: &Context, node: &SlimNode, step: Step) -> Result<(), Error> {
     let mut taints: Vec<_> = node
         .spec
         .taints
@@ -66,7 +88,7 @@ pub(crate) async fn settle(
         value: None,
         time_added: None,
     };
-    match step(node, network, report) {
+    match step {
         Step::Leave => return Ok(()),
         Step::Add => taints.push(&taint),
         Step::Remove => {}
@@ -137,6 +159,13 @@ mod tests {
     fn an_agent_that_restarts_does_not_bring_the_taint_back() {
         let said = report("b1", "False");
         assert_eq!(step(&node("b1", false), None, Some(&said)), Step::Leave);
+    }
+
+    #[test]
+    fn a_node_whose_pods_get_another_network_is_tainted_again() {
+        let mut said = report("b1", "False");
+        said.status.conditions[0].reason = FOREIGN_CONFLIST.into();
+        assert_eq!(step(&node("b1", false), None, Some(&said)), Step::Add);
     }
 
     #[test]

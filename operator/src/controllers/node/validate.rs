@@ -1,9 +1,9 @@
 //! What a Node should have, from what it has: pure.
 
 use ipnet::IpNet;
-use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork};
+use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork, PodCidrState};
 
-use crate::slim::SlimNode;
+use crate::slim::{SlimNode, SlimReportStatus};
 
 /// A Node, with what it holds and what it should get.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,15 @@ pub(crate) struct ValidatedNode {
     pub(crate) holds: Vec<IpNet>,
     /// Families it should have a block of, IPv4 first.
     pub(crate) families: Vec<Family>,
+    /// Entries whose blocks it should give up: those that drain, once it has no pod.
+    pub(crate) leaves: Vec<IpNet>,
+}
+
+impl ValidatedNode {
+    /// Whether it should have another block than this.
+    pub(crate) fn leaves(&self, block: &IpNet) -> bool {
+        self.leaves.iter().any(|entry| entry.contains(block))
+    }
 }
 
 /// An address family.
@@ -49,6 +58,7 @@ impl std::fmt::Display for Family {
 pub(crate) fn validate(
     node: &SlimNode,
     network: Option<&NodeNetwork>,
+    said: &SlimReportStatus,
     spec: &ClusterNetworkSpec,
 ) -> ValidatedNode {
     let status = network.and_then(|n| n.status.as_ref());
@@ -68,10 +78,18 @@ pub(crate) fn validate(
         .collect();
     families.sort();
     families.dedup();
+    let boot = &node.status.node_info.boot_id;
+    let empty = said.endpoints == 0 && !boot.is_empty() && said.boot_id == *boot;
+    let draining = spec
+        .pod_cidrs
+        .iter()
+        .filter(|entry| empty && entry.state == PodCidrState::Draining);
+    let leaves = draining.map(|entry| entry.cidr).collect();
     ValidatedNode {
         name: node.name().to_owned(),
         uid: node.uid().to_owned(),
         holds,
         families,
+        leaves,
     }
 }

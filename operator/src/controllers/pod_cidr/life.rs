@@ -7,6 +7,13 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use veer_crds::v1alpha1::{NodeNetwork, PodCIDR, PodCIDRStatus};
 
+/// State of a claim whose Node is there.
+pub(super) const BOUND: &str = "Bound";
+/// State of a claim whose Node is gone.
+pub(crate) const ORPHANED: &str = "Orphaned";
+/// State of a claim whose Node is there and takes no part any more.
+pub(super) const LEAVING: &str = "Leaving";
+
 /// What a claim is judged by.
 pub(crate) struct View<'a> {
     pub(crate) claim: &'a PodCIDR,
@@ -42,7 +49,7 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
         }
         let later = (uid != view.claim.spec.node_uid).then(|| uid.to_owned());
         let status = PodCIDRStatus {
-            state: "Bound".to_owned(),
+            state: BOUND.to_owned(),
             held_by_uid: later,
             orphaned_since: None,
             conditions: old.conditions,
@@ -67,7 +74,7 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
         return Life::Over;
     }
     let status = PodCIDRStatus {
-        state: "Orphaned".to_owned(),
+        state: ORPHANED.to_owned(),
         held_by_uid: old.held_by_uid,
         orphaned_since: Some(since.to_string()),
         conditions: old.conditions,

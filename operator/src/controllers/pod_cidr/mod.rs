@@ -5,7 +5,8 @@
 //! confirmed that everything of veer is gone from it. A Node that comes back
 //! under its name, whatever its UID, takes its claim with it.
 
-mod life;
+pub(crate) mod life;
+pub(crate) mod release;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
-use veer_crds::v1alpha1::PodCIDR;
+use veer_crds::v1alpha1::{PodCIDR, PodCIDRStatus};
 
 use crate::context::Context;
 use crate::error::{self, Error, found};
@@ -24,10 +25,16 @@ use life::{Life, View};
 /// Field manager of this controller.
 const MANAGER: &str = "veer-operator/pod-cidr";
 
+/// How often the pods of a node that takes no part any more are looked at.
+const LOOK: Duration = Duration::from_secs(15);
+
 /// Brings one claim to where it should be.
 pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Result<Action, Error> {
     let node_name = claim.spec.node_name.clone();
-    let node = context.nodes.get(&node_name);
+    let node = context.member(&node_name);
+    if node.is_none() && context.nodes.get(&node_name).is_some() {
+        return leave(&claim, &context).await;
+    }
     let network = context.node_networks.get(&node_name);
     let report = context.reports.get(&node_name);
     let siblings: Vec<Arc<PodCIDR>> = context
@@ -55,7 +62,8 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
             Ok(Action::requeue(again.unwrap_or(Duration::from_mins(10))))
         }
         Life::Surplus => {
-            release(&context, &api, &claim).await?;
+            let mut ledger = context.ledger.lock().await;
+            release::forget(&context, &mut ledger, &claim).await?;
             tracing::info!(node = node_name, cidr = %claim.spec.cidr, "removed a second claim");
             Ok(Action::await_change())
         }
@@ -68,16 +76,33 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
             {
                 return Ok(Action::requeue(Duration::from_secs(5)));
             }
-            release(&context, &api, &claim).await?;
+            let mut ledger = context.ledger.lock().await;
+            release::release(&context, &mut ledger, &claim).await?;
             tracing::info!(node = node_name, cidr = %claim.spec.cidr, "released");
             Ok(Action::await_change())
         }
     }
 }
 
-async fn release(context: &Context, api: &Api<PodCIDR>, claim: &PodCIDR) -> Result<(), Error> {
-    let mut ledger = context.ledger.lock().await;
-    crate::apply::delete(api, claim).await?;
-    ledger.forget(&claim.name_any());
-    Ok(())
+/// The Node is there and takes no part any more: its block is kept while a pod with
+/// a network of its own is bound to it, whether its agent still runs or not.
+async fn leave(claim: &PodCIDR, context: &Context) -> Result<Action, Error> {
+    let node = &claim.spec.node_name;
+    if release::is_empty(context, node).await? {
+        let mut ledger = context.ledger.lock().await;
+        release::release(context, &mut ledger, claim).await?;
+        tracing::info!(node, cidr = %claim.spec.cidr, "released: the node takes no part");
+        return Ok(Action::await_change());
+    }
+    let old = claim.status.clone().unwrap_or_default();
+    let status = PodCIDRStatus {
+        state: life::LEAVING.to_owned(),
+        orphaned_since: None,
+        ..old.clone()
+    };
+    if status != old {
+        let api: Api<PodCIDR> = Api::all(context.client.clone());
+        crate::apply::status(&api, &claim.name_any(), MANAGER, &status, None).await?;
+    }
+    Ok(Action::requeue(LOOK))
 }

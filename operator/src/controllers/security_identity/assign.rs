@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::events::EventType;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use serde_json::json;
@@ -19,11 +20,12 @@ use veer_crds::v1alpha1::{IdentityState, SecurityIdentity};
 use super::MANAGER;
 use super::build::{candidates, identity};
 use super::index::Set;
+use super::owners::Suspect;
 use super::state::Numbers;
 use crate::cache::Change;
 use crate::context::Context;
 use crate::error::{Error, api, code, found};
-use crate::slim::{SlimNamespace, SlimPod, strip};
+use crate::slim::{SlimNamespace, SlimPod, strip, strip_pod};
 
 /// How many identities are made at once.
 const AT_ONCE: usize = 8;
@@ -37,7 +39,7 @@ pub(crate) async fn run(context: Arc<Context>, notify: impl Fn(&Set)) {
     let pods: Api<SlimPod> = Api::all(context.client.clone());
     let namespaces: Api<SlimNamespace> = Api::all(context.client.clone());
     let pods = watch(pods, watcher::Config::default())
-        .modify(strip)
+        .modify(strip_pod)
         .default_backoff();
     let namespaces = watch(namespaces, watcher::Config::default())
         .modify(strip)
@@ -71,19 +73,44 @@ pub(crate) async fn run(context: Arc<Context>, notify: impl Fn(&Set)) {
             Some((set, result)) = assigner.work.next() => assigner.done(set, result),
             else => return,
         }
-        let dirty = {
+        let (dirty, suspects) = {
             let mut usage = context.usage.lock();
             if pod_list.complete && namespaces_listed {
                 usage.set_complete();
             }
-            usage.take_dirty()
+            (usage.take_dirty(), usage.take_suspects())
         };
+        for (suspect, (values, pods)) in suspects {
+            tell(&context, &suspect, values, pods);
+        }
         for set in &dirty {
             notify(set);
         }
         assigner.queue.extend(dirty);
         assigner.start();
     }
+}
+
+/// Tells the user which label makes an identity of every pod, beside the work.
+fn tell(context: &Arc<Context>, suspect: &Suspect, values: usize, pods: usize) {
+    let Some(network) = context.network() else {
+        return;
+    };
+    let Suspect {
+        key,
+        namespace,
+        owner,
+    } = suspect;
+    let note = format!(
+        "label {key} has {values} values on {pods} pods of {owner} in namespace {namespace}, and \
+         each makes an identity: if no policy needs it, add {key} to spec.identityLabels.exclude"
+    );
+    let context = Arc::clone(context);
+    tokio::spawn(async move {
+        context
+            .event(&network, EventType::Warning, "LabelPerPod", note)
+            .await;
+    });
 }
 
 /// What is being done.
@@ -166,7 +193,8 @@ impl Assigner {
         let context = Arc::clone(&self.context);
         self.work.push(Box::pin(async move {
             if failed > 0 {
-                sleep(Duration::from_millis(250u64 << failed.min(7))).await;
+                let wait = Duration::from_millis(250u64 << failed.min(7));
+                sleep(veer_api_client::jittered(wait)).await;
             }
             let result = ensure(&context, &set, revive).await;
             (set, result)

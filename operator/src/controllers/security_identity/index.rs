@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use veer_crds::labels::{PodIdentityInput, canonical};
 use veer_crds::v1alpha1::IdentityLabels;
 
+use super::owners::{Owners, Suspect};
 use super::state::Numbers;
 use crate::slim::{SlimNamespace, SlimPod};
 
@@ -39,6 +40,7 @@ impl Usage {
 #[derive(Debug)]
 struct Entry {
     account: String,
+    owner: Option<String>,
     labels: Set,
     /// Absent until the namespace's labels are known.
     set: Option<Set>,
@@ -52,6 +54,8 @@ pub(crate) struct Index {
     pods: HashMap<String, HashMap<String, Entry>>,
     /// Pods of each set in use.
     users: HashMap<Set, usize>,
+    /// The sets by what made the pods.
+    owners: Owners,
     /// Sets that came into use or fell out of it since they were last taken.
     dirty: HashSet<Set>,
     /// Both watches have given their first list.
@@ -79,6 +83,12 @@ impl Index {
         self.dirty.drain().collect()
     }
 
+    /// Labels that came under suspicion of making an identity of every pod, and how
+    /// many pods of how many have a value of their own.
+    pub(crate) fn take_suspects(&mut self) -> BTreeMap<Suspect, (usize, usize)> {
+        self.owners.take()
+    }
+
     /// Every set in use.
     pub(crate) fn sets(&self) -> Vec<Set> {
         self.users.keys().cloned().collect()
@@ -98,7 +108,7 @@ impl Index {
             return;
         }
         let account = account.clone();
-        let entry = self.entry(namespace, account, Arc::new(labels));
+        let entry = self.entry(namespace, account, pod.owner(), Arc::new(labels));
         self.put(namespace, name, entry);
     }
 
@@ -172,7 +182,7 @@ impl Index {
         Some(canonical(pod, &self.filter))
     }
 
-    fn entry(&self, namespace: &str, account: String, labels: Set) -> Entry {
+    fn entry(&self, namespace: &str, account: String, owner: Option<String>, labels: Set) -> Entry {
         let set = self.canonical_of(namespace, &account, &labels).map(|set| {
             match self.users.get_key_value(&set) {
                 Some((shared, _)) => Arc::clone(shared),
@@ -183,6 +193,7 @@ impl Index {
         // with their set but text, so the labels are kept as they came.
         Entry {
             account,
+            owner,
             labels,
             set,
         }
@@ -195,10 +206,13 @@ impl Index {
             if *users == 1 {
                 self.dirty.insert(Arc::clone(set));
             }
+            if let Some(owner) = &entry.owner {
+                self.owners.put(namespace, owner, set);
+            }
         }
         let pods = self.pods.entry(namespace.to_owned()).or_default();
         let old = pods.insert(name.to_owned(), entry);
-        self.drop_use(old);
+        self.drop_use(namespace, old);
     }
 
     fn remove(&mut self, namespace: &str, name: &str) {
@@ -210,13 +224,16 @@ impl Index {
         if empty {
             self.pods.remove(namespace);
         }
-        self.drop_use(old);
+        self.drop_use(namespace, old);
     }
 
-    fn drop_use(&mut self, entry: Option<Entry>) {
-        let Some(set) = entry.and_then(|e| e.set) else {
+    fn drop_use(&mut self, namespace: &str, entry: Option<Entry>) {
+        let Some((owner, set)) = entry.and_then(|e| Some((e.owner, e.set?))) else {
             return;
         };
+        if let Some(owner) = owner {
+            self.owners.remove(namespace, &owner, &set);
+        }
         let left = self
             .users
             .get(&set)
@@ -239,7 +256,7 @@ impl Index {
                 let labels = Arc::clone(&old.labels);
                 (
                     name.clone(),
-                    self.entry(namespace, old.account.clone(), labels),
+                    self.entry(namespace, old.account.clone(), old.owner.clone(), labels),
                 )
             })
             .collect();

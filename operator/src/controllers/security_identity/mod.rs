@@ -11,6 +11,7 @@
 pub(crate) mod assign;
 mod build;
 pub(crate) mod index;
+mod owners;
 pub(crate) mod retire;
 mod state;
 

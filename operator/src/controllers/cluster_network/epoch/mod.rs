@@ -4,7 +4,8 @@
 //! cluster takes the next step once every ready node has acknowledged the present
 //! one; a node takes the steps one after the other even if it comes late and the
 //! others have long finished. Nodes that are not ready hold nobody up, except at
-//! Finalize, after which the old form is no longer accepted. Every change by the
+//! Finalize, after which the old form is no longer accepted; one on which no agent
+//! ever ran does not even there. Every change by the
 //! user, turning round half-way included, makes a higher number.
 //!
 //! Pairs of ready nodes that fail in the target form stop the change before
@@ -34,6 +35,8 @@ pub(crate) struct Member {
     pub(crate) name: String,
     /// Why it is not ready; `None`: kubelet and agent are, in its present boot.
     pub(crate) absent: Option<&'static str>,
+    /// No agent has ever run on it, so there is nothing that a change could cut off.
+    pub(crate) bare: bool,
     /// Whether it is to switch before the others.
     pub(crate) canary: bool,
     /// What it was told.
@@ -224,7 +227,7 @@ fn may_advance(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
     let somebody = view.members.is_empty() || view.ready().next().is_some();
     let may = match phase {
         Phase::Preflight => works(),
-        Phase::Switch => works() && view.members.iter().all(Member::ready),
+        Phase::Switch => works() && view.members.iter().all(|m| m.ready() || m.bare),
         Phase::Prepare | Phase::Finalize => true,
         Phase::Ready => false,
     };

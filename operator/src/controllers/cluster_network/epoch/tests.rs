@@ -252,6 +252,26 @@ fn more_failed_pairs_than_a_report_names_are_counted_and_stop_the_change() {
 }
 
 #[test]
+fn a_node_on_which_no_agent_ever_ran_holds_no_phase_up() {
+    let mut world = World::asked_for_native(3);
+    world.set_ready(2, false);
+    assert_eq!(world.settle().epoch.phase, Phase::Switch);
+    world.nodes[2] = Member {
+        name: "n2".into(),
+        absent: Some(AWAY),
+        bare: true,
+        ..Member::default()
+    };
+    let plan = world.settle();
+    assert_eq!((plan.epoch.phase, plan.counts.excluded), (Phase::Ready, 1));
+    assert_eq!(plan.excluded[0].node, "n2");
+    // When one comes to run there, it follows.
+    world.set_ready(2, true);
+    world.nodes[2].bare = false;
+    assert_eq!(world.settle().done, 3);
+}
+
+#[test]
 fn pairs_of_nodes_that_are_not_ready_stop_nothing() {
     let mut world = World::asked_for_native(3);
     world.broken.extend([(0, 2), (1, 2)]);

@@ -1,0 +1,62 @@
+//! The end of a claim of a node that is gone, or that takes no part any more.
+//!
+//! The NodeNetwork goes first: other nodes route to the block, and believe its
+//! packets from there, until that is gone. Then the claim, and with it the block is
+//! free.
+
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use veer_crds::v1alpha1::{NodeNetwork, PodCIDR};
+
+use crate::context::Context;
+use crate::controllers::node::ledger::Ledger;
+use crate::controllers::node::{MANAGER, build};
+use crate::error::{Error, api, found};
+use crate::slim::SlimPod;
+
+/// Gives a block back.
+pub(crate) async fn release(
+    context: &Context,
+    ledger: &mut Ledger,
+    claim: &PodCIDR,
+) -> Result<(), Error> {
+    let name = &claim.spec.node_name;
+    let networks: Api<NodeNetwork> = Api::all(context.client.clone());
+    let what = format!("look for the NodeNetwork of node {name}");
+    if let Some(network) = found(networks.get(name).await).map_err(api(what))?
+        && network.spec.pod_cidrs.contains(&claim.spec.cidr)
+    {
+        let mut left = network.spec.pod_cidrs.clone();
+        left.retain(|block| *block != claim.spec.cidr);
+        if left.is_empty() {
+            crate::apply::delete(&networks, &network).await?;
+        } else {
+            let spec = build::spec("", &left, &network.spec.addresses);
+            let version = network.resource_version();
+            crate::apply::spec(&networks, name, MANAGER, &spec, version.as_deref()).await?;
+        }
+    }
+    forget(context, ledger, claim).await
+}
+
+/// Deletes a claim that its node neither has nor is told of.
+pub(super) async fn forget(
+    context: &Context,
+    ledger: &mut Ledger,
+    claim: &PodCIDR,
+) -> Result<(), Error> {
+    let claims: Api<PodCIDR> = Api::all(context.client.clone());
+    crate::apply::delete(&claims, claim).await?;
+    ledger.forget(&claim.name_any());
+    Ok(())
+}
+
+/// Whether a list read from the server shows no pod on the node that has, or will
+/// have, a network of its own.
+pub(crate) async fn is_empty(context: &Context, node: &str) -> Result<bool, Error> {
+    let pods: Api<SlimPod> = Api::all(context.client.clone());
+    let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+    let list = pods.list(&on_node).await;
+    let list = list.map_err(api(format!("list the pods of node {node}")))?;
+    Ok(!list.items.iter().any(SlimPod::has_network))
+}
