@@ -138,6 +138,18 @@ impl FlowKey {
         ])
     }
 
+    /// The source of an IPv4 flow, network byte order.
+    #[inline(always)]
+    pub const fn source_v4(&self) -> [u8; 4] {
+        self.words()[0].to_ne_bytes()
+    }
+
+    /// The destination of an IPv4 flow, network byte order.
+    #[inline(always)]
+    pub const fn destination_v4(&self) -> [u8; 4] {
+        self.words()[4].to_ne_bytes()
+    }
+
     /// The tuple that a reply to this one shows.
     #[must_use]
     #[inline(always)]

@@ -35,6 +35,12 @@ pub const DECISIONS: &str = "DECISIONS";
 /// Name of the per-CPU array of [`DropSample`] by [`crate::outcome::sample_index`].
 pub const SAMPLES: &str = "SAMPLES";
 
+/// Name of the array whose one element is the time, as `bpf_ktime_get_ns` counts, of
+/// the agent's last round; 0: it has had none.
+pub const HEARTBEAT: &str = "HEARTBEAT";
+/// Nanoseconds after which an agent without a round is taken for dead.
+pub const HEARTBEAT_LASTS: u64 = 30_000_000_000;
+
 /// Local pods on one node, per address.
 pub const ENDPOINTS_MAX: usize = 4096;
 /// Veths of local pods.
@@ -51,6 +57,15 @@ pub const FLOWS_MAX: usize = 65_536;
 pub const FLOW_SLOTS_MAX: usize = FLOWS_MAX;
 /// Notes of one local pod, a power of two.
 pub const NOTES_PER_ENDPOINT: usize = 4096;
+/// Shares, by their address, of those elsewhere who open translated flows to pods
+/// here; a power of two.
+pub const FOREIGN_SHARES: u16 = 32;
+/// Notes of one such share, a power of two.
+pub const NOTES_PER_FOREIGN_SHARE: usize = 1024;
+/// The first share in the place of a pod's number in [`FlowSlot`]; pods have less.
+pub const FIRST_FOREIGN_SHARE: u16 = u16::MAX - (FOREIGN_SHARES - 1);
+const _: () = assert!(FOREIGN_SHARES as usize * NOTES_PER_FOREIGN_SHARE <= FLOWS_MAX / 2);
+const _: () = assert!(ENDPOINTS_MAX < FIRST_FOREIGN_SHARE as usize);
 /// Datagrams in fragments under way.
 pub const FRAGMENTS_MAX: usize = 8192;
 /// Counters.
@@ -113,7 +128,7 @@ const fn spec<K, V>(name: &'static str, kind: MapKind, max_entries: usize, flags
 }
 
 /// All maps.
-pub const ALL: [MapSpec; 12] = [
+pub const ALL: [MapSpec; 13] = [
     spec::<u32, Config>(CONFIG, MapKind::Array, 1, 0),
     spec::<IpKey, Endpoint>(ENDPOINTS, MapKind::Hash, ENDPOINTS_MAX, NO_PREALLOC),
     spec::<u32, Interface>(INTERFACES, MapKind::Hash, INTERFACES_MAX, NO_PREALLOC),
@@ -126,4 +141,5 @@ pub const ALL: [MapSpec; 12] = [
     spec::<u32, Counter>(COUNTERS, MapKind::PerCpuArray, COUNTERS_MAX, 0),
     spec::<u32, Decision>(DECISIONS, MapKind::PerCpuArray, DECISIONS_MAX, 0),
     spec::<u32, DropSample>(SAMPLES, MapKind::PerCpuArray, SAMPLES_MAX, 0),
+    spec::<u32, u64>(HEARTBEAT, MapKind::Array, 1, 0),
 ];

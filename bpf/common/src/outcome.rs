@@ -74,8 +74,8 @@ numbered! {
     Observation {
         /// The VNI of a tunnel packet is not the identity known of its source.
         IdentityMismatch = 64, "identity-mismatch";
-        /// A pod has as many notes of translated flows as one may: to note
-        /// another, one of its own that would have ended soon was given up.
+        /// A pod, or a share of those elsewhere, has as many notes of translated
+        /// flows as one may: to note another, one of its own that would have ended soon was given up.
         NoteGivenUp = 65, "note-given-up";
     }
 }
@@ -104,7 +104,7 @@ numbered! {
         /// A VNI that no sender of veer writes.
         ReservedVni = 137, "reserved-vni";
         /// A bare packet claims a pod or node from which the native form is not
-        /// accepted now.
+        /// accepted now, or an address for pods that no node has.
         NativeNotAccepted = 138, "native-not-accepted";
         /// A packet from outside claims an address of this node's own pods or
         /// their gateway.

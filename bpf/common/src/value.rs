@@ -169,14 +169,19 @@ pub struct FlowNote {
     pub expires_at: u64,
     /// `FLOW_*` states seen.
     pub state: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Seconds of the same clock at which the flow began, its low 32 bits; 0: not
+    /// known.
+    pub began: u32,
 }
 
 /// [`FlowNote::state`]: a reply was seen.
 pub const FLOW_REPLIED: u32 = 1;
-/// [`FlowNote::state`]: FIN or RST was seen.
+/// [`FlowNote::state`]: RST was seen, or the FINs of both ends.
 pub const FLOW_CLOSING: u32 = 2;
+/// [`FlowNote::state`]: the FIN of the end that opened the flow was seen.
+pub const FLOW_FIN_THERE: u32 = 4;
+/// [`FlowNote::state`]: the FIN of the other end was seen.
+pub const FLOW_FIN_BACK: u32 = 8;
 
 /// Ports of the first fragment of a datagram, network byte order.
 #[repr(C)]

@@ -13,6 +13,16 @@ pub const ARP: u16 = 0x0806;
 /// `EtherType` of IPv6.
 pub const IPV6: u16 = 0x86dd;
 
+/// `EtherType` of a VLAN tag (IEEE 802.1Q).
+pub const VLAN: u16 = 0x8100;
+/// `EtherType` of a provider's VLAN tag (IEEE 802.1ad).
+pub const PROVIDER_VLAN: u16 = 0x88a8;
+/// Bytes of a VLAN tag, its `EtherType` included.
+pub const TAG_LENGTH: usize = 4;
+/// The bits of a tag that are the VLAN's id. Id 0: the tag only has a priority, and
+/// the frame is of no VLAN.
+pub const VLAN_ID: u16 = 0x0fff;
+
 /// The smallest `EtherType`; below it the field is an IEEE 802.3 length.
 const FIRST_ETHER_TYPE: u16 = 0x0600;
 
@@ -47,6 +57,14 @@ impl Ethernet {
     }
 }
 
+/// The id in a frame's VLAN tag, where its `EtherType` is [`VLAN`] or
+/// [`PROVIDER_VLAN`].
+#[inline(always)]
+pub fn tag_id<P: Bytes>(packet: &P) -> Option<u16> {
+    let tag = packet.head::<2>(HEADER_LENGTH)?;
+    Some(u16::from_be_bytes(tag) & VLAN_ID)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +83,16 @@ mod tests {
             Ethernet::parse(&Slice(&frame[..HEADER_LENGTH])).map(|e| e.ether_type),
             Ok(IPV4)
         );
+    }
+
+    #[test]
+    fn a_tags_priority_is_no_part_of_its_id() {
+        let mut frame = testing::udp().frame();
+        for (tag, id) in [([0xff, 0xff], 0x0fff), ([0xe0, 0], 0), ([0x10, 5], 5)] {
+            frame[14..16].copy_from_slice(&tag);
+            assert_eq!(tag_id(&Slice(&frame)), Some(id));
+        }
+        assert_eq!(tag_id(&Slice(&frame[..15])), None);
     }
 
     #[test]

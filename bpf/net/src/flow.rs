@@ -3,7 +3,7 @@
 use crate::{
     bytes::Bytes,
     ethernet,
-    ipv4::{ICMP, Ipv4, TCP, UDP},
+    ipv4::{DCCP, ICMP, Ipv4, SCTP, TCP, UDP, UDP_LITE},
 };
 use veer_bpf_common::{
     key::{FlowKey, FragmentKey},
@@ -134,6 +134,10 @@ pub fn of<P: Bytes, F: Fragments>(
             };
             (both(identifier, identifier), 0)
         }
+        DCCP | SCTP | UDP_LITE => {
+            let h = ip.transport::<4, P>(packet).ok_or(DropReason::Malformed)?;
+            (both([h[0], h[1]], [h[2], h[3]]), 0)
+        }
         _ => (NO_PORTS, 0),
     };
     if ip.is_first_fragment() {
@@ -144,6 +148,19 @@ pub fn of<P: Bytes, F: Fragments>(
         tcp_flags,
         is_error: false,
     })
+}
+
+/// The tuple of the packet that never arrived, as an ICMP error says: unreachable
+/// (too big for a link included), time exceeded or parameter problem. `None` for all
+/// else.
+#[inline(always)]
+pub fn undeliverable<P: Bytes>(packet: &P, ip: &Ipv4) -> Option<FlowKey> {
+    let h = ip.transport::<UDP_HEADER, P>(packet)?;
+    if matches!(h[0], 3 | 11 | 12) {
+        carried(packet, ip)
+    } else {
+        None
+    }
 }
 
 #[inline(always)]
@@ -170,7 +187,7 @@ fn carried<P: Bytes>(packet: &P, ip: &Ipv4) -> Option<FlowKey> {
     }
     let h = packet.anywhere::<UDP_HEADER>(offset + inner.header_length)?;
     let ports = match inner.protocol {
-        TCP | UDP => both([h[0], h[1]], [h[2], h[3]]),
+        DCCP | SCTP | TCP | UDP | UDP_LITE => both([h[0], h[1]], [h[2], h[3]]),
         ICMP if has_identifier(h[0]) => both([h[4], h[5]], [h[4], h[5]]),
         _ => NO_PORTS,
     };

@@ -15,6 +15,13 @@ pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
+/// Protocol number of DCCP, whose ports are where UDP's are, as of the next two.
+pub const DCCP: u8 = 33;
+/// Protocol number of SCTP.
+pub const SCTP: u8 = 132;
+/// Protocol number of UDP-Lite.
+pub const UDP_LITE: u8 = 136;
+
 /// The "don't fragment" bit in the word of the fragment offset.
 const DONT_FRAGMENT: u16 = 0x4000;
 /// The "more fragments" bit there.

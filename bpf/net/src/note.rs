@@ -8,8 +8,8 @@ use crate::{
 };
 use veer_bpf_common::{
     key::FlowKey,
-    maps::NOTES_PER_ENDPOINT,
-    value::{FLOW_CLOSING, FLOW_REPLIED, FlowNote},
+    maps::{FIRST_FOREIGN_SHARE, FOREIGN_SHARES, NOTES_PER_ENDPOINT, NOTES_PER_FOREIGN_SHARE},
+    value::{FLOW_CLOSING, FLOW_FIN_BACK, FLOW_FIN_THERE, FLOW_REPLIED, FlowNote},
 };
 
 /// Nanoseconds of a second.
@@ -18,19 +18,58 @@ pub const SECOND: u64 = 1_000_000_000;
 /// A write is spared while it would move the expiry by less than this.
 const COARSENESS: u64 = SECOND;
 
-/// Nanoseconds that a flow in this state lasts without a packet.
+/// Both ends' FINs.
+const FINS: u32 = FLOW_FIN_THERE | FLOW_FIN_BACK;
+
+/// After how many ticks of [`tick`] an answered UDP flow is a stream: conntrack waits
+/// two seconds, so more than two whole seconds must lie between.
+const STREAM: u32 = 31;
+
+/// Time in units of 67 ms, cheap to make of nanoseconds; never 0.
 #[inline(always)]
-const fn lifetime(protocol: u8, state: u32) -> u64 {
+const fn tick(now: u64) -> u32 {
+    let tick = (now >> 26) as u32;
+    if tick == 0 { 1 } else { tick }
+}
+
+/// Nanoseconds that a flow in this state lasts without a packet. `stream`: it has
+/// been there for some seconds.
+#[inline(always)]
+const fn lifetime(protocol: u8, state: u32, stream: bool) -> u64 {
     let replied = state & FLOW_REPLIED != 0;
     let seconds = match protocol {
         TCP if state & FLOW_CLOSING != 0 => 120,
+        // One end has said all, and the other may take its time: what kube-proxy sets
+        // `nf_conntrack_tcp_timeout_close_wait` to.
+        TCP if state & FINS != 0 => 3600,
         TCP if replied => 5 * 24 * 3600,
         TCP => 120,
-        UDP if replied => 180,
+        // `udp_timeouts` in nf_conntrack_proto_udp.c, since kernel commit
+        // d535c8a69c19.
+        UDP if replied && stream => 120,
         UDP | ICMP => 30,
         _ => 600,
     };
     seconds * SECOND
+}
+
+/// The state of a flow after a packet of it.
+#[inline(always)]
+const fn next_state(state: u32, flow: &Flow, reply: bool) -> u32 {
+    let mut state = if reply {
+        state | FLOW_REPLIED
+    } else if flow.opens() {
+        0
+    } else {
+        state
+    };
+    if flow.tcp_flags & FIN != 0 {
+        state |= if reply { FLOW_FIN_BACK } else { FLOW_FIN_THERE };
+    }
+    if flow.tcp_flags & RST != 0 || state & FINS == FINS {
+        state |= FLOW_CLOSING;
+    }
+    state
 }
 
 /// A note after a packet of its flow at time `now`, in nanoseconds; `None`
@@ -38,24 +77,16 @@ const fn lifetime(protocol: u8, state: u32) -> u64 {
 /// packet went against the note's direction.
 #[inline(always)]
 pub fn refreshed(note: &FlowNote, flow: &Flow, reply: bool, now: u64) -> Option<FlowNote> {
-    let mut state = note.state;
-    if !reply && flow.opens() {
-        state = 0;
-    }
-    if reply {
-        state |= FLOW_REPLIED;
-    }
-    if flow.tcp_flags & (FIN | RST) != 0 {
-        state |= FLOW_CLOSING;
-    }
-    let expires_at = now.wrapping_add(lifetime(flow.key.protocol, state));
+    let state = next_state(note.state, flow, reply);
+    let stream = tick(now).wrapping_sub(note.began) >= STREAM;
+    let expires_at = now.wrapping_add(lifetime(flow.key.protocol, state, stream));
     if state == note.state && expires_at < note.expires_at.wrapping_add(COARSENESS) {
         return None;
     }
     Some(FlowNote {
         expires_at,
         state,
-        pad: 0,
+        began: note.began,
     })
 }
 
@@ -63,25 +94,43 @@ pub fn refreshed(note: &FlowNote, flow: &Flow, reply: bool, now: u64) -> Option<
 #[inline(always)]
 pub fn new(flow: &Flow, now: u64) -> FlowNote {
     FlowNote {
-        expires_at: now.wrapping_add(lifetime(flow.key.protocol, 0)),
+        expires_at: now.wrapping_add(lifetime(flow.key.protocol, 0, false)),
         state: 0,
-        pad: 0,
+        began: tick(now),
     }
+}
+
+/// Whose places are those of flows that an address elsewhere opened: a share of them
+/// by the address. Nobody here pays for strangers, and of them few for each other.
+#[inline(always)]
+pub const fn foreign_share(source: [u8; 4]) -> u16 {
+    const { assert!(FOREIGN_SHARES.is_power_of_two()) };
+    // Knuth's multiplicative hash; its high bits know of all below.
+    let mixed = u32::from_be_bytes(source).wrapping_mul(0x9e37_79b1);
+    FIRST_FOREIGN_SHARE + (mixed >> (32 - FOREIGN_SHARES.trailing_zeros())) as u16
 }
 
 /// How many places are looked at for a new note.
 pub const PLACES: u32 = 8;
 
-/// The place, among those of a pod, that a note of `key` takes if the ones
-/// before are in use: `PLACES` different ones, spread over all.
+/// The place, among those of `opener` (a pod's number, or [`foreign_share`]), that a
+/// note of `key` takes if the ones before are in use: `PLACES` different ones, spread
+/// over all.
 #[inline(always)]
-pub const fn place(key: &FlowKey, attempt: u32) -> u16 {
-    const MASK: u32 = NOTES_PER_ENDPOINT as u32 - 1;
-    const { assert!(NOTES_PER_ENDPOINT.is_power_of_two()) };
+pub const fn place(opener: u16, key: &FlowKey, attempt: u32) -> u16 {
+    const {
+        assert!(NOTES_PER_ENDPOINT.is_power_of_two());
+        assert!(NOTES_PER_FOREIGN_SHARE.is_power_of_two());
+    };
+    let mask = if opener < FIRST_FOREIGN_SHARE {
+        NOTES_PER_ENDPOINT as u32 - 1
+    } else {
+        NOTES_PER_FOREIGN_SHARE as u32 - 1
+    };
     let mixed = key.mixed();
     // An odd step comes back to the same place only after all the others.
     let step = (mixed >> 16) | 1;
-    (mixed.wrapping_add(attempt.wrapping_mul(step)) & MASK) as u16
+    (mixed.wrapping_add(attempt.wrapping_mul(step)) & mask) as u16
 }
 
 /// Whether a note still counts at `now`.
@@ -92,8 +141,11 @@ pub const fn is_live(note: &FlowNote, now: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
     use crate::flow::{ACK, SYN};
+    use std::vec;
     use veer_bpf_common::key::FlowKey;
 
     const NOW: u64 = 1000 * SECOND;
@@ -125,14 +177,39 @@ mod tests {
         }
     }
 
+    /// A note after these packets: flags, and whether it is a reply.
+    fn after(packets: &[(u8, bool)]) -> FlowNote {
+        let first = new(&flow(TCP, SYN), NOW);
+        packets.iter().fold(first, |note, (flags, reply)| {
+            refreshed(&note, &flow(TCP, *flags), *reply, NOW).unwrap_or(note)
+        })
+    }
+
     #[test]
     fn a_tcp_connection_lives_five_days_and_closes_in_two_minutes() {
-        let note = new(&flow(TCP, SYN), NOW);
-        let note = refreshed(&note, &flow(TCP, SYN | ACK), true, NOW).unwrap();
-        assert_eq!(seconds_left(&note, NOW), 432_000);
-        for flag in [FIN | ACK, RST] {
-            let closing = refreshed(&note, &flow(TCP, flag), false, NOW).unwrap();
-            assert_eq!(seconds_left(&closing, NOW), 120);
+        let open = [(SYN | ACK, true), (ACK, false)];
+        let (fin, rst) = (FIN | ACK, RST);
+        for (what, packets, seconds) in [
+            ("established", vec![], 432_000),
+            ("the client's FIN", vec![(fin, false)], 3600),
+            ("the server's FIN", vec![(fin, true)], 3600),
+            ("acknowledged", vec![(fin, false), (ACK, true)], 3600),
+            ("sent again", vec![(fin, false), (fin, false)], 3600),
+            ("both", vec![(fin, false), (fin, true)], 120),
+            (
+                "and the last ACK",
+                vec![(fin, true), (fin, false), (ACK, true)],
+                120,
+            ),
+            ("broken off", vec![(rst, true)], 120),
+            (
+                "broken off half-closed",
+                vec![(fin, false), (rst, false)],
+                120,
+            ),
+        ] {
+            let packets = [&open[..], &packets].concat();
+            assert_eq!(seconds_left(&after(&packets), NOW), seconds, "{what}");
         }
     }
 
@@ -147,10 +224,20 @@ mod tests {
     }
 
     #[test]
-    fn an_answered_udp_flow_lasts_longer() {
-        let note = new(&flow(UDP, 0), NOW);
-        let note = refreshed(&note, &flow(UDP, 0), true, NOW).unwrap();
-        assert_eq!(seconds_left(&note, NOW), 180);
+    fn an_answered_udp_flow_lasts_longer_once_it_goes_on() {
+        let asked = new(&flow(UDP, 0), NOW);
+        let answered = refreshed(&asked, &flow(UDP, 0), true, NOW).unwrap();
+        assert_eq!(seconds_left(&answered, NOW), 30);
+        // Conntrack calls it a stream from two seconds on.
+        let soon = NOW + 2 * SECOND;
+        let note = refreshed(&answered, &flow(UDP, 0), false, soon).unwrap();
+        assert_eq!(seconds_left(&note, soon), 30);
+        let later = NOW + 3 * SECOND;
+        let note = refreshed(&answered, &flow(UDP, 0), false, later).unwrap();
+        assert_eq!(seconds_left(&note, later), 120);
+        // One-sided it never is one.
+        let note = refreshed(&asked, &flow(UDP, 0), false, later).unwrap();
+        assert_eq!(seconds_left(&note, later), 30);
     }
 
     #[test]
@@ -167,15 +254,30 @@ mod tests {
     fn the_places_of_a_flow_are_different_and_all_are_used() {
         extern crate std;
         use std::collections::BTreeSet;
-        let mut used = BTreeSet::new();
-        for port in 0..8000u16 {
-            let [a, b] = port.to_be_bytes();
-            let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], TCP);
-            let places: BTreeSet<u16> = (0..PLACES).map(|i| place(&key, i)).collect();
-            assert_eq!(places.len(), PLACES as usize, "port {port}");
-            used.extend(places);
+        for (opener, count) in [
+            (7, NOTES_PER_ENDPOINT),
+            (FIRST_FOREIGN_SHARE, NOTES_PER_FOREIGN_SHARE),
+        ] {
+            let mut used = BTreeSet::new();
+            for port in 0..8000u16 {
+                let [a, b] = port.to_be_bytes();
+                let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], TCP);
+                let places: BTreeSet<u16> = (0..PLACES).map(|i| place(opener, &key, i)).collect();
+                assert_eq!(places.len(), PLACES as usize, "port {port}");
+                used.extend(places);
+            }
+            assert_eq!(used.len(), count);
         }
-        assert_eq!(used.len(), NOTES_PER_ENDPOINT);
+    }
+
+    #[test]
+    fn addresses_elsewhere_are_spread_over_all_shares() {
+        extern crate std;
+        use std::collections::BTreeSet;
+        let shares: BTreeSet<u16> = (0..=255).map(|i| foreign_share([10, 0, 2, i])).collect();
+        assert_eq!(shares.len(), usize::from(FOREIGN_SHARES));
+        assert_eq!(shares.first(), Some(&FIRST_FOREIGN_SHARE));
+        assert_eq!(shares.last(), Some(&u16::MAX));
     }
 
     #[test]

@@ -5,6 +5,10 @@ use crate::{
     ipv4::{Ipv4, TCP, UDP},
 };
 
+/// The `gso_size` of a packet whose segments are as they were made, each within the
+/// path's MTU (`GSO_BY_FRAGS` in `include/linux/skbuff.h`; SCTP's).
+const GSO_BY_FRAGS: u32 = 0xffff;
+
 /// Whether `ip` is larger than `mtu` once it is on the wire. A packet with a
 /// `gso_size` other than 0 goes out in segments of that many bytes of payload,
 /// each with its own headers.
@@ -15,6 +19,9 @@ pub fn exceeds<P: Bytes>(packet: &P, ip: &Ipv4, gso_size: u32, mtu: u32) -> bool
     }
     if gso_size == 0 {
         return true;
+    }
+    if gso_size == GSO_BY_FRAGS {
+        return false;
     }
     let transport = match ip.protocol {
         TCP => ip
@@ -43,6 +50,12 @@ mod tests {
             let (ip, frame) = sized(testing::udp(), total);
             assert_eq!(exceeds(&Slice(&frame), &ip, 0, 1450), expected);
         }
+    }
+
+    #[test]
+    fn segments_of_their_own_lengths_fit() {
+        let (ip, frame) = sized(testing::udp(), 20_000);
+        assert!(!exceeds(&Slice(&frame), &ip, GSO_BY_FRAGS, 1450));
     }
 
     #[test]

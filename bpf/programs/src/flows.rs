@@ -9,7 +9,8 @@
 //! not push out others' notes: every note has a *place* among the
 //! [`NOTES_PER_ENDPOINT`] of the pod that opened the flow, and a new note that
 //! finds no free one takes the place, and so the life, of another of the same
-//! pod. Only the first packet of a translated flow pays for that. There is no
+//! pod. Who opens flows from elsewhere has places in a share by its address, and
+//! never those of the pod that it talks to. Only the first packet of a translated flow pays for that. There is no
 //! counter, which would have to hear of every note that expires or is pushed
 //! out, and nothing to reset: it works without an agent.
 //!
@@ -107,6 +108,14 @@ pub(crate) fn to_stack(skb: &Skb, flow: &Flow) -> Option<Verdict> {
     Some(Verdict::ToStackNoted)
 }
 
+/// Whether the stack translates this flow.
+#[inline(always)]
+pub(crate) fn is_noted(key: &FlowKey) -> bool {
+    // SAFETY: a copy of integers, as in `Seen::ports`.
+    let note = unsafe { FLOWS.get(key) }.copied();
+    note.is_some_and(|note| note::is_live(&note, now()))
+}
+
 /// Notes the flow of a packet that came down from the stack.
 ///
 /// Later fragments are not looked at: the first noted the flow, or was lost.
@@ -135,16 +144,15 @@ pub(crate) fn note(skb: &Skb, ip: &Ipv4) -> Verdict {
     Verdict::PassNoted
 }
 
-/// The local pod to which a new flow is charged: the one that opened it, or
-/// that to which somebody elsewhere opened it; 0 where neither end is here.
+/// To whom a new flow is charged: the local pod that opened it, or a share of those
+/// elsewhere.
 #[inline(always)]
 fn opener(ip: &Ipv4) -> u16 {
     lookup::endpoint(ip.source)
-        .or_else(|| lookup::endpoint(ip.destination))
-        .map_or(0, |pod| pod.endpoint_id)
+        .map_or_else(|| note::foreign_share(ip.source), |pod| pod.endpoint_id)
 }
 
-/// Finds a place for a note of `key` among those of a pod. Whether a live note
+/// Finds a place for a note of `key` among those of its opener. Whether a live note
 /// had to be given up for it: the one of those looked at that would have ended
 /// first, so rather a query than a connection.
 ///
@@ -156,16 +164,17 @@ fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
     let mut given_up = 0;
     let mut attempt = 0;
     while attempt < note::PLACES {
-        let slot = note::place(key, attempt);
+        let slot = note::place(endpoint_id, key, attempt);
         let Some(taken_by) = FLOW_SLOTS.get_ptr_mut(FlowSlot { endpoint_id, slot }) else {
             // Fails only where all memory for places is being changed; the note
             // then has none, as above.
             let _ = FLOW_SLOTS.insert(FlowSlot { endpoint_id, slot }, key, 0);
             return false;
         };
+        // The key is read where it lies, which spares the stack a copy.
         // SAFETY: integers of a live map value; where another CPU changes them
         // meanwhile, another note or none is found.
-        let expires_at = match unsafe { FLOWS.get(*taken_by) } {
+        let expires_at = match unsafe { FLOWS.get(&*taken_by) } {
             Some(taken) if note::is_live(taken, now) => taken.expires_at,
             _ => 0,
         };
@@ -193,7 +202,7 @@ fn take(place: *mut FlowKey, key: &FlowKey) {
     // SAFETY: as in `make_room`.
     unsafe {
         // It may have been deleted long ago.
-        let _ = FLOWS.remove(*place);
+        let _ = FLOWS.remove(&*place);
         *place = *key;
     }
 }

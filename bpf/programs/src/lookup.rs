@@ -4,15 +4,16 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_ns};
 use veer_bpf_common::{
     identity,
     key::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
+    maps::HEARTBEAT_LASTS,
     value::{
         Config, Endpoint, Interface, IpcacheEntry, NODE_ID_DENIED, NODE_ID_FIRST_REMOTE,
-        NODE_ID_LOCAL, NODE_ID_NONE, Remote,
+        NODE_ID_LOCAL, NODE_ID_NONE, REMOTE_ACCEPT_NATIVE, Remote,
     },
 };
 
 use crate::{
     direct::copy,
-    maps::{CONFIG, ENDPOINTS, INTERFACES, IPCACHE, NODES, REMOTES},
+    maps::{CONFIG, ENDPOINTS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES},
 };
 
 /// Prefix length that asks for one IPv4 address.
@@ -23,6 +24,14 @@ const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
 pub(crate) fn now() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether the agent has not been heard of for so long that what it last wrote of
+/// the node's surroundings may be wrong by now.
+#[inline(always)]
+pub(crate) fn agent_is_silent() -> bool {
+    let last = HEARTBEAT.get(0).copied().unwrap_or(0);
+    last != 0 && now() > last.saturating_add(HEARTBEAT_LASTS)
 }
 
 /// The node's configuration. An array's element always exists.
@@ -145,6 +154,26 @@ pub(crate) fn row(address: [u8; 4]) -> Option<&'static IpcacheEntry> {
 #[inline(always)]
 pub(crate) const fn denied(row: IpcacheEntry) -> bool {
     row.node_id == NODE_ID_DENIED
+}
+
+/// Whether it is an address that pods may get and no node has got: nobody can send
+/// from there.
+#[inline(always)]
+pub(crate) const fn unassigned(row: IpcacheEntry) -> bool {
+    row.node_id == NODE_ID_NONE && row.identity == identity::UNMANAGED
+}
+
+/// Whether an address is the one that local pods have as next hop, which is the
+/// node's health address.
+#[inline(always)]
+pub(crate) fn is_gateway(address: [u8; 4]) -> bool {
+    config().is_some_and(|config| config.gateway_v4 == address)
+}
+
+/// Whether bare packets from the node `id` and its pods are accepted now.
+#[inline(always)]
+pub(crate) fn accepts_native(id: u32) -> bool {
+    remote(id).is_some_and(|remote| remote.flags & REMOTE_ACCEPT_NATIVE != 0)
 }
 
 /// The local pod with an IPv4 address.

@@ -5,7 +5,7 @@
 //! that into the code for the kernel, the counter and the decision record. What
 //! two programs do alike is in a module of its own: [`skb`] (reading and
 //! changing an `__sk_buff`), [`direct`] (packet bytes in words), [`lookup`] (maps), [`flows`] (notes and
-//! fragments), [`deliver`] (into a local pod), [`remote`] (to another node), [`sample`]
+//! fragments), [`deliver`] (into a local pod), [`remote`] (to another node), [`fib`] (the node's routes), [`icmp_error`] (routers' errors), [`sample`]
 //! (evidence of drops).
 //!
 //! Built for the host this is only for the linter: nothing here runs there, and
@@ -30,7 +30,9 @@
 mod deliver;
 mod direct;
 mod exit;
+mod fib;
 mod flows;
+mod icmp_error;
 mod lookup;
 mod maps;
 mod overlay_egress;

@@ -56,3 +56,6 @@ pub(crate) static DECISIONS: PerCpuArray<Decision, { spec::DECISIONS_MAX }> = Pe
 
 #[btf_map]
 pub(crate) static SAMPLES: PerCpuArray<DropSample, { spec::SAMPLES_MAX }> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static HEARTBEAT: Array<u64, 1> = Array::new();

@@ -32,6 +32,10 @@ fn inner(skb: &mut Skb) -> Outcome {
     skb.decision.vni = vni;
     let node = lookup::node(outer).ok_or(DropReason::TunnelSourceNotNode)?;
     skb.decision.node_id = node;
+    // The kernel has taken the inner frame's tag off and would deliver what is behind.
+    if skb.has_vlan() {
+        return Err(DropReason::UnsupportedL3);
+    }
     skb.pull_head();
     if Ethernet::parse(skb)?.ether_type != ethernet::IPV4 {
         return Err(DropReason::UnsupportedL3);

@@ -11,6 +11,7 @@ use veer_bpf_net::{ipv4::Ipv4, size};
 use crate::{
     deliver::exception,
     exit::Outcome,
+    fib,
     lookup::{self, now},
     skb::{Outer, Skb},
 };
@@ -116,12 +117,27 @@ fn tunnel(skb: &mut Skb, remote: &Remote, identity: u32, outer: Outer) -> Result
     skb.set_tunnel(identity, v4(&remote.tunnel_address), outer)
 }
 
+/// Uplink and next hop of the native form. Behind a router they are what the node's
+/// routes said at the agent's last round: where that is long ago, the routes are asked
+/// here, lest a changed gateway cuts the pods off.
+#[inline(always)]
+fn next_hop(skb: &Skb, remote: &Remote) -> (u32, [u8; 4]) {
+    let (known, node) = (v4(&remote.next_hop), v4(&remote.tunnel_address));
+    if known != node && remote.tunnel_family == FAMILY_V4 && lookup::agent_is_silent() {
+        if let Some(found) = fib::next_hop(skb, remote.ifindex, node) {
+            return found;
+        }
+    }
+    (remote.ifindex, known)
+}
+
 #[inline(always)]
 fn native(skb: &mut Skb, remote: &Remote) -> Outcome {
     if remote.next_hop_family != FAMILY_V4 {
         return Err(DropReason::RemoteUnusable);
     }
+    let (ifindex, hop) = next_hop(skb, remote);
     skb.set_mark(mark::REDIRECTED);
-    skb.redirect_neighbour(remote.ifindex, v4(&remote.next_hop))?;
+    skb.redirect_neighbour(ifindex, hop)?;
     Ok(Verdict::Native)
 }

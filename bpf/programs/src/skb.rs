@@ -93,6 +93,12 @@ macro_rules! field {
 }
 
 impl Skb {
+    /// The kernel's context, for helpers.
+    #[inline(always)]
+    pub(crate) fn raw(&self) -> *mut __sk_buff {
+        self.raw
+    }
+
     /// `skb->mark`, only veer's bits of it.
     #[inline(always)]
     pub(crate) fn mark(&self) -> u32 {
@@ -119,6 +125,17 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn has_vlan(&self) -> bool {
         field!(self.vlan_present) != 0
+    }
+
+    /// The id in the VLAN tag that the kernel has taken off; 0: there was no tag, or
+    /// one that only has a priority, and the stack takes the frame as its own.
+    #[inline(always)]
+    pub(crate) fn vlan_id(&self) -> u16 {
+        if self.has_vlan() {
+            field!(self.vlan_tci) as u16 & ethernet::VLAN_ID
+        } else {
+            0
+        }
     }
 
     /// Payload bytes of the segments it will be cut into; 0: of none.

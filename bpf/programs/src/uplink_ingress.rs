@@ -2,27 +2,30 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
+    identity,
     outcome::{DropReason, Program, Verdict},
-    value::REMOTE_ACCEPT_NATIVE,
+    value::IpcacheEntry,
 };
 use veer_bpf_net::{
     bytes::Bytes,
     ethernet::{self, Ethernet},
-    ipv4::Ipv4,
+    ipv4::{ICMP, Ipv4},
     vxlan,
 };
 
 use crate::{
     deliver,
     exit::Outcome,
+    icmp_error,
     lookup::{self, Who},
     skb::{self, Skb},
 };
 
 /// Device: an uplink; direction: ingress. Expects anything from outside. Emits
-/// bare packets of pods and nodes that may use the native form to local pods;
-/// drops tunnel packets that no node sent, bare ones that claim what they may
-/// not, and all from denied prefixes; the rest goes to the stack.
+/// bare packets of pods and nodes that may use the native form to local pods, and
+/// routers' ICMP errors about such; drops tunnel packets that no node sent, bare ones
+/// that claim what they may not, wherever they go, and all from denied prefixes; the
+/// rest goes to the stack.
 #[classifier]
 fn uplink_ingress(ctx: TcContext) -> i32 {
     skb::run(Program::UplinkIngress, ctx.skb.skb, inner)
@@ -30,33 +33,56 @@ fn uplink_ingress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    // Tagged frames are for a VLAN device, which is an uplink of its own or none.
-    if skb.has_vlan() {
+    // Frames of a VLAN are for its device, which is an uplink of its own or none.
+    if skb.vlan_id() != 0 {
         return Ok(Verdict::Pass);
     }
     skb.pull_head();
-    let Ok(Ethernet {
-        ether_type: ethernet::IPV4,
-        ..
-    }) = Ethernet::parse(skb)
-    else {
+    let Ok(frame) = Ethernet::parse(skb) else {
         return Ok(Verdict::Pass);
     };
+    match frame.ether_type {
+        ethernet::IPV4 => ipv4(skb),
+        ethernet::VLAN | ethernet::PROVIDER_VLAN => tag_within(skb),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+/// A tag behind one with id 0. The kernel gives it to its VLAN's device. Where its
+/// id is 0 too, the kernel takes it off as well and goes on to what is behind without
+/// another look by a program (`check_vlan_id` in `__netif_receive_skb_core`), so
+/// nobody would have judged that.
+#[inline(always)]
+fn tag_within(skb: &Skb) -> Outcome {
+    match ethernet::tag_id(skb) {
+        Some(id) if id != 0 => Ok(Verdict::Pass),
+        _ => Err(DropReason::UnsupportedL3),
+    }
+}
+
+#[inline(always)]
+fn ipv4(skb: &mut Skb) -> Outcome {
     let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
     if let Some(verdict) = tunnel(skb, &ip)? {
         return Ok(verdict);
     }
-    let row = lookup::row(ip.source);
-    if row.is_some_and(|row| lookup::denied(*row)) {
+    let Some(row) = lookup::row(ip.source).copied() else {
+        skb.decision.source_identity = identity::WORLD;
+        return icmp_error::from_world(skb, &ip);
+    };
+    if lookup::denied(row) {
         return Err(DropReason::DeniedPrefix);
     }
-    let source = row.map_or(Who::World, |row| Who::of(*row));
+    if lookup::unassigned(row) {
+        return Err(DropReason::NativeNotAccepted);
+    }
+    let source = Who::of(row);
     skb.decision.source_identity = source.identity();
     match source {
-        Who::World => Ok(Verdict::Pass),
+        Who::World => icmp_error::from_world(skb, &ip),
         Who::Host => own(&ip),
         Who::LocalPod(_) => Err(DropReason::OwnSourceFromOutside),
-        Who::RemotePod(_, node) | Who::RemoteNode(node) => bare(skb, &ip, node),
+        Who::RemotePod(_, node) | Who::RemoteNode(node) => bare(skb, &ip, row, node),
     }
 }
 
@@ -83,30 +109,45 @@ pub(crate) fn tunnel<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<Option<Verdict>,
 }
 
 /// A packet from outside with a source of this node's own stack. That of the
-/// pods' gateway, which is the health address, is on no link outside; with the
-/// others there are set-ups in which this is right, and the stack knows.
+/// pods' gateway, which is the health address, is on no link outside, and the node
+/// reaches its own pods without a way round; with the others there are set-ups in
+/// which this is right, and the stack knows.
 #[inline(always)]
 fn own(ip: &Ipv4) -> Outcome {
-    match lookup::config() {
-        Some(config) if config.gateway_v4 == ip.source => Err(DropReason::OwnSourceFromOutside),
-        _ => Ok(Verdict::Pass),
+    if lookup::is_gateway(ip.source) || lookup::endpoint(ip.destination).is_some() {
+        return Err(DropReason::OwnSourceFromOutside);
     }
+    Ok(Verdict::Pass)
 }
 
-/// A bare packet with a source on the node `id`.
+/// A bare packet with a source on the node `id`, whose row is `row`.
+///
+/// The node's own addresses are on the underlay, and all may hear from them but
+/// pods. Those of its pods and its health address come bare only while the native
+/// form is accepted, to whomever they go: what the stack translates, answers or
+/// forwards for a forged one is as good as delivered. One thing comes before that
+/// form is accepted: what finds out whether it works.
 #[inline(always)]
-fn bare(skb: &mut Skb, ip: &Ipv4, id: u32) -> Outcome {
+fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: u32) -> Outcome {
     skb.decision.node_id = id;
     let (destination, pod) = lookup::arrived(ip.destination);
     skb.decision.destination_identity = destination.identity();
-    match destination {
-        Who::LocalPod(_) => {
-            let accepted = lookup::remote(id).is_some_and(|r| r.flags & REMOTE_ACCEPT_NATIVE != 0);
-            if !accepted {
-                return Err(DropReason::NativeNotAccepted);
-            }
-            deliver::by_flow(skb, ip, pod)
-        }
-        Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::Pass),
+    let to_pod = matches!(destination, Who::LocalPod(_));
+    if (to_pod || row.identity != identity::REMOTE_NODE)
+        && !lookup::accepts_native(id)
+        && !is_probe(ip, row)
+    {
+        return Err(DropReason::NativeNotAccepted);
     }
+    if to_pod {
+        deliver::by_flow(skb, ip, pod)
+    } else {
+        Ok(Verdict::Pass)
+    }
+}
+
+/// Whether this is a probe or the answer to one: between two health addresses.
+#[inline(always)]
+fn is_probe(ip: &Ipv4, row: IpcacheEntry) -> bool {
+    row.identity == identity::HEALTH && ip.protocol == ICMP && lookup::is_gateway(ip.destination)
 }

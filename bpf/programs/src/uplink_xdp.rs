@@ -43,13 +43,40 @@ fn uplink_xdp(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn inner(frame: &Frame) -> Outcome {
-    let Ok(Ethernet {
-        ether_type: ethernet::IPV4,
-        ..
-    }) = Ethernet::parse(frame)
-    else {
+    let Ok(ethernet) = Ethernet::parse(frame) else {
         return Ok(Verdict::Pass);
     };
+    match ethernet.ether_type {
+        ethernet::IPV4 => ipv4(frame),
+        ethernet::VLAN | ethernet::PROVIDER_VLAN => tagged(frame),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+/// A frame with a tag: one that only has a priority is judged as if it had none. A
+/// tag behind it is `uplink_ingress`'s affair.
+#[inline(always)]
+fn tagged(frame: &Frame) -> Outcome {
+    // The addresses that are then before the type are not the frame's, and nothing
+    // here looks at them.
+    let untagged = Frame {
+        start: frame.start + ethernet::TAG_LENGTH,
+        end: frame.end,
+    };
+    match (ethernet::tag_id(frame), Ethernet::parse(&untagged)) {
+        (
+            Some(0),
+            Ok(Ethernet {
+                ether_type: ethernet::IPV4,
+                ..
+            }),
+        ) => ipv4(&untagged),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn ipv4(frame: &Frame) -> Outcome {
     let ip = Ipv4::parse(frame, ethernet::HEADER_LENGTH)?;
     if let Some(verdict) = uplink_ingress::tunnel(frame, &ip)? {
         return Ok(verdict);

@@ -121,6 +121,11 @@ impl Datapath {
         Ok(self.array(maps::CONFIG)?.set(0, config, 0)?)
     }
 
+    /// Says when the agent had its last round, in nanoseconds.
+    pub fn set_heartbeat(&mut self, at: u64) -> Result<()> {
+        Ok(self.array(maps::HEARTBEAT)?.set(0, at, 0)?)
+    }
+
     /// Adds a local pod.
     pub fn set_endpoint(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<()> {
         let key = IpKey::v4(address.octets());

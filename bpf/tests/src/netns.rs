@@ -233,6 +233,37 @@ impl Raw {
         Errno::result(sent).with_context(|| format!("send a frame of {} bytes", frame.len()))?;
         Ok(())
     }
+
+    /// Sends many frames with as few calls as may be.
+    pub fn send_all(&self, frames: &[&[u8]]) -> Result<()> {
+        let mut parts: Vec<libc::iovec> = frames
+            .iter()
+            .map(|frame| libc::iovec {
+                iov_base: frame.as_ptr().cast_mut().cast(),
+                iov_len: frame.len(),
+            })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = parts
+            .iter_mut()
+            .map(|part| {
+                // SAFETY: integers and pointers, for which zero is a value.
+                let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+                message.msg_hdr.msg_iov = part;
+                message.msg_hdr.msg_iovlen = 1;
+                message
+            })
+            .collect();
+        let mut sent = 0;
+        while let Some(rest) = messages.get_mut(sent..).filter(|rest| !rest.is_empty()) {
+            let count = u32::try_from(rest.len())?;
+            // SAFETY: a descriptor and as many initialised messages, which point to
+            // frames that outlive the call and that it only reads.
+            let n = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
+            let n = Errno::result(n).context("send frames")?;
+            sent += usize::try_from(n)?;
+        }
+        Ok(())
+    }
 }
 
 /// Frames seen on a device since the capture began.

@@ -340,6 +340,13 @@ pub fn arp(operation: u8, sender: ([u8; 6], Ipv4Addr), target: ([u8; 6], Ipv4Add
     frame
 }
 
+/// A frame with VLAN tags, outermost first: of each its type and what follows it.
+#[must_use]
+pub fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
+    let (macs, rest) = frame.split_at(12);
+    [macs, tags.as_flattened(), rest].concat()
+}
+
 fn put(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }

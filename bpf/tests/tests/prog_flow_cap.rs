@@ -11,10 +11,11 @@ use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
     key::FlowKey,
-    maps::NOTES_PER_ENDPOINT,
+    maps::{NOTES_PER_ENDPOINT, NOTES_PER_FOREIGN_SHARE},
     outcome::{Observation, Program, Verdict},
     value::{FLOW_REPLIED, FlowNote},
 };
+use veer_bpf_net::note::foreign_share;
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
     packet::{Packet, SYN},
@@ -68,7 +69,7 @@ fn given_up(node: &mut Datapath, program: Program) -> Result<u64> {
 #[test]
 fn a_pod_that_opens_very_many_flows_pushes_out_only_its_own_notes() -> Result<()> {
     let mut node = load()?;
-    let others = 500;
+    let others = 400;
     queries(&mut node, Program::OverlayEgress, B, C, others)?;
     queries(&mut node, Program::PodIngress, C, B, others)?;
     assert_eq!(given_up(&mut node, Program::PodIngress)?, 0);
@@ -85,6 +86,35 @@ fn a_pod_that_opens_very_many_flows_pushes_out_only_its_own_notes() -> Result<()
     assert_eq!(counted, u64::from(MANY) - own as u64);
     // It goes on to work: what it opened last is noted.
     assert!(node.flow(&query(MANY - 1, A, B))?.is_some());
+    Ok(())
+}
+
+#[test]
+fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
+    let mut node = load()?;
+    // By their addresses, of two shares.
+    let client = Ipv4Addr::new(10, 0, 2, 21);
+    assert_ne!(foreign_share(C.octets()), foreign_share(client.octets()));
+    let own = 500;
+    queries(&mut node, Program::OverlayEgress, B, D, own)?;
+    queries(&mut node, Program::PodIngress, client, B, 300)?;
+    queries(&mut node, Program::PodIngress, C, B, MANY)?;
+
+    assert_eq!(noted(&mut node, B, D)?, usize::from(own));
+    assert_eq!(noted(&mut node, client, B)?, 300);
+    let stranger = noted(&mut node, C, B)?;
+    assert!(
+        (NOTES_PER_FOREIGN_SHARE * 9 / 10..=NOTES_PER_FOREIGN_SHARE).contains(&stranger),
+        "{stranger} notes of one client"
+    );
+    assert!(node.flow(&query(MANY - 1, C, B))?.is_some());
+    // The server opens flows of its own as before.
+    for i in own..2 * own {
+        let frame = Packet::udp((B, i), (D, 53)).frame();
+        node.run(Program::OverlayEgress, &frame, Context::default())?;
+    }
+    assert_eq!(noted(&mut node, B, D)?, 2 * usize::from(own));
+    assert_eq!(given_up(&mut node, Program::OverlayEgress)?, 0);
     Ok(())
 }
 

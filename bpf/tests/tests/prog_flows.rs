@@ -10,12 +10,13 @@
 )]
 
 use anyhow::Result;
+use std::net::Ipv4Addr;
 use veer_bpf_common::{
     key::FlowKey,
     maps::FLOWS_MAX,
     mark,
     outcome::{Program, Verdict},
-    value::{FLOW_CLOSING, FLOW_REPLIED, FlowNote},
+    value::{FLOW_CLOSING, FLOW_FIN_BACK, FLOW_FIN_THERE, FLOW_REPLIED, FlowNote},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -32,6 +33,15 @@ fn load() -> Result<Datapath> {
         Program::OverlayEgress,
         Program::UplinkEgress,
     ])
+}
+
+/// SCTP's common header with an INIT chunk, which is all that matters here.
+fn sctp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Packet {
+    let mut payload = source.1.to_be_bytes().to_vec();
+    payload.extend(destination.1.to_be_bytes());
+    payload.extend([0; 8]);
+    payload.extend([1, 0, 0, 4]);
+    Packet::raw(source.0, destination.0, 132).payload(payload)
 }
 
 fn live(node: &mut Datapath, key: FlowKey) -> Result<()> {
@@ -198,9 +208,14 @@ fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
             from_a(Packet::error(A, B, 3, &about)),
         ),
         (
+            "SCTP",
+            flow_key(132, (B, 2222), (A, 1111)),
+            from_a(sctp((A, 1111), (B, 2222))),
+        ),
+        (
             "a protocol without ports",
-            flow_key(132, (B, 0), (A, 0)),
-            from_a(Packet::raw(A, B, 132)),
+            flow_key(47, (B, 0), (A, 0)),
+            from_a(Packet::raw(A, B, 47)),
         ),
     ] {
         node.clear_flows()?;
@@ -224,6 +239,20 @@ fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
             note.is_some_and(|n| n.state & FLOW_REPLIED != 0),
             "{what}: {note:?}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn an_sctp_association_beside_a_translated_one_is_direct() -> Result<()> {
+    let mut node = load()?;
+    let translated = sctp((B, 2222), (A, 1111));
+    let got = outcome(&mut node, Program::PodIngress, &translated, 0)?;
+    assert_eq!(name(got), name(Verdict::PassNoted as u32));
+    for (to, expected) in [(2222, Verdict::ToStackNoted), (3333, Verdict::Deliver)] {
+        let packet = from_a(sctp((A, 1111), (B, to)));
+        let got = outcome(&mut node, Program::PodEgress, &packet, 0)?;
+        assert_eq!(name(got), name(expected as u32), "to port {to}");
     }
     Ok(())
 }
@@ -304,8 +333,22 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
             "FIN",
             Program::PodIngress,
             tcp(FIN | ACK),
+            3600,
+            FLOW_REPLIED | FLOW_FIN_THERE,
+        ),
+        (
+            "half-closed",
+            Program::PodEgress,
+            answer(ACK),
+            3600,
+            FLOW_REPLIED | FLOW_FIN_THERE,
+        ),
+        (
+            "FIN of the other end",
+            Program::PodEgress,
+            answer(FIN | ACK),
             120,
-            FLOW_REPLIED | FLOW_CLOSING,
+            FLOW_REPLIED | FLOW_FIN_THERE | FLOW_FIN_BACK | FLOW_CLOSING,
         ),
         ("SYN again", Program::PodIngress, tcp(SYN), 120, 0),
     ] {
@@ -323,7 +366,7 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
     }
     for (protocol, packet, seconds) in [
         (17, Packet::udp((B, 7), (A, 8)), 30),
-        (132, Packet::raw(B, A, 132), 600),
+        (47, Packet::raw(B, A, 47), 600),
     ] {
         let before = now()?;
         outcome(&mut node, Program::PodIngress, &packet, 0)?;

@@ -15,7 +15,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},
-    packet::{Packet, SYN, arp},
+    packet::{Packet, SYN, arp, tagged},
     world::{self, *},
 };
 
@@ -186,6 +186,16 @@ fn unsupported_frames_are_dropped_for_what_they_are() -> Result<()> {
         (
             "a VLAN tag",
             a_to(B).ether_type(0x8100).frame(),
+            DropReason::UnsupportedL3 as u32,
+        ),
+        (
+            "a priority tag",
+            tagged(&a_to(B).frame(), &[[0x81, 0, 0, 0]]),
+            DropReason::UnsupportedL3 as u32,
+        ),
+        (
+            "a provider's tag",
+            tagged(&a_to(B).frame(), &[[0x88, 0xa8, 0, 0]]),
             DropReason::UnsupportedL3 as u32,
         ),
     ])

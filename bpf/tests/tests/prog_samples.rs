@@ -51,6 +51,19 @@ fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out() -> Result<()> 
 }
 
 #[test]
+fn a_multicast_packet_of_a_pod_is_shown_with_its_reason() -> Result<()> {
+    let mut node = world::load(&[Program::PodEgress])?;
+    let group = Ipv4Addr::new(224, 0, 0, 251);
+    let frame = from_a(Packet::udp((A, 5353), (group, 5353))).frame();
+    node.run(Program::PodEgress, &frame, Context::default())?;
+    let reason = DropReason::UnsupportedDestination;
+    let sample = only(&mut node, Program::PodEgress, reason)?;
+    assert_eq!(sample.head[30..34], group.octets());
+    assert_eq!(node.packets(Program::PodEgress, reason as u32)?, 1);
+    Ok(())
+}
+
+#[test]
 fn short_frames_are_kept_as_far_as_their_headers_go() -> Result<()> {
     let cut = |length: usize| spoofed(0)[..length].to_vec();
     let tcp = from_a(Packet::tcp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2), SYN)).frame();

@@ -13,11 +13,13 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     identity,
     outcome::{DropReason, Program, Verdict},
-    value::{CONFIG_DENIES, Config, FORM_NATIVE, FORM_TUNNEL, FlowNote, NODE_ID_DENIED},
+    value::{
+        CONFIG_DENIES, Config, FORM_NATIVE, FORM_TUNNEL, FlowNote, NODE_ID_DENIED, NODE_ID_NONE,
+    },
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
-    packet::Packet,
+    packet::{ACK, Packet, tagged},
     world::{self, *},
 };
 
@@ -159,19 +161,55 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
     let own = DropReason::OwnSourceFromOutside as u32;
     let nobody = DropReason::NoSuchEndpoint as u32;
     let vacant = Ipv4Addr::new(10, 0, 1, 99);
+    let vacant_there = Ipv4Addr::new(10, 0, 2, 99);
+    let nobodys = Ipv4Addr::new(10, 0, 99, 9);
+    let cluster = (Ipv4Addr::new(10, 0, 0, 0), 16);
+    node.set_prefix(cluster, identity::UNMANAGED, NODE_ID_NONE)?;
     for (what, source, destination, in_tunnel, in_native) in [
         ("pod to pod", C, B, refused, deliver),
         ("node to pod", NODE_2, B, refused, deliver),
         ("pod to no pod", C, vacant, refused, nobody),
         ("pod of a node never told", D, B, refused, refused),
-        ("pod to node", C, NODE_1, pass, pass),
+        ("pod to node", C, NODE_1, refused, pass),
+        ("pod to a pod elsewhere", C, D, refused, pass),
+        ("pod to its own node", C, NODE_2, refused, pass),
+        ("pod to the world", C, WORLD, refused, pass),
+        (
+            "no pod's address there to node",
+            vacant_there,
+            NODE_1,
+            refused,
+            pass,
+        ),
+        ("health to node", HEALTH_2, NODE_1, refused, pass),
+        ("health to pod", HEALTH_2, B, refused, deliver),
+        (
+            "health to health, no probe",
+            HEALTH_2,
+            GATEWAY,
+            refused,
+            pass,
+        ),
+        ("nobody's address", nobodys, NODE_1, refused, refused),
+        ("nobody's address to pod", nobodys, B, refused, refused),
+        (
+            "nobody's address to the world",
+            nobodys,
+            WORLD,
+            refused,
+            refused,
+        ),
         ("node to node", NODE_2, NODE_1, pass, pass),
+        ("node to the world", NODE_2, WORLD, pass, pass),
         ("world to pod", WORLD, B, pass, pass),
         ("world to node", WORLD, NODE_1, pass, pass),
         ("own pod's address", A, B, own, own),
         ("own pod's address to the node", A, NODE_1, own, own),
         ("own vacant address", vacant, NODE_1, own, own),
-        ("passing through", C, WORLD, pass, pass),
+        ("own pod's address to the world", A, WORLD, own, own),
+        ("own health address", GATEWAY, NODE_1, own, own),
+        ("own node's address to pod", NODE_1, B, own, own),
+        ("own node's address to the node", NODE_1, NODE_1, pass, pass),
     ] {
         for (form, expected) in [(FORM_TUNNEL, in_tunnel), (FORM_NATIVE, in_native)] {
             node.set_remote(ID_2, remote(form))?;
@@ -189,6 +227,167 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
                 assert_eq!((ran.code, ran.decision.ifindex), (REDIRECT, B_IFINDEX));
             } else {
                 assert_eq!(ran.packet, frame, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_probe_is_heard_before_the_native_form_is_accepted() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress])?;
+    let refused = DropReason::NativeNotAccepted as u32;
+    let pass = Verdict::Pass as u32;
+    let asked = Packet::echo(HEALTH_2, GATEWAY, 7);
+    let answered = Packet::echo(GATEWAY, HEALTH_2, 7).reply();
+    for (what, packet, expected) in [
+        ("a probe", asked, pass),
+        ("an answer", answered, pass),
+        ("to a pod", Packet::echo(HEALTH_2, B, 7), refused),
+        ("to the node", Packet::echo(HEALTH_2, NODE_1, 7), refused),
+        ("from a pod", Packet::echo(C, GATEWAY, 7), refused),
+        (
+            "from no pod",
+            Packet::echo(Ipv4Addr::new(10, 0, 2, 9), GATEWAY, 7),
+            refused,
+        ),
+    ] {
+        let ran = node.run(Program::UplinkIngress, &packet.frame(), Context::default())?;
+        assert_eq!(name(ran.decision.outcome), name(expected), "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tag_within_a_priority_tag_is_its_vlans_or_nobodys() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress])?;
+    let unsupported = DropReason::UnsupportedL3 as u32;
+    // A test run's frame has no tag that the kernel has taken off; so the first tag
+    // in it is the second one.
+    for (tag, expected) in [
+        ([0x81, 0, 0, 0], unsupported),
+        ([0x81, 0, 0xe0, 0], unsupported),
+        ([0x88, 0xa8, 0, 0], unsupported),
+        ([0x81, 0, 0, 5], Verdict::Pass as u32),
+        ([0x88, 0xa8, 0xe0, 5], Verdict::Pass as u32),
+    ] {
+        for source in [WORLD, C, A, NODE_2] {
+            let frame = tagged(&udp(source, NODE_1).frame(), &[tag]);
+            let ran = node.run(Program::UplinkIngress, &frame, Context::default())?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected),
+                "{tag:x?} from {source}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn xdp_judges_a_priority_tagged_frame_as_an_untagged_one() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkXdp])?;
+    let denied = Ipv4Addr::new(203, 0, 113, 9);
+    node.set_prefix((denied, 32), identity::WORLD, NODE_ID_DENIED)?;
+    node.set_config(Config {
+        flags: CONFIG_DENIES,
+        ..config()
+    })?;
+    let tunnel = |source| Packet::vxlan(source, NODE_1, 1, &inner()).frame();
+    for (what, frame) in [
+        ("from a node", tunnel(NODE_2)),
+        ("from a stranger", tunnel(WORLD)),
+        ("a tunnel packet that lies", without_flag()),
+        ("denied", udp(denied, NODE_1).frame()),
+        ("with options", udp(denied, NODE_1).options(10).frame()),
+        ("from the world", udp(WORLD, NODE_1).frame()),
+    ] {
+        let expected = node.run_xdp(&frame)?.decision.outcome;
+        for (tags, expected) in [
+            (&[[0x81, 0, 0, 0]][..], expected),
+            (&[[0x88, 0xa8, 0xe0, 0]], expected),
+            (&[[0x81, 0, 0, 5]], Verdict::Pass as u32),
+            // The second tag is for the program behind.
+            (&[[0x81, 0, 0, 0], [0x81, 0, 0, 0]], Verdict::Pass as u32),
+        ] {
+            let ran = node.run_xdp(&tagged(&frame, tags))?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected),
+                "{what}, {tags:x?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_routers_error_about_a_direct_flow_is_delivered_past_the_stack() -> Result<()> {
+    let mut node = world::load(&[Program::UplinkIngress])?;
+    let (pass, deliver) = (Verdict::Pass as u32, Verdict::Deliver as u32);
+    let about = |source, destination| Packet::udp((source, 1111), (destination, 2222));
+    let error = |kind, to, about: &Packet| Packet::error(WORLD, to, kind, about);
+    let tcp = Packet::tcp((B, 1111), (C, 2222), ACK);
+    let direct = about(B, C);
+    node.set_flow(
+        flow_key(17, (B, 1111), (Ipv4Addr::new(10, 0, 2, 21), 2222)),
+        FlowNote {
+            expires_at: u64::MAX,
+            ..FlowNote::default()
+        },
+    )?;
+    let translated = about(B, Ipv4Addr::new(10, 0, 2, 21));
+    for (what, packet, in_native) in [
+        ("too big", error(3, B, &direct), deliver),
+        ("too big, TCP", error(3, B, &tcp), deliver),
+        ("with options", error(3, B, &direct).options(2), deliver),
+        ("TTL over", error(11, B, &direct), deliver),
+        ("to another node", error(3, B, &about(B, NODE_2)), deliver),
+        ("a redirect", error(5, B, &direct), pass),
+        ("about a translated flow", error(3, B, &translated), pass),
+        ("about another pod's flow", error(3, B, &about(A, C)), pass),
+        (
+            "about a flow to the world",
+            error(3, B, &about(B, WORLD)),
+            pass,
+        ),
+        ("about a flow on this node", error(3, B, &about(B, A)), pass),
+        (
+            "about what never leaves bare",
+            error(3, B, &about(B, D)),
+            pass,
+        ),
+        (
+            "to no pod",
+            error(3, Ipv4Addr::new(10, 0, 1, 99), &direct),
+            pass,
+        ),
+        ("to the node", error(3, NODE_1, &about(NODE_1, C)), pass),
+        ("an echo", Packet::echo(WORLD, B, 9), pass),
+        (
+            "cut off",
+            error(3, B, &direct).payload(vec![0x45; 20]),
+            pass,
+        ),
+        (
+            "a later fragment",
+            error(3, B, &direct).last_fragment(4),
+            pass,
+        ),
+    ] {
+        for (form, expected) in [(FORM_TUNNEL, pass), (FORM_NATIVE, in_native)] {
+            node.set_remote(ID_2, remote(form))?;
+            let frame = packet.frame();
+            let ran = node.run(Program::UplinkIngress, &frame, Context::default())?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(expected),
+                "{what}, form {form}"
+            );
+            if expected == deliver {
+                assert_eq!((ran.code, ran.decision.ifindex), (REDIRECT, B_IFINDEX));
+                let seen = headers(&ran.packet);
+                assert_eq!((seen.ttl, seen.checksum_ok), (63, true), "{what}");
             }
         }
     }

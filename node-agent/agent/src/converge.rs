@@ -277,6 +277,7 @@ impl Converger {
         tables::converge(&mut datapath, &wanted, found, scope, |what| {
             shared.repaired(Kind::MapEntry, what);
         })?;
+        datapath.maps.beat(monotonic())?;
         if complete.nodes {
             self.present.clone_from(&wanted.remotes);
         } else {

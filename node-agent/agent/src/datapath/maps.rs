@@ -13,8 +13,8 @@ use aya::{
 use veer_bpf_common::{
     key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
     maps::{
-        CONFIG, COUNTERS, ENDPOINTS, FLOWS, INTERFACES, IPCACHE, NODES, REMOTES, REMOTES_MAX,
-        SAMPLES,
+        CONFIG, COUNTERS, ENDPOINTS, FLOWS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES,
+        REMOTES_MAX, SAMPLES,
     },
     outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, sample_index},
     value::{Config, Counter, DropSample, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
@@ -36,6 +36,7 @@ pub(crate) struct Maps {
     pub(crate) flows: BpfHashMap<MapData, FlowKey, FlowNote>,
     pub(crate) counters: PerCpuArray<MapData, Counter>,
     samples: PerCpuArray<MapData, DropSample>,
+    heartbeat: Array<MapData, u64>,
     /// What the entries were when last written here, or taken over.
     pub(crate) shadow: Shadow,
     /// Where the look at unused remotes goes on.
@@ -93,6 +94,7 @@ impl Maps {
             flows: take!(object, FLOWS),
             counters: take!(object, COUNTERS),
             samples: take!(object, SAMPLES),
+            heartbeat: take!(object, HEARTBEAT),
             shadow: Shadow::default(),
             turn: 0,
         })
@@ -218,6 +220,12 @@ impl Maps {
         let used = (remote != Remote::default()).then_some(remote);
         note(&mut self.shadow.remotes, id, used);
         Ok(())
+    }
+
+    /// Tells the programs that the agent lives and has compared their maps with the
+    /// node, at `now` as [`crate::clock::monotonic`] counts.
+    pub(crate) fn beat(&mut self, now: u64) -> Result<(), Error> {
+        self.heartbeat.set(0, now, 0).map_err(error(HEARTBEAT))
     }
 
     /// The node's configuration.

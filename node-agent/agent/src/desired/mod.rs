@@ -5,6 +5,7 @@ mod denied;
 mod epoch;
 mod ids;
 mod peers;
+mod unassigned;
 
 use std::{
     collections::HashMap,
@@ -206,7 +207,9 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     let mut d = Desired {
         config: config(facts, index, block.as_ref(), step),
         // First, since all others are stronger where they are the same prefix.
-        ipcache: denied::rows(index).collect(),
+        ipcache: unassigned::rows(index, facts, peers)
+            .chain(denied::rows(index))
+            .collect(),
         mtu: step.mtu,
         all_known: peers.all_known,
         ..Desired::default()

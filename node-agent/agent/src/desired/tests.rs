@@ -1,6 +1,7 @@
 //! Scenarios of the desired state.
 
 mod denied;
+mod unassigned;
 
 use std::collections::HashMap;
 

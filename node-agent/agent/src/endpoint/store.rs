@@ -10,6 +10,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use veer_agent_api::Attachment;
+use veer_bpf_common::maps::FIRST_FOREIGN_SHARE;
 
 use super::{LocalEndpoint, Pool, gateway_of, pool::Released};
 use crate::files;
@@ -167,8 +168,9 @@ impl Store {
 
     fn free_id(&mut self) -> u16 {
         loop {
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            let id = self.last_id;
+            let next = self.last_id.checked_add(1);
+            let id = next.filter(|id| *id < FIRST_FOREIGN_SHARE).unwrap_or(1);
+            self.last_id = id;
             let taken = self.reserved_ids.contains(&id)
                 || self.endpoints.values().any(|e| e.endpoint_id == id);
             if !taken {

@@ -1,0 +1,38 @@
+//! ICMP errors that routers outside the cluster send about bare packets of pods.
+
+use veer_bpf_common::outcome::Verdict;
+use veer_bpf_net::{
+    flow,
+    ipv4::{ICMP, Ipv4},
+};
+
+use crate::{deliver, exit::Outcome, flows, lookup, skb::Skb};
+
+/// A packet from the world: to the stack, but for an error about a flow that the
+/// stack knows nothing of. Netfilter calls that invalid, and rules that drop what is
+/// (kube-proxy's, in iptables mode) would leave a pod waiting for packets that never
+/// fit.
+#[inline(always)]
+pub(crate) fn from_world(skb: &mut Skb, ip: &Ipv4) -> Outcome {
+    if ip.protocol != ICMP || !is_about_direct_flow(skb, ip) {
+        return Ok(Verdict::Pass);
+    }
+    deliver::to_pod(skb, ip, lookup::endpoint(ip.destination))
+}
+
+/// Whether this is an error about what a local pod sent bare to another node or a pod
+/// there, past the stack.
+#[inline(always)]
+fn is_about_direct_flow(skb: &Skb, ip: &Ipv4) -> bool {
+    if ip.is_later_fragment() || lookup::endpoint(ip.destination).is_none() {
+        return false;
+    }
+    let Some(about) = flow::undeliverable(skb, ip) else {
+        return false;
+    };
+    let source = about.source_v4();
+    let remote = lookup::who(about.destination_v4()).remote_node();
+    source == ip.destination
+        && remote.is_some_and(lookup::accepts_native)
+        && !flows::is_noted(&about)
+}

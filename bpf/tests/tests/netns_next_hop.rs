@@ -1,0 +1,67 @@
+//! The next hop of the native form, with an agent and long after its end.
+
+use anyhow::{Result, ensure};
+use std::net::Ipv4Addr;
+use veer_bpf_common::{
+    key::IpKey,
+    maps::HEARTBEAT_LASTS,
+    value::{FORM_NATIVE, Remote},
+};
+use veer_bpf_tests::{
+    lab::{ETH0, TwoNodes, address, id},
+    packet::Seen,
+    world::now,
+};
+
+/// Where node 2 is now: behind a router.
+const BEHIND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const OLD_ROUTER: u8 = 8;
+const NEW_ROUTER: u8 = 9;
+
+#[test]
+fn a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long() -> Result<()> {
+    let mut lab = TwoNodes::new()?;
+    let old = lab.link.join(OLD_ROUTER, "old")?;
+    let new = lab.link.join(NEW_ROUTER, "new")?;
+    let entry = Remote {
+        form: FORM_NATIVE,
+        tunnel_address: *IpKey::v4(BEHIND.octets()).addr(),
+        next_hop: *IpKey::v4(address(OLD_ROUTER).octets()).addr(),
+        ..lab.one.remote(2)?
+    };
+    lab.one.datapath.set_remote(id(2), entry)?;
+    let to = format!("{BEHIND}/32");
+    let via = address(NEW_ROUTER).to_string();
+    lab.one
+        .namespace
+        .ip(&["route", "add", &to, "via", &via, "dev", ETH0])?;
+    let (a, c) = (lab.a.address, lab.c.address);
+    let bare = |f: &[u8]| Seen::of(f).filter(|s| s.source == a && s.destination == c);
+    let client = lab.a.udp(1111)?;
+    let long_ago = now()?.saturating_sub(HEARTBEAT_LASTS + 1);
+    ensure!(long_ago > 0, "the machine has just started");
+    for (what, heartbeat, router, other) in [
+        ("no agent has told", 0, &old, &new),
+        ("the agent lives", now()? + HEARTBEAT_LASTS, &old, &new),
+        ("it is dead for long", long_ago, &new, &old),
+    ] {
+        lab.one.datapath.set_heartbeat(heartbeat)?;
+        let (mut there, mut elsewhere) = (router.capture(ETH0)?, other.capture(ETH0)?);
+        client.send_to(b"there", (c, 2222))?;
+        let seen = there.wait(bare)?;
+        ensure!(
+            (seen.ttl, seen.checksum_ok) == (63, true),
+            "{what}: {seen:?}"
+        );
+        ensure!(
+            !elsewhere.frames()?.iter().any(|f| bare(f).is_some()),
+            "{what}: it went to the other router"
+        );
+    }
+    // A route that is gone is no reason to give up the way that was.
+    lab.one.namespace.ip(&["route", "del", &to])?;
+    let mut there = old.capture(ETH0)?;
+    client.send_to(b"there", (c, 2222))?;
+    there.wait(bare)?;
+    Ok(())
+}

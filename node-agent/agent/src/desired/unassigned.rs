@@ -1,0 +1,38 @@
+//! The cluster's pod CIDRs as rows of the ipcache: what no node has got of them is
+//! nobody's, and nothing can come from there.
+
+use std::net::IpAddr;
+
+use veer_bpf_common::{
+    identity::UNMANAGED,
+    value::{IpcacheEntry, NODE_ID_NONE},
+};
+
+use super::{Facts, Peers, prefix};
+use crate::{datapath::Prefix, index::Index};
+
+const UNASSIGNED: IpcacheEntry = IpcacheEntry {
+    identity: UNMANAGED,
+    node_id: NODE_ID_NONE,
+};
+
+/// One row per pod CIDR; those of nodes, pods and denied prefixes are longer or
+/// stronger. A CIDR in which nodes live holds their network too, routers and all, and
+/// gets none.
+pub(super) fn rows(
+    index: &Index,
+    facts: &Facts,
+    peers: &Peers,
+) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
+    let nodes: Vec<IpAddr> = facts
+        .primary
+        .into_iter()
+        .chain(peers.primaries.values().copied())
+        .collect();
+    let cluster = index.cluster.as_ref().map(|(_, c)| c);
+    cluster
+        .into_iter()
+        .flat_map(|c| c.pod_cidrs.iter().map(|entry| entry.cidr))
+        .filter(move |cidr| !nodes.iter().any(|node| cidr.contains(node)))
+        .map(|cidr| (prefix(&cidr), UNASSIGNED))
+}
