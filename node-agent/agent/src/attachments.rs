@@ -53,7 +53,8 @@ impl Attachments {
             facts.vxlan_index,
             [Hook::OverlayIngress, Hook::OverlayEgress],
         );
-        for uplink in &facts.uplinks {
+        // The programs read Ethernet headers.
+        for uplink in facts.uplinks.iter().filter(|u| u.ethernet) {
             want(
                 &uplink.name,
                 uplink.index,
@@ -161,6 +162,24 @@ impl Attachments {
         }
     }
 
+    /// Devices other than veer's own that have its programs, and those that all
+    /// packets of such devices come by: bridges and bonds that have no other port.
+    pub(crate) fn guarded(&self, links: &[Link]) -> BTreeSet<String> {
+        let of_uplinks = self
+            .done
+            .iter()
+            .filter(|(.., hook)| *hook == Hook::UplinkIngress)
+            .map(|(device, ..)| device);
+        let mut all: BTreeSet<String> = of_uplinks.chain(self.former.keys()).cloned().collect();
+        for master in links {
+            let mut ports = links.iter().filter(|l| l.master == master.index).peekable();
+            if ports.peek().is_some() && ports.all(|port| all.contains(&port.name)) {
+                all.insert(master.name.clone());
+            }
+        }
+        all
+    }
+
     /// Takes clsact filters off (tcx links went with their pins).
     pub(crate) fn remove(&mut self, facts: &Facts) {
         for uplink in &facts.uplinks {
@@ -175,7 +194,12 @@ impl Attachments {
             .uplinks
             .iter()
             .map(|u| {
-                let (xdp, xdp_reason) = self.xdp.of(&u.name);
+                let (xdp, mut xdp_reason) = self.xdp.of(&u.name);
+                if !u.ethernet {
+                    xdp_reason = "no Ethernet device: no program runs on it, and other nodes \
+                                  are reached through the tunnel only"
+                        .into();
+                }
                 UplinkStatus {
                     name: u.name.clone(),
                     mtu: i32::try_from(u.mtu).unwrap_or(i32::MAX),
@@ -185,5 +209,35 @@ impl Attachments {
                 }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bridge_is_guarded_when_all_its_ports_are() {
+        let port = |name: &str, index, master| Link {
+            name: name.into(),
+            index,
+            master,
+            ..Link::default()
+        };
+        let links = [
+            port("eth0", 2, 5),
+            port("eth1", 3, 6),
+            port("tap0", 4, 6),
+            port("br0", 5, 0),
+            port("br1", 6, 0),
+        ];
+        let attachments = Attachments {
+            done: ["eth0", "eth1"]
+                .map(|d| (d.to_owned(), 0, Hook::UplinkIngress))
+                .into(),
+            ..Attachments::default()
+        };
+        let guarded = attachments.guarded(&links);
+        assert_eq!(guarded, ["br0", "eth0", "eth1"].map(String::from).into());
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     clock::monotonic,
     desired::{self, Desired, Facts, Ids, Inputs, Peers, Step},
     device::Device,
+    endpoint::LocalEndpoint,
     engine::{Error, netlink},
     facts::{self, Wanted},
     health::Health,
@@ -58,11 +59,18 @@ pub(crate) struct Converger {
     host: Host,
     attachments: Attachments,
     nft: nft::Table,
+    forward: nft::Forward,
     facts: Facts,
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,
     /// MTU that running pods' routes have, in bytes; 0: not known.
     pods_mtu: u32,
+    /// MTU of both ends of their veths, in bytes; 0: not known.
+    pods_link: u32,
+    /// Devices of pods that could not be given these.
+    pods_left: HashSet<String>,
+    /// What is wrong on the node that veer cannot put right, but works beside.
+    pub(crate) concerns: Vec<String>,
     /// Why the node is not as it should be; empty: it is.
     pub(crate) degraded: String,
     /// Everything of veer is gone from the node.
@@ -85,9 +93,13 @@ impl Converger {
             )),
             attachments: Attachments::default(),
             nft: nft::Table::default(),
+            forward: nft::Forward::default(),
             facts: Facts::default(),
             away: None,
             pods_mtu: 0,
+            pods_link: 0,
+            pods_left: HashSet::new(),
+            concerns: Vec::new(),
             degraded: String::new(),
             decommissioned: false,
         })
@@ -133,7 +145,7 @@ impl Converger {
         if smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
-            self.pod_mtus(shared, wanted.mtu);
+            self.pod_mtus(shared, &mut socket, &links, underlay, wanted.mtu);
         }
         let complete = self.maps(shared, &peers, &step, full)?;
         if !shared.datapath().may_attach(full && complete) {
@@ -144,15 +156,17 @@ impl Converger {
         if !smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
-            self.pod_mtus(shared, wanted.mtu);
+            self.pod_mtus(shared, &mut socket, &links, underlay, wanted.mtu);
         }
         self.host
             .neighbours(shared, &mut socket, &neighbours, &links);
         let sysctls = self.host.sysctls(shared, &self.facts);
+        let guarded = self.attachments.guarded(&links);
         let nft = self
             .nft
-            .converge(shared, &self.facts, &step)
+            .converge(shared, &self.facts, &step, &guarded)
             .map_err(netlink("write the nftables table"));
+        self.look_around(shared);
         if attached.is_ok() {
             shared.datapath().all_attached();
         }
@@ -177,7 +191,7 @@ impl Converger {
     }
 
     fn observe(&mut self, shared: &Shared, socket: &mut Socket) -> Result<(), Error> {
-        let (uplinks, direct, peers) = {
+        let (uplinks, direct, peers, pods) = {
             let index = shared.index();
             let cluster = index.cluster.as_ref().map(|(_, c)| c);
             let peers: Vec<_> = index
@@ -186,10 +200,16 @@ impl Converger {
                 .filter(|n| n.name != index.own())
                 .filter_map(|n| n.addresses.iter().copied().find(std::net::IpAddr::is_ipv4))
                 .collect();
+            let of_nodes = index.nodes.iter().flat_map(|n| &n.pod_cidrs).copied();
+            let of_cluster = cluster.into_iter().flat_map(|c| &c.pod_cidrs);
             (
                 cluster.map(|c| c.uplinks.clone()).unwrap_or_default(),
                 cluster.is_none_or(|c| c.routing.native.auto_direct_node_routes),
                 peers,
+                of_cluster
+                    .map(|e| e.cidr)
+                    .chain(of_nodes)
+                    .collect::<Vec<_>>(),
             )
         };
         let found = facts::gather(
@@ -199,6 +219,7 @@ impl Converger {
                 hint: shared.options.node_ip,
                 peers: &peers,
                 direct,
+                pods: &pods,
             },
             &self.facts,
         )
@@ -207,13 +228,14 @@ impl Converger {
             && !found.addresses.contains(&old)
         {
             let since = *self.away.get_or_insert_with(Instant::now);
-            return Err(if since.elapsed() < ADDRESS_AWAY {
-                Error::AddressGone(old)
-            } else {
-                Error::Moved { old, new }
-            });
+            if since.elapsed() < ADDRESS_AWAY {
+                return Err(Error::AddressGone(old));
+            }
+            nft::addresses_gone(&self.facts.addresses, &found.addresses);
+            return Err(Error::Moved { old, new });
         }
         self.away = None;
+        nft::addresses_gone(&self.facts.addresses, &found.addresses);
         self.facts = found;
         Ok(())
     }
@@ -286,20 +308,92 @@ impl Converger {
         Ok(scope.rows)
     }
 
-    /// Running pods' default routes.
-    fn pod_mtus(&mut self, shared: &Shared, mtu: u32) {
-        if self.pods_mtu == mtu {
-            return;
-        }
-        let endpoints: Vec<_> = shared.store().iter().cloned().collect();
-        for e in endpoints {
-            let result = netns::open(&e.netns)
-                .and_then(|n| pod::set_route_mtu(&n, &e.attachment.ifname, e.gateway, mtu));
-            if let Err(error) = result {
-                tracing::warn!(pod = e.pod(), %error, "cannot set the MTU of the pod's route");
+    /// MTUs of running pods' default routes, and of both ends of their veths. The
+    /// host's end is never the smaller one, since what is too large for it is
+    /// dropped without a word.
+    fn pod_mtus(
+        &mut self,
+        shared: &Shared,
+        socket: &mut Socket,
+        links: &[Link],
+        link_mtu: u32,
+        route_mtu: u32,
+    ) {
+        let all = (self.pods_link, self.pods_mtu) != (link_mtu, route_mtu);
+        let ends: HashMap<(&str, u32), u32> = links
+            .iter()
+            .map(|l| ((l.name.as_str(), l.index), l.mtu))
+            .collect();
+        let adding = shared.adding().clone();
+        let mut endpoints: Vec<(LocalEndpoint, u32)> = Vec::new();
+        for e in shared.store().iter() {
+            let Some(end) = ends.get(&(e.host_ifname.as_str(), e.ifindex)) else {
+                continue;
+            };
+            let left = self.pods_left.contains(&e.host_ifname);
+            if !adding.contains(&e.host_ifname) && (all || left || *end != link_mtu) {
+                endpoints.push((e.clone(), *end));
             }
         }
-        self.pods_mtu = mtu;
+        self.pods_left.clear();
+        for (e, end) in endpoints {
+            let mut host = |when: bool| {
+                if when {
+                    link::set_mtu(socket, e.ifindex, link_mtu)
+                } else {
+                    Ok(())
+                }
+            };
+            let result = host(end < link_mtu).and_then(|()| {
+                let netns = netns::open(&e.netns)?;
+                let device = &e.attachment.ifname;
+                pod::set_mtus(&netns, device, e.gateway, link_mtu, route_mtu)?;
+                host(end > link_mtu)
+            });
+            match result {
+                Ok(()) if !all && end != link_mtu => {
+                    let what = format!("the MTU of {} was changed", e.host_ifname);
+                    shared.repaired(Kind::Device, what);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(pod = e.pod(), %error, "cannot set the MTUs of the pod");
+                    self.pods_left.insert(e.host_ifname);
+                }
+            }
+        }
+        self.pods_link = link_mtu;
+        self.pods_mtu = route_mtu;
+    }
+
+    /// What others have on the node that keeps packets of pods from their way.
+    fn look_around(&mut self, shared: &Shared) {
+        self.concerns.clear();
+        match self.forward.converge() {
+            Ok(changes) => {
+                for chain in changes.opened {
+                    let note = format!(
+                        "{chain} drops what it does not know; it has a rule of veer's now that \
+                         accepts what comes from and goes to pods"
+                    );
+                    tracing::info!("{note}");
+                    shared.events.normal("ForwardOpened", note);
+                }
+                for chain in changes.again {
+                    let what = format!("veer's rules in {chain} were removed");
+                    shared.repaired(Kind::Nftables, what);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
+        }
+        self.concerns.extend(self.forward.concern());
+        for (address, device) in &self.facts.misplaced {
+            self.concerns.push(format!(
+                "{device} has {address}, which lies in a block of pods: a pod or another node has \
+                 it. Remove it (ip addr del {address} dev {device}), or the whole device if \
+                 another network left it"
+            ));
+        }
     }
 
     /// Detaches and removes everything of veer. Pods keep running without a
@@ -314,6 +408,9 @@ impl Converger {
         self.nft
             .remove()
             .map_err(netlink("remove the nftables table"))?;
+        self.forward
+            .remove()
+            .map_err(netlink("take rules out of others' chains"))?;
         for (protocol, route) in route::list(&mut socket).map_err(netlink("list routes"))? {
             if protocol == PROTOCOL {
                 route::delete(&mut socket, &route).map_err(netlink("remove a route"))?;
@@ -331,6 +428,7 @@ impl Converger {
             .remove(shared, &mut socket)
             .map_err(netlink("take the health address off lo"))?;
         self.pods_mtu = 0;
+        self.pods_link = 0;
         self.present.clear();
         self.switch.applied = None;
         Ok(())

@@ -1,5 +1,7 @@
 //! The VXLAN device: made if missing, made again if another's, never down.
 
+use nix::libc::{EADDRINUSE, EEXIST};
+
 use crate::{
     engine::{Error, netlink},
     netlink::{
@@ -43,9 +45,10 @@ impl Device {
         }
         let made = found.is_none();
         if made {
-            link::add_vxlan(socket, VXLAN, port, mtu).map_err(netlink(
-                "make veer_vxlan (is the kernel module vxlan there, is UDP port free?)",
-            ))?;
+            if let Err(error) = link::add_vxlan(socket, VXLAN, port, mtu) {
+                let what = "make veer_vxlan (is the kernel module vxlan there, is UDP port free?)";
+                return Err(taken(socket, port, error, what));
+            }
             tell("was removed", known);
             found = find(socket)?;
         }
@@ -64,7 +67,9 @@ impl Device {
         }
         if !link.up {
             link::no_ipv6_autoconf(socket, link.index).map_err(netlink("veer_vxlan"))?;
-            link::set_up(socket, link.index).map_err(netlink("set veer_vxlan up"))?;
+            if let Err(error) = link::set_up(socket, link.index) {
+                return Err(taken(socket, port, error, "set veer_vxlan up"));
+            }
             tell("was set down", known && !made);
         }
         self.last = Some(mtu);
@@ -75,6 +80,23 @@ impl Device {
     pub(crate) fn forget(&mut self) {
         self.last = None;
     }
+}
+
+/// Why the device cannot be made or set up: another network's, with the same port,
+/// or what the kernel says.
+fn taken(socket: &mut Socket, port: u16, error: std::io::Error, what: &'static str) -> Error {
+    let in_use = matches!(error.raw_os_error(), Some(EADDRINUSE | EEXIST));
+    let links = link::list(socket).unwrap_or_default();
+    let holders: Vec<String> = links
+        .into_iter()
+        .filter(|l| l.vxlan_port == port && l.name != VXLAN)
+        .map(|l| l.name)
+        .collect();
+    if in_use && !holders.is_empty() {
+        let devices = holders.join(", ");
+        return Error::PortTaken { port, devices };
+    }
+    netlink(what)(error)
 }
 
 fn find(socket: &mut Socket) -> Result<Option<Link>, Error> {

@@ -95,6 +95,17 @@ pub(crate) enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// Another network's device holds the tunnel's port.
+    #[error(
+        "UDP port {port} of the tunnel is held by {devices}, a VXLAN device of another network: \
+         remove it (ip link delete {devices}) or set spec.routing.tunnel.port to another port"
+    )]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// The devices.
+        devices: String,
+    },
     /// BPF.
     #[error("BPF")]
     Datapath(#[from] datapath::Error),
@@ -320,8 +331,13 @@ impl Engine {
             }
             plan.decommission = false;
         }
-        self.tell_degraded(&reason);
-        self.converger.degraded = reason;
+        let degraded = if ready {
+            self.converger.concerns.join("; ")
+        } else {
+            reason
+        };
+        self.tell_degraded(&degraded);
+        self.converger.degraded = degraded;
         if ready {
             if !self.started {
                 cni::gc::collect(&self.shared);

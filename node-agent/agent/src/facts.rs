@@ -1,6 +1,12 @@
 //! What the node is: addresses, uplinks, paths to other nodes, by netlink.
 
-use std::{collections::HashMap, io, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
 
 use crate::{
     desired::{Facts, Path, Uplink},
@@ -9,7 +15,7 @@ use crate::{
         address::{self, Address},
         is_host_veth,
         link::{self, Link},
-        route::{self, Lookup, PROTOCOL},
+        route::{self, Lookup, PROTOCOL, Route},
         wire::Socket,
     },
 };
@@ -25,6 +31,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) peers: &'a [IpAddr],
     /// Go straight to nodes on the same link.
     pub(crate) direct: bool,
+    /// Blocks of pods of the whole cluster.
+    pub(crate) pods: &'a [IpNet],
 }
 
 /// Whether a device's addresses can stand for the node. kube-ipvs0 holds the
@@ -50,14 +58,23 @@ pub(crate) fn gather(
         .collect();
     let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
 
-    let own: Vec<&Address> = addresses
+    let usable: Vec<(&Address, &str)> = addresses
         .iter()
         .filter(|a| a.global && is_usable(a.ip))
-        .filter(|a| {
-            names
-                .get(&a.index)
-                .is_some_and(|l| speaks_for_the_node(&l.name))
-        })
+        .filter_map(|a| Some((a, names.get(&a.index)?.name.as_str())))
+        .filter(|(_, device)| speaks_for_the_node(device))
+        .collect();
+    // What another network left, such as a bridge with a gateway's address.
+    let of_pods =
+        |a: &Address| Some(a.ip) != wanted.hint && wanted.pods.iter().any(|p| p.contains(&a.ip));
+    let misplaced = usable.iter().filter(|(a, _)| of_pods(a));
+    let misplaced = misplaced
+        .map(|(a, device)| (a.ip, (*device).to_owned()))
+        .collect();
+    let own: Vec<&Address> = usable
+        .iter()
+        .map(|(a, _)| *a)
+        .filter(|a| !of_pods(a))
         .collect();
     let Some(primary) = primary(&own, wanted.hint, &defaults) else {
         return Ok(previous.clone());
@@ -84,12 +101,26 @@ pub(crate) fn gather(
             index: l.index,
             mtu: l.mtu,
             kind: l.kind.clone(),
+            ethernet: l.ethernet,
         })
         .collect();
     let mut paths = HashMap::new();
+    let mut unfit = HashMap::new();
+    let several = several(&routes);
     for peer in wanted.peers {
-        if let Some(found) = route::lookup(socket, *peer)? {
-            paths.insert(*peer, path(*peer, found, wanted.direct, &defaults));
+        let Some(found) = route::lookup(socket, *peer)? else {
+            continue;
+        };
+        let path = path(*peer, found, wanted.direct, &defaults);
+        let others = several.iter().filter(|r| r.destination.contains(peer));
+        let mut devices = std::iter::once(path.index).chain(others.map(|r| r.index));
+        match devices.find_map(|index| obstacle(index, &uplinks, &names)) {
+            None => {
+                paths.insert(*peer, path);
+            }
+            Some(why) => {
+                unfit.insert(*peer, why);
+            }
         }
     }
     Ok(Facts {
@@ -101,7 +132,46 @@ pub(crate) fn gather(
             .find(|l| l.name == VXLAN)
             .map_or(0, |l| l.index),
         paths,
+        unfit,
+        misplaced,
     })
+}
+
+/// Routes of others with more than one next hop: a packet may take any of them,
+/// and so may an answer.
+fn several(routes: &[(u8, Route)]) -> Vec<&Route> {
+    let mut devices: HashMap<(IpNet, u32), HashSet<u32>> = HashMap::new();
+    let foreign = || {
+        routes
+            .iter()
+            .filter(|(p, _)| *p != PROTOCOL)
+            .map(|(_, r)| r)
+    };
+    for r in foreign() {
+        let key = (r.destination, r.metric);
+        devices.entry(key).or_default().insert(r.index);
+    }
+    foreign()
+        .filter(|r| devices[&(r.destination, r.metric)].len() > 1)
+        .collect()
+}
+
+/// Why a bare packet with pods' addresses cannot go by a device; `None`: it can.
+fn obstacle(index: u32, uplinks: &[Uplink], names: &HashMap<u32, &Link>) -> Option<String> {
+    let name = names
+        .get(&index)
+        .map_or("a device that is gone", |l| l.name.as_str());
+    match uplinks.iter().find(|u| u.index == index) {
+        Some(uplink) if uplink.ethernet => None,
+        Some(_) => Some(format!(
+            "it is reached by {name}, which is no Ethernet device, so none of veer's programs can \
+             run there and bare packets with pods' addresses are dropped"
+        )),
+        None => Some(format!(
+            "it is reached by {name}, which has none of veer's programs, so bare packets with \
+             pods' addresses are dropped there: name it in spec.uplinks"
+        )),
+    }
 }
 
 fn is_usable(ip: IpAddr) -> bool {

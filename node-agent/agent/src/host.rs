@@ -17,16 +17,12 @@ use crate::{
         link::{self, Link, Mac},
         neighbour,
         route::{self, PROTOCOL, Route},
-        sysctl::Sysctls,
+        sysctl::{self, Sysctls},
         wire::Socket,
     },
     repair::{Kind, Last},
     shared::Shared,
 };
-
-/// Loose: what comes by another device than answers would leave by is fine. The
-/// larger of `all` and the device's value counts.
-const LOOSE: &str = "2";
 
 /// See the module.
 pub(crate) struct Host {
@@ -157,10 +153,10 @@ impl Host {
 
     /// Sets the sysctls of node, devices and pods' devices.
     pub(crate) fn sysctls(&mut self, shared: &Shared, facts: &Facts) -> Result<(), Error> {
-        let loose = |name: &str| format!("ipv4/conf/{name}/rp_filter");
+        // The first sets all devices' forwarding, so it comes first.
         let mut wanted = vec![("ipv4/ip_forward".to_owned(), "1", true)];
-        wanted.push((loose(VXLAN), LOOSE, true));
-        wanted.extend(facts.uplinks.iter().map(|u| (loose(&u.name), LOOSE, true)));
+        wanted.extend(of_device(VXLAN, true));
+        wanted.extend(facts.uplinks.iter().flat_map(|u| of_device(&u.name, true)));
         let adding = shared.adding().clone();
         // These go with their pods: there is nothing to restore.
         wanted.extend(
@@ -168,7 +164,7 @@ impl Host {
                 .store()
                 .iter()
                 .filter(|e| !adding.contains(&e.host_ifname))
-                .map(|e| (loose(&e.host_ifname), LOOSE, false)),
+                .flat_map(|e| of_device(&e.host_ifname, false)),
         );
         let mut now = HashSet::new();
         let mut failure = None;
@@ -199,18 +195,37 @@ impl Host {
     }
 }
 
-/// Sets up the host sides of local pods' devices. A device that is down has
-/// no routes and no neighbours, so this comes first.
+/// A device's sysctls, and whether to remember what was there before. Some
+/// configuration of the host (systemd-networkd, hardening) sets forwarding by
+/// device, whatever `ip_forward` says.
+fn of_device(name: &str, remember: bool) -> [(String, &'static str, bool); 2] {
+    sysctl::DEVICE.map(|(key, value)| (format!("ipv4/conf/{name}/{key}"), value, remember))
+}
+
+/// Sets up the host sides of local pods' devices, with the MAC that the pod sends
+/// to. A device that is down has no routes and no neighbours, so this comes first.
 pub(crate) fn up(shared: &Shared, socket: &mut Socket, links: &[Link]) {
     let adding = shared.adding().clone();
-    let wired: HashSet<(String, u32)> = shared
+    let wired: HashMap<(String, u32), Mac> = shared
         .store()
         .iter()
         .filter(|e| !adding.contains(&e.host_ifname))
-        .map(|e| (e.host_ifname.clone(), e.ifindex))
+        .map(|e| ((e.host_ifname.clone(), e.ifindex), e.node_mac))
         .collect();
-    for link in links.iter().filter(|l| !l.up) {
-        if !wired.contains(&(link.name.clone(), link.index)) {
+    for link in links {
+        let Some(mac) = wired.get(&(link.name.clone(), link.index)) else {
+            continue;
+        };
+        if link.mac != *mac {
+            match link::set_mac(socket, link.index, *mac) {
+                Ok(()) => {
+                    let what = format!("the MAC of {} was changed", link.name);
+                    shared.repaired(Kind::Device, what);
+                }
+                Err(error) => tracing::warn!(device = link.name, %error, "cannot set its MAC"),
+            }
+        }
+        if link.up {
             continue;
         }
         match link::set_up(socket, link.index) {

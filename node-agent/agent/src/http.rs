@@ -103,6 +103,14 @@ fn metrics(shared: &Shared) -> String {
             }
         }
     }
+    for row in crate::cni::nftables() {
+        let labels = format!(
+            "{{program=\"{}\",outcome=\"{}\"}}",
+            row.program, row.outcome
+        );
+        let _ = writeln!(text, "veer_packets_total{labels} {}", row.packets);
+        let _ = writeln!(bytes, "veer_bytes_total{labels} {}", row.bytes);
+    }
     text.push_str("# HELP veer_bytes_total Bytes by program and outcome.\n");
     text.push_str("# TYPE veer_bytes_total counter\n");
     text.push_str(&bytes);

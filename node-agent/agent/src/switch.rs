@@ -185,12 +185,22 @@ fn seen(shared: &Shared, now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
         .iter()
         .filter_map(|(name, id)| {
             let node = index.nodes.get(name)?;
-            let path = facts.paths.get(peers.primaries.get(name)?).copied();
+            let address = peers.primaries.get(name)?;
+            let path = facts.paths.get(address).copied();
             let target = desired::target(step.mode(), path);
+            let health = *peers.health.get(name)?;
+            let local = facts.misplaced.iter().find(|(a, _)| *a == health);
             Some(probe::Peer {
                 name: name.clone(),
-                health: *peers.health.get(name)?,
+                health,
                 target,
+                no_path: facts.unfit.get(address).cloned(),
+                blind: local.map(|(a, device)| {
+                    format!(
+                        "{a} is its health address, but {device} of this node has it too, so that \
+                         this node would answer itself: remove it from {device}"
+                    )
+                }),
                 entry: *present.get(id)?,
                 accepts: target.is_some_and(|form| {
                     desired::peer_accepts(form, step.epoch.as_ref(), node.applied.as_ref())

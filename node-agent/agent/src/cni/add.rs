@@ -272,10 +272,18 @@ fn wire(
         &shared.options.proc_sys_net,
     )
     .map_err(step("give the pod its address and routes"))?;
-    let now = shared.plan().step.mtu;
-    if now != route_mtu {
-        // The mode changed meanwhile, and the round may have passed this pod by.
-        pod::set_route_mtu(netns, wiring.pod_ifname, wiring.gateway, now)
+    let (now, link_now) = {
+        let plan = shared.plan();
+        (plan.step.mtu, plan.link_mtu)
+    };
+    if (now, link_now) != (route_mtu, link_mtu) {
+        // They changed meanwhile, and the round may have passed this pod by. Every
+        // round looks at the host's end, which must never be the smaller one.
+        if link_now > link_mtu {
+            link::set_mtu(&mut socket, host.index, link_now)
+                .map_err(step("set the MTU of the veth"))?;
+        }
+        pod::set_mtus(netns, wiring.pod_ifname, wiring.gateway, link_now, now)
             .map_err(step("set the MTU of the pod's route"))?;
     }
     let (path, bytes) = shared.store().record(&endpoint);

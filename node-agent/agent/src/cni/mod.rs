@@ -10,6 +10,8 @@ pub(crate) mod gc;
 mod query;
 pub(crate) mod server;
 
+pub(crate) use query::nftables;
+
 use veer_agent_api::{Failure, code};
 
 use crate::{

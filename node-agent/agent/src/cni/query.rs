@@ -19,6 +19,7 @@ use veer_bpf_common::{
 use crate::{
     datapath::{Error, read_all},
     endpoint::mac_text,
+    nft::{self, Count},
     shared::Shared,
 };
 
@@ -213,6 +214,25 @@ fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
     }
 }
 
+/// What the nftables table dropped.
+pub(crate) fn nftables() -> Vec<CounterRow> {
+    let counts = nft::counts().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the counters of the nftables table");
+        BTreeMap::new()
+    });
+    counts
+        .into_iter()
+        .filter(|(_, count)| count.packets > 0)
+        .map(|(outcome, Count { packets, bytes })| CounterRow {
+            program: "nftables".into(),
+            outcome,
+            drop: true,
+            packets,
+            bytes,
+        })
+        .collect()
+}
+
 pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
     let datapath = shared.datapath();
     let mut rows = Vec::new();
@@ -242,6 +262,8 @@ pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
             });
         }
     }
+    drop(datapath);
+    rows.extend(nftables());
     Ok(rows)
 }
 

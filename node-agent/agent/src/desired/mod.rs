@@ -47,6 +47,8 @@ pub(crate) struct Uplink {
     pub(crate) mtu: u32,
     /// Kind of device; empty for hardware.
     pub(crate) kind: String,
+    /// Its packets have Ethernet headers; else no program can run on it.
+    pub(crate) ethernet: bool,
 }
 
 /// How the kernel reaches another node.
@@ -71,8 +73,13 @@ pub(crate) struct Facts {
     pub(crate) uplinks: Vec<Uplink>,
     /// Interface index of the VXLAN device; 0: it is not there yet.
     pub(crate) vxlan_index: u32,
-    /// Paths to other nodes by their primary address.
+    /// Paths to other nodes by their primary address, where bare packets with
+    /// pods' addresses can go.
     pub(crate) paths: HashMap<IpAddr, Path>,
+    /// Why they cannot go to the others, by the same address.
+    pub(crate) unfit: HashMap<IpAddr, String>,
+    /// Addresses of this node that are another's or pods', and on which device.
+    pub(crate) misplaced: Vec<(IpAddr, String)>,
 }
 
 impl Facts {

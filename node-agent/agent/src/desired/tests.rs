@@ -50,10 +50,12 @@ fn facts() -> Facts {
             name: "eth0".into(),
             index: 7,
             mtu: 1500,
-            kind: String::new(),
+            ethernet: true,
+            ..Uplink::default()
         }],
         vxlan_index: 9,
         paths: HashMap::from([(ip("192.0.2.2"), hop("192.0.2.2"))]),
+        ..Facts::default()
     }
 }
 
@@ -114,6 +116,8 @@ impl World {
             name: "b".into(),
             health: ask.to,
             target: Some(form),
+            no_path: None,
+            blind: None,
             entry: Remote::default(),
             accepts: true,
             applied: None,

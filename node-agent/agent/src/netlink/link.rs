@@ -12,6 +12,7 @@ const RTM_SETLINK: u16 = 19;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -27,6 +28,8 @@ const AF_INET6: u16 = 10;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_NONE: u8 = 1;
 
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
 const IFF_UP: u32 = 0x1;
 const IFF_NOARP: u32 = 0x80;
 const HEADER: usize = 16;
@@ -35,6 +38,10 @@ const HEADER: usize = 16;
 pub(crate) type Mac = [u8; 6];
 
 /// A link as the kernel reports it.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the kernel's of its own"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     /// Interface index.
@@ -47,6 +54,10 @@ pub(crate) struct Link {
     pub(crate) mac: Mac,
     /// Kind (`veth`, `vxlan`, …); empty for hardware.
     pub(crate) kind: String,
+    /// Its packets have Ethernet headers.
+    pub(crate) ethernet: bool,
+    /// Interface index of the bridge or bond that it is a port of; 0: none.
+    pub(crate) master: u32,
     /// Administratively up.
     pub(crate) up: bool,
     /// `IFF_NOARP`.
@@ -76,12 +87,14 @@ fn parse(message: &Received) -> Option<Link> {
         index: u32_at(&message.body, 4)?,
         up: flags & IFF_UP != 0,
         noarp: flags & IFF_NOARP != 0,
+        ethernet: u16_at(&message.body, 2) == Some(ETHERNET),
         ..Link::default()
     };
     for (kind, value) in message.attrs(HEADER) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_MASTER => link.master = u32_at(value, 0)?,
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
             IFLA_XDP => {
                 let id = Attrs(value).find(IFLA_XDP_PROG_ID);
@@ -197,6 +210,13 @@ pub(crate) fn set_noarp(socket: &mut Socket, index: u32) -> io::Result<()> {
 pub(crate) fn set_mtu(socket: &mut Socket, index: u32, mtu: u32) -> io::Result<()> {
     let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
     message.u32(IFLA_MTU, mtu);
+    socket.request(message)
+}
+
+/// Sets a link's MAC.
+pub(crate) fn set_mac(socket: &mut Socket, index: u32, mac: Mac) -> io::Result<()> {
+    let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
+    message.attr(IFLA_ADDRESS, &mac);
     socket.request(message)
 }
 

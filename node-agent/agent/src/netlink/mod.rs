@@ -3,7 +3,10 @@
 //! Blocking calls on short-lived sockets; touches only what is veer's own.
 
 pub(crate) mod address;
+pub(crate) mod conntrack;
 pub(crate) mod filter;
+#[cfg(test)]
+pub(crate) mod lab;
 pub(crate) mod link;
 pub(crate) mod neighbour;
 pub(crate) mod netns;

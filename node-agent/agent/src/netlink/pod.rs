@@ -10,7 +10,7 @@ use super::{
     link::{self, Link, Mac, VethEnd},
     neighbour,
     netns::Netns,
-    route::{self, Route},
+    route::{self, PROTOCOL, Route},
     sysctl,
     wire::Socket,
 };
@@ -67,9 +67,8 @@ pub(crate) fn configure(
     proc_sys_net: &Path,
 ) -> io::Result<()> {
     link::no_ipv6_autoconf(host, host_index)?;
-    // The larger of `all` and the device's value counts: 2 is loose whatever
-    // `all` says. The device goes with the pod, so nothing is to be restored.
-    sysctl::set_device(proc_sys_net, w.host_ifname, "rp_filter", "2")?;
+    // The device goes with the pod, so nothing is to be restored.
+    sysctl::set_device(proc_sys_net, w.host_ifname)?;
 
     let mut pod = netns.socket()?;
     let eth = link::by_name(&mut pod, w.pod_ifname)?
@@ -121,20 +120,51 @@ pub(crate) fn host_route(index: u32, address: IpAddr, source: Option<IpAddr>) ->
     }
 }
 
-/// Sets the MTU of a running pod's default route, in bytes.
-pub(crate) fn set_route_mtu(
+/// Sets the MTU of a running pod's default route, in bytes, where it is veer's: a
+/// pod may have another one (a VPN, a second network). Its own end of the veth
+/// gets `link_mtu`.
+pub(crate) fn set_mtus(
     netns: &Netns,
     ifname: &str,
     gateway: IpAddr,
-    mtu: u32,
+    link_mtu: u32,
+    route_mtu: u32,
 ) -> io::Result<()> {
     let mut pod = netns.socket()?;
     let eth =
         link::by_name(&mut pod, ifname)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    if eth.mtu < mtu {
-        link::set_mtu(&mut pod, eth.index, mtu)?;
+    // A route counts whatever the device's MTU is, so it is never the larger one.
+    if eth.mtu < link_mtu {
+        link::set_mtu(&mut pod, eth.index, link_mtu)?;
     }
-    route::replace(&mut pod, &default_route(eth.index, gateway, mtu))
+    set_route_mtu(&mut pod, &default_route(eth.index, gateway, route_mtu))?;
+    if eth.mtu > link_mtu {
+        link::set_mtu(&mut pod, eth.index, link_mtu)?;
+    }
+    Ok(())
+}
+
+/// Changes veer's own default route to `wanted`; does nothing where there is none.
+fn set_route_mtu(pod: &mut Socket, wanted: &Route) -> io::Result<()> {
+    let all = route::list(pod)?;
+    let same_place = all
+        .iter()
+        .filter(|(_, r)| r.destination == wanted.destination && r.metric == wanted.metric);
+    let own = |(protocol, r): &&(u8, Route)| {
+        *protocol == PROTOCOL && r.index == wanted.index && r.gateway == wanted.gateway
+    };
+    let Some((_, found)) = same_place.clone().find(own) else {
+        return Ok(());
+    };
+    if found == wanted {
+        return Ok(());
+    }
+    if same_place.count() == 1 {
+        return route::replace(pod, wanted);
+    }
+    // Replacing takes the first, which may be another's.
+    route::append(pod, wanted)?;
+    route::delete(pod, found).map(drop)
 }
 
 /// What a check found wrong with a pod's own end; empty: nothing.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     address::{from_octets, octets},
-    wire::{Attrs, CREATE, Message, REPLACE, Received, Socket, u32_at},
+    wire::{APPEND, Attrs, CREATE, Message, REPLACE, Received, Socket, u16_at, u32_at},
 };
 
 pub(super) const RTM_NEWROUTE: u16 = 24;
@@ -19,8 +19,10 @@ const RTM_GETROUTE: u16 = 26;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTNH_F_ONLINK: u32 = 4;
@@ -31,8 +33,10 @@ const SCOPE_NOWHERE: u8 = 255;
 const TYPE_UNICAST: u8 = 1;
 const TYPE_UNREACHABLE: u8 = 7;
 const HEADER: usize = 12;
+/// Bytes of `struct rtnexthop`.
+const NEXT_HOP: usize = 8;
 
-/// `rtm_protocol` of veer's routes in the node's namespace.
+/// `rtm_protocol` of veer's routes, of the node and in pods.
 pub(crate) const PROTOCOL: u8 = 0x76;
 
 /// A route of the main table.
@@ -48,6 +52,8 @@ pub(crate) struct Route {
     pub(crate) source: Option<IpAddr>,
     /// MTU in bytes; 0: the device's.
     pub(crate) mtu: u32,
+    /// Of routes to one destination the one with the smallest counts.
+    pub(crate) metric: u32,
     /// The next hop is on the link although no route says so.
     pub(crate) onlink: bool,
     /// Refuse with "host unreachable".
@@ -63,6 +69,7 @@ impl Route {
             index,
             source: None,
             mtu: 0,
+            metric: 0,
             onlink: false,
             unreachable: false,
         }
@@ -103,6 +110,9 @@ impl Route {
         if let Some(source) = self.source {
             message.attr(RTA_PREFSRC, &octets(source));
         }
+        if self.metric != 0 {
+            message.u32(RTA_PRIORITY, self.metric);
+        }
         if self.mtu != 0 {
             message.nest(RTA_METRICS, |m| {
                 m.u32(RTAX_MTU, self.mtu);
@@ -120,7 +130,32 @@ fn header(destination: IpNet) -> [u8; HEADER] {
     h
 }
 
-fn parse(message: &Received) -> Option<Route> {
+/// The route of a message; one per next hop of a route that has several.
+fn parse(message: &Received) -> Vec<Route> {
+    let Some(route) = parse_head(message) else {
+        return Vec::new();
+    };
+    let Some(mut hops) = message.attrs(HEADER).find(RTA_MULTIPATH) else {
+        return vec![route];
+    };
+    let mut routes = Vec::new();
+    // `struct rtnexthop`: length, flags, weight, device.
+    while let (Some(length), Some(index)) = (u16_at(hops, 0), u32_at(hops, 4)) {
+        let length = usize::from(length);
+        let Some(attrs) = hops.get(NEXT_HOP..length) else {
+            break;
+        };
+        routes.push(Route {
+            gateway: Attrs(attrs).find(RTA_GATEWAY).and_then(from_octets),
+            index,
+            ..route.clone()
+        });
+        hops = hops.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    routes
+}
+
+fn parse_head(message: &Received) -> Option<Route> {
     let body = &message.body;
     if message.kind != RTM_NEWROUTE || *body.get(4)? != TABLE_MAIN {
         return None;
@@ -138,17 +173,19 @@ fn parse(message: &Received) -> Option<Route> {
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
+    let number = |kind| attrs.find(kind).and_then(|v| u32_at(v, 0)).unwrap_or(0);
     let destination = attrs.find(RTA_DST).and_then(from_octets).unwrap_or(any);
     Some(Route {
         destination: IpNet::new(destination, body[1]).ok()?,
         gateway: attrs.find(RTA_GATEWAY).and_then(from_octets),
-        index: attrs.find(RTA_OIF).and_then(|v| u32_at(v, 0)).unwrap_or(0),
+        index: number(RTA_OIF),
         source: attrs.find(RTA_PREFSRC).and_then(from_octets),
         mtu: attrs
             .find(RTA_METRICS)
             .and_then(|v| Attrs(v).find(RTAX_MTU))
             .and_then(|v| u32_at(v, 0))
             .unwrap_or(0),
+        metric: number(RTA_PRIORITY),
         onlink: u32_at(body, 8)? & RTNH_F_ONLINK != 0,
         unreachable: body[7] == TYPE_UNREACHABLE,
     })
@@ -161,7 +198,8 @@ pub(super) fn concerns_the_node(message: &Received) -> bool {
     byte(4) == Some(TABLE_MAIN) && !(byte(5) == Some(PROTOCOL) && byte(1) == Some(32))
 }
 
-/// The IPv4 routes of the main table, with their protocol.
+/// The IPv4 routes of the main table, with their protocol; one of several next
+/// hops once for each.
 pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
     let mut fixed = [0; HEADER];
     fixed[0] = 2;
@@ -169,8 +207,16 @@ pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
     Ok(socket
         .dump(&message)?
         .iter()
-        .filter_map(|m| Some((*m.body.get(5)?, parse(m)?)))
+        .flat_map(|m| {
+            let protocol = m.body.get(5).copied().unwrap_or_default();
+            parse(m).into_iter().map(move |route| (protocol, route))
+        })
         .collect())
+}
+
+/// Makes a route behind those that are there to the destination.
+pub(crate) fn append(socket: &mut Socket, route: &Route) -> io::Result<()> {
+    socket.request(route.message(RTM_NEWROUTE, CREATE | APPEND))
 }
 
 /// Makes or changes the route to a destination.

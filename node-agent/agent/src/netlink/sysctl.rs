@@ -7,6 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What every device that pods' packets come by is set to, below `ipv4/conf`:
+/// loose source validation, since what comes by another device than answers
+/// would leave by is fine (the larger of `all` and the device's value counts), and
+/// forwarding.
+pub(crate) const DEVICE: [(&str, &str); 2] = [("rp_filter", "2"), ("forwarding", "1")];
+
 /// `/proc/sys/net` shows the namespace of whoever opens it; a container needs
 /// the host's mount of it only because its own is read-only.
 #[derive(Debug)]
@@ -69,13 +75,15 @@ impl Sysctls {
     }
 }
 
-/// Sets a device's value directly, for devices that go with their pod.
-pub(crate) fn set_device(root: &Path, device: &str, key: &str, value: &str) -> io::Result<()> {
-    let path = root.join("ipv4/conf").join(device).join(key);
-    if fs::read_to_string(&path)?.trim() == value {
-        return Ok(());
+/// Sets [`DEVICE`] directly, for devices that go with their pod.
+pub(crate) fn set_device(root: &Path, device: &str) -> io::Result<()> {
+    for (key, value) in DEVICE {
+        let path = root.join("ipv4/conf").join(device).join(key);
+        if fs::read_to_string(&path)?.trim() != value {
+            fs::write(path, value)?;
+        }
     }
-    fs::write(path, value)
+    Ok(())
 }
 
 #[cfg(test)]

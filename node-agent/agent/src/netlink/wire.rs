@@ -13,7 +13,8 @@ use std::{
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt::ReceiveTimeout,
+    setsockopt, socket,
+    sockopt::{RcvBufForce, ReceiveTimeout, SndBufForce},
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -29,6 +30,8 @@ pub(crate) const REPLACE: u16 = 0x100;
 pub(crate) const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`.
 pub(crate) const CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`.
+pub(crate) const APPEND: u16 = 0x800;
 /// `NLMSG_ERROR`.
 const ERROR: u16 = 2;
 /// `NLMSG_DONE`.
@@ -42,6 +45,11 @@ const NESTED: u16 = 0x8000;
 const ATTEMPTS: usize = 50;
 /// Seconds after which an answer of the kernel is given up.
 const PATIENCE: i64 = 10;
+/// Bytes of a batch that every socket's buffer holds (`net.core.wmem_default` is
+/// twice as much, and at least this is left of it for data).
+const SMALL_BATCH: usize = 64 << 10;
+/// Bytes for the answers to a large one.
+const ANSWERS: usize = 1 << 20;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -271,12 +279,30 @@ impl Socket {
         ))
     }
 
+    /// Shows type and body of each message of a large table that may change while
+    /// it is read.
+    pub(crate) fn dump_each(
+        &mut self,
+        message: &Message,
+        each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
+        let sequence = self.send(message.clone(), DUMP)?;
+        match self.collect_each(sequence, sequence, each) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => other,
+        }
+    }
+
     fn exchange(&mut self, message: Message, flags: u16) -> io::Result<Vec<Received>> {
-        self.sequence += 1;
-        let sequence = self.sequence;
-        let bytes = message.finish(sequence, flags);
-        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        let sequence = self.send(message, flags)?;
         self.collect(sequence, sequence)
+    }
+
+    fn send(&mut self, message: Message, flags: u16) -> io::Result<u32> {
+        self.sequence += 1;
+        let bytes = message.finish(self.sequence, flags);
+        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        Ok(self.sequence)
     }
 
     /// Sends several messages as one datagram, which nftables applies as one
@@ -292,16 +318,35 @@ impl Socket {
             }
             bytes.extend(message.finish(self.sequence, if acknowledge { ACK } else { 0 }));
         }
-        // The kernel answers the whole batch before it looks at the next one, so
-        // one send must hold all of it.
+        // A transaction is one datagram, and the kernel refuses one that is larger
+        // than the socket's buffer: 212,900 bytes, some 13,000 addresses, unless
+        // it is made larger (CAP_NET_ADMIN). It answers every part at once, and an
+        // answer takes some hundred bytes of the other buffer.
+        if bytes.len() > SMALL_BATCH {
+            setsockopt(&self.fd, SndBufForce, &bytes.len())?;
+            setsockopt(&self.fd, RcvBufForce, &ANSWERS)?;
+        }
         send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
         self.collect(first, last).map(|_| ())
     }
 
-    /// Reads until the message `last` is acknowledged, or one since `first`
-    /// failed, or a dump ended.
     fn collect(&mut self, first: u32, last: u32) -> io::Result<Vec<Received>> {
         let mut found = Vec::new();
+        self.collect_each(first, last, |kind, body| {
+            let body = body.to_vec();
+            found.push(Received { kind, body });
+        })?;
+        Ok(found)
+    }
+
+    /// Reads until the message `last` is acknowledged, or one since `first`
+    /// failed, or a dump ended.
+    fn collect_each(
+        &mut self,
+        first: u32,
+        last: u32,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
         let mut interrupted = false;
         let mut failure = None;
         loop {
@@ -331,17 +376,14 @@ impl Socket {
                         // A batch that is refused as a whole is answered by
                         // its first message.
                         if sequence == last || (failure.is_some() && sequence == first) {
-                            return failure.map_or(Ok(found), Err);
+                            return failure.map_or(Ok(()), Err);
                         }
                     }
                     DONE if interrupted => {
                         return Err(io::Error::from(io::ErrorKind::Interrupted));
                     }
-                    DONE => return Ok(found),
-                    _ => found.push(Received {
-                        kind,
-                        body: body.to_vec(),
-                    }),
+                    DONE => return Ok(()),
+                    _ => each(kind, body),
                 }
             }
         }

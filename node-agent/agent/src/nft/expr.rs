@@ -16,20 +16,40 @@ const VERDICT_REGISTER: u32 = 0;
 pub(super) enum Expr {
     /// The packet is IPv4.
     Ipv4,
+    /// It entered by this device.
+    InDevice(&'static str),
+    /// It entered by a device whose name begins so.
+    InDevices(&'static str),
+    /// It entered by a device of a set of names.
+    InDeviceOf(&'static str),
     /// It leaves by this device.
     OutDevice(&'static str),
-    /// These bits of its mark are set.
-    MarkBits(u32),
+    /// It leaves by a device whose name begins so.
+    OutDevices(&'static str),
+    /// Of these bits of its mark the second number is what is set.
+    Mark(u32, u32),
     /// Its source is (or is not) in a block.
     Source(Ipv4Net, bool),
     /// Its source is in a set.
     SourceIn(&'static str),
+    /// An answer to its source would not leave by the device that it entered by.
+    NoWayBack,
     /// Its destination is in a set.
     DestinationIn(&'static str),
     /// It is UDP to this port.
     UdpTo(u16),
+    /// It is TCP.
+    Tcp,
+    /// Connection tracking takes it for part of no flow.
+    Invalid,
+    /// Count it, by the table's counter of this name.
+    Count(&'static str),
+    /// Count it, by a counter of the rule's own.
+    CountHere,
     /// Leave the chain; the next one looks at it.
     Return,
+    /// Let it pass this chain.
+    Accept,
     /// Discard it.
     Drop,
     /// Do not track its flow.
@@ -41,6 +61,7 @@ pub(super) enum Expr {
 }
 
 const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -49,9 +70,27 @@ const TRANSPORT_HEADER: u32 = 2;
 const NFPROTO_IPV4: u8 = 2;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// `NFT_RETURN`.
 const RETURN: u32 = (-5_i32).cast_unsigned();
+/// `NF_DROP`.
+pub(super) const DROP: u32 = 0;
+/// `NF_ACCEPT`.
+pub(super) const ACCEPT: u32 = 1;
+/// `NFT_FIB_RESULT_OIF`.
+const FIB_RESULT_DEVICE: u32 = 1;
+/// `NFTA_FIB_F_SADDR` and `NFTA_FIB_F_IIF`.
+const FIB_SOURCE_BY_DEVICE: u32 = 1 | 8;
+/// `NFT_CT_STATE` and `NF_CT_STATE_INVALID_BIT`.
+const CT_STATE: u32 = 0;
+const CT_INVALID: u32 = 1;
+/// `NFT_OBJECT_COUNTER`.
+pub(super) const COUNTER: u32 = 1;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`. Ports that are chosen in order collide
+/// when many flows to one place begin at once, and the loser's first packet is
+/// dropped.
+const FULLY_RANDOM: u32 = 1 << 4;
 
 fn expr(m: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
     m.nest(1, |m| {
@@ -113,6 +152,19 @@ fn verdict(m: &mut Message, code: u32) {
     });
 }
 
+fn protocol(m: &mut Message, number: u8) {
+    meta(m, META_L4PROTO);
+    compare(m, CMP_EQ, &[number]);
+}
+
+/// A device's name as it is compared: with its padding to IFNAMSIZ.
+pub(super) fn padded(name: &str) -> [u8; 16] {
+    let mut padded = [0; 16];
+    let length = name.len().min(15);
+    padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+    padded
+}
+
 /// Offsets of the addresses in an IPv4 header (RFC 791, section 3.1).
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
@@ -125,18 +177,30 @@ impl Expr {
                 meta(m, META_NFPROTO);
                 compare(m, CMP_EQ, &[NFPROTO_IPV4]);
             }
-            Self::OutDevice(name) => {
-                // Names are compared with their padding to IFNAMSIZ.
-                let mut padded = [0; 16];
-                let length = name.len().min(15);
-                padded[..length].copy_from_slice(&name.as_bytes()[..length]);
-                meta(m, META_OIFNAME);
-                compare(m, CMP_EQ, &padded);
+            Self::InDevice(name) => {
+                meta(m, META_IIFNAME);
+                compare(m, CMP_EQ, &padded(name));
             }
-            Self::MarkBits(bits) => {
+            Self::InDevices(prefix) => {
+                meta(m, META_IIFNAME);
+                compare(m, CMP_EQ, prefix.as_bytes());
+            }
+            Self::InDeviceOf(set) => {
+                meta(m, META_IIFNAME);
+                lookup(m, set);
+            }
+            Self::OutDevice(name) => {
+                meta(m, META_OIFNAME);
+                compare(m, CMP_EQ, &padded(name));
+            }
+            Self::OutDevices(prefix) => {
+                meta(m, META_OIFNAME);
+                compare(m, CMP_EQ, prefix.as_bytes());
+            }
+            Self::Mark(bits, set) => {
                 meta(m, META_MARK);
                 mask(m, &bits.to_ne_bytes());
-                compare(m, CMP_EQ, &bits.to_ne_bytes());
+                compare(m, CMP_EQ, &set.to_ne_bytes());
             }
             Self::Source(block, inside) => {
                 payload(m, NETWORK_HEADER, SOURCE, 4);
@@ -148,20 +212,42 @@ impl Expr {
                 payload(m, NETWORK_HEADER, SOURCE, 4);
                 lookup(m, set);
             }
+            Self::NoWayBack => {
+                expr(m, "fib", |m| {
+                    m.be32(1, REGISTER)
+                        .be32(2, FIB_RESULT_DEVICE)
+                        .be32(3, FIB_SOURCE_BY_DEVICE);
+                });
+                compare(m, CMP_EQ, &[0; 4]);
+            }
             Self::DestinationIn(set) => {
                 payload(m, NETWORK_HEADER, DESTINATION, 4);
                 lookup(m, set);
             }
             Self::UdpTo(port) => {
-                meta(m, META_L4PROTO);
-                compare(m, CMP_EQ, &[UDP]);
+                protocol(m, UDP);
                 payload(m, TRANSPORT_HEADER, 2, 2);
                 compare(m, CMP_EQ, &port.to_be_bytes());
             }
+            Self::Tcp => protocol(m, TCP),
+            Self::Invalid => {
+                expr(m, "ct", |m| {
+                    m.be32(1, REGISTER).be32(2, CT_STATE);
+                });
+                mask(m, &CT_INVALID.to_ne_bytes());
+                compare(m, CMP_NEQ, &[0; 4]);
+            }
+            Self::Count(name) => expr(m, "objref", |m| {
+                m.be32(1, COUNTER).string(2, name);
+            }),
+            Self::CountHere => expr(m, "counter", |_| {}),
             Self::Return => verdict(m, RETURN),
-            Self::Drop => verdict(m, 0),
+            Self::Accept => verdict(m, ACCEPT),
+            Self::Drop => verdict(m, DROP),
             Self::NoTrack => expr(m, "notrack", |_| {}),
-            Self::Masquerade => expr(m, "masq", |_| {}),
+            Self::Masquerade => expr(m, "masq", |m| {
+                m.be32(1, FULLY_RANDOM);
+            }),
             Self::SourceNat(address) => {
                 expr(m, "immediate", |m| {
                     m.be32(1, REGISTER);
@@ -170,7 +256,8 @@ impl Expr {
                 expr(m, "nat", |m| {
                     m.be32(1, 0)
                         .be32(2, u32::from(NFPROTO_IPV4))
-                        .be32(3, REGISTER);
+                        .be32(3, REGISTER)
+                        .be32(7, FULLY_RANDOM);
                 });
             }
         }

@@ -4,22 +4,32 @@
 //! Speaks netlink itself (`include/uapi/linux/netfilter/nf_tables.h`): the image
 //! has no nft program.
 
+mod content;
 mod expr;
+mod forward;
 mod ruleset;
+#[cfg(test)]
+mod tests;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     io,
+    net::IpAddr,
 };
 
 use crate::{
     desired::{Facts, Step},
+    netlink::conntrack,
     netlink::wire::{Attrs, Message, Received, Socket, text},
     repair::Kind,
     shared::Shared,
 };
 
-use ruleset::Ruleset;
+pub(crate) use content::Count;
+use content::Ruleset;
+pub(crate) use forward::Forward;
+use ruleset::Inputs;
 
 /// Name of the table, of family inet.
 const TABLE: &str = "veer";
@@ -37,9 +47,14 @@ const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
+const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const GET_ELEMENT: u16 = 13;
+const DELETE_ELEMENT: u16 = 14;
+const GET_GENERATION: u16 = 16;
+const NEW_OBJECT: u16 = 18;
+const GET_OBJECT: u16 = 19;
 /// Bytes of `struct nfgenmsg`, the last two of which number the kernel's
 /// generations.
 const NFGENMSG: usize = 4;
@@ -50,6 +65,9 @@ const CHAIN_USE: u16 = 6;
 /// `NFTA_SET_ELEM_LIST_ELEMENTS`.
 const ELEMENTS: u16 = 3;
 const TABLE_NAME: u16 = 1;
+/// `NFTA_OBJ_NAME`, `NFTA_OBJ_DATA`.
+const OBJECT_NAME: u16 = 2;
+const OBJECT_DATA: u16 = 4;
 
 /// A message of nftables.
 fn message(command: u16, flags: u16) -> Message {
@@ -77,53 +95,129 @@ fn commit(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
 }
 
 /// The table as last written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Table {
-    written: Option<(Ruleset, Prints)>,
+    written: Option<Written>,
+    /// The kernel can ask its routes in a rule.
+    fib: bool,
+}
+
+#[derive(Debug)]
+struct Written {
+    content: Ruleset,
+    prints: Prints,
+    /// Number of the tables' state that the prints are of.
+    generation: Option<u32>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            written: None,
+            fib: true,
+        }
+    }
 }
 
 impl Table {
     /// Writes the table if it should differ from what was written, or does. While
     /// lists of nodes are not complete, the table of an earlier agent stays: it
-    /// knew more.
+    /// knew more. `uplinks` are the devices with programs that are not veer's own.
     pub(crate) fn converge(
         &mut self,
         shared: &Shared,
         facts: &Facts,
         step: &Step,
+        uplinks: &BTreeSet<String>,
     ) -> io::Result<()> {
         let block = shared.store().block();
-        let (wanted, complete) = {
-            let index = shared.index();
-            let wanted = ruleset::ruleset(&index, facts, step, block);
-            (wanted, index.complete.nodes)
-        };
         let mut socket = Socket::netfilter()?;
+        let complete = shared.index().complete.nodes;
         if self.written.is_none() && !complete && exists(&mut socket)? {
             return Ok(());
         }
-        let mut changed = None;
-        if let Some((ruleset, print)) = &self.written
-            && *ruleset == wanted
-        {
-            let found = fingerprint(&mut socket).unwrap_or_default();
-            let differs = PARTS.iter().zip(found.iter().zip(print));
-            let differs: Vec<&str> = differs
-                .filter(|(_, (found, print))| found != print)
-                .map(|(part, _)| *part)
-                .collect();
-            if differs.is_empty() {
-                return Ok(());
+        loop {
+            let wanted = {
+                let index = shared.index();
+                ruleset::ruleset(Inputs {
+                    index: &index,
+                    facts,
+                    step,
+                    block,
+                    uplinks,
+                    fib: self.fib,
+                })
+            };
+            // What an incremental change misses the whole table has.
+            let incremental = self.written.is_some();
+            match self.write(&mut socket, &wanted) {
+                Ok(Wrote { restored, changed }) => {
+                    if let Some(parts) = changed {
+                        let what = format!("table inet veer was changed or removed ({parts})");
+                        shared.repaired(Kind::Nftables, what);
+                    }
+                    if restored {
+                        let ended = conntrack::end(|flow| {
+                            flow.answered == flow.source && wanted.translates(facts, block, &flow)
+                        });
+                        tell(ended, "that began without the nftables table");
+                    }
+                    return Ok(());
+                }
+                Err(e) if e.raw_os_error() != Some(nix::libc::ENOENT) => return Err(e),
+                Err(_) if incremental => {}
+                Err(_) if self.fib => {
+                    tracing::warn!("the kernel has no nft_fib: nodes' addresses are not looked at");
+                    self.fib = false;
+                }
+                Err(e) => return Err(e),
             }
-            changed = Some(differs.join(", "));
         }
-        commit(&mut socket, wanted.messages())?;
-        if let Some(parts) = changed {
-            let what = format!("table inet veer was changed or removed ({parts})");
-            shared.repaired(Kind::Nftables, what);
+    }
+
+    /// Brings the table to `wanted`.
+    fn write(&mut self, socket: &mut Socket, wanted: &Ruleset) -> io::Result<Wrote> {
+        let mut changed = None;
+        let mut messages = None;
+        if let Some(written) = &mut self.written {
+            let generation = generation(socket).ok();
+            if generation.is_none() || generation != written.generation {
+                let found = fingerprint(socket).unwrap_or_default();
+                let differs = PARTS.iter().zip(found.iter().zip(&written.prints));
+                let differs: Vec<&str> = differs
+                    .filter(|(_, (found, print))| found != print)
+                    .map(|(part, _)| *part)
+                    .collect();
+                if differs.is_empty() {
+                    written.generation = generation;
+                } else {
+                    changed = Some(differs.join(", "));
+                }
+            }
+            if changed.is_none() {
+                messages = wanted.changes(&written.content);
+            }
+            if messages.as_ref().is_some_and(Vec::is_empty) {
+                return Ok(Wrote::default());
+            }
         }
-        self.written = Some((wanted, fingerprint(&mut socket)?));
-        Ok(())
+        let restored = changed.is_some() || (self.written.is_none() && !exists(socket)?);
+        let messages = if let Some(messages) = messages {
+            messages
+        } else {
+            let counts = counts_by(socket).unwrap_or_default();
+            wanted.messages(|name| counts.get(name).copied().unwrap_or_default())
+        };
+        // What fails half-way through is looked at in full next time.
+        self.written = None;
+        commit(socket, messages)?;
+        let generation = generation(socket).ok();
+        self.written = Some(Written {
+            content: wanted.clone(),
+            prints: fingerprint(socket)?,
+            generation,
+        });
+        Ok(Wrote { restored, changed })
     }
 
     /// Removes the table; fine when there is none.
@@ -138,6 +232,70 @@ impl Table {
             ],
         )
     }
+}
+
+/// What writing the table was.
+#[derive(Debug, Default)]
+struct Wrote {
+    /// There was none, or not veer's: flows may have begun without it.
+    restored: bool,
+    /// What of it somebody else had changed.
+    changed: Option<String>,
+}
+
+/// Ends the flows that were translated to addresses which the node has no more:
+/// no answer can come.
+pub(crate) fn addresses_gone(before: &[IpAddr], now: &[IpAddr]) {
+    let gone: Vec<IpAddr> = before
+        .iter()
+        .filter(|a| !now.contains(a))
+        .copied()
+        .collect();
+    if !gone.is_empty() {
+        let ended = conntrack::end(|flow| gone.contains(&IpAddr::V4(flow.answered)));
+        tell(ended, "of an address that is gone");
+    }
+}
+
+fn tell(ended: io::Result<usize>, which: &str) {
+    match ended {
+        Ok(0) => {}
+        Ok(flows) => tracing::info!(flows, "ended flows {which}"),
+        Err(error) => tracing::warn!(%error, "cannot end flows {which}"),
+    }
+}
+
+/// The table's counters: what it dropped, by reason.
+pub(crate) fn counts() -> io::Result<BTreeMap<String, Count>> {
+    counts_by(&mut Socket::netfilter()?)
+}
+
+fn counts_by(socket: &mut Socket) -> io::Result<BTreeMap<String, Count>> {
+    let mut found = socket.dump(&table(GET_OBJECT, 0))?;
+    found.retain(of_table);
+    Ok(found.iter().filter_map(count).collect())
+}
+
+fn count(object: &Received) -> Option<(String, Count)> {
+    let attrs = object.attrs(NFGENMSG);
+    let data = Attrs(attrs.find(OBJECT_DATA)?);
+    let number = |kind| Some(u64::from_be_bytes(data.find(kind)?.try_into().ok()?));
+    let count = Count {
+        bytes: number(1)?,
+        packets: number(2)?,
+    };
+    Some((text(attrs.find(OBJECT_NAME)?), count))
+}
+
+/// Number of the state of all tables of the namespace: it changes with every
+/// change of any of them.
+fn generation(socket: &mut Socket) -> io::Result<u32> {
+    let answer = socket.get(message(GET_GENERATION, 0))?;
+    let number = answer.attrs(NFGENMSG).find(1);
+    number
+        .and_then(|n| n.try_into().ok())
+        .map(u32::from_be_bytes)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn exists(socket: &mut Socket) -> io::Result<bool> {

@@ -6,18 +6,16 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
+use veer_bpf_common::mark;
 
 use super::{
-    DELETE_TABLE, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, TABLE, TABLE_NAME,
-    expr::Expr, message, table,
+    content::{Chain, Elements, HookPoint, Ruleset, Set},
+    expr::Expr,
 };
 use crate::{
     desired::{Facts, Step, tunnel_port},
     index::Index,
-    netlink::{
-        VXLAN,
-        wire::{CREATE, Message},
-    },
+    netlink::{VXLAN, conntrack::Flow},
 };
 
 /// Addresses of nodes.
@@ -26,47 +24,34 @@ const NODES: &str = "nodes4";
 const PODS: &str = "pods4";
 /// Destinations that see pods' own addresses.
 const EXCLUDED: &str = "excluded4";
+/// Devices other than veer's own that have its programs.
+const UPLINKS: &str = "uplinks";
+
 /// All sets.
-pub(super) const SETS: [&str; 3] = [NODES, PODS, EXCLUDED];
+pub(super) const SETS: [&str; 4] = [NODES, PODS, EXCLUDED, UPLINKS];
+
+/// What all devices of veer are named like, pods' and the tunnel's.
+pub(super) const OWN_DEVICES: &str = "veer";
+
+/// A pod's address came from where no pod is.
+const POD_ELSEWHERE: &str = "pod-source-by-foreign-device";
+/// Another node's address came from where that node is not.
+const NODE_ELSEWHERE: &str = "node-source-by-foreign-device";
+/// Part of a translated connection that connection tracking did not know.
+const INVALID: &str = "invalid-in-translated-flow";
+/// A pod's packet to a node's tunnel port.
+const TUNNEL_FROM_POD: &str = "tunnel-from-pod";
 
 /// kube-proxy's mark on what it wants translated (`--iptables-masquerade-bit`).
 const KUBE_PROXY_MASQUERADE: u32 = 0x4000;
 /// `NF_IP_PRI_RAW`.
 const RAW: i32 = -300;
+/// Before everything else that looks at a packet.
+const FIRST: i32 = RAW - 10;
 /// `NF_IP_PRI_FILTER`.
 const FILTER: i32 = 0;
 /// Before kube-proxy's chains at `NF_IP_PRI_NAT_SRC` (100).
 const BEFORE_SOURCE_NAT: i32 = 99;
-/// Elements in one message, whose attributes hold 64 KiB at most.
-const ELEMENTS_PER_MESSAGE: usize = 1000;
-
-/// A hook of netfilter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HookPoint {
-    Prerouting = 0,
-    Input = 1,
-    Forward = 2,
-    Output = 3,
-    Postrouting = 4,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Chain {
-    name: &'static str,
-    kind: &'static str,
-    hook: HookPoint,
-    priority: i32,
-    rules: Vec<Vec<Expr>>,
-}
-
-/// The table's content.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ruleset {
-    chains: Vec<Chain>,
-    nodes: BTreeSet<Ipv4Addr>,
-    pods: Vec<Ipv4Net>,
-    excluded: Vec<Ipv4Net>,
-}
 
 fn v4(nets: impl IntoIterator<Item = IpNet>) -> Vec<Ipv4Net> {
     let all: Vec<Ipv4Net> = nets
@@ -80,13 +65,33 @@ fn v4(nets: impl IntoIterator<Item = IpNet>) -> Vec<Ipv4Net> {
     Ipv4Net::aggregate(&all)
 }
 
+/// What the table follows from.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    /// What the API server said.
+    pub(super) index: &'a Index,
+    /// The node.
+    pub(super) facts: &'a Facts,
+    /// What the epoch asks.
+    pub(super) step: &'a Step,
+    /// The own block of pod addresses.
+    pub(super) block: Option<Ipv4Net>,
+    /// Devices other than veer's own that have its programs.
+    pub(super) uplinks: &'a BTreeSet<String>,
+    /// Whether the kernel can ask its routes in a rule.
+    pub(super) fib: bool,
+}
+
 /// What the table is to hold.
-pub(super) fn ruleset(
-    index: &Index,
-    facts: &Facts,
-    step: &Step,
-    block: Option<Ipv4Net>,
-) -> Ruleset {
+pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
+    let Inputs {
+        index,
+        facts,
+        step,
+        block,
+        uplinks,
+        fib,
+    } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
     let of_cluster = cluster
@@ -106,64 +111,97 @@ pub(super) fn ruleset(
             IpAddr::V6(_) => None,
         })
         .collect();
-    let excluded = v4(cluster
-        .into_iter()
-        .flat_map(|c| c.masquerade.exclude.iter().copied()));
+    // What the underlay routes to pods answers them, too.
+    let excluded = v4(cluster.into_iter().flat_map(|c| {
+        let routed = c.routing.native.cidr;
+        c.masquerade.exclude.iter().copied().chain(routed)
+    }));
     let masquerade = cluster.is_none_or(|c| c.masquerade.enabled);
     let primary = facts.primary.and_then(|p| match p {
         IpAddr::V4(p) => Some(p),
         IpAddr::V6(_) => None,
     });
+    let set = |name, elements| Set { name, elements };
     Ruleset {
+        sets: vec![
+            set(NODES, Elements::Addresses(nodes)),
+            set(PODS, Elements::Blocks(pods)),
+            set(EXCLUDED, Elements::Blocks(excluded)),
+            set(UPLINKS, Elements::Devices(uplinks.clone())),
+        ],
+        counters: vec![POD_ELSEWHERE, NODE_ELSEWHERE, INVALID, TUNNEL_FROM_POD],
         chains: vec![
-            chain("raw_prerouting", "filter", HookPoint::Prerouting, RAW).rule([
+            sources(fib),
+            Chain::new("raw_prerouting", "filter", HookPoint::Prerouting, RAW).rule([
                 Expr::SourceIn(NODES),
                 Expr::UdpTo(port),
                 Expr::NoTrack,
             ]),
-            chain("raw_output", "filter", HookPoint::Output, RAW).rule([
+            Chain::new("raw_output", "filter", HookPoint::Output, RAW).rule([
                 Expr::DestinationIn(NODES),
                 Expr::UdpTo(port),
                 Expr::NoTrack,
             ]),
-            no_tunnel_from_pods("forward", HookPoint::Forward, port),
-            no_tunnel_from_pods("input", HookPoint::Input, port),
+            filter("forward", HookPoint::Forward, port),
+            filter("input", HookPoint::Input, port),
             postrouting(block, primary, masquerade, !step.all_native()),
         ],
-        nodes,
-        pods,
-        excluded,
     }
 }
 
-fn chain(name: &'static str, kind: &'static str, hook: HookPoint, priority: i32) -> Chain {
-    Chain {
-        name,
-        kind,
-        hook,
-        priority,
-        rules: Vec::new(),
+impl Ruleset {
+    /// Whether a pod's flow is translated to an address of the node whomever it
+    /// reaches in the world: `answers`.
+    pub(super) fn translates(&self, facts: &Facts, block: Option<Ipv4Net>, flow: &Flow) -> bool {
+        let exempt = [PODS, NODES, EXCLUDED];
+        let masquerade = |rule: &Vec<Expr>| *rule == [Expr::Ipv4, Expr::Masquerade];
+        self.chains.iter().any(|c| c.rules.iter().any(masquerade))
+            && block.is_some_and(|b| b.contains(&flow.source))
+            && !facts.addresses.contains(&IpAddr::V4(flow.answers))
+            && !exempt.iter().any(|set| self.holds(set, flow.answers))
     }
 }
 
-impl Chain {
-    /// Adds a rule for IPv4 packets.
-    fn rule(mut self, exprs: impl IntoIterator<Item = Expr>) -> Self {
-        self.rules
-            .push([Expr::Ipv4].into_iter().chain(exprs).collect());
-        self
+/// Devices without programs: no pod is behind them, and a node only where the
+/// way back to it says so. Before connection tracking, so that what is dropped
+/// here is no flow; and before every translation, so whatever its destination.
+fn sources(fib: bool) -> Chain {
+    let c = Chain::new("sources", "filter", HookPoint::Prerouting, FIRST)
+        .rule([Expr::InDevice("lo"), Expr::Return])
+        .rule([Expr::InDevices(OWN_DEVICES), Expr::Return])
+        .rule([Expr::InDeviceOf(UPLINKS), Expr::Return])
+        .rule([Expr::SourceIn(PODS), Expr::Count(POD_ELSEWHERE), Expr::Drop]);
+    if !fib {
+        return c;
     }
+    c.rule([
+        Expr::SourceIn(NODES),
+        Expr::NoWayBack,
+        Expr::Count(NODE_ELSEWHERE),
+        Expr::Drop,
+    ])
 }
 
 /// A pod that reached a node's tunnel port by way of a translation would be one
-/// that sends tunnel packets in the node's name.
-fn no_tunnel_from_pods(name: &'static str, hook: HookPoint, port: u16) -> Chain {
-    chain(name, "filter", hook, FILTER).rule([
-        Expr::SourceIn(PODS),
-        Expr::DestinationIn(NODES),
-        Expr::UdpTo(port),
-        Expr::Drop,
-    ])
+/// that sends tunnel packets in the node's name. And what connection tracking
+/// does not take for part of a connection (a segment outside the window) it does
+/// not translate back either: whoever got it would answer with a reset.
+fn filter(name: &'static str, hook: HookPoint, port: u16) -> Chain {
+    Chain::new(name, "filter", hook, FILTER)
+        .rule([
+            Expr::SourceIn(PODS),
+            Expr::DestinationIn(NODES),
+            Expr::UdpTo(port),
+            Expr::Count(TUNNEL_FROM_POD),
+            Expr::Drop,
+        ])
+        .rule([
+            Expr::Mark(mark::MASK, mark::TO_STACK),
+            Expr::Tcp,
+            Expr::Invalid,
+            Expr::Count(INVALID),
+            Expr::Drop,
+        ])
 }
 
 /// With `to_nodes` a pod's flow that the stack forwards to a node's address (the
@@ -175,7 +213,7 @@ fn postrouting(
     masquerade: bool,
     to_nodes: bool,
 ) -> Chain {
-    let mut c = chain(
+    let mut c = Chain::new(
         "postrouting",
         "nat",
         HookPoint::Postrouting,
@@ -189,7 +227,7 @@ fn postrouting(
     c = c
         .rule([
             by_vxlan(),
-            Expr::MarkBits(KUBE_PROXY_MASQUERADE),
+            Expr::Mark(KUBE_PROXY_MASQUERADE, KUBE_PROXY_MASQUERADE),
             Expr::SourceNat(primary),
         ])
         .rule([by_vxlan(), Expr::Source(block, true), Expr::Return])
@@ -198,6 +236,9 @@ fn postrouting(
             Expr::Source(Ipv4Net::from(primary), true),
             Expr::Return,
         ])
+        // What the world sends to a pod by way of this node did not begin here,
+        // and is not to arrive in this node's name.
+        .rule([by_vxlan(), Expr::InDeviceOf(UPLINKS), Expr::Return])
         .rule([by_vxlan(), Expr::SourceNat(primary)])
         .rule([Expr::Source(block, false), Expr::Return])
         .rule([Expr::DestinationIn(PODS), Expr::Return])
@@ -214,96 +255,6 @@ fn postrouting(
         c = c.rule([Expr::Masquerade]);
     }
     c
-}
-
-impl Ruleset {
-    /// The messages of the one transaction that replaces the table.
-    pub(super) fn messages(&self) -> Vec<Message> {
-        // Making it first lets the deletion succeed where there is none.
-        let mut all = vec![
-            table(NEW_TABLE, CREATE),
-            table(DELETE_TABLE, 0),
-            table(NEW_TABLE, CREATE),
-        ];
-        let nodes: Vec<(Ipv4Addr, bool)> = self.nodes.iter().map(|a| (*a, false)).collect();
-        set(&mut all, 1, NODES, false, &nodes);
-        set(&mut all, 2, PODS, true, &intervals(&self.pods));
-        set(&mut all, 3, EXCLUDED, true, &intervals(&self.excluded));
-        for chain in &self.chains {
-            let mut m = message(NEW_CHAIN, CREATE);
-            m.string(TABLE_NAME, TABLE)
-                .string(3, chain.name)
-                .nest(4, |m| {
-                    m.be32(1, chain.hook as u32)
-                        .be32(2, chain.priority.cast_unsigned());
-                })
-                .string(7, chain.kind);
-            all.push(m);
-            for rule in &chain.rules {
-                let mut m = message(NEW_RULE, CREATE | APPEND);
-                m.string(TABLE_NAME, TABLE)
-                    .string(2, chain.name)
-                    .nest(4, |m| {
-                        for expr in rule {
-                            expr.write(m);
-                        }
-                    });
-                all.push(m);
-            }
-        }
-        all
-    }
-}
-
-/// `NLM_F_APPEND`.
-const APPEND: u16 = 0x800;
-/// `NFT_SET_INTERVAL`.
-const INTERVAL: u32 = 4;
-/// `NFT_SET_ELEM_INTERVAL_END`.
-const INTERVAL_END: u32 = 1;
-/// nft's number for IPv4 addresses, so that `nft list` prints them as such.
-const TYPE_IPV4: u32 = 7;
-
-/// Beginnings and ends (exclusive) of blocks.
-fn intervals(blocks: &[Ipv4Net]) -> Vec<(Ipv4Addr, bool)> {
-    blocks
-        .iter()
-        .flat_map(|b| {
-            let end = u32::from(b.broadcast()).checked_add(1).map(Ipv4Addr::from);
-            [Some((b.network(), false)), end.map(|e| (e, true))]
-        })
-        .flatten()
-        .collect()
-}
-
-fn set(all: &mut Vec<Message>, id: u32, name: &str, interval: bool, elements: &[(Ipv4Addr, bool)]) {
-    let mut m = message(NEW_SET, CREATE);
-    m.string(TABLE_NAME, TABLE)
-        .string(2, name)
-        .be32(3, if interval { INTERVAL } else { 0 })
-        .be32(4, TYPE_IPV4)
-        .be32(5, 4)
-        .be32(10, id);
-    all.push(m);
-    for part in elements.chunks(ELEMENTS_PER_MESSAGE) {
-        let mut m = message(NEW_ELEMENT, CREATE);
-        m.string(TABLE_NAME, TABLE)
-            .string(2, name)
-            .be32(4, id)
-            .nest(3, |m| {
-                for (address, end) in part {
-                    m.nest(1, |m| {
-                        m.nest(1, |m| {
-                            m.attr(1, &address.octets());
-                        });
-                        if *end {
-                            m.be32(3, INTERVAL_END);
-                        }
-                    });
-                }
-            });
-        all.push(m);
-    }
 }
 
 #[cfg(test)]
@@ -325,7 +276,14 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ..Facts::default()
         };
-        ruleset(&index, &facts, step, Some("10.1.0.0/24".parse().unwrap()))
+        ruleset(Inputs {
+            index: &index,
+            facts: &facts,
+            step,
+            block: Some("10.1.0.0/24".parse().unwrap()),
+            uplinks: &BTreeSet::new(),
+            fib: true,
+        })
     }
 
     fn to_node(set: &Ruleset) -> Expr {
@@ -340,10 +298,11 @@ mod tests {
     #[test]
     fn an_address_inside_a_pod_block_is_no_nodes() {
         let set = built(&Step::default());
-        let nodes: Vec<String> = set.nodes.iter().map(ToString::to_string).collect();
-        assert_eq!(nodes, ["192.0.2.1", "192.0.2.2"]);
+        let nodes = ["192.0.2.1", "192.0.2.2"].map(|a| a.parse().unwrap());
+        assert_eq!(set.sets[0].elements, Elements::Addresses(nodes.into()));
         // Two halves are one interval.
-        assert_eq!(set.pods, ["10.1.0.0/23".parse().unwrap()]);
+        let pods = vec!["10.1.0.0/23".parse().unwrap()];
+        assert_eq!(set.sets[1].elements, Elements::Blocks(pods));
     }
 
     #[test]
@@ -365,11 +324,5 @@ mod tests {
         ] {
             assert_eq!(to_node(&built(&step(mode, phase))), expected, "{phase:?}");
         }
-    }
-
-    #[test]
-    fn a_block_up_to_the_last_address_has_no_end() {
-        let all = intervals(&["255.255.255.0/24".parse().unwrap()]);
-        assert_eq!(all, [("255.255.255.0".parse().unwrap(), false)]);
     }
 }

@@ -79,6 +79,10 @@ pub(crate) struct Peer {
     pub(crate) health: Ipv4Addr,
     /// The form that the epoch leads to; `None`: there is no path for it.
     pub(crate) target: Option<u8>,
+    /// Why there is no path for bare packets, where more is known than that.
+    pub(crate) no_path: Option<String>,
+    /// Why an answer would say nothing, so that none is asked for.
+    pub(crate) blind: Option<String>,
     /// Its entry in the maps.
     pub(crate) entry: Remote,
     /// Whether it takes the target form from us now.
@@ -211,6 +215,11 @@ impl Pairs {
         let phase = inputs.step.phase();
         let mut asks = Vec::new();
         for peer in inputs.peers {
+            if let Some(why) = &peer.blind {
+                let why = Finding::Failed(why.clone());
+                self.found.insert(peer.name.clone(), why);
+                continue;
+            }
             if peer.pending(inputs.now) {
                 asks.push(ask(peer, peer.entry.form, inputs.step, true));
                 if phase != Phase::Preflight {
@@ -218,7 +227,9 @@ impl Pairs {
                 }
             }
             let Some(target) = peer.target else {
-                let why = format!("this node has no path to {} for bare packets", peer.name);
+                let why = peer.no_path.clone().unwrap_or_else(|| {
+                    format!("this node has no path to {} for bare packets", peer.name)
+                });
                 self.found.insert(peer.name.clone(), Finding::Failed(why));
                 continue;
             };

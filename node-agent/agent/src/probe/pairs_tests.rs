@@ -28,6 +28,8 @@ impl World {
             name: name.into(),
             health: Ipv4Addr::new(10, 1, 1, 1),
             target: Some(FORM_NATIVE),
+            no_path: None,
+            blind: None,
             entry: Remote {
                 form: FORM_TUNNEL,
                 ..Remote::default()
@@ -267,4 +269,16 @@ fn a_node_that_is_gone_is_forgotten() {
     world.answer(asks, &["b", "c"]);
     world.pairs.retain(|name| name == "b");
     assert_eq!(world.pairs.trouble("c"), None);
+}
+
+#[test]
+fn a_peer_whose_answer_would_be_this_nodes_own_is_not_asked() {
+    let mut world = World::new(Phase::Preflight);
+    world.peers[0].blind = Some("cni0 has it too".into());
+    world.peers[1].target = None;
+    world.peers[1].no_path = Some("wg0 has no program".into());
+    assert!(world.asks().is_empty());
+    let troubles = world.pairs.troubles();
+    let all: Vec<&String> = troubles.values().collect();
+    assert_eq!(all, ["cni0 has it too", "wg0 has no program"]);
 }

@@ -61,7 +61,7 @@ impl Xdp {
             None
         };
         let mut under_flood = Vec::new();
-        for uplink in uplinks {
+        for uplink in uplinks.iter().filter(|u| u.ethernet) {
             let (mut mode, mut reason) = xdp_mode(wanted, uplink);
             if wanted == XdpMode::Auto && mode == XdpMode::Off {
                 under_flood.push(uplink.name.as_str());
@@ -225,6 +225,7 @@ mod tests {
             index: 1,
             mtu: 1500,
             kind: "veth".into(),
+            ethernet: true,
         };
         let (mode, reason) = xdp_mode(XdpMode::Auto, &uplink);
         assert_eq!(mode, XdpMode::Off);
