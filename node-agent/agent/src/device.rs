@@ -102,3 +102,31 @@ fn taken(socket: &mut Socket, port: u16, error: std::io::Error, what: &'static s
 fn find(socket: &mut Socket) -> Result<Option<Link>, Error> {
     link::by_name(socket, VXLAN).map_err(netlink("find veer_vxlan"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::lab;
+
+    #[test]
+    fn another_networks_device_on_the_tunnels_port_is_named() {
+        let node = lab::namespace();
+        let flannel = "link add flannel.1 type vxlan id 1 dstport 8472 local 127.0.0.1 nolearning";
+        node.command("ip", flannel);
+        node.command("ip", "link set flannel.1 up");
+        let up = || {
+            let mut socket = Socket::route().unwrap();
+            let index = find(&mut socket).unwrap().unwrap().index;
+            let error = link::set_up(&mut socket, index).err()?;
+            Some(taken(&mut socket, 8472, error, "set up").to_string())
+        };
+        node.run(|| {
+            let mut socket = Socket::route().unwrap();
+            link::add_vxlan(&mut socket, VXLAN, 8472, 1500).unwrap();
+        });
+        let why = node.run(up).expect("the port is taken");
+        assert!(why.contains("flannel.1") && why.contains("8472"), "{why}");
+        node.command("ip", "link del flannel.1");
+        assert_eq!(node.run(up), None);
+    }
+}

@@ -257,4 +257,66 @@ mod tests {
         assert!(!is_usable("127.0.0.1".parse().unwrap()));
         assert!(is_usable("172.17.0.1".parse().unwrap()));
     }
+
+    #[test]
+    fn a_device_without_programs_is_named_also_behind_one_of_several_next_hops() {
+        let link = |index, name: &str| Link {
+            index,
+            name: name.into(),
+            ..Link::default()
+        };
+        let links = [link(2, "eth0"), link(3, "wg0"), link(4, "tun0")];
+        let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
+        let uplink = |index, ethernet| Uplink {
+            index,
+            ethernet,
+            ..Uplink::default()
+        };
+        let uplinks = [uplink(2, true), uplink(4, false)];
+        assert_eq!(obstacle(2, &uplinks, &names), None);
+        let why = |index| obstacle(index, &uplinks, &names).unwrap();
+        assert!(why(3).contains("wg0") && why(3).contains("spec.uplinks"));
+        assert!(why(4).contains("tun0") && why(4).contains("no Ethernet"));
+
+        let block: IpNet = "198.51.100.0/24".parse().unwrap();
+        let other: IpNet = "203.0.113.0/24".parse().unwrap();
+        let routes = [
+            (3, Route::link(block, 2)),
+            (3, Route::link(block, 3)),
+            (3, Route::link(other, 2)),
+            (PROTOCOL, Route::link(other, 3)),
+        ];
+        let several: Vec<u32> = several(&routes).iter().map(|r| r.index).collect();
+        assert_eq!(several, [2, 3]);
+    }
+
+    #[test]
+    fn a_bridge_with_another_nodes_gateway_does_not_speak_for_this_node() {
+        let node = crate::netlink::lab::namespace();
+        node.command("ip", "link add eth0 type bridge");
+        node.device("eth0", "192.0.2.5", "192.0.2.0/24");
+        node.command(
+            "ip",
+            "route add default nexthop dev eth0 nexthop via 192.0.2.1 dev eth0",
+        );
+        node.command("ip", "link add cni0 type bridge");
+        node.device("cni0", "10.1.1.1", "10.1.1.0/24");
+        let facts = node.run(|| {
+            let wanted = Wanted {
+                uplinks: &[],
+                hint: None,
+                peers: &["192.0.2.9".parse().unwrap()],
+                direct: true,
+                pods: &["10.1.1.0/24".parse().unwrap()],
+            };
+            gather(&mut Socket::route().unwrap(), wanted, &Facts::default()).unwrap()
+        });
+        let own: IpAddr = "192.0.2.5".parse().unwrap();
+        assert_eq!((facts.primary, &*facts.addresses), (Some(own), &[own][..]));
+        let gateway: IpAddr = "10.1.1.1".parse().unwrap();
+        assert_eq!(facts.misplaced, [(gateway, "cni0".to_owned())]);
+        let uplinks: Vec<&str> = facts.uplinks.iter().map(|u| u.name.as_str()).collect();
+        assert_eq!(uplinks, ["eth0"]);
+        assert_eq!(facts.paths.len(), 1, "{:?}", facts.unfit);
+    }
 }

@@ -197,3 +197,89 @@ pub(crate) fn check(
     }
     Ok(wrong)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::lab;
+
+    const GATEWAY: &str = "10.1.0.1";
+
+    /// A node's namespace and a wired pod's, with MTUs of 1400 and 1350 bytes.
+    fn wired() -> (Netns, Netns, u32) {
+        let (node, pod) = (lab::namespace(), lab::namespace());
+        // As a host that forwards by a switch of the node's, not of each device.
+        node.run(|| std::fs::write("/proc/sys/net/ipv4/conf/default/forwarding", "0").unwrap());
+        let wiring = Wiring {
+            host_ifname: "veer0123456789",
+            host_mac: lab::NEAR,
+            pod_ifname: "eth0",
+            pod_mac: lab::FAR,
+            address: "10.1.0.5".parse().unwrap(),
+            gateway: GATEWAY.parse().unwrap(),
+            link_mtu: 1400,
+            route_mtu: 1350,
+            host_source: None,
+        };
+        let index = node.run(|| {
+            let mut host = Socket::route().unwrap();
+            let link = create(&mut host, &pod, &wiring).unwrap();
+            let sysctls = Path::new("/proc/sys/net");
+            configure(&mut host, &pod, &wiring, link.index, sysctls).unwrap();
+            link.index
+        });
+        (node, pod, index)
+    }
+
+    fn mtus(pod: &Netns, link: u32, route: u32) {
+        set_mtus(pod, "eth0", GATEWAY.parse().unwrap(), link, route).unwrap();
+    }
+
+    #[test]
+    fn a_pods_device_forwards_and_validates_loosely_whatever_new_devices_do() {
+        let (node, _pod, _) = wired();
+        for (key, value) in sysctl::DEVICE {
+            let path = format!("/proc/sys/net/ipv4/conf/veer0123456789/{key}");
+            let found = node.run(|| std::fs::read_to_string(path).unwrap());
+            assert_eq!(found.trim(), value, "{key}");
+        }
+    }
+
+    #[test]
+    fn both_mtus_of_a_running_pod_are_raised_and_lowered_again() {
+        let (_node, pod, _) = wired();
+        for (link, route) in [(1500, 1450), (1300, 1250)] {
+            mtus(&pod, link, route);
+            let seen = pod.command("ip", "route show default");
+            assert!(seen.contains(&format!("mtu {route}")), "{seen}");
+            let seen = pod.command("ip", "link show eth0");
+            assert!(seen.contains(&format!("mtu {link}")), "{seen}");
+        }
+    }
+
+    #[test]
+    fn a_default_route_of_the_pods_own_stays() {
+        let (_node, pod, _) = wired();
+        let routes = || pod.command("ip", "-o route show default");
+        pod.command("ip", "link add tun9 type bridge");
+        pod.command("ip", "link set tun9 up");
+
+        // Beside veer's, before it.
+        pod.command("ip", "route prepend default dev tun9");
+        mtus(&pod, 1400, 1300);
+        let seen = routes();
+        let [first, second] = seen.lines().collect::<Vec<_>>()[..] else {
+            panic!("{seen}");
+        };
+        assert!(
+            first.contains("tun9") && second.contains("mtu 1300"),
+            "{seen}"
+        );
+
+        // Instead of it.
+        pod.command("ip", "route del default dev eth0");
+        let before = routes();
+        mtus(&pod, 1400, 1250);
+        assert_eq!(routes(), before);
+    }
+}
