@@ -13,7 +13,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-switching lint bench image image-next crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-switching lint bench image image-next crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ test-iptables: image ## the services' tests with kube-proxy in iptables mode
 
 test-conformance: image ## Kubernetes' own network suite, in both modes
 	@$(E2E) veer-e2e-tests --bin veer-conformance
+
+test-conformance-wide: image ## all of it that needs no cloud, IPv6 or policies, on seven nodes in three zones
+	@$(E2E) veer-e2e-tests --bin veer-conformance -- --scope wide
 
 test-conformance-switching: image ## the same while the mode changes to and fro, once a minute
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --switching

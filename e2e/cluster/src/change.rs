@@ -140,7 +140,7 @@ impl Cluster {
         }
         self.state.save(&self.paths)?;
         node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, &info)?;
-        node::start_kubelet(&machine, &info)?;
+        node::start_kubelet(&machine, &info, &self.state.config)?;
         Ok(new)
     }
 
@@ -176,7 +176,7 @@ impl Cluster {
         let info = self.state.node(node)?;
         let machine = self.node(node)?;
         match name {
-            "kubelet" => node::start_kubelet(&machine, info),
+            "kubelet" => node::start_kubelet(&machine, info, &self.state.config),
             "kube-proxy" => node::start_proxy(&machine, info, &self.state.config),
             "containerd" => node::start_containerd(&machine),
             _ if control::COMPONENTS.contains(&name) => {

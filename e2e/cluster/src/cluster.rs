@@ -202,7 +202,7 @@ impl Cluster {
         // others arrive while it does.
         let (first, others) = IMAGES.split_at(1);
         first.iter().try_for_each(import)?;
-        node::start_kubelet(&machine, info)?;
+        node::start_kubelet(&machine, info, &self.state.config)?;
         node::start_proxy(&machine, info, &self.state.config)?;
         others.iter().try_for_each(import)?;
         self.progress

@@ -41,6 +41,9 @@ enum Action {
         /// Give each node an eth1 in a second network
         #[arg(long)]
         second_uplink: bool,
+        /// Put the workers in this many zones, in turn
+        #[arg(long, default_value_t = 0)]
+        zones: u8,
     },
     /// Say what a cluster consists of
     Describe {
@@ -131,6 +134,7 @@ fn act(action: Action) -> Result<ExitCode> {
             mtu,
             proxy_mode,
             second_uplink,
+            zones,
         } => {
             let underlay = match underlay {
                 UnderlayArg::Bridge => Underlay::Bridge,
@@ -148,6 +152,7 @@ fn act(action: Action) -> Result<ExitCode> {
                 mtu,
                 proxy_mode,
                 second_uplink,
+                zones,
             })?;
         }
         Action::Describe { name, output } => describe(&name, output.is_some())?,

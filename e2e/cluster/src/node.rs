@@ -146,7 +146,7 @@ pub(crate) fn import_image(node: &Machine, archive: &Path) -> Result<()> {
 }
 
 /// Starts the kubelet.
-pub(crate) fn start_kubelet(node: &Machine, info: &NodeInfo) -> Result<()> {
+pub(crate) fn start_kubelet(node: &Machine, info: &NodeInfo, config: &Config) -> Result<()> {
     let program = paths::programs().join("kubelet").display().to_string();
     let name = format!("--hostname-override={}", info.name);
     let address = format!("--node-ip={}", info.address);
@@ -160,6 +160,10 @@ pub(crate) fn start_kubelet(node: &Machine, info: &NodeInfo) -> Result<()> {
     if info.role == Role::ControlPlane {
         words.push("--register-with-taints=node-role.kubernetes.io/control-plane=:NoSchedule");
     }
+    let labels = config
+        .zone(info.number)
+        .map(|zone| format!("--node-labels=topology.kubernetes.io/zone={zone}"));
+    words.extend(labels.as_deref());
     node.daemon("kubelet", &words)
 }
 

@@ -49,6 +49,9 @@ pub struct Config {
     pub proxy_mode: ProxyMode,
     /// Whether each node has a second uplink, eth1, in a network of its own.
     pub second_uplink: bool,
+    /// Zones that the workers belong to in turn, by their label; 0: nobody has one.
+    #[serde(default)]
+    pub zones: u8,
 }
 
 impl Config {
@@ -61,7 +64,16 @@ impl Config {
             mtu: 1500,
             proxy_mode: ProxyMode::Nftables,
             second_uplink: false,
+            zones: 0,
         }
+    }
+
+    /// The zone of the node with this number: the first worker's is `zone1`, and
+    /// the control plane's node has none.
+    pub(crate) fn zone(&self, number: u8) -> Option<String> {
+        let worker = number.checked_sub(2)?;
+        let zone = worker.checked_rem(self.zones)?;
+        Some(format!("zone{}", zone + 1))
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -264,6 +276,20 @@ mod tests {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
         assert!(check_name("dev2").is_ok());
+    }
+
+    #[test]
+    fn workers_belong_to_zones_in_turn_and_the_control_plane_to_none() {
+        let config = Config {
+            zones: 3,
+            ..Config::new("a")
+        };
+        let found: Vec<Option<String>> = (1..=7).map(|n| config.zone(n)).collect();
+        let wanted = ["zone1", "zone2", "zone3", "zone1", "zone2", "zone3"];
+        let wanted = wanted.map(|z| Some(z.to_owned()));
+        assert_eq!(found[0], None);
+        assert_eq!(found[1..], wanted);
+        assert_eq!(Config::new("a").zone(2), None);
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::paths;
+use veer_e2e_cluster::{Config, paths};
 
 use crate::lab::{Lab, Mode};
 
@@ -24,7 +24,80 @@ pub enum Scope {
     Quick,
     /// All [sig-network] Conformance specs that may run beside others.
     Full,
+    /// All [sig-network] specs but those of [`LEFT_OUT`]. They want three zones of
+    /// two workers each, and the images of [`WIDE_IMAGES`].
+    Wide,
 }
+
+/// Specs that the wide scope leaves out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// A part of their names.
+    pub part: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// All that the wide scope leaves out. A spec that fits several is there for the
+/// first reason.
+pub static LEFT_OUT: [LeftOut; 13] = [
+    LeftOut {
+        part: "[Serial]",
+        reason: "run alone, and change what all others use",
+    },
+    LeftOut {
+        part: "[Disruptive]",
+        reason: "restart or break parts of Kubernetes",
+    },
+    LeftOut {
+        part: "[Feature:NetworkPolicy]",
+        reason: "ask for policies, which veer does not enforce",
+    },
+    LeftOut {
+        part: "[Feature:IPv6DualStack]",
+        reason: "ask for IPv6",
+    },
+    LeftOut {
+        part: "[Feature:Networking-IPv6]",
+        reason: "asks for IPv6, and for the internet",
+    },
+    LeftOut {
+        part: "[Feature:LoadBalancer]",
+        reason: "ask for a cloud that has load balancers",
+    },
+    LeftOut {
+        part: "[Provider:GCE]",
+        reason: "asks for that cloud",
+    },
+    LeftOut {
+        part: "[Feature:SCTPConnectivity]",
+        reason: "ask for SCTP, which the kernel of the tests lacks",
+    },
+    LeftOut {
+        part: "[Feature:Networking-IPv4]",
+        reason: "asks for the internet",
+    },
+    LeftOut {
+        part: "[Feature:Networking-DNS]",
+        reason: "asks for the internet",
+    },
+    LeftOut {
+        part: "KubeProxy should set TCP CLOSE_WAIT",
+        reason: "judges a setting that kube-proxy makes",
+    },
+    LeftOut {
+        part: "[Feature:KubeProxyNFAcct]",
+        reason: "judges a counter that kube-proxy keeps",
+    },
+    LeftOut {
+        part: "[Feature:OffByDefault]",
+        reason: "asks for a feature that is off by default",
+    },
+];
+
+/// Image archives that specs of the wide scope name beside those that every
+/// cluster has, or in place of them.
+const WIDE_IMAGES: [&str; 3] = ["tools-wide", "busybox", "regression-issue-74839"];
 
 /// What the quick scope holds, by parts of their names.
 const QUICK: [&str; 7] = [
@@ -37,8 +110,56 @@ const QUICK: [&str; 7] = [
     "HostPort validates that there is no conflict between pods with same hostPort",
 ];
 
-/// How many processes share the specs.
-const PROCESSES: usize = 3;
+/// How many processes share the specs, unless told otherwise.
+pub const PROCESSES: usize = 3;
+
+/// A cluster of the kind that a scope wants.
+pub fn config(name: &str, scope: Scope) -> Config {
+    let plain = Config::new(name);
+    match scope {
+        Scope::Quick | Scope::Full => plain,
+        Scope::Wide => Config {
+            workers: 6,
+            zones: 3,
+            ..plain
+        },
+    }
+}
+
+/// Gives the cluster the images that a scope wants beside those that it has.
+pub fn prepare(lab: &Lab, scope: Scope) -> Result<()> {
+    let images: &[&str] = match scope {
+        Scope::Quick | Scope::Full => &[],
+        Scope::Wide => &WIDE_IMAGES,
+    };
+    for image in images {
+        let path = paths::images().join(format!("{image}.tar"));
+        lab.cluster.load_image(&path)?;
+    }
+    Ok(())
+}
+
+/// What to run, and how.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Which specs.
+    pub scope: Scope,
+    /// Of these only those whose name has one of these parts; all if there are none.
+    pub only: Vec<String>,
+    /// How many processes share the specs.
+    pub processes: usize,
+}
+
+impl Plan {
+    /// All specs of a scope.
+    pub fn of(scope: Scope) -> Self {
+        Self {
+            scope,
+            only: Vec::new(),
+            processes: PROCESSES,
+        }
+    }
+}
 
 /// From one change of mode to the next under the suite.
 const BETWEEN: Duration = Duration::from_mins(1);
@@ -76,17 +197,14 @@ impl Spec {
 }
 
 /// Runs the suite; `folder` gets the logs and reports.
-pub fn run(lab: &Lab, scope: Scope, folder: &Path) -> Result<Vec<Spec>> {
-    let program = paths::programs().join("network.test");
-    ensure!(
-        program.exists(),
-        "{} is missing: run make setup",
-        program.display()
-    );
-    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let names = list(lab, scope, folder)?;
+pub fn run(lab: &Lab, plan: &Plan, folder: &Path) -> Result<Vec<Spec>> {
+    let kubeconfig = lab.cluster.kubeconfig();
+    let share_of =
+        |names: &[String], stem: &str| suite(&kubeconfig, names, &folder.join(stem), false);
+    let mut names = sort_out(&list(folder, plan.scope)?, plan.scope)?.run;
+    names.retain(|n| plan.only.is_empty() || plan.only.iter().any(|part| n.contains(part)));
     ensure!(!names.is_empty(), "the suite has no specs of that scope");
-    let mut shares: Vec<Vec<String>> = vec![Vec::new(); PROCESSES.min(names.len())];
+    let mut shares: Vec<Vec<String>> = vec![Vec::new(); plan.processes.clamp(1, names.len())];
     let count = shares.len();
     for (index, name) in names.iter().enumerate() {
         shares[index % count].push(name.clone());
@@ -95,9 +213,7 @@ pub fn run(lab: &Lab, scope: Scope, folder: &Path) -> Result<Vec<Spec>> {
         let threads: Vec<_> = shares
             .iter()
             .enumerate()
-            .map(|(number, share)| {
-                scope.spawn(move || suite(lab, share, &folder.join(format!("part{number}")), false))
-            })
+            .map(|(number, share)| scope.spawn(move || share_of(share, &format!("part{number}"))))
             .collect();
         threads
             .into_iter()
@@ -148,20 +264,53 @@ pub fn while_switching<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result
     })
 }
 
-/// Names of the specs in scope.
-fn list(lab: &Lab, scope: Scope, folder: &Path) -> Result<Vec<String>> {
-    let focus = match scope {
+/// Names of the suite's specs, among them all of the scope. Needs no cluster.
+pub fn list(folder: &Path, scope: Scope) -> Result<Vec<String>> {
+    let parts = match scope {
+        Scope::Wide => vec!["[sig-network]".to_owned()],
         Scope::Full => vec!["[Conformance]".to_owned()],
         Scope::Quick => QUICK.map(str::to_owned).to_vec(),
     };
-    let specs = suite(lab, &focus, &folder.join("list"), true)?;
-    Ok(specs
+    let nowhere = Path::new("/nonexistent");
+    let specs = suite(nowhere, &parts, &folder.join("list"), true)?;
+    // The suite brings specs of other groups along.
+    let own = specs
         .into_iter()
         .map(|s| s.name)
-        // The suite brings specs of other groups along.
-        .filter(|n| n.contains("[sig-network]") && n.contains("[Conformance]"))
-        .filter(|n| !n.contains("[Serial]") && !n.contains("[Disruptive]"))
-        .collect())
+        .filter(|n| n.contains("[sig-network]"));
+    let mut names: Vec<String> = own.collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The suite's specs as a scope sees them.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    /// Names of those that run.
+    pub run: Vec<String>,
+    /// Names of those that do not, each with the reason.
+    pub left_out: Vec<(String, &'static LeftOut)>,
+}
+
+/// Says which specs of these names a scope runs.
+pub fn sort_out(names: &[String], scope: Scope) -> Result<Sorted> {
+    let mut sorted = Sorted::default();
+    let mut fitting = [false; LEFT_OUT.len()];
+    for name in names {
+        let reason = LEFT_OUT.iter().position(|l| name.contains(l.part));
+        if let Some(index) = reason {
+            fitting[index] = true;
+            sorted.left_out.push((name.clone(), &LEFT_OUT[index]));
+        } else if scope == Scope::Wide || name.contains("[Conformance]") {
+            sorted.run.push(name.clone());
+        }
+    }
+    let stale = LEFT_OUT.iter().zip(fitting).find(|(_, fits)| !fits);
+    if let (Scope::Wide, Some((left_out, _))) = (scope, stale) {
+        let part = left_out.part;
+        bail!("no spec has {part:?} in its name: it need not be left out");
+    }
+    Ok(sorted)
 }
 
 /// A regular expression that matches exactly this text.
@@ -176,24 +325,29 @@ fn literal(text: &str) -> String {
     out
 }
 
-fn suite(lab: &Lab, names: &[String], stem: &Path, dry: bool) -> Result<Vec<Spec>> {
+fn suite(kubeconfig: &Path, names: &[String], stem: &Path, dry: bool) -> Result<Vec<Spec>> {
+    let program = paths::programs().join("network.test");
+    ensure!(
+        program.exists(),
+        "{} is missing: run make setup",
+        program.display()
+    );
+    if let Some(folder) = stem.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
     let report: PathBuf = stem.with_extension("json");
     let log = stem.with_extension("log");
     let file = fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
     let focus: Vec<String> = names.iter().map(|n| literal(n)).collect();
-    let mut command = Command::new(paths::programs().join("network.test"));
+    let mut command = Command::new(program);
     command
         .args([
             "--provider=skeleton",
             "--ginkgo.no-color",
-            "--ginkgo.timeout=1h",
+            "--ginkgo.timeout=3h",
         ])
-        .arg(format!(
-            "--kubeconfig={}",
-            lab.cluster.kubeconfig().display()
-        ))
+        .arg(format!("--kubeconfig={}", kubeconfig.display()))
         .arg(format!("--ginkgo.focus={}", focus.join("|")))
-        .arg(r"--ginkgo.skip=\[Serial\]|\[Disruptive\]")
         .arg(format!("--ginkgo.json-report={}", report.display()))
         .stdin(Stdio::null())
         .stderr(file.try_clone()?)
@@ -269,6 +423,41 @@ mod tests {
         let broken =
             json!([{"SpecReports": [spec("failed", "no nodes", "SynchronizedBeforeSuite")]}]);
         assert!(parse(&broken).is_err());
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_reason_and_all_else_of_the_scope_runs() {
+        let stay = [
+            "[sig-network] A should",
+            "[sig-network] B may [Conformance]",
+        ];
+        let mut names = stay.map(str::to_owned).to_vec();
+        names.extend(
+            LEFT_OUT
+                .iter()
+                .map(|l| format!("[sig-network] C {} would", l.part)),
+        );
+        let wide = sort_out(&names, Scope::Wide).expect("all fit");
+        assert_eq!(wide.run, stay);
+        assert_eq!(wide.left_out.len(), LEFT_OUT.len());
+        let full = sort_out(&names, Scope::Full).expect("sorted");
+        assert_eq!(full.run, stay[1..]);
+        names.pop();
+        let error = sort_out(&names, Scope::Wide).expect_err("a reason without a spec");
+        assert!(
+            error
+                .to_string()
+                .contains(LEFT_OUT[LEFT_OUT.len() - 1].part)
+        );
+    }
+
+    #[test]
+    fn the_documentation_names_all_that_is_left_out() {
+        let path = crate::lab::repository().join("docs/conformance.md");
+        let text = fs::read_to_string(path).expect("docs/conformance.md");
+        for LeftOut { part, reason } in &LEFT_OUT {
+            assert!(text.contains(&format!("### `{part}`: {reason}")), "{part}");
+        }
     }
 
     #[test]

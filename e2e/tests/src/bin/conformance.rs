@@ -1,18 +1,32 @@
 //! veer-conformance: Kubernetes' own network suite against veer on a cluster
-//! of three nodes, in both routing modes; a table of what passed.
+//! of three nodes (the wide form: of seven), in both routing modes; a table of
+//! what passed.
 #![expect(clippy::print_stdout, reason = "its table is its result")]
 
-use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
-use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode};
+use veer_e2e_cluster::{Cluster, Progress, ProxyMode};
 use veer_e2e_tests::{
     baseline,
-    conformance::{self, Scope, Spec},
+    conformance::{self, Plan, Scope, Spec},
     lab::{Lab, Mode},
 };
+
+const HEAD: &str = "\
+# Kubernetes' own network suite: what runs, and what does not
+
+`make test-conformance-wide` runs every [sig-network] spec of Kubernetes but those \
+named at the end, each group with its reason; one that skips itself counts as failed. \
+What passed is in the README. `veer-conformance --scope wide --list` prints this page.
+";
 
 #[derive(Parser)]
 #[command(
@@ -20,9 +34,18 @@ use veer_e2e_tests::{
     about = "Kubernetes' own network conformance specs against veer"
 )]
 struct Cli {
-    /// A few of each kind only
+    /// Which specs
+    #[arg(long, value_enum, default_value_t = ScopeArg::Full)]
+    scope: ScopeArg,
+    /// Print what runs, and what is left out for which reason, and run nothing
     #[arg(long)]
-    quick: bool,
+    list: bool,
+    /// Only specs whose name has this part (any of several)
+    #[arg(long)]
+    only: Vec<String>,
+    /// How many specs run at a time
+    #[arg(long, default_value_t = conformance::PROCESSES)]
+    processes: usize,
     /// A running cluster to use and to leave up (veer is installed if it is not)
     #[arg(long, env = "VEER_E2E_CLUSTER")]
     cluster: Option<String>,
@@ -39,6 +62,16 @@ struct Cli {
     /// network that is known
     #[arg(long)]
     baseline: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ScopeArg {
+    /// A few of each kind
+    Quick,
+    /// Conformance
+    Full,
+    /// All that such a cluster can judge
+    Wide,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -64,28 +97,41 @@ fn main() -> ExitCode {
 }
 
 fn judge(cli: &Cli) -> Result<()> {
+    let scope = match cli.scope {
+        ScopeArg::Quick => Scope::Quick,
+        ScopeArg::Full => Scope::Full,
+        ScopeArg::Wide => Scope::Wide,
+    };
+    let folder =
+        PathBuf::from(env::var_os("VEER_OUTPUT").unwrap_or_else(|| "build/conformance".into()));
+    if cli.list {
+        return list(scope, &folder);
+    }
+    let plan = Plan {
+        scope,
+        only: cli.only.clone(),
+        processes: cli.processes,
+    };
     let own = format!("conf{}", std::process::id());
     let lab = if let Some(name) = &cli.cluster {
         Lab::new(Cluster::attach(name)?)
     } else {
-        let mut config = Config::new(&own);
+        let mut config = conformance::config(&own, scope);
         config.proxy_mode = match cli.proxy_mode {
             ProxyArg::Nftables => ProxyMode::Nftables,
             ProxyArg::Iptables => ProxyMode::Iptables,
         };
         Lab::new(Cluster::up_with(config, Progress::start())?)
     };
-    let judged = judge_on(cli, &lab);
+    let judged = judge_on(cli, &lab, &plan, &folder);
     if cli.cluster.is_none() {
         Cluster::down_by_name(&own)?;
     }
     judged
 }
 
-fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
-    let scope = if cli.quick { Scope::Quick } else { Scope::Full };
-    let folder =
-        PathBuf::from(env::var_os("VEER_OUTPUT").unwrap_or_else(|| "build/conformance".into()));
+fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path) -> Result<()> {
+    conformance::prepare(lab, plan.scope)?;
     let mut columns: Vec<(&str, Vec<Spec>)> = Vec::new();
     if cli.baseline {
         baseline::install(lab)?;
@@ -93,7 +139,7 @@ fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
             .await_nodes_ready(std::time::Duration::from_mins(1))?;
         columns.push((
             "baseline",
-            conformance::run(lab, scope, &folder.join("baseline"))?,
+            conformance::run(lab, plan, &folder.join("baseline"))?,
         ));
     } else {
         if lab
@@ -105,7 +151,7 @@ fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
         lab.await_installed()?;
         if cli.switching {
             let (specs, changes) = conformance::while_switching(lab, || {
-                conformance::run(lab, scope, &folder.join("switching"))
+                conformance::run(lab, plan, &folder.join("switching"))
             })?;
             println!("the mode changed {changes} times meanwhile");
             columns.push(("switching", specs));
@@ -120,7 +166,7 @@ fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
             if wanted {
                 lab.set_mode(mode)?;
                 let name = mode.name();
-                columns.push((name, conformance::run(lab, scope, &folder.join(name))?));
+                columns.push((name, conformance::run(lab, plan, &folder.join(name))?));
             }
         }
     }
@@ -140,13 +186,35 @@ fn judge_on(cli: &Cli, lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Names of what runs and what does not, as `docs/conformance.md` has them.
+fn list(scope: Scope, folder: &Path) -> Result<()> {
+    let sorted = conformance::sort_out(&conformance::list(folder, scope)?, scope)?;
+    println!("{HEAD}");
+    println!("## Run: {}\n", sorted.run.len());
+    for name in &sorted.run {
+        println!("- {}", name.trim());
+    }
+    println!("\n## Left out: {}", sorted.left_out.len());
+    for rule in &conformance::LEFT_OUT {
+        println!("\n### `{}`: {}\n", rule.part, rule.reason);
+        let fitting = sorted
+            .left_out
+            .iter()
+            .filter(|(_, because)| *because == rule);
+        for (name, _) in fitting {
+            println!("- {}", name.trim());
+        }
+    }
+    Ok(())
+}
+
 /// Per area of the suite and mode: how many passed of how many.
 fn table(columns: &[(&str, Vec<Spec>)]) -> Table {
     let mut table = Table::new();
     table
         .load_style(ASCII_MARKDOWN)
         .set_content_arrangement(ContentArrangement::Disabled);
-    let mut header = vec!["[sig-network] Conformance".to_owned()];
+    let mut header = vec!["[sig-network]".to_owned()];
     header.extend(columns.iter().map(|(name, _)| (*name).to_owned()));
     table.set_header(header);
     let mut areas: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use veer_e2e_cluster::paths;
-use veer_e2e_tests::conformance::{self, Scope};
+use veer_e2e_tests::conformance::{self, Plan, Scope};
 
 use crate::scene::{Scene, Test};
 
@@ -13,7 +13,7 @@ pub(crate) const TESTS: [(&str, Test); 1] =
 
 fn quick(scene: &Scene) -> Result<()> {
     let folder = paths::output().join("judge").join(scene.mode.name());
-    let specs = conformance::run(&scene.lab, Scope::Quick, &folder)?;
+    let specs = conformance::run(&scene.lab, &Plan::of(Scope::Quick), &folder)?;
     let failed: Vec<String> = specs
         .iter()
         .filter(|s| !s.passed())
