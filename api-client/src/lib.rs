@@ -1,4 +1,5 @@
-//! How operator and agents reach the Kubernetes API.
+//! How operator and agents reach the Kubernetes API, and how they tell it that they
+//! live.
 //!
 //! An API server whose machine lost power, or that a load balancer gave up,
 //! says no goodbye: a watch on such a connection is silent for ever, and kube's
@@ -13,10 +14,14 @@
 //! growing waits; and whoever waits of his own accord does it by [`jittered`], so
 //! that a thousand agents do not come back in the same second.
 
+mod pulse;
+
 use std::{
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
+
+pub use pulse::{Pulse, STUCK};
 
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{

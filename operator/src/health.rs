@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use veer_api_client::Pulse;
 
 use crate::metrics::Metrics;
 
@@ -17,12 +18,18 @@ use crate::metrics::Metrics;
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     ready: AtomicBool,
+    pulse: Pulse,
 }
 
 impl Health {
     /// The API server has answered: this replica leads or waits for its turn.
     pub(crate) fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// This replica still looks at the Lease.
+    pub(crate) fn beat(&self) {
+        self.pulse.beat();
     }
 }
 
@@ -36,10 +43,17 @@ pub(crate) async fn serve(
     metrics: Arc<Metrics>,
 ) -> std::io::Result<()> {
     let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz).with_state(Arc::clone(&health)))
         .route("/readyz", get(readyz).with_state(health))
         .route("/metrics", get(text).with_state(metrics));
     axum::serve(TcpListener::bind(listen).await?, app).await
+}
+
+async fn healthz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
+    match health.pulse.check("the loop that holds the Lease") {
+        Ok(()) => (StatusCode::OK, "ok\n".into()),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text + "\n"),
+    }
 }
 
 async fn readyz(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) {

@@ -22,6 +22,7 @@ use kube::{Api, Client};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Error, api, code, found};
+use crate::health::Health;
 
 /// A candidate for one Lease.
 pub(crate) struct Candidate {
@@ -62,16 +63,17 @@ impl Candidate {
         }
     }
 
-    /// Returns once this candidate leads. `looked` is called after each answer
-    /// of the API server.
-    pub(crate) async fn acquire(&mut self, looked: impl Fn()) {
+    /// Returns once this candidate leads. It is ready with the first answer of the
+    /// API server.
+    pub(crate) async fn acquire(&mut self, health: &Health) {
         loop {
+            health.beat();
             match timeout(self.duration, self.look()).await {
                 Ok(Ok(Look::Held)) => {
-                    looked();
+                    health.set_ready();
                     return;
                 }
-                Ok(Ok(Look::Others)) => looked(),
+                Ok(Ok(Look::Others)) => health.set_ready(),
                 Ok(Err(Error::Conflict { .. })) => {}
                 Ok(Err(error)) => tracing::warn!("{}", error.chain()),
                 Err(_) => tracing::warn!(
@@ -84,10 +86,11 @@ impl Candidate {
     }
 
     /// Renews the Lease; returns once it is lost.
-    pub(crate) async fn hold(&mut self) {
+    pub(crate) async fn hold(&mut self, health: &Health) {
         let patience = self.duration * 2 / 3;
         let mut renewed = Instant::now();
         loop {
+            health.beat();
             sleep(self.duration / 6).await;
             let began = Instant::now();
             let left = patience.saturating_sub(renewed.elapsed());

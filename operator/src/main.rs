@@ -98,11 +98,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
 /// Leads again and again, until dropped.
 async fn lead(candidate: &mut Candidate, setup: &term::Setup, health: &Health) {
     loop {
-        candidate.acquire(|| health.set_ready()).await;
+        candidate.acquire(health).await;
         tracing::info!("leading");
         setup.metrics.leads(true);
         tokio::select! {
-            () = candidate.hold() => tracing::warn!("no longer leading"),
+            () = candidate.hold(health) => tracing::warn!("no longer leading"),
             () = term::run(setup) => tracing::error!("a controller ended: beginning a new term"),
         }
         setup.metrics.leads(false);

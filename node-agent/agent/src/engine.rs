@@ -188,6 +188,7 @@ impl Engine {
         let mut last = Instant::now();
         let mut next = last + ROUND;
         loop {
+            self.shared.pulse.beat();
             let wait = next.saturating_duration_since(Instant::now());
             let first = match self.from.recv_timeout(wait) {
                 Ok(input) => Some(input),

@@ -51,7 +51,11 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream) -> std::io::Result<()
     let line = String::from_utf8_lossy(&request);
     let path = line.split(' ').nth(1).unwrap_or("/").to_owned();
     let (status, body) = match path.as_str() {
-        "/healthz" => ("200 OK", "ok\n".to_owned()),
+        // Takes no lock: a stuck engine may hold one.
+        "/healthz" => match shared.pulse.check("the engine") {
+            Ok(()) => ("200 OK", "ok\n".to_owned()),
+            Err(text) => ("503 Service Unavailable", text + "\n"),
+        },
         "/readyz" => {
             let reason = shared.plan().not_ready.clone();
             if reason.is_empty() {

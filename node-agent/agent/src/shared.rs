@@ -9,6 +9,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
 };
 
+use veer_api_client::Pulse;
+
 use crate::{
     datapath::Datapath,
     desired::{Facts, Peers, Step},
@@ -77,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     /// Writes PodEndpoints.
     pub(crate) publisher: Publisher,
+    /// Whether the engine still goes round.
+    pub(crate) pulse: Pulse,
     /// The engine.
     pub(crate) engine: mpsc::Sender<Input>,
 }
@@ -107,6 +111,7 @@ impl Shared {
             repairs: Mutex::default(),
             events,
             publisher,
+            pulse: Pulse::default(),
             engine,
         }
     }
