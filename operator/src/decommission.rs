@@ -1,13 +1,16 @@
 //! `veer-operator decommission`: what `helm uninstall` runs before it removes the
 //! rest.
 //!
-//! Every agent is asked, through its NodeNetwork, to remove all of veer from its
-//! node. Input: the NodeNetworks and Nodes. The operator is stopped first, since
-//! it would give nodes their taint and NodeNetworks back. What only it and the
-//! agents write is deleted afterwards, so that a later installation starts anew;
-//! the ClusterNetwork is the user's and stays.
+//! It does so only where removal is proven; see `proof`. Every agent is asked,
+//! through its NodeNetwork, to remove all of veer from its node. Input: the
+//! NodeNetworks and Nodes. The operator is stopped first, since it would give
+//! nodes their taint and NodeNetworks back. What only it and the agents write is
+//! deleted afterwards, so that a later installation starts anew; the
+//! ClusterNetwork is the user's and stays.
 //!
 //! Invariant: it ends, by itself, within its time, and names who did not answer.
+
+mod proof;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -18,12 +21,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
-use tracing::info;
+use tracing::{info, warn};
 use veer_crds::v1alpha1::{
     NodeNetwork, NodeReport, PodCIDR, PodEndpoint, SecurityIdentity, TAINT_AGENT_NOT_READY,
 };
 
-use crate::error::{Error as ApiError, api, found};
+use proof::Seen;
+
+use crate::error::{Error as ApiError, api, code, found};
 
 /// Name of the operator's Deployment and Lease, and of its pods' label.
 const OPERATOR: &str = "veer-operator";
@@ -36,6 +41,8 @@ pub(crate) struct Arguments {
     /// How long nodes may take, in seconds.
     #[arg(long, default_value_t = 240)]
     timeout_seconds: u64,
+    #[command(flatten)]
+    release: proof::Release,
 }
 
 /// Why veer is still on some node.
@@ -44,6 +51,20 @@ pub(crate) enum Error {
     /// The API server refused or did not answer.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// Nobody asked for the removal of veer.
+    #[error(
+        "nothing was changed, for nothing says that veer is to be removed: {}. If it is, and Helm \
+         does not remove it or keeps its releases elsewhere, say so first: kubectl annotate \
+         clusternetwork default {}=true. Otherwise delete this Job",
+        reason(release, seen),
+        proof::UNINSTALL
+    )]
+    Unproven {
+        /// The Helm release, as namespace/name.
+        release: String,
+        /// What is known of it.
+        seen: Seen,
+    },
     /// The operator's pods are still there.
     #[error(
         "{} of veer-operator did not end in time: kubectl -n {namespace} get pods -l \
@@ -79,7 +100,53 @@ pub(crate) async fn run(
     arguments: &Arguments,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + Duration::from_secs(arguments.timeout_seconds);
-    stop_operator(&client, namespace, deadline).await?;
+    // Only once: what proves it may go with the last step.
+    patiently(deadline, async || {
+        prove(&client, namespace, &arguments.release).await
+    })
+    .await?;
+    // Every step finds out what is left to be done.
+    patiently(deadline, async || {
+        remove(&client, namespace, arguments.timeout_seconds, deadline).await
+    })
+    .await
+}
+
+/// Repeats what fails for a reason that passes: no answer, an API server that is
+/// starting or has too much to do, another writer.
+async fn patiently(
+    deadline: Instant,
+    step: impl AsyncFn() -> Result<(), Error>,
+) -> Result<(), Error> {
+    loop {
+        match step().await {
+            Err(Error::Api(error)) if passes(&error) && Instant::now() < deadline => {
+                warn!("{}; trying again", error.chain());
+                tokio::time::sleep(PERIOD).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+fn passes(error: &ApiError) -> bool {
+    match error {
+        ApiError::Conflict { .. } => true,
+        ApiError::Api { source, .. } => {
+            code(source).is_none_or(|code| code == 408 || code == 429 || code >= 500)
+        }
+        ApiError::Json { .. } | ApiError::NumbersExhausted => false,
+    }
+}
+
+/// Has it removed, from the beginning or from wherever an earlier try came to.
+async fn remove(
+    client: &Client,
+    namespace: &str,
+    seconds: u64,
+    deadline: Instant,
+) -> Result<(), Error> {
+    stop_operator(client, namespace, deadline).await?;
     let nodes: Api<Node> = Api::all(client.clone());
     let networks: Api<NodeNetwork> = Api::all(client.clone());
     let mut told = BTreeSet::new();
@@ -114,7 +181,7 @@ pub(crate) async fn run(
         if Instant::now() >= deadline {
             return Err(Error::NoAnswer {
                 namespace: namespace.to_owned(),
-                seconds: arguments.timeout_seconds,
+                seconds,
                 nodes: waiting,
             });
         }
@@ -122,8 +189,40 @@ pub(crate) async fn run(
     }
     remove_taints(&nodes, deadline).await?;
     delete_written(client, namespace).await?;
+    proof::fulfilled(client).await?;
     info!("veer is gone from every node; ClusterNetwork and CRDs stay until you delete them");
     Ok(())
+}
+
+/// Refuses unless somebody asked for the removal.
+async fn prove(client: &Client, namespace: &str, release: &proof::Release) -> Result<(), Error> {
+    if proof::annotated(client).await? {
+        info!("asked by annotation of the ClusterNetwork to remove veer");
+        return Ok(());
+    }
+    let namespace = release.release_namespace.as_deref().unwrap_or(namespace);
+    match proof::release(client, &release.release, namespace).await? {
+        Seen::Uninstalling => {
+            info!(
+                release = release.release,
+                namespace, "Helm is uninstalling this release"
+            );
+            Ok(())
+        }
+        seen @ (Seen::Status(_) | Seen::Nothing) => Err(Error::Unproven {
+            release: format!("{namespace}/{}", release.release),
+            seen,
+        }),
+    }
+}
+
+/// Why a release is no proof.
+fn reason(release: &str, seen: &Seen) -> String {
+    match seen {
+        Seen::Nothing => format!("Helm has no release {release}"),
+        Seen::Status(status) => format!("Helm release {release} is {status}, not uninstalling"),
+        Seen::Uninstalling => format!("Helm release {release} is uninstalling"),
+    }
 }
 
 /// Nodes that still have to answer: they exist and have not confirmed.
@@ -240,7 +339,7 @@ async fn remove_taint(nodes: &Api<Node>, node: &Node) -> Result<(), ApiError> {
 }
 
 /// Deletes what the operator and the agents wrote.
-async fn delete_written(client: Client, namespace: &str) -> Result<(), Error> {
+async fn delete_written(client: &Client, namespace: &str) -> Result<(), Error> {
     let (how, all) = (DeleteParams::default(), ListParams::default());
     let endpoints: Api<PodEndpoint> = Api::all(client.clone());
     for endpoint in endpoints
@@ -268,7 +367,7 @@ async fn delete_written(client: Client, namespace: &str) -> Result<(), Error> {
         .delete_collection(&how, &all)
         .await
         .map_err(api("delete nodenetworks"))?;
-    Api::<NodeReport>::all(client)
+    Api::<NodeReport>::all(client.clone())
         .delete_collection(&how, &all)
         .await
         .map_err(api("delete nodereports"))?;
@@ -292,6 +391,23 @@ mod tests {
         };
         network.status = Some(status);
         network
+    }
+
+    #[test]
+    fn what_passes_is_tried_again_and_a_refusal_is_not() {
+        let answer = |code: u16| {
+            let status = kube::core::Status {
+                code,
+                ..kube::core::Status::default()
+            };
+            api("list nodes")(kube::Error::Api(status.boxed()))
+        };
+        assert!(
+            [408, 409, 429, 500, 503]
+                .into_iter()
+                .all(|c| passes(&answer(c)))
+        );
+        assert!(![401, 403, 404, 422].into_iter().any(|c| passes(&answer(c))));
     }
 
     #[test]

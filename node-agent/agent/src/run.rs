@@ -94,7 +94,8 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     }
     let (state, socket) = (&shared.options.state, &shared.options.socket);
     let directory = socket.parent().unwrap_or(Path::new("/run/veer"));
-    match farewell::leave(state, directory, shared.store().len()) {
+    let plugins = &shared.options.cni_bin_dir;
+    match farewell::leave(state, directory, plugins, shared.store().len()) {
         Ok(true) => tracing::info!("stopping; veer is gone from this node"),
         Ok(false) => tracing::info!("stopping; programs, maps and routes stay"),
         Err(error) => tracing::error!(%error, "stopping; some files of veer stay"),

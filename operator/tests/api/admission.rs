@@ -14,7 +14,7 @@ const POLICY: &str = include_str!("../../../charts/veer/templates/admission-poli
 async fn guarded() -> Server {
     let server = Server::start().await;
     server
-        .apply(&POLICY.replace("{{ .Release.Namespace }}", "veer"))
+        .apply(&POLICY.replace("{{ include \"veer.namespace\" . }}", "veer"))
         .unwrap();
     server.add_namespace("veer", &[]).await;
     server.add_account("veer", "veer-agent").await;

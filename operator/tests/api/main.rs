@@ -15,12 +15,14 @@
 mod addresses;
 mod admission;
 mod blocks;
+mod chart;
 mod crds;
 mod identities;
 mod leaders;
 mod modes;
 mod nodes;
 mod play;
+mod removal;
 mod rollout;
 mod selection;
 mod server;

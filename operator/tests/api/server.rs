@@ -129,12 +129,17 @@ pub(crate) struct Server {
     _slot: Slot,
 }
 
-fn programs(dir: &Path) -> PathBuf {
+/// Where `make setup` puts programs.
+pub(crate) fn programs_folder() -> PathBuf {
     let cache = std::env::var_os("VEER_CACHE").map_or_else(
         || Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/veer"),
         PathBuf::from,
     );
-    let program = cache.join("bin/kubernetes");
+    cache.join("bin")
+}
+
+fn programs(dir: &Path) -> PathBuf {
+    let program = programs_folder().join("kubernetes");
     assert!(
         program.is_file(),
         "{} is missing: run make setup",

@@ -14,6 +14,7 @@
 
 mod cases;
 mod forged;
+mod gitops;
 mod judge;
 mod lifecycle;
 mod light;
@@ -51,6 +52,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
     group("tunnel::forged", tunnel, &forged::TESTS);
     group("tunnel::cases", tunnel, &cases::TESTS);
     group("tunnel::lifecycle", tunnel, &lifecycle::TESTS);
+    group("tunnel::gitops", tunnel, &gitops::TESTS);
     group("tunnel::light", tunnel, &light::TESTS);
     group("tunnel::judge", tunnel, &judge::TESTS);
     group("native::wiring", native, &wiring::EITHER);

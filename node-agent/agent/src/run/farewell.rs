@@ -11,18 +11,20 @@ use std::{fs, io, path::Path};
 
 use crate::{files, held::HeldFile};
 
-/// Where the chart mounts the node's directory of CNI plugins.
-const PLUGIN: &str = "/host/opt/cni/bin/veer-cni";
-
 /// Removes the agent's files if the node is decommissioned. `state` and `run` are
-/// its directories, `sandboxes` is how many the node has left. Returns whether
-/// anything was to be done.
-pub(super) fn leave(state: &Path, run: &Path, sandboxes: usize) -> io::Result<bool> {
+/// its directories, `plugins` is the node's directory of CNI plugins, `sandboxes` is
+/// how many the node has left. Returns whether anything was to be done.
+pub(super) fn leave(
+    state: &Path,
+    run: &Path,
+    plugins: &Path,
+    sandboxes: usize,
+) -> io::Result<bool> {
     if !HeldFile::open(state).get().decommissioned {
         return Ok(false);
     }
     if sandboxes == 0 {
-        files::remove(Path::new(PLUGIN))?;
+        files::remove(&plugins.join("veer-cni"))?;
     }
     empty(state)?;
     empty(run)?;
@@ -48,11 +50,12 @@ mod tests {
 
     fn node(decommissioned: bool) -> tempfile::TempDir {
         let node = tempfile::tempdir().unwrap();
-        for directory in ["state/endpoints", "run"] {
+        for directory in ["state/endpoints", "run", "bin"] {
             fs::create_dir_all(node.path().join(directory)).unwrap();
         }
         fs::write(node.path().join("state/endpoints/a.json"), "{}").unwrap();
         fs::write(node.path().join("run/agent.sock"), "").unwrap();
+        fs::write(node.path().join("bin/veer-cni"), "").unwrap();
         let held = Held {
             decommissioned,
             epoch: Some(veer_crds::v1alpha1::Epoch::default()),
@@ -72,15 +75,32 @@ mod tests {
     fn decommissioned_node_keeps_two_empty_directories() {
         let node = node(true);
         let (state, run) = (node.path().join("state"), node.path().join("run"));
-        assert!(leave(&state, &run, 1).unwrap());
+        let plugins = node.path().join("bin");
+        assert!(leave(&state, &run, &plugins, 1).unwrap());
         assert_eq!((entries(&state), entries(&run)), (0, 0));
+        assert_eq!(
+            entries(&plugins),
+            1,
+            "a sandbox is left to be deleted by it"
+        );
+    }
+
+    #[test]
+    fn plugin_goes_with_the_last_sandbox_wherever_plugins_are() {
+        let node = node(true);
+        let (state, run) = (node.path().join("state"), node.path().join("run"));
+        let plugins = node.path().join("bin");
+        assert!(leave(&state, &run, &plugins, 0).unwrap());
+        assert_eq!(entries(&plugins), 0);
     }
 
     #[test]
     fn agent_that_is_only_restarted_keeps_everything() {
         let node = node(false);
         let (state, run) = (node.path().join("state"), node.path().join("run"));
-        assert!(!leave(&state, &run, 0).unwrap());
+        let plugins = node.path().join("bin");
+        assert!(!leave(&state, &run, &plugins, 0).unwrap());
+        assert_eq!(entries(&plugins), 1);
         assert_eq!((entries(&state), entries(&run)), (2, 1));
     }
 }
