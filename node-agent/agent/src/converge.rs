@@ -387,6 +387,17 @@ impl Converger {
             Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
         }
         self.concerns.extend(self.forward.concern());
+        let deaf = shared
+            .options
+            .proc_sys_net
+            .join("ipv4/icmp_echo_ignore_all");
+        if std::fs::read_to_string(deaf).is_ok_and(|v| v.trim() == "1") {
+            let key = "net.ipv4.icmp_echo_ignore_all";
+            self.concerns.push(format!(
+                "{key} is 1, so other nodes' probes get no answer and no pair with this node can \
+                 change its form: set it to 0"
+            ));
+        }
         for (address, device) in &self.facts.misplaced {
             self.concerns.push(format!(
                 "{device} has {address}, which lies in a block of pods: a pod or another node has \

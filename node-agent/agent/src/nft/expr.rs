@@ -26,6 +26,8 @@ pub(super) enum Expr {
     OutDevice(&'static str),
     /// It leaves by a device whose name begins so.
     OutDevices(&'static str),
+    /// It leaves by a device of a set of names.
+    OutDeviceOf(&'static str),
     /// Of these bits of its mark the second number is what is set.
     Mark(u32, u32),
     /// Its source is (or is not) in a block.
@@ -196,6 +198,10 @@ impl Expr {
             Self::OutDevices(prefix) => {
                 meta(m, META_OIFNAME);
                 compare(m, CMP_EQ, prefix.as_bytes());
+            }
+            Self::OutDeviceOf(set) => {
+                meta(m, META_OIFNAME);
+                lookup(m, set);
             }
             Self::Mark(bits, set) => {
                 meta(m, META_MARK);

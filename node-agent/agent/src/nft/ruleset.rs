@@ -39,6 +39,8 @@ const POD_ELSEWHERE: &str = "pod-source-by-foreign-device";
 const NODE_ELSEWHERE: &str = "node-source-by-foreign-device";
 /// Part of a translated connection that connection tracking did not know.
 const INVALID: &str = "invalid-in-translated-flow";
+/// A pod's packet to an address of pods that no node has, on its way out.
+const POD_NOWHERE: &str = "unassigned-pod-address";
 /// A pod's packet to a node's tunnel port.
 const TUNNEL_FROM_POD: &str = "tunnel-from-pod";
 
@@ -129,7 +131,13 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
             set(EXCLUDED, Elements::Blocks(excluded)),
             set(UPLINKS, Elements::Devices(uplinks.clone())),
         ],
-        counters: vec![POD_ELSEWHERE, NODE_ELSEWHERE, INVALID, TUNNEL_FROM_POD],
+        counters: vec![
+            POD_ELSEWHERE,
+            NODE_ELSEWHERE,
+            INVALID,
+            POD_NOWHERE,
+            TUNNEL_FROM_POD,
+        ],
         chains: vec![
             sources(fib),
             Chain::new("raw_prerouting", "filter", HookPoint::Prerouting, RAW).rule([
@@ -142,7 +150,16 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
                 Expr::UdpTo(port),
                 Expr::NoTrack,
             ]),
-            filter("forward", HookPoint::Forward, port),
+            // Pods' blocks lead into veer_vxlan, and the own block ends here: what
+            // leaves by an uplink nobody has been given, and a router would send
+            // it back or on.
+            filter("forward", HookPoint::Forward, port).rule([
+                Expr::OutDeviceOf(UPLINKS),
+                Expr::SourceIn(PODS),
+                Expr::DestinationIn(PODS),
+                Expr::Count(POD_NOWHERE),
+                Expr::Drop,
+            ]),
             filter("input", HookPoint::Input, port),
             postrouting(block, primary, masquerade, !step.all_native()),
         ],

@@ -42,7 +42,9 @@ fn content(uplinks: &[&str]) -> Ruleset {
     let mut index = Index::new("a");
     index.handle(Event::Node(Change::Apply(NodeRecord {
         name: "b".into(),
-        pod_cidrs: vec!["10.1.1.0/24".parse().unwrap()],
+        pod_cidrs: ["10.1.1.0/24", "10.1.9.0/24"]
+            .map(|c| c.parse().unwrap())
+            .into(),
         addresses: ["192.0.2.2", "203.0.113.5"]
             .map(|a| a.parse().unwrap())
             .into(),
@@ -219,6 +221,29 @@ fn a_segment_that_conntrack_does_not_know_of_ends_here_if_its_flow_is_translated
     );
     send();
     assert_eq!(lab.counts()["invalid-in-translated-flow"], 1);
+}
+
+#[test]
+fn an_address_of_pods_that_no_route_leads_to_does_not_leave_by_an_uplink() {
+    let lab = Lab::new();
+    lab.write(&content(&["far0"]));
+    // The way to the world; a pod's device is `veer` and ten digits.
+    lab.node.command("ip", "route add default via 192.0.2.2");
+    lab.outside.command("ip", "addr add 198.51.100.1/32 dev lo");
+    let pod = lab::namespace();
+    lab::pair(&lab.node, &pod, "veer0123456789");
+    lab.node
+        .device("veer0123456789", "169.254.9.1", "10.1.0.5/32");
+    let device = pod.device("veer0123456789", "10.1.0.5", "0.0.0.0/0");
+    let world = lab
+        .outside
+        .run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+    world.set_read_timeout(Some(PATIENCE)).unwrap();
+    let from_pod = |to| udp([10, 1, 0, 5], to, false);
+    let [nowhere, outside] = [[10, 1, 9, 9], [198, 51, 100, 1]].map(from_pod);
+    lab::send_frames(&pod, device, [nowhere.as_slice(), &outside]);
+    first(&world);
+    assert_eq!(lab.counts()["unassigned-pod-address"], 1);
 }
 
 #[test]

@@ -260,7 +260,8 @@ fn silent(ask: &Ask, echo: &Open) -> String {
     if ask.form == FORM_NATIVE {
         format!(
             "no answer from {} to bare packets: does the underlay carry pod addresses (routes, \
-             security groups, source checks)?",
+             security groups, source checks), and do they enter both nodes by a device with \
+             veer's programs?",
             ask.to
         )
     } else {
