@@ -10,7 +10,8 @@
 //! [`NOTES_PER_ENDPOINT`] of the pod that opened the flow, and a new note that
 //! finds no free one takes the place, and so the life, of another of the same
 //! pod. Who opens flows from elsewhere has places in a share by its address, and
-//! never those of the pod that it talks to. Only the first packet of a translated flow pays for that. There is no
+//! never those of the pod that it talks to. Only the first packet of a translated
+//! flow pays for that. There is no
 //! counter, which would have to hear of every note that expires or is pushed
 //! out, and nothing to reset: it works without an agent.
 //!
@@ -171,10 +172,13 @@ fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
             let _ = FLOW_SLOTS.insert(FlowSlot { endpoint_id, slot }, key, 0);
             return false;
         };
-        // The key is read where it lies, which spares the stack a copy.
+        // By reference: the kernel reads the key where it lies, and the stack of this
+        // function and its callers has no room for copies (512 bytes for all).
         // SAFETY: integers of a live map value; where another CPU changes them
         // meanwhile, another note or none is found.
-        let expires_at = match unsafe { FLOWS.get(&*taken_by) } {
+        let other: &FlowKey = unsafe { &*taken_by };
+        // SAFETY: as above.
+        let expires_at = match unsafe { FLOWS.get(other) } {
             Some(taken) if note::is_live(taken, now) => taken.expires_at,
             _ => 0,
         };
@@ -200,11 +204,11 @@ fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
 #[inline(always)]
 fn take(place: *mut FlowKey, key: &FlowKey) {
     // SAFETY: as in `make_room`.
-    unsafe {
-        // It may have been deleted long ago.
-        let _ = FLOWS.remove(&*place);
-        *place = *key;
-    }
+    let other: &FlowKey = unsafe { &*place };
+    // It may have been deleted long ago.
+    let _ = FLOWS.remove(other);
+    // SAFETY: as in `make_room`.
+    unsafe { *place = *key };
 }
 
 /// Brings a live note up to date with a packet of its flow; `None` where there

@@ -123,10 +123,12 @@ fn tunnel(skb: &mut Skb, remote: &Remote, identity: u32, outer: Outer) -> Result
 #[inline(always)]
 fn next_hop(skb: &Skb, remote: &Remote) -> (u32, [u8; 4]) {
     let (known, node) = (v4(&remote.next_hop), v4(&remote.tunnel_address));
-    if known != node && remote.tunnel_family == FAMILY_V4 && lookup::agent_is_silent() {
-        if let Some(found) = fib::next_hop(skb, remote.ifindex, node) {
-            return found;
-        }
+    if known != node
+        && remote.tunnel_family == FAMILY_V4
+        && lookup::agent_is_silent()
+        && let Some(found) = fib::next_hop(skb, remote.ifindex, node)
+    {
+        return found;
     }
     (remote.ifindex, known)
 }

@@ -73,7 +73,7 @@ const fn advice(reason: DropReason) -> &'static str {
             "an IEEE 802.3 frame, which carries no IP; nothing to do unless the pod needs it"
         }
         DropReason::UnsupportedL3 => {
-            "neither IPv4 nor ARP. Every pod's kernel sends some IPv6 of its own (to ff02::…), \
+            "neither IPv4 nor ARP, or a VLAN tag where there can be none. Every pod's kernel sends some IPv6 of its own (to ff02::…), \
              which is harmless; IPv6 between pods is not carried yet"
         }
         DropReason::Malformed => {
@@ -111,7 +111,8 @@ const fn advice(reason: DropReason) -> &'static str {
         }
         DropReason::NativeNotAccepted => {
             "a bare packet from a node whose packets come by tunnel now: a node that was not \
-             told of a change of mode (kubectl describe clusternetwork default), or an attack"
+             told of a change of mode (kubectl describe clusternetwork default), a pod's packet \
+             that went out by the default route without masquerade, or an attack"
         }
         DropReason::OwnSourceFromOutside => {
             "a packet from outside with an address of this node's own pods: a loop in the \
