@@ -142,19 +142,19 @@ async fn bad_input_is_refused_with_a_sentence_that_says_what_to_do() {
         ),
         (
             "a node's address with a prefix length",
-            cn("podCIDRs: [{cidr: 10.0.0.0/8, nodeMaskSize: 24}], \
+            cn("podCIDRs: [{cidr: 10.0.0.0/8, nodeMaskSize: 24}]\n\
                  extraNodeAddresses: [{node: a, addresses: [192.0.2.7/32]}]"),
             "each address must be one that a node can have",
         ),
         (
             "a loopback address of a node",
-            cn("podCIDRs: [{cidr: 10.0.0.0/8, nodeMaskSize: 24}], \
+            cn("podCIDRs: [{cidr: 10.0.0.0/8, nodeMaskSize: 24}]\n\
                  extraNodeAddresses: [{node: a, addresses: [127.0.0.1]}]"),
             "each address must be one that a node can have",
         ),
         (
             "a node selector with an unknown operator",
-            cn("podCIDRs: [{cidr: 10.0.0.0/8, nodeMaskSize: 24}], \
+            cn("podCIDRs: [{cidr: 10.0.0.0/8, nodeMaskSize: 24}]\n\
                  nodeSelector: {matchExpressions: [{key: a, operator: Maybe}]}"),
             "use In, NotIn, Exists or DoesNotExist",
         ),

@@ -207,12 +207,13 @@ async fn a_store_restored_from_before_a_change_begins_one_above_what_nodes_have_
     // The backup says Tunnel, epoch 1; the agents are where they are, and say so.
     server.restore().await;
     for name in &names {
-        let mut status = server.network_of(name).await.status.unwrap();
-        status.applied.clone_from(&native);
-        let mut status = serde_json::to_value(status).unwrap();
+        let held = server.network_of(name).await.status.unwrap().held_pod_cidrs;
+        let mut said = server.report_of(name).await.status.unwrap();
         // The one condition there that is not the agent's.
-        let conditions = status["conditions"].as_array_mut().unwrap();
-        conditions.retain(|c| c["type"] != "CIDRAllocated");
+        said.conditions.retain(|c| c.type_ != "CIDRAllocated");
+        let mut status = serde_json::to_value(said).unwrap();
+        status["applied"] = serde_json::to_value(&native).unwrap();
+        status["heldPodCIDRs"] = serde_json::to_value(held).unwrap();
         server.report(name, status).await;
     }
     agents_until_done(&server, &names, 3).await;

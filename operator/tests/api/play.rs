@@ -183,6 +183,7 @@ impl Server {
             "pathMtu",
             "decommissioned",
         ];
+        self.network_of(name).await;
         self.report_of(name).await;
         let mut peers = json!({ "heldPodCIDRs": [] });
         let mut people = json!({});
