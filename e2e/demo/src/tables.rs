@@ -76,17 +76,21 @@ pub(crate) fn nodes(lab: &Lab) -> Result<String> {
         "host routing",
         "Ready",
     ]);
+    let reports = items(lab, "nodereports")?;
     for node in items(lab, "nodenetworks")? {
-        let status = &node["status"];
+        let name = &node["metadata"]["name"];
+        let report = reports.iter().find(|r| r["metadata"]["name"] == *name);
+        let report = report.unwrap_or(&Value::Null);
+        let applied = &node["status"]["applied"];
         table.add_row([
-            text(&node["metadata"]["name"]),
-            text(&status["addresses"]),
+            text(name),
+            text(&node["spec"]["addresses"]),
             text(&node["spec"]["podCIDRs"]),
-            text(&status["applied"]["mode"]),
-            text(&status["applied"]["phase"]),
-            text(&status["mtu"]),
-            text(&status["hostRouting"]),
-            is_true(&node, "Ready"),
+            text(&applied["mode"]),
+            text(&applied["phase"]),
+            text(&report["status"]["mtu"]),
+            text(&report["status"]["hostRouting"]),
+            is_true(report, "Ready"),
         ]);
     }
     Ok(table.to_string())

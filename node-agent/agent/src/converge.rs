@@ -6,17 +6,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use veer_bpf_common::value::Remote;
+use veer_bpf_common::{maps::NODES, value::Remote};
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
     attachments::Attachments,
     clock::monotonic,
-    desired::{self, Desired, Facts, Ids, Inputs, Peers, Step},
+    datapath,
+    desired::{self, Desired, Facts, Ids, Inputs, Left, Peers, Step},
     device::Device,
     endpoint::LocalEndpoint,
     engine::{Error, netlink},
@@ -24,7 +26,6 @@ use crate::{
     health::Health,
     held::Held,
     host::{self, Host},
-    index::Complete,
     netlink::{
         VXLAN, is_host_veth,
         link::{self, Link},
@@ -37,7 +38,7 @@ use crate::{
     probe::{Answer, Ask},
     repair::Kind,
     shared::Shared,
-    status::Report,
+    status::{self, Report},
     switch::{Now, Switch},
     tables::{self, Scope},
 };
@@ -45,6 +46,14 @@ use crate::{
 /// How long the node's address may be away, for a lease renewed or an uplink made
 /// anew, before it counts as lost.
 const ADDRESS_AWAY: Duration = Duration::from_millis(1500);
+
+/// What other nodes are worked out of.
+#[derive(PartialEq)]
+struct Basis {
+    generation: u64,
+    complete: bool,
+    addresses: Vec<IpAddr>,
+}
 
 /// What lives from round to round.
 pub(crate) struct Converger {
@@ -61,6 +70,9 @@ pub(crate) struct Converger {
     nft: nft::Table,
     forward: nft::Forward,
     facts: Facts,
+    peers: Arc<Peers>,
+    /// What `peers` was made of; `None`: nothing yet.
+    basis: Option<Basis>,
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,
     /// MTU that running pods' routes have, in bytes; 0: not known.
@@ -80,9 +92,20 @@ pub(crate) struct Converger {
 impl Converger {
     /// Over what is in the maps and on disk.
     pub(crate) fn new(shared: &Shared, held: &Held) -> Result<Self, Error> {
-        let present = shared.datapath().maps.used_remotes()?;
+        let (present, nodes, rows) = {
+            let maps = &mut shared.datapath().maps;
+            (
+                maps.used_remotes()?,
+                datapath::read_all(&maps.nodes, NODES)?,
+                maps.ipcache_rows()?,
+            )
+        };
         Ok(Self {
-            ids: Ids::from_present(&present),
+            ids: Ids::from_present(Left {
+                remotes: &present,
+                nodes: &nodes,
+                rows: &rows,
+            }),
             present,
             switch: Switch::new(held),
             health: Health::default(),
@@ -95,6 +118,8 @@ impl Converger {
             nft: nft::Table::default(),
             forward: nft::Forward::default(),
             facts: Facts::default(),
+            peers: Arc::default(),
+            basis: None,
             away: None,
             pods_mtu: 0,
             pods_link: 0,
@@ -133,7 +158,7 @@ impl Converger {
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
 
-        let peers = desired::peers(&shared.index(), &self.facts, &mut self.ids);
+        let peers = self.peers(shared);
         let now = now_of(&peers, &self.facts, &self.present);
         self.switch
             .take_up(shared, now, epoch, underlay, self.pods_mtu);
@@ -193,12 +218,19 @@ impl Converger {
     fn observe(&mut self, shared: &Shared, socket: &mut Socket) -> Result<(), Error> {
         let (uplinks, direct, peers, pods) = {
             let index = shared.index();
+            for node in index.nodes.iter().filter(|n| n.name != index.own()) {
+                self.ids.recover(&node.name, &node.pod_cidrs);
+            }
             let cluster = index.cluster.as_ref().map(|(_, c)| c);
             let peers: Vec<_> = index
                 .nodes
                 .iter()
                 .filter(|n| n.name != index.own())
-                .filter_map(|n| n.addresses.iter().copied().find(std::net::IpAddr::is_ipv4))
+                .filter_map(|n| {
+                    let recovered = self.ids.recovered(&n.name);
+                    let all = n.addresses.iter().chain(recovered);
+                    all.copied().find(IpAddr::is_ipv4)
+                })
                 .collect();
             let of_nodes = index.nodes.iter().flat_map(|n| &n.pod_cidrs).copied();
             let of_cluster = cluster.into_iter().flat_map(|c| &c.pod_cidrs);
@@ -240,10 +272,28 @@ impl Converger {
         Ok(())
     }
 
-    fn publish_plan(&self, shared: &Shared, peers: &Peers, step: &Step, underlay: u32) {
+    /// Other nodes: worked out when the API server or the own addresses say
+    /// something new.
+    fn peers(&mut self, shared: &Shared) -> Arc<Peers> {
+        let index = shared.index();
+        let basis = Basis {
+            generation: index.nodes.generation(),
+            complete: index.complete.nodes,
+            addresses: self.facts.addresses.clone(),
+        };
+        if self.basis.as_ref() != Some(&basis) {
+            self.peers = Arc::new(desired::peers(&index, &self.facts, &mut self.ids));
+            self.basis = Some(basis);
+        }
+        Arc::clone(&self.peers)
+    }
+
+    fn publish_plan(&self, shared: &Shared, peers: &Arc<Peers>, step: &Step, underlay: u32) {
         let mut plan = shared.plan_mut();
-        plan.facts.clone_from(&self.facts);
-        plan.peers.clone_from(peers);
+        if plan.facts != self.facts {
+            plan.facts.clone_from(&self.facts);
+        }
+        plan.peers = Arc::clone(peers);
         plan.step.clone_from(step);
         plan.troubles = self.switch.pairs.troubles();
         plan.link_mtu = underlay;
@@ -282,15 +332,8 @@ impl Converger {
         }
         let found = datapath.maps.used_remotes()?;
         self.present = tables::own_remotes(&datapath.maps, &found);
-        let (wanted, complete) = {
-            let index = shared.index();
-            let complete = Complete {
-                nodes: index.complete.nodes && peers.all_known,
-                ..index.complete
-            };
-            drop(index);
-            (self.desired(shared, peers, step, full), complete)
-        };
+        let complete = shared.index().complete;
+        let wanted = self.desired(shared, peers, step, full);
         let scope = Scope {
             nodes: complete.nodes,
             rows: complete.nodes && complete.endpoints,
@@ -447,17 +490,16 @@ impl Converger {
 
     /// What to report.
     pub(crate) fn report(&self, shared: &Shared, held: &Held) -> Report {
-        Report::new(
+        Report::new(status::Inputs {
             shared,
             held,
-            &self.facts,
-            &self.attachments,
-            self.switch.applied.clone(),
-            self.switch.probes.clone(),
-            self.pods_mtu,
-            &self.degraded,
-            self.decommissioned,
-        )
+            facts: &self.facts,
+            attachments: &self.attachments,
+            switch: &self.switch,
+            mtu: self.pods_mtu,
+            degraded: &self.degraded,
+            decommissioned: self.decommissioned,
+        })
     }
 }
 

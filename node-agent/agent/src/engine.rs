@@ -211,19 +211,20 @@ impl Engine {
                 probed,
             } = self.take_in(first);
             if let Some((round, answers)) = probed {
-                stale.all |= self.probed(round, answers);
+                stale.pairs |= self.probed(round, answers);
             }
             if stale.identities {
                 self.identities();
             }
-            if stale.all {
-                self.round(true);
+            if stale.all || stale.pairs {
+                self.round(stale.all);
+                if !stale.all {
+                    self.rows_or_tell(&stale.addresses);
+                }
                 last = Instant::now();
                 next = last + ROUND;
             } else {
-                if let Err(error) = self.rows(&stale.addresses) {
-                    tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
-                }
+                self.rows_or_tell(&stale.addresses);
                 if kernel {
                     next = next.min((Instant::now() + SETTLE).max(last + GAP));
                 }
@@ -355,8 +356,8 @@ impl Engine {
             }
             self.started = true;
         }
-        self.shared.tell_repairs();
         self.sync_objects();
+        self.shared.tell_repairs();
         if let Err(error) = self.shared.store().flush() {
             tracing::warn!(%error, "cannot note released addresses");
         }
@@ -410,6 +411,12 @@ impl Engine {
             decommissioned: false,
         };
         self.held.set(held).map_err(Error::State)
+    }
+
+    fn rows_or_tell(&self, addresses: &HashSet<IpAddr>) {
+        if let Err(error) = self.rows(addresses) {
+            tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
+        }
     }
 
     /// Writes the ipcache rows of these addresses.

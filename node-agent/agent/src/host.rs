@@ -54,7 +54,7 @@ impl Host {
         links: &[Link],
         wanted: &Desired,
     ) {
-        let complete = wanted.all_known && shared.index().complete.nodes;
+        let complete = shared.index().complete.nodes;
         let own: HashMap<IpNet, &Route> = present
             .iter()
             .filter(|(protocol, _)| *protocol == PROTOCOL)

@@ -27,6 +27,7 @@ mod nft;
 mod probe;
 mod publish;
 mod repair;
+mod retry;
 mod run;
 mod shared;
 mod status;

@@ -1,71 +1,51 @@
 //! Writes this node's PodEndpoints: asynchronously, the last word per object
 //! counts, what fails is tried again.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    future::ready,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use veer_crds::{
     names::pod_endpoint_name,
     v1alpha1::{PodEndpoint, PodEndpointSpec, PodEndpointState},
 };
 
-use crate::endpoint::LocalEndpoint;
+use crate::{endpoint::LocalEndpoint, index::PodEndpointRow, retry, watch::version};
 
 /// Field manager of everything the agent writes.
 pub(crate) const FIELD_MANAGER: &str = "veer-agent";
 /// Requests under way at once.
 const PARALLEL: usize = 8;
-/// Waits between attempts at one object, from the first to the longest.
-const BACKOFF: [Duration; 5] = [
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(15),
-];
+/// Waits between attempts at one object, the first and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// How long what the watch shows may be older than what was written.
+const ECHO: Duration = Duration::from_secs(10);
 
 /// An object: namespace and name.
 type Key = (String, String);
 
-/// What an object is to be.
-#[derive(Clone, Debug)]
-enum Wish {
-    /// As this, owned by the pod with this name and UID if that is known.
-    Be(Box<PodEndpointSpec>, Option<(String, String)>),
-    /// Gone.
-    Gone,
+/// What a PodEndpoint is to say.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// Its spec.
+    pub(crate) spec: PodEndpointSpec,
+    /// UID of the pod that owns it, if that is known.
+    pub(crate) owner: Option<String>,
 }
 
-/// Handle of the writing task.
-#[derive(Clone, Debug)]
-pub(crate) struct Publisher {
-    to: mpsc::UnboundedSender<(Key, Wish)>,
-}
-
-/// The object's namespace and name.
-pub(crate) fn key(endpoint: &LocalEndpoint) -> (String, String) {
-    let uid = endpoint.object_uid.as_ref().unwrap_or(&endpoint.pod_uid);
-    (
-        endpoint.namespace.clone(),
-        pod_endpoint_name(&endpoint.pod_name, uid),
-    )
-}
-
-impl Publisher {
-    /// A handle and what the task needs.
-    pub(crate) fn new() -> (Self, Wishes) {
-        let (to, from) = mpsc::unbounded_channel();
-        (Self { to }, Wishes { from })
-    }
-
-    /// The object of a wired pod is to be there.
-    pub(crate) fn publish(&self, node: &str, endpoint: &LocalEndpoint) {
+impl Entry {
+    /// Of a wired pod.
+    pub(crate) fn of(node: &str, endpoint: &LocalEndpoint) -> Self {
         let spec = PodEndpointSpec {
             pod_name: endpoint.pod_name.clone(),
             pod_uid: endpoint
@@ -83,18 +63,147 @@ impl Publisher {
                 PodEndpointState::Ready
             },
         };
-        let owner = endpoint
-            .object_uid
-            .clone()
-            .map(|uid| (endpoint.pod_name.clone(), uid));
-        let _ = self
-            .to
-            .send((key(endpoint), Wish::Be(Box::new(spec), owner)));
+        Self {
+            spec,
+            owner: endpoint.object_uid.clone(),
+        }
+    }
+
+    fn is_in(&self, row: &PodEndpointRow) -> bool {
+        row.own
+            .as_ref()
+            .is_some_and(|own| own.spec == self.spec && own.owner == *self.owner_uid())
+    }
+
+    fn owner_uid(&self) -> &str {
+        self.owner.as_deref().unwrap_or_default()
+    }
+}
+
+/// What an object is to be.
+#[derive(Clone, Debug)]
+enum Wish {
+    /// As this.
+    Be(Box<Entry>),
+    /// Gone.
+    Gone,
+}
+
+/// What this agent did with an object.
+#[derive(Debug)]
+enum Done {
+    /// It is about to write it.
+    Writing,
+    /// It wrote this; `None`: it deleted it.
+    Written {
+        entry: Option<Box<Entry>>,
+        version: u64,
+        at: Instant,
+    },
+}
+
+type Ledger = Arc<Mutex<HashMap<Key, Done>>>;
+
+/// What is to be done about an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Todo {
+    /// Nothing.
+    Nothing,
+    /// To write or delete it.
+    Write,
+    /// To put back what somebody else changed.
+    PutBack,
+}
+
+/// Handle of the writing task.
+#[derive(Clone, Debug)]
+pub(crate) struct Publisher {
+    to: mpsc::UnboundedSender<(Key, Wish)>,
+    done: Ledger,
+}
+
+fn lock(done: &Ledger) -> MutexGuard<'_, HashMap<Key, Done>> {
+    done.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The object's namespace and name.
+pub(crate) fn key(endpoint: &LocalEndpoint) -> (String, String) {
+    let uid = endpoint.object_uid.as_ref().unwrap_or(&endpoint.pod_uid);
+    (
+        endpoint.namespace.clone(),
+        pod_endpoint_name(&endpoint.pod_name, uid),
+    )
+}
+
+impl Publisher {
+    /// A handle and what the task needs.
+    pub(crate) fn new() -> (Self, Wishes) {
+        let (to, from) = mpsc::unbounded_channel();
+        let done = Ledger::default();
+        let wishes = Wishes {
+            from,
+            done: Arc::clone(&done),
+        };
+        (Self { to, done }, wishes)
+    }
+
+    /// The object of a wired pod is to be there.
+    pub(crate) fn publish(&self, node: &str, endpoint: &LocalEndpoint) {
+        let entry = Box::new(Entry::of(node, endpoint));
+        self.wish(key(endpoint), Wish::Be(entry));
     }
 
     /// An object is to be gone.
     pub(crate) fn withdraw(&self, key: (String, String)) {
-        let _ = self.to.send((key, Wish::Gone));
+        self.wish(key, Wish::Gone);
+    }
+
+    fn wish(&self, key: Key, wish: Wish) {
+        lock(&self.done).insert(key.clone(), Done::Writing);
+        let _ = self.to.send((key, wish));
+    }
+
+    /// What is to be done about an object: `wanted` is what it is to say, `None`:
+    /// to be gone; `seen` is what the watch shows. What the watch may just not have
+    /// shown yet is left alone.
+    pub(crate) fn todo(
+        &self,
+        key: &Key,
+        wanted: Option<&Entry>,
+        seen: Option<&PodEndpointRow>,
+    ) -> Todo {
+        let as_wanted = match (wanted, seen) {
+            (Some(wanted), Some(row)) => wanted.is_in(row),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if as_wanted {
+            return Todo::Nothing;
+        }
+        match lock(&self.done).get(key) {
+            None => Todo::Write,
+            Some(Done::Writing) => Todo::Nothing,
+            Some(Done::Written { entry, version, at }) => {
+                let seen = seen
+                    .and_then(|row| row.own.as_ref())
+                    .map_or(0, |o| o.version);
+                if entry.as_deref() != wanted {
+                    Todo::Write
+                } else if (entry.is_none() || seen < *version) && at.elapsed() < ECHO {
+                    Todo::Nothing
+                } else {
+                    Todo::PutBack
+                }
+            }
+        }
+    }
+
+    /// Forgets objects that are gone and not to be there.
+    pub(crate) fn forget(&self, wanted: impl Fn(&(String, String)) -> bool) {
+        lock(&self.done).retain(|key, done| match done {
+            Done::Writing => true,
+            Done::Written { at, .. } => wanted(key) || at.elapsed() < ECHO,
+        });
     }
 }
 
@@ -102,77 +211,104 @@ impl Publisher {
 #[derive(Debug)]
 pub(crate) struct Wishes {
     from: mpsc::UnboundedReceiver<(Key, Wish)>,
+    done: Ledger,
 }
+
+/// A wish and how often it has failed.
+type Try = (Key, Wish, u32);
 
 impl Wishes {
     /// Carries wishes out until all handles are gone.
     pub(crate) async fn run(mut self, client: Client) {
         let client = Arc::new(client);
+        // The last word on each object that is not being written right now, and on
+        // those that are.
         let mut pending: HashMap<Key, Wish> = HashMap::new();
-        let mut queue: Vec<Key> = Vec::new();
-        let mut busy: HashMap<Key, usize> = HashMap::new();
+        // Keys of `pending` that nothing is under way for.
+        let mut queue: VecDeque<Key> = VecDeque::new();
+        let mut busy: HashSet<Key> = HashSet::new();
         let mut running = FuturesUnordered::new();
+        // Those that wait after a failure take no place away from others.
+        let mut resting: FuturesUnordered<BoxFuture<'static, Try>> = FuturesUnordered::new();
         loop {
             while running.len() < PARALLEL
-                && let Some(at) = queue.iter().position(|k| !busy.contains_key(k))
+                && let Some(key) = queue.pop_front()
             {
-                let key = queue.remove(at);
                 if let Some(wish) = pending.remove(&key) {
-                    busy.insert(key.clone(), 0);
-                    running.push(attempt(client.clone(), key, wish, 0));
+                    busy.insert(key.clone());
+                    running.push(attempt(client.clone(), (key, wish, 0)));
                 }
             }
             tokio::select! {
                 wish = self.from.recv() => {
                     let Some((key, wish)) = wish else { return };
-                    if pending.insert(key.clone(), wish).is_none() {
-                        queue.push(key);
+                    if pending.insert(key.clone(), wish).is_none() && !busy.contains(&key) {
+                        queue.push_back(key);
                     }
                 }
-                Some((key, wish, tries, done)) = running.next(), if !running.is_empty() => {
-                    busy.remove(&key);
-                    if done || pending.contains_key(&key) {
+                Some((key, wish, failures)) = resting.next(), if !resting.is_empty() => {
+                    let wish = pending.remove(&key).unwrap_or(wish);
+                    running.push(attempt(client.clone(), (key, wish, failures)));
+                }
+                Some(((key, wish, failures), result)) = running.next(), if !running.is_empty() => {
+                    if let Err(error) = result {
+                        let wait = retry::after(&error, failures, BACKOFF);
+                        let again = (key, wish, failures.saturating_add(1));
+                        // Something newer does not wait for the failure of the older.
+                        let rest = if pending.contains_key(&again.0) {
+                            ready(again).boxed()
+                        } else {
+                            tokio::time::sleep(wait).map(move |()| again).boxed()
+                        };
+                        resting.push(rest);
                         continue;
                     }
-                    busy.insert(key.clone(), tries);
-                    running.push(attempt(client.clone(), key, wish, tries + 1));
+                    busy.remove(&key);
+                    if pending.contains_key(&key) {
+                        queue.push_back(key);
+                    } else {
+                        let entry = match wish {
+                            Wish::Be(entry) => Some(entry),
+                            Wish::Gone => None,
+                        };
+                        let done = Done::Written {
+                            entry,
+                            version: result.unwrap_or_default(),
+                            at: Instant::now(),
+                        };
+                        lock(&self.done).insert(key, done);
+                    }
                 }
             }
         }
     }
 }
 
-async fn attempt(
-    client: Arc<Client>,
-    key: Key,
-    wish: Wish,
-    tries: usize,
-) -> (Key, Wish, usize, bool) {
-    if tries > 0 {
-        tokio::time::sleep(BACKOFF[(tries - 1).min(BACKOFF.len() - 1)]).await;
-    }
+/// One try. Returns the object's resourceVersion; 0: it is gone.
+async fn attempt(client: Arc<Client>, now: Try) -> (Try, Result<u64, kube::Error>) {
+    let (key, wish, _) = &now;
     let api: Api<PodEndpoint> = Api::namespaced(client.as_ref().clone(), &key.0);
-    let result = match &wish {
-        Wish::Be(spec, owner) => be(&api, &key, spec, owner.as_ref()).await,
-        Wish::Gone => match api.delete(&key.1, &DeleteParams::default()).await {
-            Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
-            other => other.map(drop),
-        },
+    let result = match wish {
+        Wish::Be(entry) => be(&api, key, entry).await,
+        Wish::Gone => api
+            .delete(&key.1, &DeleteParams::default())
+            .await
+            .map(|_| 0),
     };
-    let done = match result {
-        Ok(()) => true,
-        // The pod's namespace is going or gone; so is the pod.
-        Err(kube::Error::Api(e)) if e.code == 404 || e.is_terminating_namespace() => true,
+    let result = match result {
+        // It is gone, or the pod's namespace is going or gone; so is the pod.
+        Err(kube::Error::Api(e)) if e.code == 404 || e.is_terminating_namespace() => Ok(0),
         Err(error) => {
             tracing::warn!(
                 object = format!("{}/{}", key.0, key.1),
                 error = %crate::chain(&error),
                 "cannot write the PodEndpoint; trying again"
             );
-            false
+            Err(error)
         }
+        ok @ Ok(_) => ok,
     };
-    (key, wish, tries, done)
+    (now, result)
 }
 
 trait Terminating {
@@ -188,22 +324,24 @@ impl Terminating for kube::core::Status {
 async fn be(
     api: &Api<PodEndpoint>,
     (namespace, name): &Key,
-    spec: &PodEndpointSpec,
-    owner: Option<&(String, String)>,
-) -> Result<(), kube::Error> {
-    let owners = owner.map_or_else(Vec::new, |(pod, uid)| {
+    entry: &Entry,
+) -> Result<u64, kube::Error> {
+    let owners = entry.owner.as_ref().map_or_else(Vec::new, |uid| {
         vec![json!({
-            "apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid,
+            "apiVersion": "v1", "kind": "Pod", "name": entry.spec.pod_name, "uid": uid,
         })]
     });
     let object = json!({
         "apiVersion": "veer.dev/v1alpha1",
         "kind": "PodEndpoint",
         "metadata": { "name": name, "namespace": namespace, "ownerReferences": owners },
-        "spec": spec,
+        "spec": entry.spec,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(name, &params, &Patch::Apply(&object))
-        .await
-        .map(drop)
+    let written = api.patch(name, &params, &Patch::Apply(&object)).await?;
+    Ok(version(&written))
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

@@ -34,6 +34,10 @@ pub(crate) enum Kind {
     Sysctl,
     /// The CNI configuration.
     Conflist,
+    /// A status in the API that this agent writes.
+    Status,
+    /// A PodEndpoint of this node.
+    PodEndpoint,
 }
 
 impl Kind {
@@ -50,6 +54,8 @@ impl Kind {
             Self::Nftables => "nftables",
             Self::Sysctl => "sysctls",
             Self::Conflist => "conflist",
+            Self::Status => "statuses",
+            Self::PodEndpoint => "podendpoints",
         }
     }
 }

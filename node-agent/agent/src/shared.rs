@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
 };
 
 use veer_api_client::Pulse;
@@ -49,7 +49,7 @@ pub(crate) struct Plan {
     /// The node.
     pub(crate) facts: Facts,
     /// Other nodes.
-    pub(crate) peers: Peers,
+    pub(crate) peers: Arc<Peers>,
     /// What the epoch asks.
     pub(crate) step: Step,
     /// Why pairs do not have the form that the epoch leads to, by the peer's name.

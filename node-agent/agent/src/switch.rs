@@ -7,7 +7,7 @@ use std::{
 };
 
 use veer_bpf_common::value::Remote;
-use veer_crds::v1alpha1::{Epoch, Phase, ProbeReport};
+use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{
     clock::monotonic,
@@ -15,6 +15,7 @@ use crate::{
     held::Held,
     probe::{self, Answer, Ask, Inputs, Pairs},
     shared::Shared,
+    status::kept_form,
 };
 
 /// See the module.
@@ -28,6 +29,8 @@ pub(crate) struct Switch {
     pub(crate) applied: Option<Epoch>,
     /// What was last known of all pairs of one attempt.
     pub(crate) probes: Option<ProbeReport>,
+    /// The peers to which the form was kept then: they go on to accept it.
+    pub(crate) kept: Option<KeptForm>,
 }
 
 /// What the node and the maps are at this moment.
@@ -49,6 +52,7 @@ impl Switch {
             step: Step::default(),
             applied: held.applied.clone(),
             probes: None,
+            kept: held.pairs.kept().and_then(kept_form),
         }
     }
 
@@ -64,7 +68,7 @@ impl Switch {
         pods_mtu: u32,
     ) -> bool {
         self.pairs.enter(epoch);
-        if now.peers.all_known && shared.index().complete.nodes {
+        if shared.index().complete.nodes {
             let known = &now.peers.by_name;
             self.pairs.retain(|name| known.contains_key(name));
         }
@@ -107,6 +111,7 @@ impl Switch {
         let settled = self.pairs.settle(inputs);
         if let Some(report) = self.pairs.report(inputs) {
             self.probes = Some(report);
+            self.kept = self.pairs.kept().and_then(kept_form);
         }
         let waits = matches!(self.step.phase(), Phase::Preflight | Phase::Switch);
         if settled || !waits {
@@ -202,6 +207,7 @@ fn seen(shared: &Shared, now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
                     )
                 }),
                 entry: *present.get(id)?,
+                mtu: desired::pair_mtu(step, facts, node),
                 accepts: target.is_some_and(|form| {
                     desired::peer_accepts(form, step.epoch.as_ref(), node.applied.as_ref())
                 }),

@@ -60,8 +60,8 @@ fn pour(site: &Site, to: SocketAddr, stop: &AtomicBool) -> Result<u64> {
 
 /// The mode of XDP that the node reports for its uplink.
 fn xdp(lab: &Lab) -> Result<String> {
-    let network = lab.kubectl().json(&["get", "nodenetwork", NODE])?;
-    let mode = network["status"]["uplinks"][0]["xdp"].as_str();
+    let report = lab.kubectl().json(&["get", "nodereport", NODE])?;
+    let mode = report["status"]["uplinks"][0]["xdp"].as_str();
     Ok(mode.context("no uplink in status")?.to_owned())
 }
 

@@ -343,8 +343,8 @@ fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
 
 /// How often the agent says that it put something of this kind back.
 fn count(lab: &Lab, counted: &str) -> Result<i64> {
-    let network = lab.kubectl().json(&["get", "nodenetwork", NODE])?;
-    Ok(network["status"]["repairs"][counted].as_i64().unwrap_or(0))
+    let report = lab.kubectl().json(&["get", "nodereport", NODE])?;
+    Ok(report["status"]["repairs"][counted].as_i64().unwrap_or(0))
 }
 
 /// What events of the node say.

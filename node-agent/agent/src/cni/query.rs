@@ -50,8 +50,7 @@ pub(super) fn node_status(shared: &Shared) -> NodeStatus {
         mtu: plan.step.mtu,
         attach,
         endpoints: store.len(),
-        remote_endpoints: index.endpoints.len()
-            - index.endpoints.of_node(&shared.options.node).count(),
+        remote_endpoints: index.endpoints.remote_len(),
         remotes: plan.peers.by_name.len(),
         identities: index.identities.len(),
         repairs: shared.counts().into_iter().collect(),

@@ -1,13 +1,15 @@
 //! Denied prefixes as rows of the ipcache.
 
-use ipnet::IpNet;
 use veer_bpf_common::{
     identity::WORLD,
     value::{IpcacheEntry, NODE_ID_DENIED},
 };
 
 use super::prefix;
-use crate::{datapath::Prefix, index::Index};
+use crate::{
+    datapath::Prefix,
+    index::{Index, Networks},
+};
 
 const DENIED: IpcacheEntry = IpcacheEntry {
     identity: WORLD,
@@ -19,14 +21,14 @@ const DENIED: IpcacheEntry = IpcacheEntry {
 /// nodes is not, for their own rows are longer.
 pub(super) fn rows(index: &Index) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
-    let blocks: Vec<IpNet> = cluster
+    let of_cluster: Networks = cluster
         .into_iter()
         .flat_map(|c| c.pod_cidrs.iter().map(|e| e.cidr))
-        .chain(index.nodes.iter().flat_map(|n| n.pod_cidrs.iter().copied()))
         .collect();
+    let of_nodes = index.nodes.blocks();
     cluster
         .into_iter()
         .flat_map(|c| &c.denied_prefixes)
-        .filter(move |denied| !blocks.iter().any(|block| block.contains(*denied)))
+        .filter(move |denied| !of_cluster.cover(denied) && !of_nodes.cover(denied))
         .map(|denied| (prefix(denied), DENIED))
 }

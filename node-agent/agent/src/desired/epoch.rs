@@ -8,7 +8,7 @@ use veer_bpf_common::{
 };
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
-use super::{Path, tunnel_mtu};
+use super::{Facts, Path, tunnel_mtu};
 use crate::{index::NodeRecord, netlink::address::octets, probe::View};
 
 /// What the epoch asks.
@@ -72,6 +72,14 @@ pub(crate) fn step(
     step
 }
 
+/// Largest packet between this node and a peer, in bytes of the underlay: the
+/// smaller of what the two ends carry.
+pub(crate) fn pair_mtu(step: &Step, facts: &Facts, peer: &NodeRecord) -> u32 {
+    let ends = [facts.path_mtu(), peer.path_mtu].into_iter();
+    let known = ends.filter(|mtu| *mtu != 0);
+    known.fold(step.native_mtu, u32::min)
+}
+
 /// The form that a mode leads to for a peer reached by `path`; `None`: a bare
 /// packet that has no path.
 pub(crate) fn target(mode: RoutingMode, path: Option<Path>) -> Option<u8> {
@@ -116,6 +124,8 @@ pub(super) struct Pair<'a> {
     pub(super) address: IpAddr,
     /// How the kernel reaches it.
     pub(super) path: Option<Path>,
+    /// Largest packet of the underlay to it, in bytes.
+    pub(super) mtu: u32,
     /// Its entry now.
     pub(super) present: Option<&'a Remote>,
     /// What probes say.
@@ -252,7 +262,11 @@ pub(super) fn remote(pair: &Pair<'_>) -> Remote {
         previous_form: previous,
         tunnel_family,
         next_hop_family,
-        path_mtu: 0,
+        path_mtu: if pair.mtu < pair.step.native_mtu {
+            pair.mtu
+        } else {
+            0
+        },
         pad: 0,
     }
 }

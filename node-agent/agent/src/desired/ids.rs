@@ -5,18 +5,49 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use veer_bpf_common::{
-    key::{FAMILY_V4, FAMILY_V6},
+    identity::INIT,
+    key::{FAMILY_V4, FAMILY_V6, IpKey},
     maps::REMOTES_MAX,
-    value::{NODE_ID_FIRST_REMOTE, Remote},
+    value::{IpcacheEntry, NODE_ID_FIRST_REMOTE, Remote},
 };
+
+use super::prefix;
+use crate::datapath::Prefix;
+
+/// What an earlier agent left in the maps of nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    /// Entries of other nodes by id.
+    pub(crate) remotes: &'a HashMap<u32, Remote>,
+    /// Ids by address.
+    pub(crate) nodes: &'a HashMap<IpKey, u32>,
+    /// Rows of the ipcache; those of blocks say whose an id is.
+    pub(crate) rows: &'a HashMap<Prefix, IpcacheEntry>,
+}
 
 /// Which node has which id.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ids {
     by_name: BTreeMap<String, u32>,
-    /// Ids of an earlier agent, by the node's tunnel address, not yet claimed.
-    earlier: HashMap<IpAddr, u32>,
+    /// All in use, those not yet claimed included.
+    taken: BTreeSet<u32>,
+    /// Ids of an earlier agent that no node has claimed yet.
+    earlier: Earlier,
+    /// Where an earlier agent knew nodes to be of which nobody says now where they
+    /// are: by name, the primary first.
+    recovered: BTreeMap<String, Vec<IpAddr>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Earlier {
+    /// By the node's tunnel address.
+    by_address: HashMap<IpAddr, u32>,
+    /// By the node's block.
+    by_block: HashMap<Prefix, u32>,
+    /// All addresses of a node, the tunnel's first.
+    addresses: HashMap<u32, Vec<IpAddr>>,
 }
 
 /// The address in a remote's entry.
@@ -31,16 +62,56 @@ pub(crate) fn tunnel_address(remote: &Remote) -> Option<IpAddr> {
 
 impl Ids {
     /// Takes over the numbers that are in the maps.
-    pub(crate) fn from_present(present: &HashMap<u32, Remote>) -> Self {
-        let earlier = present
-            .iter()
-            .filter(|(id, _)| **id >= NODE_ID_FIRST_REMOTE)
-            .filter_map(|(id, remote)| Some((tunnel_address(remote)?, *id)))
-            .collect();
-        Self {
-            by_name: BTreeMap::new(),
-            earlier,
+    pub(crate) fn from_present(left: Left<'_>) -> Self {
+        let mut earlier = Earlier::default();
+        for (id, remote) in left.remotes {
+            if *id >= NODE_ID_FIRST_REMOTE
+                && let Some(address) = tunnel_address(remote)
+            {
+                earlier.by_address.insert(address, *id);
+                earlier.addresses.insert(*id, vec![address]);
+            }
         }
+        for (address, id) in left.nodes {
+            if let (Some(address), Some(all)) = (address.to_ip(), earlier.addresses.get_mut(id))
+                && !all.contains(&address)
+            {
+                all.push(address);
+            }
+        }
+        for (prefix, row) in left.rows {
+            if row.identity == INIT && earlier.addresses.contains_key(&row.node_id) {
+                earlier.by_block.insert(*prefix, row.node_id);
+            }
+        }
+        Self {
+            taken: earlier.addresses.keys().copied().collect(),
+            earlier,
+            ..Self::default()
+        }
+    }
+
+    /// Gives a node the number under which the maps hold its block, if they do.
+    pub(crate) fn recover(&mut self, name: &str, blocks: &[IpNet]) {
+        if self.earlier.by_block.is_empty() || self.by_name.contains_key(name) {
+            return;
+        }
+        let Some(id) = blocks
+            .iter()
+            .find_map(|block| self.earlier.by_block.get(&prefix(block)))
+            .copied()
+        else {
+            return;
+        };
+        if let Some(addresses) = self.earlier.addresses.remove(&id) {
+            self.by_name.insert(name.to_owned(), id);
+            self.recovered.insert(name.to_owned(), addresses);
+        }
+    }
+
+    /// Where an earlier agent knew a node to be.
+    pub(crate) fn recovered(&self, name: &str) -> &[IpAddr] {
+        self.recovered.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// The node's id, a new one if need be. `None` when all are in use.
@@ -48,9 +119,12 @@ impl Ids {
         if let Some(id) = self.by_name.get(name) {
             return Some(*id);
         }
+        let earlier = &mut self.earlier;
         let id = address
-            .and_then(|a| self.earlier.remove(&a))
+            .and_then(|a| earlier.by_address.remove(&a))
+            .filter(|id| earlier.addresses.remove(id).is_some())
             .or_else(|| self.unused())?;
+        self.taken.insert(id);
         self.by_name.insert(name.to_owned(), id);
         Some(id)
     }
@@ -60,22 +134,27 @@ impl Ids {
         self.by_name.contains_key(name)
     }
 
+    /// The lowest that is free: where those taken leave the first gap.
     fn unused(&self) -> Option<u32> {
-        let taken: BTreeSet<u32> = self
-            .by_name
-            .values()
-            .chain(self.earlier.values())
-            .copied()
-            .collect();
         let last = u32::try_from(REMOTES_MAX).unwrap_or(u32::MAX);
-        (NODE_ID_FIRST_REMOTE..last).find(|id| !taken.contains(id))
+        let count = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
+        let next = NODE_ID_FIRST_REMOTE.saturating_add(count);
+        // Without gaps, the common case, no look at each is needed.
+        if next < last && self.taken.last().is_none_or(|highest| *highest < next) {
+            return Some(next);
+        }
+        (NODE_ID_FIRST_REMOTE..last).find(|id| !self.taken.contains(id))
     }
 
     /// Forgets nodes that are gone. Only with a complete list of nodes: then
     /// what an earlier agent left unclaimed is gone too.
     pub(crate) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.by_name.retain(|name, _| exists(name));
-        self.earlier.clear();
+        self.recovered.retain(|name, _| exists(name));
+        self.earlier = Earlier::default();
+        if self.taken.len() != self.by_name.len() {
+            self.taken = self.by_name.values().copied().collect();
+        }
     }
 }
 
@@ -95,8 +174,12 @@ mod tests {
 
     #[test]
     fn a_node_keeps_its_id_over_a_restart_and_nobody_else_gets_it() {
-        let present = HashMap::from([(2, at([10, 0, 0, 2])), (3, at([10, 0, 0, 3]))]);
-        let mut ids = Ids::from_present(&present);
+        let remotes = HashMap::from([(2, at([10, 0, 0, 2])), (3, at([10, 0, 0, 3]))]);
+        let mut ids = Ids::from_present(Left {
+            remotes: &remotes,
+            nodes: &HashMap::new(),
+            rows: &HashMap::new(),
+        });
         let address = |s: &str| Some(s.parse().unwrap());
         assert_eq!(ids.of("new", address("10.0.0.9")), Some(4));
         assert_eq!(ids.of("three", address("10.0.0.3")), Some(3));
@@ -112,5 +195,36 @@ mod tests {
         ids.retain(|name| name != "a");
         assert_eq!(ids.of("c", None), Some(2));
         assert_eq!(ids.of("b", None), Some(3));
+        assert_eq!(ids.of("d", None), Some(4));
+    }
+
+    #[test]
+    fn a_silent_node_has_the_number_and_the_addresses_that_the_maps_hold_of_its_block() {
+        let block: IpNet = "10.1.1.0/24".parse().unwrap();
+        let remotes = HashMap::from([(5, at([10, 0, 0, 5])), (6, at([10, 0, 0, 6]))]);
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        let nodes = HashMap::from([
+            (IpKey::from(ip("10.0.0.5")), 5),
+            (IpKey::from(ip("172.16.0.5")), 5),
+            (IpKey::from(ip("10.0.0.6")), 6),
+        ]);
+        let init = |node_id| IpcacheEntry {
+            identity: INIT,
+            node_id,
+        };
+        let rows = HashMap::from([(prefix(&block), init(5))]);
+        let mut ids = Ids::from_present(Left {
+            remotes: &remotes,
+            nodes: &nodes,
+            rows: &rows,
+        });
+        ids.recover("silent", &[block]);
+        ids.recover("other", &["10.1.2.0/24".parse().unwrap()]);
+        assert_eq!(ids.of("silent", None), Some(5));
+        let there = [ip("10.0.0.5"), ip("172.16.0.5")];
+        assert_eq!(ids.recovered("silent"), there);
+        assert!(!ids.knows("other"));
+        // Another node at the same address does not take the number away.
+        assert_eq!(ids.of("thief", Some(ip("10.0.0.5"))), Some(2));
     }
 }

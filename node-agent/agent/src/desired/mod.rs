@@ -24,8 +24,8 @@ use veer_bpf_common::{
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use epoch::{Step, peer_accepts, step, target};
-pub(crate) use ids::Ids;
+pub(crate) use epoch::{Step, pair_mtu, peer_accepts, step, target};
+pub(crate) use ids::{Ids, Left};
 pub(crate) use peers::{Peers, peers};
 
 use crate::{
@@ -83,6 +83,11 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Largest packet that all uplinks carry, in bytes; 0: not known.
+    pub(crate) fn path_mtu(&self) -> u32 {
+        self.uplinks.iter().map(|u| u.mtu).min().unwrap_or(0)
+    }
+
     /// MTU of the underlay in bytes: what the user says, or the smallest of the
     /// uplinks'.
     pub(crate) fn underlay_mtu(&self, cluster: Option<&ClusterNetworkSpec>) -> u32 {
@@ -113,8 +118,6 @@ pub(crate) struct Desired {
     pub(crate) routes: Vec<Route>,
     /// MTU of pods' default routes, in bytes.
     pub(crate) mtu: u32,
-    /// As [`Peers::all_known`]: what is not here may be removed.
-    pub(crate) all_known: bool,
 }
 
 /// What the functions here look at.
@@ -159,6 +162,25 @@ pub(crate) fn row(
     peers: &Peers,
     address: IpAddr,
 ) -> Option<IpcacheEntry> {
+    let identity = store.by_address(address).map(|e| e.identity);
+    row_of(
+        index,
+        facts,
+        peers,
+        address,
+        (health_address(store), identity),
+    )
+}
+
+/// As [`row`]; the last are the node's health address and the identity of its pod at
+/// the address, if there is one.
+fn row_of(
+    index: &Index,
+    facts: &Facts,
+    peers: &Peers,
+    address: IpAddr,
+    (health, pod): (Option<IpAddr>, Option<u32>),
+) -> Option<IpcacheEntry> {
     let local = |identity| IpcacheEntry {
         identity,
         node_id: NODE_ID_LOCAL,
@@ -166,7 +188,7 @@ pub(crate) fn row(
     if facts.addresses.contains(&address) {
         return Some(local(HOST));
     }
-    if health_address(store) == Some(address) {
+    if health == Some(address) {
         return Some(local(HEALTH));
     }
     if let Some(node_id) = peers.health_ids.get(&address) {
@@ -175,8 +197,8 @@ pub(crate) fn row(
             node_id: *node_id,
         });
     }
-    if let Some(endpoint) = store.by_address(address) {
-        return Some(local(endpoint.identity));
+    if let Some(identity) = pod {
+        return Some(local(identity));
     }
     if let Some(node_id) = peers.by_address.get(&address) {
         return Some(IpcacheEntry {
@@ -218,7 +240,6 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
             .chain(denied::rows(index))
             .collect(),
         mtu: step.mtu,
-        all_known: peers.all_known,
         ..Desired::default()
     };
 
@@ -242,20 +263,22 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
             continue;
         };
         let path = facts.paths.get(address).copied();
+        let pair_mtu = pair_mtu(step, facts, node);
         let remote = epoch::remote(&epoch::Pair {
             step,
             node,
             address: *address,
             path,
+            mtu: pair_mtu,
             present: present.get(id),
             view: pairs.view(name),
             now,
         });
-        let mtu = if remote.form == FORM_TUNNEL {
-            step.mtu.min(step.tunnel_mtu)
+        let mtu = step.mtu.min(if remote.form == FORM_TUNNEL {
+            tunnel_mtu(pair_mtu)
         } else {
-            step.mtu
-        };
+            pair_mtu
+        });
         d.routes.extend(remote_routes(
             &node.pod_cidrs,
             *address,
@@ -271,19 +294,8 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     for (address, id) in &peers.by_address {
         d.nodes.insert(IpKey::from(*address), *id);
     }
-    let addresses = facts
-        .addresses
-        .iter()
-        .copied()
-        .chain(store.iter().map(|e| e.address))
-        .chain(peers.by_address.keys().copied())
-        .chain(health_address(store))
-        .chain(peers.health_ids.keys().copied())
-        .chain(index.endpoints.addresses());
-    for address in addresses.filter(|_| rows) {
-        if let Some(entry) = row(index, store, facts, peers, address) {
-            d.ipcache.insert(host_prefix(address), entry);
-        }
+    if rows {
+        d.ipcache.extend(address_rows(index, store, facts, peers));
     }
     for endpoint in store.iter() {
         d.endpoints
@@ -303,6 +315,29 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         });
     }
     d
+}
+
+/// The rows of all single addresses.
+fn address_rows(
+    index: &Index,
+    store: &Store,
+    facts: &Facts,
+    peers: &Peers,
+) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
+    let pods: HashMap<IpAddr, u32> = store.iter().map(|e| (e.address, e.identity)).collect();
+    let health = health_address(store);
+    let own = facts.addresses.iter().copied();
+    let all = own
+        .chain(store.iter().map(|e| e.address))
+        .chain(peers.by_address.keys().copied())
+        .chain(health)
+        .chain(peers.health_ids.keys().copied())
+        .chain(index.endpoints.addresses());
+    all.filter_map(move |address| {
+        let own = (health, pods.get(&address).copied());
+        let entry = row_of(index, facts, peers, address, own)?;
+        Some((host_prefix(address), entry))
+    })
 }
 
 fn remote_routes(

@@ -1,7 +1,8 @@
 //! Other nodes: who has which id and which address.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -14,7 +15,8 @@ use crate::{
 /// Other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peers {
-    /// Ids by name.
+    /// Ids by name. A node of which nobody has said where it is, and of which the
+    /// maps hold nothing, is not there.
     pub(crate) by_name: BTreeMap<String, u32>,
     /// Addresses that stand for nodes (tunnel, next hop), by name.
     pub(crate) primaries: BTreeMap<String, IpAddr>,
@@ -24,9 +26,6 @@ pub(crate) struct Peers {
     pub(crate) health: BTreeMap<String, Ipv4Addr>,
     /// Ids by health address.
     pub(crate) health_ids: HashMap<IpAddr, u32>,
-    /// Whether every node has said where it is. While one has not, an entry that
-    /// an earlier agent wrote may be that node's, and nothing is removed.
-    pub(crate) all_known: bool,
 }
 
 /// The address that stands for a node: its first IPv4 one.
@@ -44,29 +43,67 @@ fn health(node: &NodeRecord) -> Option<Ipv4Addr> {
         })
 }
 
+/// A node's claim of an address. Of two, the stronger counts, field by field.
+#[expect(clippy::struct_excessive_bools, reason = "each is a right of its own")]
+#[derive(Clone, Copy, Debug)]
+struct Claim<'a> {
+    /// The operator says so; not only what an earlier agent knew.
+    said: bool,
+    /// The Node exists. An address is given anew while the NodeNetwork of the node
+    /// that had it is kept for its block.
+    living: bool,
+    /// It is the one that stands for the node.
+    primary: bool,
+    /// When the node came to be.
+    born: &'a (i64, String),
+    id: u32,
+    /// Two claim it with the same right: an address on every node, such as a
+    /// bridge's, is nobody's.
+    contested: bool,
+}
+
+impl Claim<'_> {
+    fn compare(&self, other: &Self) -> Ordering {
+        let right = |c: &Self| (c.said, c.living, c.primary);
+        right(self).cmp(&right(other)).then_with(|| {
+            // One machine at most answers at the address that stands for a node:
+            // the one that was there last.
+            if self.primary {
+                self.born.cmp(other.born)
+            } else {
+                Ordering::Equal
+            }
+        })
+    }
+}
+
 /// Who the other nodes are. Not believed: an address inside a pod CIDR, one of
-/// the own node, and one that two nodes name unless it is the primary of just
-/// one of them (an address on every node, such as a bridge's, is nobody's).
+/// the own node, and one that two nodes claim with the same right.
 pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
-    let mut peers = Peers {
-        all_known: true,
-        ..Peers::default()
+    let mut peers = Peers::default();
+    let mut claims: HashMap<IpAddr, Claim<'_>> = HashMap::new();
+    let others = || index.nodes.iter().filter(|n| n.name != index.own());
+    let believed = |a: &IpAddr| {
+        !facts.addresses.contains(a)
+            && !index.nodes.in_any_block(*a)
+            && !a.is_loopback()
+            && !a.is_unspecified()
+            && !a.is_multicast()
     };
-    let mut named: HashMap<IpAddr, u32> = HashMap::new();
-    let mut twice: HashSet<IpAddr> = HashSet::new();
-    let mut primaries: HashMap<IpAddr, u32> = HashMap::new();
-    for node in index.nodes.iter().filter(|n| n.name != index.own()) {
-        let believed = |a: &IpAddr| {
-            !facts.addresses.contains(a)
-                && !index.nodes.in_any_block(*a)
-                && !a.is_loopback()
-                && !a.is_unspecified()
-                && !a.is_multicast()
+    // First all of them: the block says for sure whose a number was, the address
+    // may be another node's now.
+    for node in others() {
+        ids.recover(&node.name, &node.pod_cidrs);
+    }
+    for node in others() {
+        let said = !node.addresses.is_empty();
+        let addresses = if said {
+            node.addresses.clone()
+        } else {
+            ids.recovered(&node.name).to_vec()
         };
-        let first = primary(&node.addresses).filter(believed);
+        let first = primary(&addresses).filter(believed);
         if first.is_none() && !ids.knows(&node.name) {
-            // A new id now would leave the entry it had without an owner.
-            peers.all_known = false;
             continue;
         }
         let Some(id) = ids.of(&node.name, first) else {
@@ -79,26 +116,37 @@ pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
             peers.health_ids.insert(IpAddr::V4(health), id);
         }
         if let Some(first) = first {
-            if primaries.insert(first, id).is_some() {
-                twice.insert(first);
-            }
             peers.primaries.insert(node.name.clone(), first);
         }
-        for address in node.addresses.iter().filter(|a| believed(a)) {
-            if Some(*address) != first && named.insert(*address, id).is_some() {
-                twice.insert(*address);
+        for address in addresses.into_iter().filter(believed) {
+            let claim = Claim {
+                said,
+                living: !node.gone,
+                primary: Some(address) == first,
+                born: &node.born,
+                id,
+                contested: false,
+            };
+            match claims.entry(address) {
+                Entry::Vacant(free) => {
+                    free.insert(claim);
+                }
+                Entry::Occupied(held) => {
+                    let held = held.into_mut();
+                    match claim.compare(held) {
+                        Ordering::Greater => *held = claim,
+                        Ordering::Equal => held.contested |= held.id != id,
+                        Ordering::Less => {}
+                    }
+                }
             }
         }
     }
     // Only now: before, a node may not yet have claimed its earlier id.
-    if index.complete.nodes && peers.all_known {
+    if index.complete.nodes {
         ids.retain(|name| index.nodes.get(name).is_some());
     }
-    for (address, id) in named {
-        if !twice.contains(&address) {
-            peers.by_address.insert(address, id);
-        }
-    }
-    peers.by_address.extend(primaries);
+    let sure = claims.into_iter().filter(|(_, claim)| !claim.contested);
+    peers.by_address = sure.map(|(address, claim)| (address, claim.id)).collect();
     peers
 }

@@ -1,6 +1,8 @@
 //! Scenarios of the desired state.
 
 mod denied;
+mod peers_of;
+mod scale;
 mod unassigned;
 
 use std::collections::HashMap;
@@ -119,6 +121,7 @@ impl World {
             no_path: None,
             blind: None,
             entry: Remote::default(),
+            mtu: 1500,
             accepts: true,
             applied: None,
         };
@@ -174,7 +177,7 @@ fn a_remote_pod_has_its_own_row_on_its_node() {
             addresses: vec![ip("10.1.1.9")],
             identity: 777,
             serial: 1,
-            pod_uid: String::new(),
+            own: None,
         })));
     let d = world.desired(None);
     assert_eq!(
@@ -216,7 +219,7 @@ fn health_addresses_are_the_nodes_and_nobody_elses() {
             addresses: vec![ip("10.1.1.1")],
             identity: 777,
             serial: 1,
-            pod_uid: String::new(),
+            own: None,
         })));
     let d = world.desired(None);
     let row = |a: &str| d.ipcache.get(&host_prefix(ip(a))).copied();
@@ -401,79 +404,4 @@ fn hybrid_sends_bare_inside_a_link_and_by_tunnel_across() {
     let d = world.desired(Some(&hybrid));
     assert_eq!((d.remotes[&2].form, d.remotes[&2].flags), (T, 0));
     assert_eq!(d.mtu, 1450);
-}
-
-#[test]
-fn while_a_node_does_not_say_where_it_is_nothing_of_an_earlier_agent_is_given_up() {
-    let mut world = World::new();
-    let before = world.desired(None);
-    // A new agent, which knows of b only that it exists.
-    world.ids = Ids::from_present(&before.remotes);
-    world.index = Index::new("a");
-    let silent = NodeRecord {
-        addresses: Vec::new(),
-        ..node("b", "10.1.1.0/24", "192.0.2.2")
-    };
-    let a = node("a", "10.1.0.0/24", "192.0.2.1");
-    world
-        .index
-        .handle(Event::Node(Change::Snapshot(vec![a, silent])));
-    let unsure = world.desired(None);
-    assert!(
-        !unsure.all_known,
-        "what is not wanted now must not be removed"
-    );
-    // Then b reports again, and has the id it had.
-    world.index.handle(Event::Node(Change::Apply(node(
-        "b",
-        "10.1.1.0/24",
-        "192.0.2.2",
-    ))));
-    let after = world.desired(None);
-    assert!(after.all_known);
-    assert_eq!(after.remotes, before.remotes);
-    assert_eq!(after.ipcache, before.ipcache);
-}
-
-#[test]
-fn a_peer_with_a_new_address_keeps_its_id_and_leaves_nothing_at_the_old_one() {
-    let mut world = World::new();
-    let before = world.desired(None);
-    let id = before.nodes[&IpKey::from(ip("192.0.2.2"))];
-    let moved = node("b", "10.1.1.0/24", "192.0.2.77");
-    world.index.handle(Event::Node(Change::Apply(moved)));
-    let after = world.desired(None);
-    assert!(after.all_known, "so the rest may be removed");
-    let key = |a: &str| IpKey::from(ip(a));
-    assert_eq!(after.nodes.get(&key("192.0.2.77")), Some(&id));
-    assert_eq!(after.nodes.get(&key("192.0.2.2")), None);
-    assert!(!after.ipcache.contains_key(&host_prefix(ip("192.0.2.2"))));
-    assert_eq!(
-        after.remotes[&id].tunnel_address[..4],
-        [192, 0, 2, 77],
-        "the same entry, so the rows of its pods need no change"
-    );
-    assert_eq!(after.remotes.len(), 1);
-    let to_pods = "10.1.1.0/24".parse().unwrap();
-    let route = after.routes.iter().find(|r| r.destination == to_pods);
-    assert_eq!(route.unwrap().gateway, Some(ip("192.0.2.77")));
-}
-
-#[test]
-fn a_node_deleted_and_added_under_its_name_is_served_again() {
-    let mut world = World::new();
-    let before = world.desired(None);
-    world.index.handle(Event::Node(Change::Delete("b".into())));
-    let without = world.desired(None);
-    assert!(without.remotes.is_empty() && without.all_known);
-    // Made again by the operator, its agent has not reported yet.
-    let mut anew = node("b", "10.1.1.0/24", "192.0.2.2");
-    anew.addresses.clear();
-    world.index.handle(Event::Node(Change::Apply(anew)));
-    assert!(!world.desired(None).all_known);
-    let reported = node("b", "10.1.1.0/24", "192.0.2.2");
-    world.index.handle(Event::Node(Change::Apply(reported)));
-    let after = world.desired(None);
-    assert_eq!(after.remotes, before.remotes);
-    assert_eq!(after.ipcache, before.ipcache);
 }

@@ -20,7 +20,7 @@ use crate::files;
 pub(crate) enum StoreError {
     /// No block yet.
     #[error(
-        "the node has no pod CIDR yet: see the condition CIDRAllocated in `kubectl get nodenetwork`"
+        "the node has no pod CIDR yet: see the condition CIDRAllocated in `kubectl get nodereport`"
     )]
     NoBlock,
     /// All in use.

@@ -5,7 +5,12 @@ use std::collections::HashSet;
 use veer_agent_api::Attachment;
 
 use super::{Engine, Error};
-use crate::{cni, index::Resolution, publish};
+use crate::{
+    cni,
+    index::Resolution,
+    publish::{self, Entry, Todo},
+    repair::Kind,
+};
 
 impl Engine {
     /// Gives local pods the identities that their labels have now.
@@ -67,31 +72,40 @@ impl Engine {
         if !index.complete.endpoints_listed {
             return;
         }
-        let store = self.shared.store();
-        let mut wanted: HashSet<String> = HashSet::new();
         let node = &self.shared.options.node;
-        for endpoint in store.iter() {
-            let (namespace, name) = publish::key(endpoint);
-            let key = format!("{namespace}/{name}");
-            let there = index.endpoints.of_node(node).any(|row| {
-                row.key == key
-                    && row.identity == i64::from(endpoint.identity)
-                    && row.serial == endpoint.serial
-                    && row.addresses == [endpoint.address]
-            });
-            if !there {
-                self.shared.publisher.publish(node, endpoint);
+        let publisher = &self.shared.publisher;
+        let put_back = |todo, (namespace, name): &(String, String), how| {
+            if todo == Todo::PutBack {
+                let what = format!("PodEndpoint {namespace}/{name} was {how}");
+                self.shared.repaired(Kind::PodEndpoint, what);
             }
-            wanted.insert(key);
+            todo != Todo::Nothing
+        };
+        let mut wanted: HashSet<(String, String)> = HashSet::new();
+        {
+            let store = self.shared.store();
+            for endpoint in store.iter() {
+                let key = publish::key(endpoint);
+                let seen = index.endpoints.get(&format!("{}/{}", key.0, key.1));
+                let todo = publisher.todo(&key, Some(&Entry::of(node, endpoint)), seen);
+                let how = if seen.is_some() { "changed" } else { "removed" };
+                if put_back(todo, &key, how) {
+                    publisher.publish(node, endpoint);
+                }
+                wanted.insert(key);
+            }
         }
-        for row in index.endpoints.of_node(node) {
-            if !wanted.contains(&row.key)
-                && let Some((namespace, name)) = row.key.split_once('/')
+        for row in index.endpoints.own() {
+            let Some((namespace, name)) = row.key.split_once('/') else {
+                continue;
+            };
+            let key = (namespace.to_owned(), name.to_owned());
+            if !wanted.contains(&key)
+                && put_back(publisher.todo(&key, None, Some(row)), &key, "made again")
             {
-                self.shared
-                    .publisher
-                    .withdraw((namespace.to_owned(), name.to_owned()));
+                publisher.withdraw(key);
             }
         }
+        publisher.forget(|key| wanted.contains(key));
     }
 }

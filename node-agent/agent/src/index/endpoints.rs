@@ -6,11 +6,12 @@ use std::{
 };
 
 use veer_bpf_common::identity::{FIRST_ALLOCATED, INIT, LAST_ALLOCATED};
+use veer_crds::v1alpha1::PodEndpointSpec;
 
 use super::Change;
 
 /// What counts of a PodEndpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PodEndpointRow {
     /// `namespace/name` of the object.
     pub(crate) key: String,
@@ -22,8 +23,19 @@ pub(crate) struct PodEndpointRow {
     pub(crate) identity: i64,
     /// Allocation serial.
     pub(crate) serial: i64,
-    /// UID of the pod.
-    pub(crate) pod_uid: String,
+    /// All that the object says; of the own node's only, which it is compared for.
+    pub(crate) own: Option<Box<OwnRow>>,
+}
+
+/// A PodEndpoint of the own node as the API server has it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OwnRow {
+    /// resourceVersion; 0: of its order nothing is known.
+    pub(crate) version: u64,
+    /// UID of the pod that owns the object; empty: nobody does.
+    pub(crate) owner: String,
+    /// Its spec.
+    pub(crate) spec: PodEndpointSpec,
 }
 
 /// Who has an address.
@@ -38,11 +50,22 @@ pub(crate) struct RemotePod<'a> {
 /// All wired pods.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
+    node: String,
     by_key: HashMap<String, PodEndpointRow>,
     by_address: HashMap<IpAddr, Vec<String>>,
+    /// Those that name the own node.
+    own: HashSet<String>,
 }
 
 impl Endpoints {
+    /// None yet; of the node with this name.
+    pub(super) fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Takes a change in and returns the addresses whose rows may differ now.
     pub(super) fn handle(&mut self, change: Change<String, PodEndpointRow>) -> HashSet<IpAddr> {
         match change {
@@ -60,7 +83,7 @@ impl Endpoints {
             }
             Change::Snapshot(rows) => {
                 let mut touched: HashSet<IpAddr> = self.by_address.keys().copied().collect();
-                *self = Self::default();
+                *self = Self::new(&self.node);
                 for row in rows {
                     touched.extend(self.apply(row));
                 }
@@ -81,6 +104,9 @@ impl Endpoints {
                 .push(row.key.clone());
             touched.insert(*address);
         }
+        if row.node == self.node {
+            self.own.insert(row.key.clone());
+        }
         self.by_key.insert(row.key.clone(), row);
         touched
     }
@@ -89,6 +115,7 @@ impl Endpoints {
         let Some(row) = self.by_key.remove(key) else {
             return HashSet::new();
         };
+        self.own.remove(key);
         for address in &row.addresses {
             if let Some(keys) = self.by_address.get_mut(address) {
                 keys.retain(|k| k != key);
@@ -126,13 +153,18 @@ impl Endpoints {
         self.by_address.keys().copied()
     }
 
-    /// The objects of one node.
-    pub(crate) fn of_node<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a PodEndpointRow> {
-        self.by_key.values().filter(move |row| row.node == node)
+    /// One object.
+    pub(crate) fn get(&self, key: &str) -> Option<&PodEndpointRow> {
+        self.by_key.get(key)
     }
 
-    /// How many objects there are.
-    pub(crate) fn len(&self) -> usize {
-        self.by_key.len()
+    /// The objects of the own node.
+    pub(crate) fn own(&self) -> impl Iterator<Item = &PodEndpointRow> {
+        self.own.iter().filter_map(|key| self.by_key.get(key))
+    }
+
+    /// How many objects there are of other nodes.
+    pub(crate) fn remote_len(&self) -> usize {
+        self.by_key.len() - self.own.len()
     }
 }

@@ -13,13 +13,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use endpoints::{PodEndpointRow, RemotePod};
+pub(crate) use endpoints::{OwnRow, PodEndpointRow, RemotePod};
 pub(crate) use identities::{IdentityRecord, PodRecord, Resolution};
-pub(crate) use nodes::NodeRecord;
+pub(crate) use nodes::{Networks, NodeRecord, Seen};
 
 use endpoints::Endpoints;
 use identities::Identities;
-use nodes::Nodes;
+use nodes::{Extent, Nodes};
 
 /// A change of a set of objects.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,15 +62,18 @@ pub(crate) enum Event {
     Pod(Change<String, PodRecord>),
     /// The cluster's network; it never vanishes once seen.
     Cluster(Box<(String, ClusterNetworkSpec)>),
-    /// resourceVersion of the newest identity seen.
-    IdentitySerial(String),
+    /// resourceVersion of the newest identity seen that may not be assigned any
+    /// more.
+    RetiringSerial(u64),
 }
 
 /// What an event made stale.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stale {
-    /// Everything: nodes, routes, configuration.
+    /// Everything: nodes, routes, configuration, all rows.
     pub(crate) all: bool,
+    /// Everything but rows of the ipcache.
+    pub(crate) pairs: bool,
     /// The rows of these addresses.
     pub(crate) addresses: HashSet<std::net::IpAddr>,
     /// The identities of local pods.
@@ -81,6 +84,7 @@ impl Stale {
     /// Both together.
     pub(crate) fn merge(&mut self, other: Self) {
         self.all |= other.all;
+        self.pairs |= other.pairs;
         self.identities |= other.identities;
         self.addresses.extend(other.addresses);
     }
@@ -121,8 +125,10 @@ pub(crate) struct Index {
     pub(crate) identities: Identities,
     /// UID and spec of the ClusterNetwork.
     pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
-    /// resourceVersion of the newest identity seen.
-    pub(crate) identity_serial: String,
+    /// resourceVersion of the newest identity seen that may not be assigned any
+    /// more; 0: there was none. New identities do not change it, so that a pod with
+    /// new labels makes no agent report anything.
+    pub(crate) retiring_serial: u64,
     /// What was seen complete.
     pub(crate) complete: Complete,
 }
@@ -133,10 +139,10 @@ impl Index {
         Self {
             own: own.to_owned(),
             nodes: Nodes::default(),
-            endpoints: Endpoints::default(),
+            endpoints: Endpoints::new(own),
             identities: Identities::default(),
             cluster: None,
-            identity_serial: String::new(),
+            retiring_serial: 0,
             complete: Complete::default(),
         }
     }
@@ -153,7 +159,11 @@ impl Index {
             Event::Node(change) => {
                 self.complete.nodes |= change.is_complete();
                 self.complete.nodes_listed |= change.is_list();
-                stale.all = self.nodes.handle(change, &self.own);
+                match self.nodes.handle(change, &self.own) {
+                    Extent::Nothing => {}
+                    Extent::Pair => stale.pairs = true,
+                    Extent::Rows => stale.all = true,
+                }
             }
             Event::Endpoint(change) => {
                 stale.all = change.is_list();
@@ -184,7 +194,7 @@ impl Index {
                     stale.identities = true;
                 }
             }
-            Event::IdentitySerial(serial) => self.identity_serial = serial,
+            Event::RetiringSerial(serial) => self.retiring_serial = serial,
         }
         stale
     }
@@ -224,7 +234,7 @@ mod tests {
             addresses: vec![address.parse().unwrap()],
             identity: 300,
             serial,
-            pod_uid: String::new(),
+            own: None,
         }
     }
 
@@ -295,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_loses_its_status_keeps_its_address() {
+    fn a_peer_of_which_the_operator_says_no_address_keeps_those_it_had() {
         let mut index = index();
         let mut b = node("b", "10.1.1.0/24");
         b.addresses = vec!["192.0.2.2".parse().unwrap()];
@@ -306,15 +316,38 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_the_operator_withdraws_is_gone_at_once() {
+        let mut index = index();
+        let mut b = node("b", "10.1.1.0/24");
+        b.addresses = ["192.0.2.2", "10.96.0.10"]
+            .map(|a| a.parse().unwrap())
+            .to_vec();
+        index.handle(Event::Node(Change::Apply(b.clone())));
+        b.addresses.pop();
+        let stale = index.handle(Event::Node(Change::Apply(b.clone())));
+        assert!(stale.all, "its row is to go");
+        assert_eq!(index.nodes.get("b"), Some(&b));
+    }
+
+    #[test]
     fn the_own_object_made_again_is_something_new() {
         let mut index = index();
         let mut a = node("a", "10.1.0.0/24");
-        a.reported = "uid-1".into();
-        assert!(index.handle(Event::Node(Change::Apply(a))).all);
+        let seen = |uid: &str| {
+            Some(Box::new(Seen {
+                uid: uid.into(),
+                ..Seen::default()
+            }))
+        };
+        a.seen = seen("uid-1");
+        let stale = index.handle(Event::Node(Change::Apply(a.clone())));
+        assert_eq!(stale, Stale::default(), "what the agent wrote itself");
+        assert_eq!(index.nodes.own_seen().unwrap().uid, "uid-1");
         index.handle(Event::Node(Change::Delete("a".into())));
-        let anew = node("a", "10.1.0.0/24");
-        assert!(index.handle(Event::Node(Change::Apply(anew))).all);
-        assert_eq!(index.nodes.get("a").unwrap().reported, "");
+        assert_eq!(index.nodes.own_seen(), None);
+        a.seen = seen("uid-2");
+        index.handle(Event::Node(Change::Apply(a)));
+        assert_eq!(index.nodes.own_seen().unwrap().uid, "uid-2");
     }
 
     #[test]

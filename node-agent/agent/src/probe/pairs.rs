@@ -16,7 +16,7 @@ use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
 use super::{Answer, Ask};
-use crate::desired::Step;
+use crate::desired::{Step, tunnel_mtu};
 
 /// How often a pair that failed is probed again.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -85,6 +85,8 @@ pub(crate) struct Peer {
     pub(crate) blind: Option<String>,
     /// Its entry in the maps.
     pub(crate) entry: Remote,
+    /// Largest packet of the underlay to it, in bytes.
+    pub(crate) mtu: u32,
     /// Whether it takes the target form from us now.
     pub(crate) accepts: bool,
     /// What it acknowledged.
@@ -204,7 +206,9 @@ impl Pairs {
                 fell.push(peer.name.clone());
             }
             if peer.entry.revert_at == 0 || late {
-                self.confirmed.retain(|(name, _)| *name != peer.name);
+                for form in [FORM_TUNNEL, FORM_NATIVE] {
+                    self.confirmed.remove(&(peer.name.clone(), form));
+                }
             }
         }
         fell
@@ -255,6 +259,7 @@ impl Pairs {
 
     /// Takes answers in. Those to an earlier attempt say nothing any more.
     pub(crate) fn take(&mut self, round: u64, answers: Vec<Answer>, peers: &[Peer]) {
+        let peers: HashMap<&str, &Peer> = peers.iter().map(|p| (p.name.as_str(), p)).collect();
         for Answer { ask, outcome } in answers {
             if ask.confirms {
                 if outcome.is_ok() {
@@ -262,7 +267,7 @@ impl Pairs {
                 }
                 continue;
             }
-            let Some(peer) = peers.iter().find(|p| p.name == ask.node) else {
+            let Some(peer) = peers.get(ask.node.as_str()) else {
                 continue;
             };
             if round != self.round || peer.target != Some(ask.form) {
@@ -298,6 +303,14 @@ impl Pairs {
         settled
     }
 
+    /// Number of the epoch, and the peers to which its old form is kept; `None`: not
+    /// every pair has been probed yet.
+    pub(crate) fn kept(&self) -> Option<(i64, Vec<String>)> {
+        let troubled = |name: &&String| self.trouble(name).is_some();
+        let peers = self.found.keys().filter(troubled).cloned();
+        self.complete.then(|| (self.key.number, peers.collect()))
+    }
+
     /// What to report; `None`: not every pair has been probed yet.
     pub(crate) fn report(&self, inputs: Inputs<'_>) -> Option<ProbeReport> {
         if !self.complete {
@@ -327,9 +340,9 @@ impl Pairs {
 
 fn ask(peer: &Peer, form: u8, step: &Step, confirms: bool) -> Ask {
     let full = if form == FORM_NATIVE {
-        step.native_mtu
+        step.native_mtu.min(peer.mtu)
     } else {
-        step.tunnel_mtu
+        step.tunnel_mtu.min(tunnel_mtu(peer.mtu))
     };
     Ask {
         node: peer.name.clone(),

@@ -34,6 +34,7 @@ impl World {
                 form: FORM_TUNNEL,
                 ..Remote::default()
             },
+            mtu: 1500,
             accepts: true,
             applied: None,
         };

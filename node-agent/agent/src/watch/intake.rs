@@ -14,7 +14,7 @@ use std::{
 
 use kube::Resource;
 
-use super::source::{Seen, number};
+use super::source::{Seen, version};
 use crate::index::Change;
 
 /// What an object is called in the index, and whether it is this node's own.
@@ -38,11 +38,6 @@ pub(super) struct Intake<K> {
     again: Option<Instant>,
     /// How long what a doubtful list lacks is kept.
     confirm: Duration,
-}
-
-/// An object's resourceVersion; 0: of its order nothing is known.
-fn version<K: Resource>(object: &K) -> u64 {
-    number(object.meta().resource_version.as_deref()).unwrap_or(0)
 }
 
 impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {

@@ -18,6 +18,7 @@ use intake::Intake;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
+pub(crate) use source::version;
 use source::{Reached, Source};
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
@@ -26,7 +27,7 @@ use veer_crds::v1alpha1::{
 use crate::{
     engine::Input,
     events::Events,
-    index::{Change, Event, IdentityRecord, NodeRecord, PodEndpointRow, PodRecord},
+    index::{Change, Event, IdentityRecord, NodeRecord, OwnRow, PodEndpointRow, PodRecord, Seen},
 };
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
@@ -75,7 +76,7 @@ pub(crate) fn start(
             ))]
         },
     );
-    let name = node.to_owned();
+    let (name, own) = (node.to_owned(), node.to_owned());
     spawn(
         Source::new(Api::<PodEndpoint>::all(client.clone()), None, &reached),
         (to.clone(), events.clone()),
@@ -84,8 +85,8 @@ pub(crate) fn start(
             earlier.pods,
             CONFIRM_PODS,
         ),
-        |change| {
-            let record = |e| Some(endpoint_row(e));
+        move |change| {
+            let record = |e| Some(endpoint_row(e, &own));
             vec![Event::Endpoint(map(change, record, endpoint_key))]
         },
     );
@@ -213,25 +214,32 @@ fn named_key<K: Resource>(object: &K) -> String {
 fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
     let name = node.name_any();
     let uid = node.uid().unwrap_or_default();
-    let status = node.status.unwrap_or_default();
     let mine = name == own;
+    let seen = mine.then(|| {
+        Box::new(Seen {
+            uid: uid.clone(),
+            version: version(&node),
+            status: node.status.clone().unwrap_or_default(),
+        })
+    });
+    let created = node.metadata.creation_timestamp.as_ref();
+    let born = (created.map_or(0, |t| t.0.as_second()), uid);
+    let status = node.status.unwrap_or_default();
+    let kept = status.kept_form.as_ref();
     NodeRecord {
-        pod_cidrs: node.spec.pod_cidrs,
-        addresses: status.addresses,
-        epoch: node.spec.epoch.filter(|_| mine),
-        keeps_form_to_us: status
-            .probes
-            .filter(|p| p.failed.iter().chain(&p.fell_back).any(|n| n.node == own))
-            .map(|p| p.number),
-        applied: status.applied,
-        gone: node.spec.node_uid.is_empty(),
-        decommission: mine && node.spec.decommission,
-        reported: if mine && !status.boot_id.is_empty() {
-            uid
-        } else {
-            String::new()
-        },
         name,
+        born,
+        pod_cidrs: node.spec.pod_cidrs,
+        addresses: node.spec.addresses,
+        epoch: node.spec.epoch.filter(|_| mine),
+        keeps_form_to_us: kept
+            .filter(|k| k.all || k.peers.iter().any(|peer| peer == own))
+            .map(|k| k.number),
+        applied: status.applied,
+        path_mtu: u32::try_from(status.path_mtu).unwrap_or(0),
+        decommission: mine && node.spec.decommission,
+        gone: node.spec.node_uid.is_empty(),
+        seen,
     }
 }
 
@@ -243,14 +251,25 @@ fn endpoint_key(endpoint: &PodEndpoint) -> String {
     )
 }
 
-fn endpoint_row(endpoint: PodEndpoint) -> PodEndpointRow {
+fn endpoint_row(endpoint: PodEndpoint, own: &str) -> PodEndpointRow {
+    let row = (endpoint.spec.node_name == own).then(|| {
+        let owners = endpoint.metadata.owner_references.as_ref();
+        Box::new(OwnRow {
+            version: version(&endpoint),
+            owner: owners
+                .and_then(|o| o.first())
+                .map(|o| o.uid.clone())
+                .unwrap_or_default(),
+            spec: endpoint.spec.clone(),
+        })
+    });
     PodEndpointRow {
         key: endpoint_key(&endpoint),
         node: endpoint.spec.node_name,
         addresses: endpoint.spec.addresses,
         identity: endpoint.spec.identity,
         serial: endpoint.spec.serial,
-        pod_uid: endpoint.spec.pod_uid,
+        own: row,
     }
 }
 
@@ -267,17 +286,18 @@ fn identity_record(identity: SecurityIdentity) -> Option<IdentityRecord> {
 }
 
 fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Event> {
-    let version = |i: &SecurityIdentity| i.resource_version();
+    let retiring = |i: &&SecurityIdentity| i.spec.state != IdentityState::Active;
     let serial = match &change {
-        Change::Apply(i) | Change::Delete(i) => version(i),
-        Change::Snapshot(all) | Change::Doubted(all, _) => all
-            .iter()
-            .filter_map(version)
-            .max_by_key(|v| v.parse::<u64>().unwrap_or(0)),
+        Change::Apply(i) => Some(i).filter(retiring).map(version),
+        Change::Snapshot(all) | Change::Doubted(all, _) => {
+            // Of a store that was set back too, so not the highest ever.
+            Some(all.iter().filter(retiring).map(version).max().unwrap_or(0))
+        }
+        Change::Delete(_) => None,
     };
     let key = |i: &SecurityIdentity| i.name_any().parse().unwrap_or(0);
     let mut events = vec![Event::Identity(map(change, identity_record, key))];
-    events.extend(serial.map(Event::IdentitySerial));
+    events.extend(serial.map(Event::RetiringSerial));
     events
 }
 
@@ -301,4 +321,58 @@ fn pod_record(pod: SlimPod) -> Option<PodRecord> {
 
 fn cluster_event(cluster: ClusterNetwork) -> Event {
     Event::Cluster(Box::new((cluster.uid().unwrap_or_default(), cluster.spec)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(number: u32, version: u64, state: IdentityState) -> SecurityIdentity {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "SecurityIdentity",
+            "metadata": {"name": number.to_string(), "resourceVersion": version.to_string()},
+            "spec": {"labels": {}, "state": state},
+        }))
+        .unwrap()
+    }
+
+    fn serial(change: Change<SecurityIdentity, SecurityIdentity>) -> Option<u64> {
+        identity_events(change).into_iter().find_map(|event| {
+            if let Event::RetiringSerial(serial) = event {
+                Some(serial)
+            } else {
+                None
+            }
+        })
+    }
+
+    #[test]
+    fn agents_acknowledge_that_a_number_retires_and_not_that_one_is_new() {
+        let (new, old) = (IdentityState::Active, IdentityState::Retiring);
+        assert_eq!(serial(Change::Apply(identity(300, 9, new))), None);
+        assert_eq!(serial(Change::Apply(identity(300, 9, old))), Some(9));
+        let all = vec![identity(300, 4, old), identity(301, 8, new)];
+        assert_eq!(serial(Change::Snapshot(all)), Some(4));
+        let all = vec![identity(301, 8, new)];
+        assert_eq!(serial(Change::Snapshot(all)), Some(0));
+    }
+
+    #[test]
+    fn what_a_node_says_of_its_own_addresses_is_not_believed() {
+        let node: NodeNetwork = serde_json::from_value(serde_json::json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork",
+            "metadata": {"name": "b"},
+            "spec": {"nodeUid": "u", "addresses": ["192.0.2.2"]},
+            "status": {"addresses": ["192.0.2.2", "10.96.0.10"], "pathMtu": 1400,
+                "keptForm": {"number": 3, "peers": ["a", "c"]}},
+        }))
+        .unwrap();
+        let record = node_record(node, "a");
+        assert_eq!(
+            record.addresses,
+            ["192.0.2.2".parse::<std::net::IpAddr>().unwrap()]
+        );
+        assert_eq!((record.path_mtu, record.keeps_form_to_us), (1400, Some(3)));
+        assert_eq!(record.seen, None, "of the own node only");
+    }
 }

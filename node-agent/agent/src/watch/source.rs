@@ -272,8 +272,13 @@ fn pause(failures: u32) -> Duration {
 
 /// A resourceVersion as a number, as which Kubernetes orders them (KEP 5504);
 /// `None`: there is none, or of its order nothing is known.
-pub(super) fn number(version: Option<&str>) -> Option<u64> {
+fn number(version: Option<&str>) -> Option<u64> {
     version?.parse().ok()
+}
+
+/// An object's resourceVersion; 0: of its order nothing is known.
+pub(crate) fn version<K: Resource>(object: &K) -> u64 {
+    number(object.meta().resource_version.as_deref()).unwrap_or(0)
 }
 
 /// Whether a resourceVersion is older than another.

@@ -1,0 +1,205 @@
+//! Requests that the publisher sends, against a server that counts them.
+
+use std::convert::Infallible;
+
+use kube::client::Body;
+
+use super::*;
+use crate::index::OwnRow;
+
+fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
+    LocalEndpoint {
+        attachment: veer_agent_api::Attachment {
+            container_id: name.into(),
+            ifname: "eth0".into(),
+        },
+        netns: String::new(),
+        netns_inode: 0,
+        namespace: "x".into(),
+        pod_name: name.into(),
+        pod_uid: format!("uid-{name}"),
+        object_uid: Some(format!("uid-{name}")),
+        address: [10, 1, 0, 9].into(),
+        gateway: [10, 1, 0, 1].into(),
+        endpoint_id: 7,
+        serial: 3,
+        identity,
+        host_ifname: String::new(),
+        ifindex: 1,
+        mac: [0; 6],
+        node_mac: [0; 6],
+    }
+}
+
+/// The row that the watch shows of an object.
+fn shown(endpoint: &LocalEndpoint, version: u64) -> PodEndpointRow {
+    let (namespace, name) = key(endpoint);
+    let Entry { spec, owner } = Entry::of("a", endpoint);
+    PodEndpointRow {
+        key: format!("{namespace}/{name}"),
+        node: "a".into(),
+        addresses: spec.addresses.clone(),
+        identity: spec.identity,
+        serial: spec.serial,
+        own: Some(Box::new(OwnRow {
+            version,
+            owner: owner.unwrap_or_default(),
+            spec,
+        })),
+    }
+}
+
+/// A server that takes everything, after `failures` refusals, and tells methods and
+/// paths. Versions rise from 100.
+fn server(failures: usize) -> (Client, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let log = Arc::clone(&log);
+        async move {
+            let line = format!("{} {}", request.method(), request.uri().path());
+            let body = request
+                .into_body()
+                .collect_bytes()
+                .await
+                .unwrap_or_default();
+            let line_is_delete = line.starts_with("DELETE");
+            let number = {
+                let mut log = log.lock().unwrap();
+                log.push(line);
+                log.len()
+            };
+            let response = http::Response::builder();
+            let (response, answer) = if number <= failures {
+                let refusal = json!({"kind": "Status", "status": "Failure", "code": 500});
+                (response.status(500), refusal)
+            } else {
+                let deleted = json!({"kind": "Status", "status": "Success"});
+                let mut object: serde_json::Value =
+                    serde_json::from_slice(&body).unwrap_or_default();
+                if line_is_delete {
+                    object = deleted;
+                } else {
+                    object["metadata"]["resourceVersion"] = (99 + number).to_string().into();
+                }
+                (response, object)
+            };
+            Ok::<_, Infallible>(
+                response
+                    .body(Body::from(answer.to_string().into_bytes()))
+                    .unwrap(),
+            )
+        }
+    });
+    (Client::new(service, "default"), asked)
+}
+
+/// Lets the task work until it has nothing more to do for now.
+async fn idle() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_starts_is_one_write_however_late_the_watch_shows_it() {
+    let (publisher, wishes) = Publisher::new();
+    let (client, asked) = server(0);
+    tokio::spawn(wishes.run(client));
+    let pod = endpoint("p", 300);
+    let (key, wanted) = (key(&pod), Entry::of("a", &pod));
+    publisher.publish("a", &pod);
+    assert_eq!(
+        publisher.todo(&key, Some(&wanted), None),
+        Todo::Nothing,
+        "under way"
+    );
+    idle().await;
+    assert_eq!(
+        publisher.todo(&key, Some(&wanted), None),
+        Todo::Nothing,
+        "no echo yet"
+    );
+    let row = shown(&pod, 100);
+    assert_eq!(
+        publisher.todo(&key, Some(&wanted), Some(&row)),
+        Todo::Nothing
+    );
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_somebody_else_changes_in_an_own_object_is_put_back() {
+    let (publisher, wishes) = Publisher::new();
+    let (client, _) = server(0);
+    tokio::spawn(wishes.run(client));
+    let pod = endpoint("p", 300);
+    let (key, wanted) = (key(&pod), Entry::of("a", &pod));
+    publisher.publish("a", &pod);
+    idle().await;
+    let edits: [fn(&mut OwnRow); 5] = [
+        |own| own.spec.identity = 400,
+        |own| own.spec.state = PodEndpointState::Init,
+        |own| own.spec.endpoint_id = 8,
+        |own| own.spec.pod_name = "q".into(),
+        |own| own.owner.clear(),
+    ];
+    for edit in edits {
+        let mut row = shown(&pod, 101);
+        edit(row.own.as_mut().unwrap());
+        assert_eq!(
+            publisher.todo(&key, Some(&wanted), Some(&row)),
+            Todo::PutBack
+        );
+    }
+    tokio::time::advance(ECHO).await;
+    assert_eq!(
+        publisher.todo(&key, Some(&wanted), None),
+        Todo::PutBack,
+        "deleted"
+    );
+    publisher.withdraw(key.clone());
+    idle().await;
+    let row = shown(&pod, 100);
+    let todo = || publisher.todo(&key, None, Some(&row));
+    assert_eq!(todo(), Todo::Nothing, "no echo yet");
+    tokio::time::advance(ECHO).await;
+    assert_eq!(todo(), Todo::PutBack, "made again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_agent_wrote_otherwise_is_nobodys_fault() {
+    let (publisher, _wishes) = Publisher::new();
+    let (old, new) = (endpoint("p", 300), endpoint("p", 301));
+    let (key, wanted) = (key(&new), Entry::of("a", &new));
+    let todo = |row: &PodEndpointRow| publisher.todo(&key, Some(&wanted), Some(row));
+    assert_eq!(todo(&shown(&old, 5)), Todo::Write);
+    assert_eq!(todo(&shown(&new, 5)), Todo::Nothing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_that_fail_keep_no_other_waiting_and_the_last_word_counts() {
+    let (publisher, wishes) = Publisher::new();
+    let (client, asked) = server(PARALLEL);
+    tokio::spawn(wishes.run(client));
+    for i in 0..PARALLEL {
+        publisher.publish("a", &endpoint(&format!("fails{i}"), 300));
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    publisher.publish("a", &endpoint("later", 300));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let sent = asked.lock().unwrap().len();
+    assert_eq!(sent, PARALLEL + 1, "while those rest");
+    publisher.withdraw(key(&endpoint("fails0", 300)));
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    let asked = asked.lock().unwrap();
+    let of = |name: &str| {
+        asked
+            .iter()
+            .filter(|a| a.contains(name))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of("fails1").len(), 2);
+    let of_first = of("fails0");
+    assert_eq!(of_first.len(), 2);
+    assert!(of_first[1].starts_with("DELETE"), "{of_first:?}");
+}

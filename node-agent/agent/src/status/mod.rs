@@ -1,0 +1,316 @@
+//! What the agent reports, in two objects that differ in who reads them.
+//!
+//! NodeNetwork.status is what other nodes' datapath needs: every agent watches it,
+//! so a write goes to every node of the cluster. It is written when it changes, and
+//! nothing that changes with every pod is in it. NodeReport.status is for people
+//! and the operator; no agent watches it. It is written at most every few seconds,
+//! at once where the operator waits for it.
+//!
+//! Both are compared with what the API server has, so that a foreign edit is put
+//! back.
+
+mod keep;
+mod network;
+mod report;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Client};
+use tokio::sync::watch;
+use veer_crds::v1alpha1::{KeptForm, NodeNetworkStatus, NodeReportStatus};
+
+use crate::{
+    attachments::Attachments,
+    desired::Facts,
+    held::Held,
+    index::{Index, Seen},
+    repair::Kind,
+    shared::Shared,
+    switch::Switch,
+};
+
+/// Addresses that a NodeReport holds.
+const ADDRESSES: usize = 64;
+
+/// What is reported, without times.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Report {
+    /// NodeNetwork.status.
+    network: NodeNetworkStatus,
+    /// NodeReport.status without its conditions.
+    node: NodeReportStatus,
+    /// What those are made of.
+    judgements: Vec<Judgement>,
+    /// Not reported: the own NodeNetwork as the API server has it.
+    seen: Option<Seen>,
+}
+
+/// A condition without its time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Judgement {
+    kind: &'static str,
+    status: bool,
+    reason: &'static str,
+    message: String,
+}
+
+/// What a report is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    /// What the agent's parts share.
+    pub(crate) shared: &'a Shared,
+    /// What is on disk.
+    pub(crate) held: &'a Held,
+    /// The node.
+    pub(crate) facts: &'a Facts,
+    /// Its programs.
+    pub(crate) attachments: &'a Attachments,
+    /// The epoch.
+    pub(crate) switch: &'a Switch,
+    /// MTU of pods' routes in bytes.
+    pub(crate) mtu: u32,
+    /// Why the node is not as it should be; empty: it is.
+    pub(crate) degraded: &'a str,
+    /// Everything of veer is gone from the node.
+    pub(crate) decommissioned: bool,
+}
+
+impl Report {
+    pub(crate) fn new(inputs: Inputs<'_>) -> Self {
+        let Inputs {
+            shared,
+            held,
+            facts,
+            attachments,
+            switch,
+            mtu,
+            degraded,
+            decommissioned,
+        } = inputs;
+        let (seen, retiring, odd) = {
+            let index = shared.index();
+            (
+                index.nodes.own_seen().cloned(),
+                index.retiring_serial,
+                odd(&index, facts.path_mtu()),
+            )
+        };
+        let not_ready = shared.plan().not_ready.clone();
+        let network = NodeNetworkStatus {
+            held_pod_cidrs: if decommissioned {
+                Vec::new()
+            } else {
+                held.pod_cidrs.clone()
+            },
+            applied: switch.applied.clone(),
+            kept_form: switch.kept.clone(),
+            path_mtu: signed(facts.path_mtu()),
+            decommissioned,
+            ..NodeNetworkStatus::default()
+        };
+        let node = NodeReportStatus {
+            addresses: facts.addresses.iter().copied().take(ADDRESSES).collect(),
+            probes: switch.probes.clone(),
+            identity_serial: if retiring == 0 {
+                String::new()
+            } else {
+                retiring.to_string()
+            },
+            repairs: shared
+                .counts()
+                .into_iter()
+                .map(|(kind, times)| (kind, i64::try_from(times).unwrap_or(i64::MAX)))
+                .collect(),
+            uplinks: attachments.uplinks(facts),
+            mtu: signed(mtu),
+            host_routing: "BPF".into(),
+            endpoints: i32::try_from(shared.store().len()).unwrap_or(i32::MAX),
+            boot_id: shared.boot_id.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            conditions: Vec::new(),
+        };
+        Self {
+            network,
+            node,
+            judgements: vec![
+                ready(not_ready, decommissioned),
+                degraded_of(degraded),
+                uniform(odd),
+            ],
+            seen,
+        }
+    }
+
+    /// What somebody waits for: the operator, or who looks whether a node works.
+    fn urgent(&self) -> Urgent {
+        let told = self.judgements.iter();
+        Urgent {
+            conditions: told.map(|j| (j.kind, j.status, j.reason)).collect(),
+            rest: NodeReportStatus {
+                addresses: self.node.addresses.clone(),
+                probes: self.node.probes.clone(),
+                boot_id: self.node.boot_id.clone(),
+                ..NodeReportStatus::default()
+            },
+        }
+    }
+}
+
+/// See [`Report::urgent`].
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Urgent {
+    conditions: Vec<(&'static str, bool, &'static str)>,
+    rest: NodeReportStatus,
+}
+
+fn signed(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+fn ready(not_ready: String, decommissioned: bool) -> Judgement {
+    let status = not_ready.is_empty();
+    let reason = if decommissioned {
+        "Decommissioned"
+    } else if status {
+        "Serving"
+    } else {
+        "NotServing"
+    };
+    Judgement {
+        kind: "Ready",
+        status,
+        reason,
+        message: if status {
+            "pods can be wired".to_owned()
+        } else {
+            not_ready
+        },
+    }
+}
+
+fn degraded_of(why: &str) -> Judgement {
+    let well = why.is_empty();
+    Judgement {
+        kind: "Degraded",
+        status: !well,
+        reason: if well { "AsDesired" } else { "RepairFailed" },
+        message: if well {
+            "devices, programs, maps and routes are as they should be".to_owned()
+        } else {
+            why.to_owned()
+        },
+    }
+}
+
+fn uniform(odd: Option<String>) -> Judgement {
+    Judgement {
+        kind: "UniformMTU",
+        status: odd.is_none(),
+        reason: if odd.is_none() {
+            "AsOthers"
+        } else {
+            "SmallerThanOthers"
+        },
+        message: odd.unwrap_or_else(|| {
+            "the uplinks of this node carry packets as large as those of most others".to_owned()
+        }),
+    }
+}
+
+/// Why this node is the odd one whose uplinks carry less than most others';
+/// `None`: it is not. `own` is bytes.
+fn odd(index: &Index, own: u32) -> Option<String> {
+    let others = index.nodes.iter().filter(|n| n.name != index.own());
+    let known: Vec<u32> = others
+        .filter(|n| !n.gone && n.path_mtu != 0)
+        .map(|n| n.path_mtu)
+        .collect();
+    let larger = known.iter().filter(|mtu| **mtu > own).count();
+    (own != 0 && larger * 2 > known.len()).then(|| {
+        format!(
+            "the uplinks of this node carry packets of {own} bytes, those of {larger} of {} other \
+             nodes larger ones: packets to and from this node are at most as large as it carries, \
+             and larger ones are refused with the right size. Give the uplink the MTU of the \
+             others, or set spec.mtu of the ClusterNetwork",
+            known.len()
+        )
+    })
+}
+
+/// The peers to which the node keeps the old form, as others read it.
+pub(crate) fn kept_form((number, peers): (i64, Vec<String>)) -> Option<KeptForm> {
+    let all = peers.len() > KEPT_NAMED;
+    (!peers.is_empty()).then(|| KeptForm {
+        number,
+        peers: if all { Vec::new() } else { peers },
+        all,
+    })
+}
+
+/// Peers that `status.keptForm` names.
+const KEPT_NAMED: usize = 256;
+
+/// Times of the conditions' last changes.
+#[derive(Default)]
+struct Transitions(BTreeMap<&'static str, (bool, Time)>);
+
+impl Transitions {
+    fn conditions(&mut self, judgements: &[Judgement]) -> Vec<Condition> {
+        judgements
+            .iter()
+            .map(|judgement| {
+                let Judgement {
+                    kind,
+                    status,
+                    reason,
+                    message,
+                } = judgement;
+                let since = match self.0.get(kind) {
+                    Some((old, since)) if old == status => since.clone(),
+                    _ => Time(Timestamp::now()),
+                };
+                self.0.insert(*kind, (*status, since.clone()));
+                Condition {
+                    type_: (*kind).to_owned(),
+                    status: if *status { "True" } else { "False" }.to_owned(),
+                    reason: (*reason).to_owned(),
+                    message: message.clone(),
+                    last_transition_time: since,
+                    observed_generation: None,
+                }
+            })
+            .collect()
+    }
+
+    /// Takes over what an earlier agent reported.
+    fn adopt(&mut self, conditions: &[Condition]) {
+        for condition in conditions {
+            for kind in ["Ready", "Degraded", "UniformMTU"] {
+                if condition.type_ == kind {
+                    let status = condition.status == "True";
+                    self.0
+                        .insert(kind, (status, condition.last_transition_time.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// Keeps both statuses as the engine reports, until it ends.
+pub(crate) async fn run(client: Client, shared: Arc<Shared>, reports: watch::Receiver<Report>) {
+    let name = shared.options.node.clone();
+    let repaired = |what: String| {
+        shared.repaired(Kind::Status, what);
+        shared.tell_repairs();
+    };
+    let (networks, nodes) = (Api::all(client.clone()), Api::all(client));
+    tokio::join!(
+        network::keep(networks, &name, reports.clone(), repaired),
+        report::keep(nodes, &name, reports, repaired),
+    );
+}
+
+#[cfg(test)]
+mod tests;
