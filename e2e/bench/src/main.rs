@@ -9,6 +9,7 @@
 #![expect(clippy::print_stdout, reason = "its table is its result")]
 
 mod figures;
+mod gaps;
 mod measure;
 mod places;
 mod programs;
@@ -89,6 +90,8 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     progress.done("resident memory");
     wiring::attach(lab, &mut figures)?;
     wiring::restart(lab, &mut figures)?;
+    gaps::measure(lab, cli.rounds.min(3), &mut figures)?;
+    progress.done("gaps of load while things change");
     progress.done("time from a killed agent to ready");
     wiring::add(lab, cli.pods, &progress, &mut figures)?;
     programs::measure(&mut figures)?;

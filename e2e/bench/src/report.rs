@@ -4,6 +4,7 @@ use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
 
 use crate::{
     figures::Figures,
+    gaps::{self, GAP},
     measure::{
         P50, P99, STREAM,
         subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
@@ -127,6 +128,13 @@ fn goals(figures: &Figures) -> String {
         ratio(TUNNEL, NODE, STREAM),
         &AtLeast(0.85),
     );
+    for (what, subject) in [
+        ("change of mode, longest gap × the load's own", gaps::subject::CHANGE),
+        ("agents killed, longest gap × the load's own", gaps::subject::KILLED),
+    ] {
+        let gap = ratio(subject, gaps::subject::UNDISTURBED, GAP);
+        row(what, gap, &AtMost(3.0));
+    }
     row(
         "ADD alone p50, ms",
         figures.median(fact::ADD_ALONE, fact::ADD),

@@ -30,8 +30,7 @@ impl Limit {
 
     /// By a report of the undisturbed cluster.
     pub(super) fn of(report: &Report) -> Self {
-        let gaps = report.ways().flat_map(|(_, way)| &way.gaps);
-        let own = gaps.map(|g| g.of_network()).max().unwrap_or_default();
+        let own = report.longest_gap_of_network();
         Self {
             own,
             usual: HARMLESS.max(own * 3),
@@ -310,6 +309,12 @@ impl Report {
     /// The longest gap of all.
     pub fn longest_gap(&self) -> Option<Duration> {
         self.longest().map(|(_, way)| way.longest_gap().length)
+    }
+
+    /// The longest gap of all without what a flow's ends were not running.
+    pub fn longest_gap_of_network(&self) -> Duration {
+        let gaps = self.ways().flat_map(|(_, way)| &way.gaps);
+        gaps.map(|g| g.of_network()).max().unwrap_or_default()
     }
 
     /// All of it in a line, for tables.

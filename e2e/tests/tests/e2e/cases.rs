@@ -7,14 +7,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
-    client, light,
-    workloads::{HOST_HTTP, STARTED},
+    client, light, told,
+    workloads::{HOST_HTTP, IMAGE, STARTED},
 };
 
-use crate::scene::{Scene, Test};
+use crate::scene::{DEMO, Scene, Test};
 
 /// All tests.
-pub(crate) const TESTS: [(&str, Test); 4] = [
+pub(crate) const TESTS: [(&str, Test); 5] = [
     ("ten_jobs_of_one_kind_share_one_identity", jobs),
     (
         "host_port_is_reached_by_the_nodes_loopback_address",
@@ -25,6 +25,10 @@ pub(crate) const TESTS: [(&str, Test); 4] = [
         namespace_path,
     ),
     ("multicast_from_a_pod_is_named_among_the_drops", multicast),
+    (
+        "bandwidth_annotation_that_nothing_heeds_is_told_of_the_pod",
+        bandwidth,
+    ),
 ];
 
 /// The identities of a namespace's label sets.
@@ -143,4 +147,19 @@ fn multicast(scene: &Scene) -> Result<()> {
         }
     })?;
     Ok(())
+}
+
+fn bandwidth(scene: &Scene) -> Result<()> {
+    const NAME: &str = "limited";
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": NAME, "namespace": DEMO,
+            "annotations": {"kubernetes.io/egress-bandwidth": "10M"}},
+        "spec": {"nodeName": "worker1", "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "pause", "image": IMAGE, "imagePullPolicy": "Never"}]},
+    });
+    scene.lab.kubectl().apply(&pod.to_string())?;
+    let told = told::await_event(&scene.lab, "Pod", NAME, &["bandwidth"]);
+    scene.lab.kubectl().delete(&pod.to_string())?;
+    told
 }

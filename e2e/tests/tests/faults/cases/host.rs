@@ -32,8 +32,7 @@ pub(super) fn faults() -> Vec<Fault> {
             "files_of_the_plugin_removed",
             "rm of veer-cni, portmap and loopback, of the socket, of its directory",
             files_removed,
-        )
-        .short(),
+        ),
         tunnel(
             "another_networks_conflist_first",
             "a file that sorts before veer's in /etc/cni/net.d",
@@ -60,8 +59,7 @@ pub(super) fn faults() -> Vec<Fault> {
             "state_directory_emptied",
             "rm of all in /var/lib/veer, SIGKILL to the agent",
             state_lost,
-        )
-        .short(),
+        ),
         tunnel(
             "new_devices_do_not_forward",
             "net.ipv4.conf.default.forwarding=0, as hardening sets it, then a new pod",
