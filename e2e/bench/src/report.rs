@@ -129,8 +129,14 @@ fn goals(figures: &Figures) -> String {
         &AtLeast(0.85),
     );
     for (what, subject) in [
-        ("change of mode, longest gap × the load's own", gaps::subject::CHANGE),
-        ("agents killed, longest gap × the load's own", gaps::subject::KILLED),
+        (
+            "change of mode, longest gap × the load's own",
+            gaps::subject::CHANGE,
+        ),
+        (
+            "agents killed, longest gap × the load's own",
+            gaps::subject::KILLED,
+        ),
     ] {
         let gap = ratio(subject, gaps::subject::UNDISTURBED, GAP);
         row(what, gap, &AtMost(3.0));
