@@ -13,16 +13,19 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-switching lint bench image image-next crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-switching lint bench image image-arm64 image-next crds clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this machine (Debian 12, root)
 	@e2e/setup/setup
 
 image: setup ## build the two container images into build/images
 	@$(ENV) && charts/build-images
+
+image-arm64: setup ## the two images for arm64 (installs Debian's cross compiler; not in CI)
+	@$(ENV) && VEER_ARCH=arm64 charts/build-images
 
 image-next: setup ## the same, and an agent whose maps have another layout, for tests
 	@$(ENV) && VEER_NEXT_LAYOUT=1 charts/build-images

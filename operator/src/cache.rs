@@ -10,10 +10,10 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt, stream};
-use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as follow};
 use kube::{Api, Resource};
+use kube_runtime::reflector::{ObjectRef, Store, store};
+use kube_runtime::watcher::{self, Event};
+use kube_runtime::{WatchStreamExt, watcher as follow};
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;

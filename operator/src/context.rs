@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use kube::core::DeserializeGuard;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource};
+use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, PodCIDR, SecurityIdentity,
 };

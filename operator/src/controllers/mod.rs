@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kube::Resource;
-use kube::runtime::controller::{Action, Config, applier};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube_runtime::controller::{Action, Config, applier};
+use kube_runtime::reflector::{ObjectRef, Store};
 
 use crate::context::Context;
 use crate::error::Error;

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
+use kube_runtime::controller::Action;
 use veer_crds::v1alpha1::NodeNetwork;
 
 use crate::context::Context;

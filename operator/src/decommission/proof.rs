@@ -4,7 +4,7 @@
 //! applies a rendered chart. Proof is Helm's own record of the release, which says
 //! `uninstalling` before Helm starts the Job, or an annotation that a person gave
 //! the ClusterNetwork. Input: the Secrets (or, with another storage driver of
-//! Helm, the ConfigMaps) of the release, by their labels alone, and the
+//! Helm, the config maps) of the release, by their labels alone, and the
 //! ClusterNetwork.
 //!
 //! Invariant: nothing is written before there is proof.

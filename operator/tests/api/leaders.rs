@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
+use kube_runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use veer_crds::v1alpha1::{ClusterNetwork, Epoch, NodeNetwork, Phase, RoutingMode};
 

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use kube::runtime::controller::Action;
-use kube::runtime::events::EventType;
 use kube::{Api, Resource, ResourceExt};
+use kube_runtime::controller::Action;
+use kube_runtime::events::EventType;
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, ClusterNetworkStatus, Epoch, NodeNetwork,
 };

@@ -1,7 +1,7 @@
 //! What events tell of a change: pure. Each comes from the difference between
 //! the status that was and the one that is written, so none is repeated.
 
-use kube::runtime::events::EventType;
+use kube_runtime::events::EventType;
 use veer_crds::v1alpha1::{ClusterNetworkStatus, Phase};
 
 use super::epoch::Plan;

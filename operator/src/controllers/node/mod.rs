@@ -19,9 +19,9 @@ mod validate;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::runtime::controller::Action;
-use kube::runtime::events::EventType;
 use kube::{Api, ResourceExt};
+use kube_runtime::controller::Action;
+use kube_runtime::events::EventType;
 use veer_crds::v1alpha1::NodeNetwork;
 
 use crate::context::Context;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
+use kube_runtime::controller::Action;
 use veer_crds::v1alpha1::{PodCIDR, PodCIDRStatus};
 
 use crate::context::Context;

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
+use kube_runtime::controller::Action;
 use serde_json::json;
 use veer_crds::labels::NAMESPACE;
 use veer_crds::v1alpha1::{IdentityState, PodEndpoint, SecurityIdentity};
