@@ -198,9 +198,12 @@ impl Spec {
 
 /// Runs the suite; `folder` gets the logs and reports.
 pub fn run(lab: &Lab, plan: &Plan, folder: &Path) -> Result<Vec<Spec>> {
-    let kubeconfig = lab.cluster.kubeconfig();
-    let share_of =
-        |names: &[String], stem: &str| suite(&kubeconfig, names, &folder.join(stem), false);
+    let cluster = [
+        format!("--kubeconfig={}", lab.cluster.kubeconfig().display()),
+        // Specs that want two nodes or more believe this, and skip themselves without.
+        format!("--num-nodes={}", lab.cluster.node_names().len() - 1),
+    ];
+    let share_of = |names: &[String], stem: &str| suite(&cluster, names, &folder.join(stem), false);
     let mut names = sort_out(&list(folder, plan.scope)?, plan.scope)?.run;
     names.retain(|n| plan.only.is_empty() || plan.only.iter().any(|part| n.contains(part)));
     ensure!(!names.is_empty(), "the suite has no specs of that scope");
@@ -271,8 +274,8 @@ pub fn list(folder: &Path, scope: Scope) -> Result<Vec<String>> {
         Scope::Full => vec!["[Conformance]".to_owned()],
         Scope::Quick => QUICK.map(str::to_owned).to_vec(),
     };
-    let nowhere = Path::new("/nonexistent");
-    let specs = suite(nowhere, &parts, &folder.join("list"), true)?;
+    let nowhere = ["--kubeconfig=/nonexistent".to_owned()];
+    let specs = suite(&nowhere, &parts, &folder.join("list"), true)?;
     // The suite brings specs of other groups along.
     let own = specs
         .into_iter()
@@ -325,7 +328,7 @@ fn literal(text: &str) -> String {
     out
 }
 
-fn suite(kubeconfig: &Path, names: &[String], stem: &Path, dry: bool) -> Result<Vec<Spec>> {
+fn suite(cluster: &[String], names: &[String], stem: &Path, dry: bool) -> Result<Vec<Spec>> {
     let program = paths::programs().join("network.test");
     ensure!(
         program.exists(),
@@ -338,7 +341,10 @@ fn suite(kubeconfig: &Path, names: &[String], stem: &Path, dry: bool) -> Result<
     let report: PathBuf = stem.with_extension("json");
     let log = stem.with_extension("log");
     let file = fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
-    let focus: Vec<String> = names.iter().map(|n| literal(n)).collect();
+    // To list, parts of names are given; to run, whole names, some of which others
+    // begin with.
+    let end = if dry { "" } else { "$" };
+    let focus: Vec<String> = names.iter().map(|n| literal(n) + end).collect();
     let mut command = Command::new(program);
     command
         .args([
@@ -346,7 +352,7 @@ fn suite(kubeconfig: &Path, names: &[String], stem: &Path, dry: bool) -> Result<
             "--ginkgo.no-color",
             "--ginkgo.timeout=3h",
         ])
-        .arg(format!("--kubeconfig={}", kubeconfig.display()))
+        .args(cluster)
         .arg(format!("--ginkgo.focus={}", focus.join("|")))
         .arg(format!("--ginkgo.json-report={}", report.display()))
         .stdin(Stdio::null())
