@@ -81,10 +81,13 @@ pub(crate) struct Converger {
     pods_link: u32,
     /// Devices of pods that could not be given these.
     pods_left: HashSet<String>,
-    /// What is wrong on the node that veer cannot put right, but works beside.
-    pub(crate) concerns: Vec<String>,
+    /// What is wrong on the node that veer cannot put right, but works beside:
+    /// the reason of a condition, and in words.
+    pub(crate) concerns: Vec<(&'static str, String)>,
     /// Why the node is not as it should be; empty: it is.
     pub(crate) degraded: String,
+    /// The same as the reason of a condition.
+    pub(crate) degraded_reason: &'static str,
     /// Everything of veer is gone from the node.
     pub(crate) decommissioned: bool,
 }
@@ -126,6 +129,7 @@ impl Converger {
             pods_left: HashSet::new(),
             concerns: Vec::new(),
             degraded: String::new(),
+            degraded_reason: "",
             decommissioned: false,
         })
     }
@@ -429,24 +433,27 @@ impl Converger {
             }
             Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
         }
-        self.concerns.extend(self.forward.concern());
+        let blocked = self.forward.concern();
+        self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
         let deaf = shared
             .options
             .proc_sys_net
             .join("ipv4/icmp_echo_ignore_all");
         if std::fs::read_to_string(deaf).is_ok_and(|v| v.trim() == "1") {
             let key = "net.ipv4.icmp_echo_ignore_all";
-            self.concerns.push(format!(
+            let concern = format!(
                 "{key} is 1, so other nodes' probes get no answer and no pair with this node can \
                  change its form: set it to 0"
-            ));
+            );
+            self.concerns.push(("ProbesIgnored", concern));
         }
         for (address, device) in &self.facts.misplaced {
-            self.concerns.push(format!(
+            let concern = format!(
                 "{device} has {address}, which lies in a block of pods: a pod or another node has \
                  it. Remove it (ip addr del {address} dev {device}), or the whole device if \
                  another network left it"
-            ));
+            );
+            self.concerns.push(("AddressOfPods", concern));
         }
     }
 
@@ -497,7 +504,7 @@ impl Converger {
             attachments: &self.attachments,
             switch: &self.switch,
             mtu: self.pods_mtu,
-            degraded: &self.degraded,
+            degraded: (self.degraded_reason, &self.degraded),
             decommissioned: self.decommissioned,
         })
     }

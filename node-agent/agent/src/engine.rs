@@ -333,13 +333,17 @@ impl Engine {
             }
             plan.decommission = false;
         }
-        let degraded = if ready {
-            self.converger.concerns.join("; ")
+        let concerns = &self.converger.concerns;
+        let (why, degraded) = if ready {
+            let texts: Vec<&str> = concerns.iter().map(|(_, text)| text.as_str()).collect();
+            let first = concerns.first().map_or("", |(reason, _)| reason);
+            (first, texts.join("; "))
         } else {
-            reason
+            ("RepairFailed", reason)
         };
         self.tell_degraded(&degraded);
         self.converger.degraded = degraded;
+        self.converger.degraded_reason = why;
         if ready {
             if !self.started {
                 cni::gc::collect(&self.shared);

@@ -71,8 +71,9 @@ pub(crate) struct Inputs<'a> {
     pub(crate) switch: &'a Switch,
     /// MTU of pods' routes in bytes.
     pub(crate) mtu: u32,
-    /// Why the node is not as it should be; empty: it is.
-    pub(crate) degraded: &'a str,
+    /// Why the node is not as it should be, as a condition's reason and in words;
+    /// empty: it is.
+    pub(crate) degraded: (&'static str, &'a str),
     /// Everything of veer is gone from the node.
     pub(crate) decommissioned: bool,
 }
@@ -190,12 +191,12 @@ fn ready(not_ready: String, decommissioned: bool) -> Judgement {
     }
 }
 
-fn degraded_of(why: &str) -> Judgement {
+fn degraded_of((reason, why): (&'static str, &str)) -> Judgement {
     let well = why.is_empty();
     Judgement {
         kind: "Degraded",
         status: !well,
-        reason: if well { "AsDesired" } else { "RepairFailed" },
+        reason: if well { "AsDesired" } else { reason },
         message: if well {
             "devices, programs, maps and routes are as they should be".to_owned()
         } else {

@@ -160,7 +160,11 @@ fn begin(report: &mut Report) {
     report.node.boot_id = "b".into();
     report.network.held_pod_cidrs = vec!["10.1.0.0/24".parse().unwrap()];
     report.network.path_mtu = 1500;
-    report.judgements = vec![ready(String::new(), false), degraded_of(""), uniform(None)];
+    report.judgements = vec![
+        ready(String::new(), false),
+        degraded_of(("", "")),
+        uniform(None),
+    ];
 }
 
 /// Between bursts: longer than the pace, shorter than a look at the object.
@@ -296,4 +300,12 @@ fn peers_to_which_the_form_is_kept_are_named_up_to_a_number() {
     assert_eq!((few.number, few.peers.len(), few.all), (3, 256, false));
     let many = kept_form((3, names(257))).unwrap();
     assert_eq!((many.peers.len(), many.all), (0, true));
+}
+
+#[test]
+fn a_node_that_is_not_as_it_should_be_says_for_which_reason() {
+    let blocked = degraded_of(("ForwardBlocked", "chain FORWARD of table ip filter"));
+    assert!(blocked.status && blocked.message.contains("FORWARD"));
+    assert_eq!(blocked.reason, "ForwardBlocked");
+    assert_eq!(degraded_of(("", "")).reason, "AsDesired");
 }
