@@ -1,19 +1,17 @@
 //! NodeNetwork: one node's share of the network.
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{NodeReason, RoutingMode, XdpMode};
-use crate::rules::{self, CONDITIONS_KEYS, rules};
+use crate::rules::{self, rules};
 
-/// One node's share of the network, named like the node. The operator writes
-/// the spec, the node's agent the status (the condition `CIDRAllocated` is the
-/// operator's).
+/// One node's share of the network, named like the node: what other nodes need, and
+/// nothing else, since every agent watches it. The operator writes the spec, the
+/// node's agent the status.
 #[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[kube(
     group = "veer.dev",
@@ -27,12 +25,10 @@ use crate::rules::{self, CONDITIONS_KEYS, rules};
     derive = "PartialEq",
     derive = "Default",
     printcolumn = r#"{"name":"PodCIDRs","type":"string","jsonPath":".spec.podCIDRs"}"#,
-    printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".status.addresses"}"#,
+    printcolumn = r#"{"name":"Addresses","type":"string","jsonPath":".spec.addresses"}"#,
     printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".status.applied.mode"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.applied.phase"}"#,
-    printcolumn = r#"{"name":"MTU","type":"integer","jsonPath":".status.mtu"}"#,
-    printcolumn = r#"{"name":"Routing","type":"string","jsonPath":".status.hostRouting"}"#,
-    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
+    printcolumn = r#"{"name":"Path MTU","type":"integer","jsonPath":".status.pathMtu"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -98,7 +94,8 @@ pub enum Phase {
     Ready,
 }
 
-/// What the node's agent reports.
+/// What other nodes need to know of what the node's agent did; the rest of its word
+/// is in the NodeReport.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeNetworkStatus {
@@ -106,10 +103,6 @@ pub struct NodeNetworkStatus {
     #[serde(default, rename = "heldPodCIDRs")]
     #[schemars(with = "Vec<String>")]
     pub held_pod_cidrs: Vec<IpNet>,
-    /// All global addresses of the node, the primary of each family first.
-    #[serde(default)]
-    #[schemars(with = "Vec<String>")]
-    pub addresses: Vec<IpAddr>,
     /// The epoch applied in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied: Option<Epoch>,
@@ -120,44 +113,9 @@ pub struct NodeNetworkStatus {
     /// of nodes is the smaller of both ends'.
     #[serde(default)]
     pub path_mtu: i32,
-    /// What probes of the other nodes in the target form came to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probes: Option<ProbeReport>,
-    /// resourceVersion of the newest SecurityIdentity seen.
-    #[serde(default)]
-    pub identity_serial: String,
-    /// Repairs since the agent started: how often something that another program
-    /// changed or removed was put back, by kind.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub repairs: BTreeMap<String, i64>,
-    /// Uplinks in use.
-    #[serde(default)]
-    pub uplinks: Vec<UplinkStatus>,
-    /// MTU of pod routes to other nodes now, in bytes.
-    #[serde(default)]
-    pub mtu: i32,
-    /// `BPF` or `Legacy`: whether pod traffic passes the host's stack.
-    #[serde(default)]
-    pub host_routing: String,
-    /// Pods wired on this node.
-    #[serde(default)]
-    pub endpoints: i32,
-    /// The kernel's boot id, to tell a reboot.
-    #[serde(default, rename = "bootID")]
-    pub boot_id: String,
-    /// Version of the agent.
-    #[serde(default)]
-    pub agent_version: String,
     /// Everything of veer is gone from the node (after `spec.decommission`).
     #[serde(default)]
     pub decommissioned: bool,
-    /// `Ready` and `Degraded` of the agent, `CIDRAllocated` of the operator.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend(
-        "x-kubernetes-list-type" = "map",
-        "x-kubernetes-list-map-keys" = CONDITIONS_KEYS,
-    ))]
-    pub conditions: Vec<Condition>,
 }
 
 /// Peers to which a node keeps the form that the epoch leads away from.

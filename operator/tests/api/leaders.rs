@@ -104,7 +104,8 @@ async fn agents_until_done(server: &Server, names: &[String], number: i64) {
             let network = server.network_of(name).await;
             let epoch = network.spec.epoch.filter(|e| e.number == number);
             let status = network.status.unwrap_or_default();
-            let probed = status.probes.map(|p| (p.number, p.attempt));
+            let said = server.report_of(name).await.status.unwrap_or_default();
+            let probed = said.probes.map(|p| (p.number, p.attempt));
             let done = epoch.as_ref().is_some_and(|e| {
                 status.applied.as_ref() == Some(e)
                     || (e.phase == Phase::Preflight && probed == Some((e.number, e.attempt)))

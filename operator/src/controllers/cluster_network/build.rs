@@ -58,7 +58,7 @@ impl Seen {
             return Some("the kubelet is not ready");
         }
         let network = self.networks.get(node.name()).map(Arc::as_ref);
-        let said = spoken(network, self.reports.get(node.name()).map(Arc::as_ref));
+        let said = spoken(self.reports.get(node.name()).map(Arc::as_ref));
         let status = network.and_then(|n| n.status.as_ref());
         if said.boot_id.is_empty() {
             Some("the agent has not reported")
@@ -101,7 +101,7 @@ pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
             let network = seen.networks.get(node.name())?;
             let status = network.status.as_ref();
             let report = seen.reports.get(node.name()).map(Arc::as_ref);
-            let said = spoken(Some(network.as_ref()), report);
+            let said = spoken(report);
             Some(Member {
                 name: node.name().to_owned(),
                 absent: seen.absent(node),

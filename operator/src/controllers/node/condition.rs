@@ -4,7 +4,6 @@
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use veer_crds::v1alpha1::NodeNetwork;
 
 use crate::condition::{is_true, now};
 use crate::context::Context;
@@ -18,8 +17,8 @@ const TYPE: &str = "NetworkUnavailable";
 
 /// Whether the condition is to be set: the agent is ready in this boot, and nobody
 /// has said yet that the network is there.
-fn is_due(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimReport>) -> bool {
-    let said = spoken(network, report);
+fn is_due(node: &SlimNode, report: Option<&SlimReport>) -> bool {
+    let said = spoken(report);
     let mut conditions = node.status.conditions.iter();
     let there = conditions.any(|c| c.type_ == TYPE && c.status == "False");
     !there
@@ -32,10 +31,9 @@ fn is_due(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimRe
 pub(crate) async fn settle(
     context: &Context,
     node: &SlimNode,
-    network: Option<&NodeNetwork>,
     report: Option<&SlimReport>,
 ) -> Result<(), Error> {
-    if !is_due(node, network, report) {
+    if !is_due(node, report) {
         return Ok(());
     }
     let time = now();
@@ -84,7 +82,7 @@ mod tests {
             (Some("False"), "True", false),
             (Some("True"), "False", false),
         ] {
-            let seen = is_due(&node(now), None, Some(&report(ready)));
+            let seen = is_due(&node(now), Some(&report(ready)));
             assert_eq!(seen, due, "{now:?} {ready}");
         }
     }

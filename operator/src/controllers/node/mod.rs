@@ -52,13 +52,13 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     let report = context.reports.get(&name);
     report::ensure(&context, &node, report.as_deref()).await?;
     taint::settle(&context, &node, held.as_deref(), report.as_deref()).await?;
-    condition::settle(&context, &node, held.as_deref(), report.as_deref()).await?;
+    condition::settle(&context, &node, report.as_deref()).await?;
 
     let Some(network) = network else {
         // The ClusterNetwork's appearance queues every node.
         return Ok(Action::requeue(SLOW));
     };
-    let said = spoken(held.as_deref(), report.as_deref());
+    let said = spoken(report.as_deref());
     let wanted = validate::validate(&node, held.as_deref(), &said, &network.spec);
     let outcome = apply::settle(&context, &wanted, &network.spec).await?;
 

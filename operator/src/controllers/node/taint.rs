@@ -29,7 +29,7 @@ enum Step {
 fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimReport>) -> Step {
     let tainted = is_tainted(node);
     let status = network.and_then(|n| n.status.as_ref());
-    let said = spoken(network, report);
+    let said = spoken(report);
     // Its report is gone, or it is an agent that makes none yet: that is no word
     // of a reboot.
     let silent = said.boot_id.is_empty() && status.is_some_and(|s| !s.held_pod_cidrs.is_empty());

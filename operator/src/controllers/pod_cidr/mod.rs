@@ -47,7 +47,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
         claim: &claim,
         node_uid: node.as_ref().map(|n| n.uid()),
         network: network.as_deref(),
-        endpoints: spoken(network.as_deref(), report.as_deref()).endpoints,
+        endpoints: spoken(report.as_deref()).endpoints,
         siblings: &siblings,
         now: Timestamp::now(),
         quarantine: context.settings.quarantine,

@@ -131,7 +131,7 @@ fn acknowledged(identity: &SecurityIdentity, context: &Context) -> bool {
         let Some(status) = &network.status else {
             return true;
         };
-        let said = spoken(Some(network.as_ref()), report.as_deref());
+        let said = spoken(report.as_deref());
         status.decommissioned || serial(&said.identity_serial).is_some_and(|seen| seen >= version)
     })
 }
