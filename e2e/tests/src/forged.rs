@@ -1,7 +1,10 @@
 //! Every kind of packet that claims to come from where it cannot come from, sent to a
 //! node on the wire: none may arrive anywhere, and each must be counted.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
@@ -297,7 +300,7 @@ impl<'a> Stage<'a> {
         let before = counted(&self.node)?;
         forge::burst(&door.world, door.device, frame, count)?;
         let text = |e: anyhow::Error| format!("{e:#}");
-        let outcome = await_condition("all are counted as dropped", STARTED, || {
+        let outcome = await_condition("all are counted as dropped", COUNTED, || {
             let arrived = self.arrived().map_err(text)?;
             if arrived > 0 {
                 return Ok(Some(Err(anyhow!("{arrived} of {count} arrived"))));
@@ -316,8 +319,10 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Enough to know what is open; each costs seconds.
-const ENOUGH: usize = 8;
+/// How long counters may take. They are written as the packets are dropped.
+const COUNTED: Duration = Duration::from_secs(30);
+/// Enough to know what is open; each costs up to that.
+const ENOUGH: usize = 4;
 
 /// Sends `count` packets of every kind to a node by an entry. It is an error when one
 /// arrives, or was not counted.

@@ -117,7 +117,7 @@ fn files_removed(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
     let node = lab.node(NODE)?;
     let old = Made::on(lab, NODE, "before-removal")?;
-    let sockets = node.exec(&["sh", "-ec", "ls -d /run/veer/*"])?.stdout;
+    let sockets = node.exec(&["sh", "-ec", "ls -d /run/veer/*.sock"])?.stdout;
     let sockets: Vec<&str> = sockets.lines().collect();
     unharmed(
         scene,
