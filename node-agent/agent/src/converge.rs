@@ -17,7 +17,7 @@ use veer_crds::v1alpha1::Epoch;
 use crate::{
     attachments::Attachments,
     clock::monotonic,
-    datapath,
+    cni, datapath,
     desired::{self, Desired, Facts, Ids, Inputs, Left, Peers, Step},
     device::Device,
     endpoint::LocalEndpoint,
@@ -154,7 +154,7 @@ impl Converger {
         };
         self.facts.vxlan_index = self.device.converge(shared, &mut socket, port, underlay)?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
-        remove_strays(shared, &mut socket, &links);
+        cni::recover::unknown_devices(shared, &mut socket, &links);
         host::up(shared, &mut socket, &links);
         self.health
             .converge(shared, &mut socket, &links)
@@ -515,30 +515,5 @@ fn now_of<'a>(peers: &'a Peers, facts: &'a Facts, present: &'a HashMap<u32, Remo
         peers,
         facts,
         present,
-    }
-}
-
-/// Removes host-side veths that no record and no ADD under way knows: left by
-/// an ADD that was killed half-way.
-fn remove_strays(shared: &Shared, socket: &mut Socket, links: &[Link]) {
-    let known: HashSet<String> = {
-        let adding = shared.adding().clone();
-        let store = shared.store();
-        adding
-            .into_iter()
-            .chain(store.iter().map(|e| e.host_ifname.clone()))
-            .collect()
-    };
-    let strays = links
-        .iter()
-        .filter(|l| is_host_veth(&l.name) && !known.contains(&l.name));
-    for stray in strays {
-        tracing::warn!(
-            device = stray.name,
-            "removing a veth that belongs to no pod"
-        );
-        if let Err(error) = link::delete(socket, &stray.name) {
-            tracing::warn!(device = stray.name, %error, "cannot remove it");
-        }
     }
 }

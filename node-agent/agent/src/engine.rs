@@ -4,6 +4,7 @@
 //!
 //! One thread of its own, blocking; the only writer of index and plan.
 
+mod files;
 mod pods;
 mod probing;
 
@@ -30,11 +31,12 @@ use crate::{
     held::{Held, HeldFile},
     index::{Event, Stale},
     probe::Answer,
-    repair::Kind,
     shared::Shared,
     status::Report,
     switch,
 };
+use files::NodeFiles;
+use pods::Noticed;
 use probing::Probing;
 
 /// Time between repair rounds.
@@ -147,6 +149,10 @@ pub(crate) struct Engine {
     /// Once the first round is through, ADD is served.
     started: bool,
     probing: Probing,
+    files: NodeFiles,
+    noticed: Noticed,
+    /// Nothing is touched yet, see [`Engine::has_forgotten`].
+    waiting: bool,
 }
 
 impl Engine {
@@ -161,6 +167,7 @@ impl Engine {
             shared.index_mut().cluster = Some(cluster);
         }
         let converger = Converger::new(&shared, held.get())?;
+        let files = NodeFiles::new(&shared.options);
         Ok(Self {
             shared,
             from,
@@ -170,6 +177,9 @@ impl Engine {
             rounds: 0,
             started: false,
             probing: Probing::Idle,
+            files,
+            noticed: Noticed::default(),
+            waiting: true,
         })
     }
 
@@ -210,6 +220,14 @@ impl Engine {
                 kernel,
                 probed,
             } = self.take_in(first);
+            if self.waiting {
+                // The first round looks at everything that was taken in.
+                self.round(true);
+                if !self.waiting {
+                    self.identities();
+                }
+                continue;
+            }
             if let Some((round, answers)) = probed {
                 stale.pairs |= self.probed(round, answers);
             }
@@ -240,7 +258,9 @@ impl Engine {
         if self.rounds.is_multiple_of(COLLECT_EVERY) {
             cni::gc::collect(&self.shared);
             cni::gc::work_queue(&self.shared);
+            self.strangers();
         }
+        cni::recover::absent_records(&self.shared);
         let rows = self.shared.datapath().maps.shadow.ipcache.len();
         let every = u32::try_from(rows / ROWS_PER_ROUND).unwrap_or(u32::MAX);
         self.round(self.rounds.is_multiple_of(every.max(1)));
@@ -300,6 +320,10 @@ impl Engine {
 
     /// One round: observe, compare, change; with `full` every row of the ipcache.
     fn round(&mut self, full: bool) {
+        self.waiting = self.waiting && self.has_forgotten();
+        if self.waiting {
+            return;
+        }
         if self.told_to_go() {
             self.decommission();
             return;
@@ -350,19 +374,12 @@ impl Engine {
                 cni::gc::work_queue(&self.shared);
                 tracing::info!("ready");
             }
-            match cni::conflist::write(&self.shared.options.cni_conf_dir) {
-                Ok(true) if self.started => {
-                    let what = format!("{} was changed or removed", cni::conflist::NAME);
-                    self.shared.repaired(Kind::Conflist, what);
-                }
-                Ok(_) => {}
-                Err(error) => tracing::error!(%error, "cannot write the conflist"),
-            }
-            self.started = true;
         }
+        self.files.converge(&self.shared, ready, self.started);
+        self.started |= ready;
         self.sync_objects();
         self.shared.tell_repairs();
-        if let Err(error) = self.shared.store().flush() {
+        if let Err(error) = self.shared.persist_released() {
             tracing::warn!(%error, "cannot note released addresses");
         }
         self.report();
@@ -478,6 +495,7 @@ impl Engine {
         if let Err(error) = self.held.set(held) {
             tracing::error!(%error, "cannot note the clean-up");
         }
+        files::leave(&self.shared.options);
         cni::conflist::remove_with_the_last(&self.shared);
         self.converger.decommissioned = done;
         self.report();
@@ -486,6 +504,9 @@ impl Engine {
     /// Reports, but not before everything that a report says is known: a status
     /// without addresses would take the node off its peers' maps.
     fn report(&self) {
+        if self.waiting {
+            return;
+        }
         let complete = self.shared.index().complete;
         if !(complete.nodes_listed && complete.identities) {
             return;

@@ -1,5 +1,6 @@
-//! Kubernetes Events about this node, on its Node object: asynchronous, no more
-//! than a few a minute, and never in the way of what they tell of.
+//! Kubernetes Events about this node, on its Node object or on one of its pods:
+//! asynchronous, no more than a few a minute, and never in the way of what they
+//! tell of.
 //!
 //! The same words within some minutes are one Event with a count. What cannot
 //! be written while the API server is away waits; what does not fit is counted
@@ -53,6 +54,8 @@ struct Told {
     warning: bool,
     reason: &'static str,
     note: String,
+    /// Namespace, name and UID of the pod that it is about; `None`: the node.
+    pod: Option<(String, String, String)>,
 }
 
 /// Handle by which the agent's parts tell things. Cheap to clone.
@@ -67,6 +70,37 @@ pub(crate) struct Events {
 pub(crate) struct Untold {
     from: mpsc::Receiver<Told>,
     lost: Arc<AtomicUsize>,
+}
+
+impl Told {
+    fn namespace(&self) -> &str {
+        // Events of objects without a namespace are in this one.
+        self.pod
+            .as_ref()
+            .map_or("default", |(namespace, ..)| namespace)
+    }
+
+    fn regarding(&self, node: &str) -> ObjectReference {
+        let Some((namespace, name, uid)) = &self.pod else {
+            return ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Node".into()),
+                name: Some(node.to_owned()),
+                // As the kubelet's Events of its node have it: `kubectl describe
+                // node` looks for this.
+                uid: Some(node.to_owned()),
+                ..ObjectReference::default()
+            };
+        };
+        ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(namespace.clone()),
+            name: Some(name.clone()),
+            uid: Some(uid.clone()),
+            ..ObjectReference::default()
+        }
+    }
 }
 
 impl Events {
@@ -84,19 +118,36 @@ impl Events {
     /// Tells of something that somebody should look at. `reason` is one word in
     /// `PascalCase`, `note` a sentence.
     pub(crate) fn warn(&self, reason: &'static str, note: impl Into<String>) {
-        self.tell(true, reason, note.into());
+        self.tell(true, reason, note.into(), None);
+    }
+
+    /// As [`Events::warn`], on a pod: its namespace, name and UID.
+    pub(crate) fn warn_pod(
+        &self,
+        pod: (String, String, String),
+        reason: &'static str,
+        note: impl Into<String>,
+    ) {
+        self.tell(true, reason, note.into(), Some(pod));
     }
 
     /// Tells of something that is as it should be.
     pub(crate) fn normal(&self, reason: &'static str, note: impl Into<String>) {
-        self.tell(false, reason, note.into());
+        self.tell(false, reason, note.into(), None);
     }
 
-    fn tell(&self, warning: bool, reason: &'static str, note: String) {
+    fn tell(
+        &self,
+        warning: bool,
+        reason: &'static str,
+        note: String,
+        pod: Option<(String, String, String)>,
+    ) {
         let told = Told {
             warning,
             reason,
             note: cut(note),
+            pod,
         };
         if self.to.try_send(told).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -160,8 +211,6 @@ struct Written {
 impl Untold {
     /// Writes Events until all handles are gone.
     pub(crate) async fn run(mut self, client: Client, node: String) {
-        // Events of objects without a namespace are in this one.
-        let api: Api<Event> = Api::namespaced(client, "default");
         let mut allowance = Allowance::new(Instant::now());
         let mut written: HashMap<Told, Written> = HashMap::new();
         while let Some(told) = self.from.recv().await {
@@ -169,6 +218,7 @@ impl Untold {
                 tokio::time::sleep(wait).await;
             }
             written.retain(|_, w| w.at.elapsed() < SAME);
+            let api: Api<Event> = Api::namespaced(client.clone(), told.namespace());
             loop {
                 let write = write(&api, &node, &told, written.get(&told), &self.lost);
                 match tokio::time::timeout(PATIENCE, write).await {
@@ -249,7 +299,7 @@ fn event(node: &str, told: &Told, words: String, now: Timestamp) -> Event {
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{node}.{:x}", now.as_nanosecond())),
-            namespace: Some("default".into()),
+            namespace: Some(told.namespace().to_owned()),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
@@ -257,15 +307,7 @@ fn event(node: &str, told: &Told, words: String, now: Timestamp) -> Event {
         reason: Some(told.reason.to_owned()),
         note: Some(words),
         type_: Some(if told.warning { "Warning" } else { "Normal" }.to_owned()),
-        regarding: Some(ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(node.to_owned()),
-            // As the kubelet's Events of its node have it: `kubectl describe
-            // node` looks for this.
-            uid: Some(node.to_owned()),
-            ..ObjectReference::default()
-        }),
+        regarding: Some(told.regarding(node)),
         reporting_controller: Some(CONTROLLER.to_owned()),
         reporting_instance: Some(node.chars().take(INSTANCE_MAX).collect()),
         ..Event::default()
@@ -313,11 +355,31 @@ mod tests {
             warning: true,
             reason: "Repaired",
             note: "x".into(),
+            pod: None,
         };
         let event = event("n1", &told, told.note.clone(), Timestamp::UNIX_EPOCH);
         let regarding = event.regarding.unwrap();
         assert_eq!(regarding.uid.as_deref(), Some("n1"));
+        assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
         assert_eq!(event.type_.as_deref(), Some("Warning"));
         assert!(event.event_time.is_some() && event.reporting_instance.is_some());
+    }
+
+    #[test]
+    fn an_event_of_a_pod_is_in_the_pods_namespace() {
+        let told = Told {
+            warning: true,
+            reason: "BandwidthNotLimited",
+            note: "x".into(),
+            pod: Some(("shop".into(), "cart-0".into(), "u-1".into())),
+        };
+        let event = event("n1", &told, told.note.clone(), Timestamp::UNIX_EPOCH);
+        assert_eq!(event.metadata.namespace.as_deref(), Some("shop"));
+        let regarding = event.regarding.unwrap();
+        assert_eq!(
+            (regarding.kind.as_deref(), regarding.name.as_deref()),
+            (Some("Pod"), Some("cart-0"))
+        );
+        assert_eq!(regarding.uid.as_deref(), Some("u-1"));
     }
 }

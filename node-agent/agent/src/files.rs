@@ -13,11 +13,21 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };
     let temporary = folder.join(format!(".{}.tmp", name.to_string_lossy()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)?;
+    let open = || {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary)
+    };
+    let mut file = match open() {
+        // Somebody emptied the folder above.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(folder)?;
+            open()
+        }
+        other => other,
+    }?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

@@ -42,21 +42,23 @@ pub(crate) struct HeldFile {
     path: PathBuf,
     /// What the file holds.
     held: Held,
+    /// There was a file.
+    known: bool,
 }
 
 impl HeldFile {
     /// Reads it; an absent or unreadable file is an empty one.
     pub(crate) fn open(state: &Path) -> Self {
         let path = state.join("held.json");
-        let held = match fs::read(&path).map(|b| serde_json::from_slice(&b)) {
-            Ok(Ok(held)) => held,
+        let (held, known) = match fs::read(&path).map(|b| serde_json::from_slice(&b)) {
+            Ok(Ok(held)) => (held, true),
             Ok(Err(error)) => {
                 tracing::error!(path = %path.display(), %error, "unreadable; starting without it");
-                Held::default()
+                (Held::default(), false)
             }
-            Err(_) => Held::default(),
+            Err(_) => (Held::default(), false),
         };
-        Self { path, held }
+        Self { path, held, known }
     }
 
     /// What is held.
@@ -64,12 +66,18 @@ impl HeldFile {
         &self.held
     }
 
+    /// Whether anything is known of an earlier agent.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known
+    }
+
     /// Changes it, on disk first; no write when nothing changed.
     pub(crate) fn set(&mut self, held: Held) -> io::Result<()> {
-        if held != self.held {
+        if held != self.held || !self.path.exists() {
             let bytes = serde_json::to_vec(&held)?;
             files::write_atomically(&self.path, &bytes)?;
             self.held = held;
+            self.known = true;
         }
         Ok(())
     }

@@ -44,6 +44,8 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use cni::conflist::Chain;
+
 /// Node agent of the veer pod network.
 #[derive(Debug, Parser)]
 #[command(name = "veer-agent", version)]
@@ -80,6 +82,26 @@ struct RunArgs {
     /// The node's folder of CNI plugins, to take veer-cni away at uninstall.
     #[arg(long, env = "VEER_CNI_BIN_DIR", default_value = "/host/opt/cni/bin")]
     cni_bin_dir: PathBuf,
+    /// The former as the node has it.
+    #[arg(long, env = "VEER_CNI_HOST_CONF_DIR", default_value = "/etc/cni/net.d")]
+    cni_host_conf_dir: String,
+    /// Entries that the CNI configuration gets behind veer's own: a JSON list.
+    #[arg(long, env = "VEER_CNI_PLUGINS", default_value = "")]
+    cni_plugins: String,
+    /// Move CNI configurations aside that the runtime takes before veer's.
+    #[arg(
+        long,
+        env = "VEER_CNI_EXCLUSIVE",
+        default_value_t = false,
+        action = clap::ArgAction::Set
+    )]
+    cni_exclusive: bool,
+    /// The results that the runtime's CNI library keeps, to read.
+    #[arg(long, default_value = "/host/var/lib/cni/results")]
+    cni_results_dir: PathBuf,
+    /// Folder of the pods' network namespaces.
+    #[arg(long, default_value = "/run/netns")]
+    netns_dir: PathBuf,
     /// Folder of what survives a restart.
     #[arg(long, default_value = "/var/lib/veer")]
     state_dir: PathBuf,
@@ -116,6 +138,10 @@ impl RunArgs {
             node_ip: self.node_ip,
             cni_conf_dir: self.cni_conf_dir,
             cni_bin_dir: self.cni_bin_dir,
+            chain: Chain::parse(&self.cni_plugins, &self.cni_host_conf_dir)?,
+            exclusive: self.cni_exclusive,
+            cni_results: self.cni_results_dir,
+            netns: self.netns_dir,
             state: self.state_dir,
             bpffs: self.bpffs,
             socket: self.socket,

@@ -297,7 +297,7 @@ async fn attempt(client: Arc<Client>, now: Try) -> (Try, Result<u64, kube::Error
     };
     let result = match result {
         // It is gone, or the pod's namespace is going or gone; so is the pod.
-        Err(kube::Error::Api(e)) if e.code == 404 || e.is_terminating_namespace() => Ok(0),
+        Err(kube::Error::Api(e)) if e.is_final() => Ok(0),
         Err(error) => {
             tracing::warn!(
                 object = format!("{}/{}", key.0, key.1),
@@ -311,13 +311,16 @@ async fn attempt(client: Arc<Client>, now: Try) -> (Try, Result<u64, kube::Error
     (now, result)
 }
 
-trait Terminating {
-    fn is_terminating_namespace(&self) -> bool;
+trait Refusal {
+    /// Whether trying again is of no use.
+    fn is_final(&self) -> bool;
 }
 
-impl Terminating for kube::core::Status {
-    fn is_terminating_namespace(&self) -> bool {
-        self.code == 403 && self.message.contains("being terminated")
+impl Refusal for kube::core::Status {
+    fn is_final(&self) -> bool {
+        // The pod's namespace is going or gone; so is the pod. Everything else
+        // ends: also the refusal of a webhook whose own pods wait for this node.
+        self.code == 404 || (self.code == 403 && self.message.contains("being terminated"))
     }
 }
 

@@ -203,3 +203,24 @@ async fn objects_that_fail_keep_no_other_waiting_and_the_last_word_counts() {
     assert_eq!(of_first.len(), 2);
     assert!(of_first[1].starts_with("DELETE"), "{of_first:?}");
 }
+
+fn refusal(code: u16, message: &str) -> kube::core::Status {
+    kube::core::Status::failure(message, "").with_code(code)
+}
+
+#[test]
+fn what_a_webhook_refuses_while_its_pods_are_away_is_tried_again() {
+    for (code, message) in [
+        (
+            500,
+            "failed calling webhook \"v.example\": connection refused",
+        ),
+        (403, "admission webhook \"v.example\" denied the request"),
+        (429, "too many requests"),
+        (409, "conflict"),
+    ] {
+        assert!(!refusal(code, message).is_final(), "{code} {message}");
+    }
+    assert!(refusal(404, "namespaces \"a\" not found").is_final());
+    assert!(refusal(403, "namespace a is being terminated").is_final());
+}

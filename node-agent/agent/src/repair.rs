@@ -38,6 +38,12 @@ pub(crate) enum Kind {
     Status,
     /// A PodEndpoint of this node.
     PodEndpoint,
+    /// A CNI plugin.
+    Plugin,
+    /// The socket for veer-cni.
+    Socket,
+    /// The record of a pod.
+    Record,
 }
 
 impl Kind {
@@ -56,6 +62,9 @@ impl Kind {
             Self::Conflist => "conflist",
             Self::Status => "statuses",
             Self::PodEndpoint => "podendpoints",
+            Self::Plugin => "plugins",
+            Self::Socket => "socket",
+            Self::Record => "records",
         }
     }
 }

@@ -1,22 +1,29 @@
 //! What the agent's parts share, and the order in which its locks are taken:
-//! datapath, index, plan, store. No lock is held over netlink, the disk or the
-//! network, except the datapath's over the maps it guards.
+//! datapath, index, plan, store. None of them is held over netlink, the disk or
+//! the network, except the datapath's over the maps and pins that it guards. What
+//! is to be on disk is decided under the store's lock and written without it, in
+//! order by [`Disk`], which is taken before the store and by nobody who holds one
+//! of these locks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
 };
 
+use veer_agent_api::Attachment;
 use veer_api_client::Pulse;
 
 use crate::{
+    cni::conflist::Chain,
     datapath::Datapath,
     desired::{Facts, Peers, Step},
-    endpoint::Store,
+    endpoint::{Disk, Store},
     engine::Input,
     events::Events,
+    files,
     index::Index,
     publish::Publisher,
     repair::{Kind, Ledger},
@@ -33,6 +40,14 @@ pub(crate) struct Options {
     pub(crate) cni_conf_dir: PathBuf,
     /// Folder of CNI plugins.
     pub(crate) cni_bin_dir: PathBuf,
+    /// What of the CNI configuration is veer's.
+    pub(crate) chain: Chain,
+    /// Move configurations aside that the runtime takes before veer's.
+    pub(crate) exclusive: bool,
+    /// Folder of the results that the runtime's CNI library keeps.
+    pub(crate) cni_results: PathBuf,
+    /// Folder of the pods' network namespaces.
+    pub(crate) netns: PathBuf,
     /// State folder.
     pub(crate) state: PathBuf,
     /// bpffs.
@@ -58,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) link_mtu: u32,
     /// Why ADD cannot be served; empty: it can.
     pub(crate) not_ready: String,
+    /// That the runtime takes another network's configuration; empty: it does not.
+    pub(crate) foreign_conflist: String,
     /// The node is being cleaned up or was.
     pub(crate) decommission: bool,
 }
@@ -72,6 +89,7 @@ pub(crate) struct Shared {
     index: RwLock<Index>,
     plan: RwLock<Plan>,
     store: Mutex<Store>,
+    disk: Disk,
     /// Host-side device names of ADDs under way.
     adding: Mutex<BTreeSet<String>>,
     repairs: Mutex<Ledger>,
@@ -107,6 +125,7 @@ impl Shared {
                 ..Plan::default()
             }),
             store: Mutex::new(store),
+            disk: Disk::default(),
             adding: Mutex::default(),
             repairs: Mutex::default(),
             events,
@@ -144,6 +163,26 @@ impl Shared {
     /// Wired pods.
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings the record of an interface on disk to what the store says.
+    pub(crate) fn persist(&self, attachment: &Attachment) -> io::Result<()> {
+        let _order = self.disk.lane(&attachment.container_id);
+        let wanted = self.store().on_disk(attachment);
+        match wanted {
+            (path, Some(content)) => files::write_atomically(&path, &content),
+            (path, None) => files::remove(&path),
+        }
+    }
+
+    /// Notes the order of released addresses on disk, if it changed.
+    pub(crate) fn persist_released(&self) -> io::Result<()> {
+        let _order = self.disk.lane("released");
+        let wanted = self.store().released_to_write();
+        let Some((path, content)) = wanted else {
+            return Ok(());
+        };
+        files::write_atomically(&path, &content).inspect_err(|_| self.store().released_unwritten())
     }
 
     /// Host-side device names of ADDs under way.

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Where the agent listens.
 pub const SOCKET: &str = "/run/veer/agent.sock";
+/// File beside the socket whose time of change says when pods could last be wired.
+pub const SERVED_NAME: &str = "served";
 /// Where veer-cni leaves a DEL that found no agent.
 pub const DELETE_QUEUE: &str = "/var/lib/veer/queue";
 /// Longest request or answer, in bytes, the newline included.

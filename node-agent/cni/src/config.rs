@@ -23,6 +23,8 @@ pub(crate) struct Config {
     /// Directory that stands for `/` in every path of veer on the node, when it is
     /// another.
     root: Option<PathBuf>,
+    /// The folder of network configurations, when it is not the usual one.
+    conf_dir: Option<String>,
     /// Result of the plugin before this one, or (CHECK, DEL) of the whole ADD.
     pub(crate) prev_result: Option<PreviousResult>,
     /// GC: attachments that are still wanted.
@@ -62,6 +64,12 @@ impl Config {
             Some(root) => root.join(path.trim_start_matches('/')),
             None => PathBuf::from(path),
         }
+    }
+
+    /// veer's own configuration.
+    pub(crate) fn conflist(&self) -> PathBuf {
+        let folder = self.conf_dir.as_deref().unwrap_or("/etc/cni/net.d");
+        self.on_node(folder).join("05-veer.conflist")
     }
 
     /// The attachments to keep. Their absence is an error and not an empty list,
@@ -111,6 +119,15 @@ mod tests {
         assert_eq!(
             elsewhere.on_node("/run/veer"),
             PathBuf::from("/srv/node/run/veer")
+        );
+        assert_eq!(
+            config.conflist(),
+            PathBuf::from("/etc/cni/net.d/05-veer.conflist")
+        );
+        let k3s = Config::parse(br#"{"confDir":"/var/lib/rancher/k3s/agent/etc/cni/net.d"}"#);
+        assert_eq!(
+            k3s.unwrap().conflist(),
+            PathBuf::from("/var/lib/rancher/k3s/agent/etc/cni/net.d/05-veer.conflist")
         );
     }
 

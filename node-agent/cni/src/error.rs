@@ -54,6 +54,18 @@ pub(crate) enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The pod's network namespace is where the agent does not see it.
+    #[error(
+        "{pod}: CNI_NETNS {netns} is not below /run/netns: veer wires sandboxes of containerd and \
+         CRI-O, which name their namespaces there; a namespace of a process, as cri-dockerd \
+         passes it, cannot be wired"
+    )]
+    UnnamedNetns {
+        /// `namespace/name` of the pod.
+        pod: String,
+        /// The path.
+        netns: String,
+    },
     /// Standard input cannot be read.
     #[error("the network configuration cannot be read from standard input")]
     ReadConfig(#[source] io::Error),
@@ -145,9 +157,10 @@ impl Error {
     /// The code of the CNI specification.
     fn code(&self) -> u32 {
         match self {
-            Self::MissingVariable { .. } | Self::InvalidVariable { .. } | Self::NoNetns { .. } => {
-                code::INVALID_ENVIRONMENT
-            }
+            Self::MissingVariable { .. }
+            | Self::InvalidVariable { .. }
+            | Self::NoNetns { .. }
+            | Self::UnnamedNetns { .. } => code::INVALID_ENVIRONMENT,
             Self::ReadConfig(_) | Self::Queue { .. } => plugin_code::IO,
             Self::DecodeConfig(_) | Self::DecodeAnswer { .. } => code::DECODE,
             Self::OversizedConfig { .. } | Self::InvalidConfig(_) => code::INVALID_CONFIG,
@@ -229,7 +242,7 @@ mod tests {
     #[test]
     fn refusal_of_the_agent_is_passed_on_as_it_is() {
         let error = Error::Refused(Failure {
-            code: 50,
+            code: code::TRY_AGAIN,
             msg: "shop/cart-0: no pod CIDR yet".to_owned(),
             details: "NodeNetwork a".to_owned(),
         });
@@ -239,7 +252,7 @@ mod tests {
             json,
             serde_json::json!({
                 "cniVersion": "1.1.0",
-                "code": 50,
+                "code": code::TRY_AGAIN,
                 "msg": "shop/cart-0: no pod CIDR yet",
                 "details": "NodeNetwork a",
             })

@@ -18,8 +18,6 @@ use crate::config::Config;
 
 /// Results that libcni keeps, named `<network>-<container id>-<interface>`.
 const RESULTS: &str = "/var/lib/cni/results";
-/// The agent's network configuration.
-const CONFLIST: &str = "/etc/cni/net.d/05-veer.conflist";
 /// Directories of the agent, empty by now.
 const DIRECTORIES: [&str; 2] = ["/var/lib/veer", "/run/veer"];
 
@@ -40,7 +38,7 @@ pub(crate) fn after_last(config: &Config, attachment: &Attachment) {
     if let Ok(plugin) = std::env::current_exe() {
         let _ = fs::remove_file(plugin);
     }
-    let _ = fs::remove_file(config.on_node(CONFLIST));
+    let _ = fs::remove_file(config.conflist());
 }
 
 /// Whether `results` is readable and has no entry of the network but `own`.

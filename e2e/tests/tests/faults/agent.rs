@@ -35,6 +35,13 @@ pub(crate) fn faults() -> Vec<Fault> {
         )
         .short(),
         Fault::new(
+            "agent::state_lost",
+            "/var/lib/veer emptied on a node and its agent killed",
+            Mode::Tunnel,
+            state_lost,
+        )
+        .short(),
+        Fault::new(
             "agent::killed",
             format!("SIGKILL to one agent after another, {kills} times"),
             Mode::Tunnel,
@@ -99,6 +106,22 @@ fn signalled(scene: &Scene, signal: &str, times: usize) -> Result<Held> {
                 all.push(agents::end(lab, node, signal)?);
             }
             Ok(all)
+        },
+        |all| figure(all),
+    )
+}
+
+/// Records are made anew from what the kernel, the runtime and the API hold.
+fn state_lost(scene: &Scene) -> Result<Held> {
+    const NODE: &str = "worker1";
+    let lab = &scene.lab;
+    unchanged(
+        scene,
+        "all traffic; every pod keeps its device, address and identity; nodes as before",
+        || {
+            let empty = "find /var/lib/veer -mindepth 1 -delete";
+            lab.node(NODE)?.exec(&["sh", "-ec", empty])?;
+            Ok(vec![agents::end(lab, NODE, "KILL")?])
         },
         |all| figure(all),
     )

@@ -296,7 +296,7 @@ fn of_maps(scene: &Scene) -> Result<Vec<Kind>> {
     ])
 }
 
-/// The nftables table, sysctls, the conflist.
+/// The nftables table, sysctls, files of the container runtime and of the agent.
 fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
     let table = "inet veer";
     let nft = |name, what: &str| kind(name, format!("nft {what}"), "nftables", table);
@@ -337,6 +337,36 @@ fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
             "rm /etc/cni/net.d/05-veer.conflist",
             "conflist",
             "05-veer.conflist",
+        ),
+        kind(
+            "conflist's entry of veer damaged",
+            r#"sed -i 's/"veer-cni"/"veer-cni", "root": "x"/' /etc/cni/net.d/05-veer.conflist"#,
+            "conflist",
+            "veer-cni",
+        ),
+        kind(
+            "plugin removed",
+            "rm /opt/cni/bin/veer-cni",
+            "plugins",
+            "veer-cni was removed",
+        ),
+        kind(
+            "portmap removed",
+            "rm /opt/cni/bin/portmap",
+            "plugins",
+            "portmap was removed",
+        ),
+        kind(
+            "socket removed",
+            "rm /run/veer/agent.sock",
+            "socket",
+            "agent.sock was removed",
+        ),
+        kind(
+            "pods' records removed",
+            "rm -r /var/lib/veer/endpoints",
+            "records",
+            "the record of pod",
         ),
     ])
 }

@@ -10,15 +10,13 @@ use std::{
 use veer_agent_api::{Add, Added, Failure, code};
 use veer_bpf_common::identity::INIT;
 
-use super::{del, internal, remove_rows, write_rows};
+use super::{del, internal, write_rows};
 use crate::{
     datapath::Hook,
     endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
     engine::Input,
-    files,
     index::Resolution,
     netlink::{
-        link,
         netns::{self, Netns},
         pod::{self, Wiring},
         wire::Socket,
@@ -39,22 +37,19 @@ struct Undo<'a> {
     add: &'a Add,
     host_ifname: String,
     reservation: Option<Reservation>,
-    endpoint: Option<LocalEndpoint>,
+    /// The endpoint is in the store.
+    inserted: bool,
     armed: bool,
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.armed {
-            if let Ok(mut socket) = Socket::route() {
-                let _ = link::delete(&mut socket, &self.host_ifname);
+            // What cannot be taken back here is left to the DEL that follows.
+            if let Err(error) = del::forget(self.shared, &self.add.attachment) {
+                tracing::warn!(device = self.host_ifname, %error, "cannot undo an ADD");
             }
-            if let Some(endpoint) = &self.endpoint {
-                let mut datapath = self.shared.datapath();
-                let _ = self.shared.store().remove(&endpoint.attachment);
-                let _ = remove_rows(&mut datapath, endpoint);
-                let _ = datapath.detach(&self.host_ifname);
-            } else if let Some(reservation) = &self.reservation {
+            if let (Some(reservation), false) = (&self.reservation, self.inserted) {
                 self.shared.store().cancel(reservation, &self.add.pod_uid);
             }
         }
@@ -83,7 +78,7 @@ pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
     let pod = format!("{}/{}", add.pod_namespace, add.pod_name);
     if let Some(reason) = not_ready(shared) {
         return Err(Failure {
-            code: code::NOT_AVAILABLE,
+            code: code::TRY_AGAIN,
             msg: format!("pod {pod} cannot be wired yet: {reason}"),
             details: String::new(),
         });
@@ -102,14 +97,15 @@ pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
         add,
         host_ifname: endpoint::host_ifname(&add.attachment),
         reservation: None,
-        endpoint: None,
+        inserted: false,
         armed: true,
     };
     shared.adding().insert(undo.host_ifname.clone());
     let (identity, object_uid) = identity(shared, add);
+    let claims = shared.index().claims();
     let reservation = shared
         .store()
-        .reserve(&add.pod_uid)
+        .reserve(&add.pod_uid, &claims)
         .map_err(|e| no_address(&pod, &e))?;
     undo.reservation = Some(reservation);
     let result = wire(
@@ -153,7 +149,8 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
         .store()
         .iter()
         .filter(|e| {
-            let same = e.attachment == add.attachment;
+            // By the device: a rebuilt record may not know its sandbox's id.
+            let same = e.host_ifname == endpoint::host_ifname(&add.attachment);
             let same_pod = !add.pod_uid.is_empty()
                 && e.pod_uid == add.pod_uid
                 && e.attachment.ifname == add.attachment.ifname;
@@ -261,7 +258,7 @@ fn wire(
             datapath.attach(wiring.host_ifname, hook)?;
         }
         shared.store().insert(endpoint.clone());
-        undo.endpoint = Some(endpoint.clone());
+        undo.inserted = true;
         write_rows(&mut datapath, &endpoint)?;
     }
     pod::configure(
@@ -286,8 +283,10 @@ fn wire(
         pod::set_mtus(netns, wiring.pod_ifname, wiring.gateway, link_now, now)
             .map_err(step("set the MTU of the pod's route"))?;
     }
-    let (path, bytes) = shared.store().record(&endpoint);
-    files::write_atomically(&path, &bytes).map_err(step("write the endpoint's record"))?;
+    shared.store().record(&add.attachment);
+    shared
+        .persist(&add.attachment)
+        .map_err(step("write the endpoint's record"))?;
     shared.publisher.publish(&shared.options.node, &endpoint);
     if endpoint.is_init() || endpoint.object_uid.is_none() {
         // The number may have come between the last look and the record.

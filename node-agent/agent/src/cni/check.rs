@@ -13,7 +13,10 @@ use crate::{
 
 /// Says what differs, in one line.
 pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
-    let endpoint = shared.store().get(&check.attachment).cloned();
+    let endpoint = {
+        let store = shared.store();
+        store.get(&store.known_as(&check.attachment)).cloned()
+    };
     let Some(endpoint) = endpoint else {
         return Err(Failure {
             code: code::INTERNAL,

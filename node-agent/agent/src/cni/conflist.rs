@@ -1,52 +1,212 @@
 //! The CNI configuration that tells the container runtime to call veer-cni.
+//!
+//! veer owns the file's place in the folder, the network's name and versions,
+//! its own entry and those that the chart asks for. What others chain behind
+//! veer (a mesh, `tuning`, `bandwidth`) is theirs and stays, in its order: only
+//! what is veer's is put back.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, path::Path};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::{files, shared::Shared};
 
 /// Its file name: early in the alphabet, since the first file counts.
 pub(crate) const NAME: &str = "05-veer.conflist";
+/// `type` of veer's own plugin.
+pub(super) const PLUGIN: &str = "veer-cni";
+/// `type` of the plugin that makes hostPorts.
+const PORTMAP: &str = "portmap";
+/// What of the chart's entries is in the file, in the state folder: an entry
+/// that the chart names no longer is told from a foreign one by it.
+const CHAINED: &str = "cni-plugins.json";
 
-/// The file's content. Runtimes that know `cniVersions` choose the newest;
-/// containerd 1.x takes `cniVersion`.
-fn content() -> Vec<u8> {
-    let value = json!({
-        "cniVersion": "1.0.0",
-        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
-        "name": "veer",
-        "plugins": [
-            { "type": "veer-cni" },
-            { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
-        ],
-    });
-    let mut bytes = serde_json::to_vec_pretty(&value).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes
+/// What the file is to hold of veer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Chain {
+    /// Entries that the chart adds behind veer's own.
+    extra: Vec<Value>,
+    /// The folder's path on the node, where veer-cni could not guess it.
+    conf_dir: Option<String>,
 }
 
-/// Writes it atomically, unless it is there already. Returns whether it was not.
-pub(crate) fn write(folder: &Path) -> io::Result<bool> {
-    let path = folder.join(NAME);
-    let wanted = content();
-    if fs::read(&path).is_ok_and(|found| found == wanted) {
-        return Ok(false);
+/// Why a chain cannot be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChainError {
+    /// Not JSON.
+    #[error("cni.plugins is not a JSON list of objects")]
+    Decode(#[from] serde_json::Error),
+    /// An entry that no runtime takes.
+    #[error("cni.plugins: every entry needs a type, and {PLUGIN} is veer's own")]
+    Entry,
+}
+
+impl Chain {
+    /// From the chart's JSON list (empty: none) and the folder's path on the node.
+    pub(crate) fn parse(plugins: &str, conf_dir: &str) -> Result<Self, ChainError> {
+        let extra: Vec<Value> = if plugins.trim().is_empty() {
+            Vec::new()
+        } else {
+            serde_json::from_str(plugins)?
+        };
+        if extra
+            .iter()
+            .any(|e| kind(e).is_none_or(|kind| kind == PLUGIN))
+        {
+            return Err(ChainError::Entry);
+        }
+        let default = matches!(conf_dir, "" | "/etc/cni/net.d");
+        Ok(Self {
+            extra,
+            conf_dir: (!default).then(|| conf_dir.to_owned()),
+        })
     }
-    files::write_atomically(&path, &wanted)?;
-    Ok(true)
+
+    fn own(&self) -> Value {
+        let mut entry = json!({ "type": PLUGIN });
+        if let Some(folder) = &self.conf_dir {
+            entry["confDir"] = json!(folder);
+        }
+        entry
+    }
+
+    /// The entry for hostPorts: the chart may have one of its own.
+    fn portmap(&self) -> Value {
+        let own = self.extra.iter().find(|e| kind(e) == Some(PORTMAP));
+        own.cloned().unwrap_or_else(
+            || json!({ "type": PORTMAP, "capabilities": { "portMappings": true }, "snat": true }),
+        )
+    }
+
+    fn chained(&self) -> impl Iterator<Item = &Value> {
+        self.extra.iter().filter(|e| kind(e) != Some(PORTMAP))
+    }
+}
+
+/// The `type` of an entry that a runtime would take.
+fn kind(entry: &Value) -> Option<&str> {
+    entry.get("type")?.as_str().filter(|kind| !kind.is_empty())
+}
+
+/// What the file should hold where it holds `found`, and what is wrong with that
+/// in words. `before` are entries that the chart asked for earlier.
+fn merge(found: Option<&Value>, chain: &Chain, before: &[Value]) -> (Value, Vec<String>) {
+    let mut wrong = Vec::new();
+    let mut list = found
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_else(Map::new);
+    for (key, value) in [
+        ("cniVersion", json!("1.0.0")),
+        // Runtimes that know it choose the newest; containerd 1.x takes the other.
+        ("cniVersions", json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"])),
+        ("name", json!("veer")),
+    ] {
+        if list.get(key) != Some(&value) {
+            wrong.push(format!("{key} was changed"));
+            list.insert(key.to_owned(), value);
+        }
+    }
+    let there = list.get("plugins").and_then(Value::as_array).cloned();
+    let (own, portmap) = (chain.own(), chain.portmap());
+    if there.as_ref().and_then(|p| p.first()) != Some(&own) {
+        wrong.push(format!("the entry {PLUGIN} was changed, moved or removed"));
+    }
+    let mut plugins = vec![own];
+    let mut has_portmap = false;
+    for entry in there.unwrap_or_default() {
+        match kind(&entry) {
+            Some(PLUGIN) => {}
+            Some(PORTMAP) => {
+                if has_portmap || entry != portmap {
+                    wrong.push(format!("the entry {PORTMAP} was changed"));
+                }
+                if !has_portmap {
+                    plugins.push(portmap.clone());
+                }
+                has_portmap = true;
+            }
+            Some(_) if chain.chained().any(|e| *e == entry) => {
+                if !plugins.contains(&entry) {
+                    plugins.push(entry);
+                }
+            }
+            Some(_) if before.contains(&entry) => {}
+            Some(_) => plugins.push(entry),
+            None => wrong.push("an entry without a type was there".to_owned()),
+        }
+    }
+    if !has_portmap {
+        wrong.push(format!("the entry {PORTMAP} was removed"));
+        plugins.insert(1, portmap);
+    }
+    for entry in chain.chained() {
+        if !plugins.contains(entry) {
+            if before.contains(entry) {
+                let kind = kind(entry).unwrap_or_default();
+                wrong.push(format!("the entry {kind} was removed"));
+            }
+            plugins.push(entry.clone());
+        }
+    }
+    list.insert("plugins".to_owned(), Value::Array(plugins));
+    (Value::Object(list), wrong)
+}
+
+/// Brings what is veer's into the file, atomically and only where something
+/// differs. Returns what somebody else had done to it: nothing when the chart is
+/// what changed.
+pub(crate) fn write(folder: &Path, state: &Path, chain: &Chain) -> io::Result<Option<String>> {
+    let path = folder.join(NAME);
+    let noted = state.join(CHAINED);
+    let before: Vec<Value> = fs::read(&noted)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let bytes = fs::read(&path);
+    let found: Option<Value> = bytes
+        .as_ref()
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(bytes).ok())
+        .filter(Value::is_object);
+    let (wanted, wrong) = merge(found.as_ref(), chain, &before);
+    if found.as_ref() != Some(&wanted) {
+        let mut text = serde_json::to_vec_pretty(&wanted)?;
+        text.push(b'\n');
+        files::write_atomically(&path, &text)?;
+    }
+    let chained: Vec<&Value> = chain.chained().collect();
+    if before.iter().collect::<Vec<_>>() != chained {
+        files::write_atomically(&noted, &serde_json::to_vec(&chained)?)?;
+    }
+    Ok(match (bytes, found) {
+        (Err(_), _) => Some(format!("{NAME} was removed")),
+        (Ok(_), None) => Some(format!("{NAME} was no configuration of CNI")),
+        (Ok(_), Some(_)) if wrong.is_empty() => None,
+        (Ok(_), Some(_)) => Some(format!("{NAME}: {}", wrong.join(", "))),
+    })
+}
+
+/// Whether a plugin is in the chain as the file says it.
+pub(crate) fn chains(folder: &Path, plugin: &str) -> bool {
+    let list: Option<Value> = fs::read(folder.join(NAME))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    list.as_ref()
+        .and_then(|l| l.get("plugins")?.as_array())
+        .is_some_and(|plugins| plugins.iter().any(|e| kind(e) == Some(plugin)))
 }
 
 /// Removes it, and veer-cni, once no pod of veer is left on a node that is
 /// cleaned up: until then the runtime needs both for DEL.
-pub(crate) fn remove_with_the_last(shared: &Arc<Shared>) {
+pub(crate) fn remove_with_the_last(shared: &Shared) {
     super::gc::collect(shared);
     if shared.store().len() > 0 {
         return;
     }
     for path in [
         shared.options.cni_conf_dir.join(NAME),
-        shared.options.cni_bin_dir.join("veer-cni"),
+        shared.options.cni_bin_dir.join(PLUGIN),
     ] {
         if let Err(error) = files::remove(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove it");
@@ -58,19 +218,148 @@ pub(crate) fn remove_with_the_last(shared: &Arc<Shared>) {
 mod tests {
     use super::*;
 
+    struct Node(tempfile::TempDir);
+
+    impl Node {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, plugins: &str) -> Option<String> {
+            let chain = Chain::parse(plugins, "").unwrap();
+            write(self.0.path(), self.0.path(), &chain).unwrap()
+        }
+
+        fn list(&self) -> Value {
+            serde_json::from_slice(&fs::read(self.0.path().join(NAME)).unwrap()).unwrap()
+        }
+
+        fn put(&self, list: &Value) {
+            // As other programs write it: in one line.
+            fs::write(self.0.path().join(NAME), list.to_string()).unwrap();
+        }
+
+        fn kinds(&self) -> Vec<String> {
+            let list = self.list();
+            let plugins = list["plugins"].as_array().unwrap();
+            plugins
+                .iter()
+                .map(|p| p["type"].as_str().unwrap().to_owned())
+                .collect()
+        }
+    }
+
     #[test]
-    fn the_file_is_written_once_and_put_back_when_changed() {
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path()).unwrap();
-        let path = dir.path().join(NAME);
+    fn the_file_is_written_once_and_put_back_when_removed_or_garbled() {
+        let node = Node::new();
+        assert!(node.write("").is_some());
+        let path = node.0.path().join(NAME);
         let first = fs::metadata(&path).unwrap().modified().unwrap();
-        write(dir.path()).unwrap();
+        assert_eq!(node.write(""), None);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), first);
-        fs::write(&path, "{}").unwrap();
-        write(dir.path()).unwrap();
-        let found: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        assert_eq!(found["cniVersion"], "1.0.0");
-        assert_eq!(found["plugins"][0]["type"], "veer-cni");
-        assert_eq!(found["plugins"][1]["capabilities"]["portMappings"], true);
+        for damage in ["{", "[]", ""] {
+            fs::write(&path, damage).unwrap();
+            assert!(node.write("").unwrap().contains("no configuration"));
+            let found = node.list();
+            assert_eq!(found["cniVersion"], "1.0.0");
+            assert_eq!(found["plugins"][0]["type"], "veer-cni");
+            assert_eq!(found["plugins"][1]["capabilities"]["portMappings"], true);
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(node.write("").unwrap().contains("removed"));
+    }
+
+    #[test]
+    fn plugins_that_others_chain_stay_in_their_order() {
+        let node = Node::new();
+        node.write("");
+        let mut list = node.list();
+        let plugins = list["plugins"].as_array_mut().unwrap();
+        plugins.insert(1, json!({"type": "tuning", "sysctl": {}}));
+        plugins.push(json!({"type": "istio-cni", "log_level": "info"}));
+        list["disableCheck"] = json!(true);
+        node.put(&list);
+        assert_eq!(node.write(""), None);
+        assert_eq!(node.list(), list);
+    }
+
+    #[test]
+    fn a_damaged_entry_of_veer_is_repaired_alone() {
+        let node = Node::new();
+        node.write("");
+        let good = node.list();
+        let mut list = good.clone();
+        let plugins = list["plugins"].as_array_mut().unwrap();
+        plugins[0] = json!({"type": "veer-cni", "root": "/elsewhere"});
+        plugins[1]["snat"] = json!(false);
+        plugins.push(json!({"type": "linkerd-cni"}));
+        plugins.push(json!({"name": "nothing"}));
+        list["name"] = json!("other");
+        node.put(&list);
+        let what = node.write("").unwrap();
+        for word in ["veer-cni", "portmap", "name", "without a type"] {
+            assert!(what.contains(word), "{what}");
+        }
+        assert_eq!(node.kinds(), ["veer-cni", "portmap", "linkerd-cni"]);
+        assert_eq!(node.list()["plugins"][1], good["plugins"][1]);
+        assert_eq!(node.list()["name"], "veer");
+    }
+
+    #[test]
+    fn an_entry_put_before_veers_comes_after_it() {
+        let node = Node::new();
+        node.put(&json!({"plugins": [{"type": "tuning"}, {"type": "veer-cni"}]}));
+        node.write("");
+        assert_eq!(node.kinds(), ["veer-cni", "portmap", "tuning"]);
+    }
+
+    #[test]
+    fn the_charts_plugins_come_change_and_go_and_foreign_ones_stay() {
+        let node = Node::new();
+        node.write("");
+        let mut list = node.list();
+        let plugins = list["plugins"].as_array_mut().unwrap();
+        plugins.push(json!({"type": "istio-cni"}));
+        node.put(&list);
+        assert_eq!(node.write(r#"[{"type":"bandwidth","x":1}]"#), None);
+        assert_eq!(
+            node.kinds(),
+            ["veer-cni", "portmap", "istio-cni", "bandwidth"]
+        );
+        assert_eq!(node.write(r#"[{"type":"bandwidth","x":2}]"#), None);
+        assert_eq!(node.list()["plugins"][3]["x"], 2);
+        assert_eq!(node.kinds().len(), 4);
+        assert!(chains(node.0.path(), "bandwidth"));
+        let mut list = node.list();
+        list["plugins"].as_array_mut().unwrap().pop();
+        node.put(&list);
+        let what = node.write(r#"[{"type":"bandwidth","x":2}]"#).unwrap();
+        assert!(what.contains("bandwidth was removed"), "{what}");
+        assert_eq!(node.write(""), None);
+        assert_eq!(node.kinds(), ["veer-cni", "portmap", "istio-cni"]);
+    }
+
+    #[test]
+    fn a_portmap_of_the_charts_own_takes_the_place_of_veers() {
+        let node = Node::new();
+        node.write(r#"[{"type":"portmap","capabilities":{"portMappings":true},"snat":false}]"#);
+        assert_eq!(node.kinds(), ["veer-cni", "portmap"]);
+        assert_eq!(node.list()["plugins"][1]["snat"], false);
+    }
+
+    #[test]
+    fn an_entry_without_a_type_or_a_second_veer_is_refused() {
+        for bad in [r#"[{"x":1}]"#, r#"[{"type":"veer-cni"}]"#, "{}", "[1]"] {
+            assert!(Chain::parse(bad, "").is_err(), "{bad}");
+        }
+        let chain = Chain::parse(
+            r#"[{"type":"bandwidth"}]"#,
+            "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+        )
+        .unwrap();
+        assert_eq!(
+            chain.own()["confDir"],
+            "/var/lib/rancher/k3s/agent/etc/cni/net.d"
+        );
     }
 }

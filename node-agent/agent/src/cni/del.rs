@@ -1,34 +1,43 @@
 //! DEL: unwires a sandbox. Succeeds when there is nothing to do.
 
-use std::{io, sync::Arc};
+use std::io;
 
 use veer_agent_api::Attachment;
 
 use super::remove_rows;
 use crate::{
-    endpoint::host_ifname,
+    endpoint::{LocalEndpoint, host_ifname},
     netlink::{link, wire::Socket},
     publish,
     shared::Shared,
 };
 
-/// Unwires a sandbox's interface: the pod's object, its rows, its device (both
-/// ends go together, with their routes and neighbours), its pins, its record.
-pub(super) fn unwire(shared: &Arc<Shared>, attachment: &Attachment) -> io::Result<()> {
-    let device = host_ifname(attachment);
-    let mut socket = Socket::route()?;
-    link::delete(&mut socket, &device)?;
-    let removed = {
-        let mut datapath = shared.datapath();
-        let removed = shared.store().remove(attachment)?;
-        if let Some(endpoint) = &removed {
-            remove_rows(&mut datapath, endpoint).map_err(io::Error::other)?;
-        }
-        datapath.detach(&device)?;
-        removed
-    };
-    if let Some(endpoint) = removed {
+/// Unwires a sandbox's interface: its device (both ends go together, with their
+/// routes and neighbours), its record, its rows, its pins, the pod's object.
+pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> io::Result<()> {
+    let removed = forget(shared, attachment)?;
+    if let Some(endpoint) = removed.filter(|e| !e.is_nameless()) {
         shared.publisher.withdraw(publish::key(&endpoint));
     }
     Ok(())
+}
+
+/// The part of [`unwire`] that concerns this node alone. The address is free
+/// again when nothing on disk or in the maps has it.
+pub(super) fn forget(
+    shared: &Shared,
+    attachment: &Attachment,
+) -> io::Result<Option<LocalEndpoint>> {
+    let device = host_ifname(attachment);
+    link::delete_veth(&mut Socket::route()?, &device)?;
+    let known_as = shared.store().known_as(attachment);
+    let endpoint = shared.store().leave(&known_as);
+    shared.persist(&known_as)?;
+    let mut datapath = shared.datapath();
+    if let Some(endpoint) = &endpoint {
+        remove_rows(&mut datapath, endpoint).map_err(io::Error::other)?;
+    }
+    datapath.detach(&device)?;
+    shared.store().remove(&known_as);
+    Ok(endpoint)
 }

@@ -9,7 +9,7 @@ use super::{add::alive, del};
 use crate::{files, shared::Shared};
 
 /// Unwires every pod whose network namespace is gone.
-pub(crate) fn collect(shared: &Arc<Shared>) {
+pub(crate) fn collect(shared: &Shared) {
     let dead: Vec<_> = {
         let all: Vec<_> = shared.store().iter().cloned().collect();
         all.into_iter().filter(|e| !alive(e)).collect()
@@ -22,19 +22,21 @@ pub(crate) fn collect(shared: &Arc<Shared>) {
     }
 }
 
-/// Unwires all but these.
+/// Unwires those that the runtime does not name and whose namespace is gone. One
+/// that lives is another runtime's of the same node.
 pub(super) fn retain(shared: &Arc<Shared>, valid: &[Attachment]) {
-    let extra: Vec<Attachment> = {
+    let extra: Vec<_> = {
         let adding = shared.adding().clone();
         shared
             .store()
             .iter()
             .filter(|e| !valid.contains(&e.attachment) && !adding.contains(&e.host_ifname))
-            .map(|e| e.attachment.clone())
+            .cloned()
             .collect()
     };
-    for attachment in extra {
-        if let Err(error) = del::unwire(shared, &attachment) {
+    let dead = extra.iter().filter(|e| !alive(e)).map(|e| &e.attachment);
+    for attachment in dead {
+        if let Err(error) = del::unwire(shared, attachment) {
             tracing::warn!(container = attachment.container_id, %error, "cannot collect it");
         }
     }

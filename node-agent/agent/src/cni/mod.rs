@@ -6,8 +6,11 @@ mod check;
 pub(crate) mod conflist;
 mod del;
 mod drops;
+pub(crate) mod foreign;
 pub(crate) mod gc;
 mod query;
+pub(crate) mod recover;
+pub(crate) mod results;
 pub(crate) mod server;
 
 pub(crate) use query::nftables;

@@ -1,6 +1,12 @@
 //! The socket: one request per connection, a line in, a line out.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::{
@@ -11,11 +17,13 @@ use tokio::{
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
 
 use super::{add, check, del, drops, gc, internal, query};
-use crate::shared::Shared;
+use crate::{repair::Kind, shared::Shared};
 
 /// Requests worked on at once: netlink is serial in the kernel anyway, and each
 /// takes a thread.
 const PARALLEL: usize = 8;
+/// Time between looks whether the socket still has its name.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Listens at a path, mode 0600.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -28,15 +36,42 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether nobody can find the socket. Another socket in its place is that of the
+/// agent that takes over.
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).map_or_else(
+        |error| error.kind() == io::ErrorKind::NotFound,
+        |found| !found.file_type().is_socket(),
+    )
+}
+
 /// Serves until the process ends.
-pub(crate) async fn run(shared: Arc<Shared>, listener: UnixListener) {
+pub(crate) async fn run(shared: Arc<Shared>, mut listener: UnixListener) {
     let slots = Arc::new(Semaphore::new(PARALLEL));
+    let mut look = tokio::time::interval(LOOK);
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = look.tick() => {
+                let path = &shared.options.socket;
+                if is_missing(path) {
+                    match listen(path) {
+                        Ok(new) => {
+                            listener = new;
+                            let what = format!("the socket {} was removed", path.display());
+                            shared.repaired(Kind::Socket, what);
+                        }
+                        Err(error) => tracing::error!(%error, "cannot listen again"),
+                    }
+                }
+                continue;
+            }
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -155,4 +190,26 @@ fn status(shared: &Shared) -> Result<(), Failure> {
         msg: format!("veer-agent cannot wire pods: {reason}"),
         details: String::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_removed_or_overwritten_is_missing_and_a_successors_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("run/agent.sock");
+        let first = listen(&path).unwrap();
+        assert!(!is_missing(&path));
+        fs::remove_dir_all(place.path().join("run")).unwrap();
+        assert!(is_missing(&path));
+        let _second = listen(&path).unwrap();
+        drop(first);
+        assert!(!is_missing(&path));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(is_missing(&path));
+        listen(&path).unwrap();
+    }
 }

@@ -1,10 +1,13 @@
 //! Pods wired on this node: their records on disk and the addresses they hold.
 //!
 //! Invariants: an address is handed out once at a time; a record is on disk
-//! before ADD answers; a record without a pod is removed by DEL or collection,
-//! never by the loss of a list.
+//! before ADD answers, and is off it before its address is handed out again; a
+//! record without a pod is removed by DEL or collection, never by the loss of a
+//! list, and the loss of a record removes no pod (`rebuild`).
 
+mod disk;
 mod pool;
+mod rebuild;
 mod store;
 
 use std::net::IpAddr;
@@ -17,7 +20,9 @@ use veer_bpf_common::{
     value::{Endpoint as EndpointValue, Interface as InterfaceValue},
 };
 
-pub(crate) use pool::{Pool, gateway_of};
+pub(crate) use disk::Disk;
+pub(crate) use pool::{Claims, Pool, gateway_of};
+pub(crate) use rebuild::{Evidence, PodEnd};
 pub(crate) use store::{Reservation, Store, StoreError};
 
 use crate::netlink::link::Mac;
@@ -65,6 +70,11 @@ impl LocalEndpoint {
     /// `namespace/name` of the pod.
     pub(crate) fn pod(&self) -> String {
         format!("{}/{}", self.namespace, self.pod_name)
+    }
+
+    /// Rebuilt, and whose it is is not known yet.
+    pub(crate) fn is_nameless(&self) -> bool {
+        self.pod_name.is_empty()
     }
 
     /// Row of the endpoints' map.

@@ -2,7 +2,7 @@
 //! that has been free for longest.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -16,6 +16,17 @@ pub(crate) struct Released {
     pub(crate) address: Ipv4Addr,
     /// UID of the pod that had it; it gets it back if it is wired again.
     pub(crate) pod_uid: String,
+}
+
+/// Addresses that pods of this node have by their status, and the UIDs that each
+/// such pod goes by. Their namespaces may be another network's.
+pub(crate) type Claims = HashMap<Ipv4Addr, Vec<String>>;
+
+/// Whether an address is another pod's.
+fn is_anothers(claims: &Claims, address: Ipv4Addr, pod_uid: &str) -> bool {
+    claims
+        .get(&address)
+        .is_some_and(|uids| !uids.iter().any(|uid| uid == pod_uid))
 }
 
 /// The addresses of one block.
@@ -110,9 +121,32 @@ impl Pool {
         (self.last() + 1).saturating_sub(FIRST)
     }
 
-    /// Takes an address: the one this pod had before, if it is still free.
+    /// Marks an address as taken that a pod turns out to have. Whether it was
+    /// free.
+    pub(crate) fn hold(&mut self, address: Ipv4Addr) -> bool {
+        if !self.block.contains(&address) {
+            return true;
+        }
+        self.released.retain(|r| r.address != address);
+        if self.is_for_pods(address) {
+            while self.next <= self.distance(address) {
+                let skipped = self.at(self.next);
+                self.next += 1;
+                if skipped != address && !self.used.contains(&skipped) {
+                    self.released.push_back(Released {
+                        address: skipped,
+                        pod_uid: String::new(),
+                    });
+                }
+            }
+        }
+        self.used.insert(address)
+    }
+
+    /// Takes an address: the one this pod had before, as remembered here or as
+    /// its status has it, if it is still free; and none that is another pod's.
     /// `None` when all are in use.
-    pub(crate) fn take(&mut self, pod_uid: &str) -> Option<Ipv4Addr> {
+    pub(crate) fn take(&mut self, pod_uid: &str, claims: &Claims) -> Option<Ipv4Addr> {
         let before = self
             .released
             .iter()
@@ -124,14 +158,42 @@ impl Pool {
             self.used.insert(address);
             return Some(address);
         }
+        let own = claims
+            .iter()
+            .filter(|(_, uids)| !pod_uid.is_empty() && uids.iter().any(|uid| uid == pod_uid))
+            .map(|(address, _)| *address)
+            .find(|a| self.is_for_pods(*a) && !self.used.contains(a));
+        if let Some(address) = own {
+            self.hold(address);
+            return Some(address);
+        }
         while self.next <= self.last() {
             let address = self.at(self.next);
             self.next += 1;
-            if self.used.insert(address) {
-                return Some(address);
+            if self.used.contains(&address) {
+                continue;
             }
+            if is_anothers(claims, address, pod_uid) {
+                self.released.push_back(Released {
+                    address,
+                    pod_uid: String::new(),
+                });
+                continue;
+            }
+            self.used.insert(address);
+            return Some(address);
         }
-        let address = self.released.pop_front()?.address;
+        let free = |r: &Released| !is_anothers(claims, r.address, pod_uid);
+        // The status of a pod that is going names its address until it is gone.
+        // That it gave the address back is certain only where it was seen here.
+        let given_back =
+            |r: &Released| !r.pod_uid.is_empty() && !is_anothers(claims, r.address, &r.pod_uid);
+        let at = self
+            .released
+            .iter()
+            .position(free)
+            .or_else(|| self.released.iter().position(given_back))?;
+        let address = self.released.remove(at)?.address;
         self.used.insert(address);
         Some(address)
     }
@@ -163,7 +225,7 @@ mod tests {
     #[test]
     fn network_gateway_and_broadcast_are_never_given() {
         let mut p = pool();
-        let all: Vec<_> = std::iter::from_fn(|| p.take("")).collect();
+        let all: Vec<_> = std::iter::from_fn(|| p.take("", &Claims::new())).collect();
         let text: Vec<_> = all.iter().map(ToString::to_string).collect();
         assert_eq!(
             text,
@@ -177,26 +239,26 @@ mod tests {
     #[test]
     fn the_longest_free_comes_back_first_and_only_after_the_unused() {
         let mut p = pool();
-        let a = p.take("a").unwrap();
-        let b = p.take("b").unwrap();
+        let a = p.take("a", &Claims::new()).unwrap();
+        let b = p.take("b", &Claims::new()).unwrap();
         p.release(a, "a");
         p.release(b, "b");
         for _ in 0..3 {
-            let fresh = p.take("x").unwrap();
+            let fresh = p.take("x", &Claims::new()).unwrap();
             assert!(fresh != a && fresh != b);
         }
-        assert_eq!(p.take("x"), Some(a));
-        assert_eq!(p.take("x"), Some(b));
-        assert_eq!(p.take("x"), None);
+        assert_eq!(p.take("x", &Claims::new()), Some(a));
+        assert_eq!(p.take("x", &Claims::new()), Some(b));
+        assert_eq!(p.take("x", &Claims::new()), None);
     }
 
     #[test]
     fn a_sandbox_made_again_for_the_same_pod_gets_its_address_back() {
         let mut p = pool();
-        let a = p.take("uid-a").unwrap();
-        p.take("uid-b").unwrap();
+        let a = p.take("uid-a", &Claims::new()).unwrap();
+        p.take("uid-b", &Claims::new()).unwrap();
         p.release(a, "uid-a");
-        assert_eq!(p.take("uid-a"), Some(a));
+        assert_eq!(p.take("uid-a", &Claims::new()), Some(a));
     }
 
     #[test]
@@ -210,7 +272,7 @@ mod tests {
             ["10.1.0.5".parse().unwrap()],
             [released],
         );
-        let order: Vec<_> = std::iter::from_fn(|| p.take(""))
+        let order: Vec<_> = std::iter::from_fn(|| p.take("", &Claims::new()))
             .map(|a| a.to_string())
             .collect();
         assert_eq!(order, ["10.1.0.6", "10.1.0.4", "10.1.0.2", "10.1.0.3"]);
@@ -219,12 +281,69 @@ mod tests {
     #[test]
     fn releasing_twice_does_not_hand_out_twice() {
         let mut p = pool();
-        let a = p.take("").unwrap();
+        let a = p.take("", &Claims::new()).unwrap();
         p.release(a, "");
         p.release(a, "");
-        let again = std::iter::from_fn(|| p.take(""))
+        let again = std::iter::from_fn(|| p.take("", &Claims::new()))
             .filter(|x| *x == a)
             .count();
         assert_eq!(again, 1);
+    }
+
+    fn claims(all: &[(&str, &str)]) -> Claims {
+        all.iter()
+            .map(|(address, uid)| (address.parse().unwrap(), vec![(*uid).to_owned()]))
+            .collect()
+    }
+
+    #[test]
+    fn an_address_that_a_pod_of_another_network_has_is_never_given() {
+        let mut p = pool();
+        let claims = claims(&[("10.1.0.3", "old"), ("10.1.0.6", "old-2")]);
+        let all: Vec<_> = std::iter::from_fn(|| p.take("new", &claims))
+            .map(|a| a.to_string())
+            .collect();
+        assert_eq!(all, ["10.1.0.2", "10.1.0.4", "10.1.0.5"]);
+        // Once the old pod is gone its address is free.
+        assert_eq!(
+            p.take("new", &Claims::new()),
+            Some("10.1.0.3".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn a_pod_whose_release_was_forgotten_gets_the_address_of_its_status_back() {
+        let mut p = pool();
+        let claims = claims(&[("10.1.0.4", "u"), ("10.9.0.1", "v")]);
+        assert_eq!(p.take("u", &claims), Some("10.1.0.4".parse().unwrap()));
+        assert_eq!(p.take("v", &claims), Some("10.1.0.5".parse().unwrap()));
+        assert_eq!(p.take("x", &claims), Some("10.1.0.6".parse().unwrap()));
+    }
+
+    #[test]
+    fn in_a_full_block_an_address_given_back_here_serves_before_its_pod_is_gone() {
+        let mut p = pool();
+        let all: Vec<_> = (0..5)
+            .map(|n| p.take(&format!("u{n}"), &Claims::new()).unwrap())
+            .collect();
+        let claims: Claims = all
+            .iter()
+            .enumerate()
+            .map(|(n, a)| (*a, vec![format!("u{n}")]))
+            .collect();
+        assert_eq!(p.take("new", &claims), None);
+        p.release(all[3], "u3");
+        assert_eq!(p.take("new", &claims), Some(all[3]));
+    }
+
+    #[test]
+    fn an_address_found_in_use_is_held_and_those_before_it_stay_free() {
+        let mut p = pool();
+        assert!(p.hold("10.1.0.4".parse().unwrap()));
+        assert!(!p.hold("10.1.0.4".parse().unwrap()), "held once");
+        let order: Vec<_> = std::iter::from_fn(|| p.take("", &Claims::new()))
+            .map(|a| a.to_string())
+            .collect();
+        assert_eq!(order, ["10.1.0.5", "10.1.0.6", "10.1.0.2", "10.1.0.3"]);
     }
 }

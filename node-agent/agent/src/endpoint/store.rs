@@ -1,7 +1,7 @@
 //! Records of wired pods below the state folder, and the pool they draw from.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
@@ -12,8 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 use veer_agent_api::Attachment;
 use veer_bpf_common::maps::FIRST_FOREIGN_SHARE;
 
-use super::{LocalEndpoint, Pool, gateway_of, pool::Released};
-use crate::files;
+use super::{Claims, LocalEndpoint, Pool, gateway_of, host_ifname, pool::Released};
 
 /// Why no address could be reserved.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -55,6 +54,8 @@ pub(crate) struct Store {
     folder: PathBuf,
     released_file: PathBuf,
     endpoints: BTreeMap<Attachment, LocalEndpoint>,
+    /// Whose records are to be on disk: from the end of ADD to the begin of DEL.
+    recorded: BTreeSet<Attachment>,
     pool: Option<Pool>,
     /// Released addresses read from disk before the block was known.
     waiting: Vec<Released>,
@@ -66,8 +67,7 @@ pub(crate) struct Store {
 
 impl Store {
     /// Reads the records below the state folder. One that cannot be read is
-    /// left aside and named in the log: its sandbox is collected like any
-    /// device without a record.
+    /// named in the log, and made anew like any that is missing.
     pub(crate) fn open(state: &Path) -> io::Result<Self> {
         let folder = state.join("endpoints");
         fs::create_dir_all(&folder)?;
@@ -78,7 +78,9 @@ impl Store {
                 let _ = fs::remove_file(&path);
                 continue;
             }
-            match serde_json::from_slice::<LocalEndpoint>(&fs::read(&path)?) {
+            let read = fs::read(&path)
+                .and_then(|bytes| Ok(serde_json::from_slice::<LocalEndpoint>(&bytes)?));
+            match read {
                 Ok(e) => {
                     endpoints.insert(e.attachment.clone(), e);
                 }
@@ -96,6 +98,7 @@ impl Store {
         Ok(Self {
             folder,
             released_file,
+            recorded: endpoints.keys().cloned().collect(),
             endpoints,
             pool: None,
             waiting,
@@ -139,11 +142,15 @@ impl Store {
     }
 
     /// Takes an address, a number and a serial for a new endpoint.
-    pub(crate) fn reserve(&mut self, pod_uid: &str) -> Result<Reservation, StoreError> {
+    pub(crate) fn reserve(
+        &mut self,
+        pod_uid: &str,
+        claims: &Claims,
+    ) -> Result<Reservation, StoreError> {
         let pool = self.pool.as_mut().ok_or(StoreError::NoBlock)?;
         let block = pool.block();
         let gateway = gateway_of(&IpNet::V4(block)).ok_or(StoreError::NoBlock)?;
-        let address = pool.take(pod_uid).ok_or(StoreError::Exhausted {
+        let address = pool.take(pod_uid, claims).ok_or(StoreError::Exhausted {
             block,
             capacity: pool.capacity(),
         })?;
@@ -191,63 +198,140 @@ impl Store {
         self.last_serial
     }
 
-    fn path(&self, attachment: &Attachment) -> PathBuf {
+    /// Where an interface's record is.
+    pub(crate) fn path(&self, attachment: &Attachment) -> PathBuf {
         let name = format!("{}-{}.json", attachment.container_id, attachment.ifname);
         self.folder.join(name.replace('/', "_"))
     }
 
-    /// Writes an endpoint's record to disk. Does not make it known: that is
-    /// [`Store::insert`]'s, so that no lock is held over the disk's answer.
-    pub(crate) fn record(&self, endpoint: &LocalEndpoint) -> (PathBuf, Vec<u8>) {
-        let bytes = serde_json::to_vec(endpoint).unwrap_or_default();
-        (self.path(&endpoint.attachment), bytes)
-    }
-
-    /// Makes an endpoint known.
+    /// Makes an endpoint known. Its record is due only with [`Store::record`]: an
+    /// ADD that is killed before it is through leaves none.
     pub(crate) fn insert(&mut self, endpoint: LocalEndpoint) {
         self.reserved_ids.retain(|id| *id != endpoint.endpoint_id);
         self.endpoints.insert(endpoint.attachment.clone(), endpoint);
     }
 
-    /// Forgets an endpoint, its record, and frees its address.
-    pub(crate) fn remove(&mut self, attachment: &Attachment) -> io::Result<Option<LocalEndpoint>> {
-        files::remove(&self.path(attachment))?;
+    /// From now on the endpoint's record is to be on disk.
+    pub(crate) fn record(&mut self, attachment: &Attachment) {
+        if self.endpoints.contains_key(attachment) {
+            self.recorded.insert(attachment.clone());
+        }
+    }
+
+    /// Makes an endpoint known that was found wired without a record, with a
+    /// number and a serial if it lacks them. `None` when its address is another's.
+    pub(crate) fn adopt(&mut self, mut endpoint: LocalEndpoint) -> Option<LocalEndpoint> {
+        let free = self.by_address(endpoint.address).is_none()
+            && match (&mut self.pool, endpoint.address) {
+                (Some(pool), IpAddr::V4(address)) => pool.hold(address),
+                (None, _) | (_, IpAddr::V6(_)) => true,
+            };
+        if !free {
+            return None;
+        }
+        let id = endpoint.endpoint_id;
+        let taken =
+            self.reserved_ids.contains(&id) || self.endpoints.values().any(|e| e.endpoint_id == id);
+        if id == 0 || taken {
+            endpoint.endpoint_id = self.free_id();
+        }
+        if endpoint.serial == 0 {
+            endpoint.serial = self.next_serial();
+        }
+        self.last_serial = self.last_serial.max(endpoint.serial);
+        self.insert(endpoint.clone());
+        self.record(&endpoint.attachment);
+        Some(endpoint)
+    }
+
+    /// The attachment under which an interface is known here: a rebuilt record's
+    /// may be another than the runtime's, but its device is the same.
+    pub(crate) fn known_as(&self, attachment: &Attachment) -> Attachment {
+        if self.endpoints.contains_key(attachment) {
+            return attachment.clone();
+        }
+        let device = host_ifname(attachment);
+        self.endpoints
+            .values()
+            .find(|e| e.host_ifname == device)
+            .map_or_else(|| attachment.clone(), |e| e.attachment.clone())
+    }
+
+    /// Begins to forget an endpoint: its record is not to be on disk any more.
+    pub(crate) fn leave(&mut self, attachment: &Attachment) -> Option<LocalEndpoint> {
+        self.recorded.remove(attachment);
+        self.endpoints.get(attachment).cloned()
+    }
+
+    /// Forgets an endpoint and frees its address: only once its record is off the
+    /// disk, or a crash would leave two records with one address.
+    pub(crate) fn remove(&mut self, attachment: &Attachment) {
+        self.recorded.remove(attachment);
         let Some(endpoint) = self.endpoints.remove(attachment) else {
-            return Ok(None);
+            return;
         };
         if let (Some(pool), IpAddr::V4(address)) = (&mut self.pool, endpoint.address) {
             pool.release(address, &endpoint.pod_uid);
             self.released_dirty = true;
         }
-        Ok(Some(endpoint))
     }
 
-    /// Changes an endpoint's identity, here and in its record.
+    /// Whether an endpoint's record is to be on disk.
+    pub(crate) fn is_recorded(&self, attachment: &Attachment) -> bool {
+        self.recorded.contains(attachment)
+    }
+
+    /// The file of an interface and what it is to hold; `None`: it is not to be.
+    pub(crate) fn on_disk(&self, attachment: &Attachment) -> (PathBuf, Option<Vec<u8>>) {
+        let content = self
+            .endpoints
+            .get(attachment)
+            .filter(|_| self.recorded.contains(attachment))
+            .and_then(|e| serde_json::to_vec(e).ok());
+        (self.path(attachment), content)
+    }
+
+    /// Changes an endpoint's identity.
     pub(crate) fn set_identity(
         &mut self,
         attachment: &Attachment,
         identity: u32,
         object_uid: Option<String>,
-    ) -> io::Result<Option<LocalEndpoint>> {
-        let path = self.path(attachment);
-        let Some(endpoint) = self.endpoints.get_mut(attachment) else {
-            return Ok(None);
-        };
+    ) -> Option<LocalEndpoint> {
+        let endpoint = self.endpoints.get_mut(attachment)?;
         endpoint.identity = identity;
         endpoint.object_uid = object_uid.or(endpoint.object_uid.take());
-        let bytes = serde_json::to_vec(endpoint)?;
-        files::write_atomically(&path, &bytes)?;
-        Ok(Some(endpoint.clone()))
+        Some(endpoint.clone())
     }
 
-    /// Notes the order of released addresses on disk, if it changed.
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        if let (true, Some(pool)) = (self.released_dirty, &self.pool) {
-            let released: Vec<&Released> = pool.released().collect();
-            files::write_atomically(&self.released_file, &serde_json::to_vec(&released)?)?;
-            self.released_dirty = false;
+    /// Says whose a rebuilt endpoint is.
+    pub(crate) fn name(
+        &mut self,
+        attachment: &Attachment,
+        namespace: &str,
+        pod_name: &str,
+        pod_uid: &str,
+    ) {
+        if let Some(endpoint) = self.endpoints.get_mut(attachment) {
+            namespace.clone_into(&mut endpoint.namespace);
+            pod_name.clone_into(&mut endpoint.pod_name);
+            pod_uid.clone_into(&mut endpoint.pod_uid);
         }
-        Ok(())
+    }
+
+    /// The file of the released addresses and its content, if that changed since
+    /// it was last asked for.
+    pub(crate) fn released_to_write(&mut self) -> Option<(PathBuf, Vec<u8>)> {
+        let pool = self.pool.as_ref().filter(|_| self.released_dirty)?;
+        let released: Vec<&Released> = pool.released().collect();
+        let bytes = serde_json::to_vec(&released).ok()?;
+        self.released_dirty = false;
+        Some((self.released_file.clone(), bytes))
+    }
+
+    /// What was last asked for could not be written.
+    pub(crate) fn released_unwritten(&mut self) {
+        self.released_dirty = true;
     }
 
     /// One endpoint.
@@ -277,107 +361,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-
-    fn attachment(n: u32) -> Attachment {
-        Attachment {
-            container_id: format!("c{n}"),
-            ifname: "eth0".into(),
-        }
-    }
-
-    fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
-        LocalEndpoint {
-            attachment: attachment(n),
-            netns: String::new(),
-            netns_inode: 0,
-            namespace: "default".into(),
-            pod_name: format!("p{n}"),
-            pod_uid: format!("u{n}"),
-            object_uid: None,
-            address: r.address.into(),
-            gateway: r.gateway,
-            endpoint_id: r.endpoint_id,
-            serial: r.serial,
-            identity: 5,
-            host_ifname: String::new(),
-            ifindex: n,
-            mac: [0; 6],
-            node_mac: [0; 6],
-        }
-    }
-
-    fn wire(store: &mut Store, n: u32) -> LocalEndpoint {
-        let e = endpoint(n, store.reserve(&format!("u{n}")).unwrap());
-        let (path, bytes) = store.record(&e);
-        files::write_atomically(&path, &bytes).unwrap();
-        store.insert(e.clone());
-        e
-    }
-
-    #[test]
-    fn addresses_numbers_and_serials_are_unique_and_survive_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.reserve("x"), Err(StoreError::NoBlock));
-        store.set_block(block);
-        let all: Vec<_> = (0..252).map(|n| wire(&mut store, n)).collect();
-        let addresses: HashSet<_> = all.iter().map(|e| e.address).collect();
-        let ids: HashSet<_> = all.iter().map(|e| e.endpoint_id).collect();
-        assert_eq!((addresses.len(), ids.len()), (252, 252));
-        assert!(all.windows(2).all(|w| w[0].serial < w[1].serial));
-
-        let mut again = Store::open(dir.path()).unwrap();
-        again.set_block(block);
-        assert_eq!(again.len(), 252);
-        let r = again.reserve("new").unwrap();
-        assert!(!addresses.contains(&IpAddr::from(r.address)));
-        assert!(r.serial > all[251].serial);
-        assert!(matches!(
-            again.reserve("more"),
-            Err(StoreError::Exhausted { capacity: 253, .. })
-        ));
-    }
-
-    #[test]
-    fn removing_what_is_not_there_succeeds() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.remove(&attachment(1)).unwrap(), None);
-    }
-
-    #[test]
-    fn a_released_address_is_remembered_with_its_pod_over_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        store.set_block(block);
-        let e = wire(&mut store, 1);
-        store.remove(&e.attachment).unwrap();
-        store.flush().unwrap();
-        let mut again = Store::open(dir.path()).unwrap();
-        again.set_block(block);
-        assert_eq!(
-            IpAddr::from(again.reserve("u1").unwrap().address),
-            e.address
-        );
-    }
-
-    #[test]
-    fn a_new_block_waits_for_the_pods_of_the_old_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let (old, new): (Ipv4Net, Ipv4Net) = (
-            "10.1.0.0/24".parse().unwrap(),
-            "10.2.0.0/24".parse().unwrap(),
-        );
-        let mut store = Store::open(dir.path()).unwrap();
-        store.set_block(old);
-        let e = wire(&mut store, 1);
-        assert_eq!(store.set_block(new), old);
-        store.remove(&e.attachment).unwrap();
-        assert_eq!(store.set_block(new), new);
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! Local pods: their identities, and their PodEndpoints.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use veer_agent_api::Attachment;
 
@@ -12,9 +15,124 @@ use crate::{
     repair::Kind,
 };
 
+/// What was noticed of this node's pods, so that it is told once.
+#[derive(Debug, Default)]
+pub(super) struct Noticed {
+    /// Pods that were not veer's at the last look.
+    strangers: BTreeSet<String>,
+    /// Those that were told.
+    strangers_told: BTreeSet<String>,
+    /// UIDs of pods of which it was told that nobody limits their bandwidth.
+    bandwidth_told: HashSet<String>,
+}
+
 impl Engine {
+    /// Says of rebuilt records whose they are, by their pods' status.
+    fn name_the_nameless(&self) {
+        let named: Vec<(Attachment, String, String, String)> = {
+            let index = self.shared.index();
+            let store = self.shared.store();
+            store
+                .iter()
+                .filter(|e| e.is_nameless())
+                .filter_map(|e| {
+                    let pod = index.pod_at(e.address)?;
+                    let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid);
+                    let names = (pod.namespace.clone(), pod.name.clone(), uid.clone());
+                    Some((e.attachment.clone(), names.0, names.1, names.2))
+                })
+                .collect()
+        };
+        for (attachment, namespace, name, uid) in named {
+            self.shared
+                .store()
+                .name(&attachment, &namespace, &name, &uid);
+            if let Err(error) = self.shared.persist(&attachment) {
+                tracing::error!(%error, "cannot write a rebuilt record");
+            }
+            tracing::info!(
+                pod = format!("{namespace}/{name}"),
+                "a rebuilt record has its pod"
+            );
+        }
+    }
+
+    /// Names pods of this node that have an address and are not wired by veer:
+    /// another network's, left over from before veer. Looked at every minute, and
+    /// told of those that were there twice: a pod comes and goes in steps.
+    pub(super) fn strangers(&mut self) {
+        let found: BTreeSet<String> = {
+            let index = self.shared.index();
+            if !index.complete.pods {
+                return;
+            }
+            let store = self.shared.store();
+            index
+                .wired_pods()
+                .filter(|pod| {
+                    !pod.addresses.iter().any(|a| store.by_address(*a).is_some())
+                        && !store.iter().any(|e| pod.goes_by(&e.pod_uid))
+                })
+                .map(|pod| {
+                    let address = pod.addresses.first().map(ToString::to_string);
+                    let address = address.unwrap_or_default();
+                    format!("{}/{} ({address})", pod.namespace, pod.name)
+                })
+                .collect()
+        };
+        let twice: Vec<&str> = found
+            .intersection(&self.noticed.strangers)
+            .map(String::as_str)
+            .collect();
+        if !twice.is_empty() && found != self.noticed.strangers_told {
+            let note = format!(
+                "veer did not wire {} and has no record of them; their addresses are not given to \
+                 others: delete these pods, so that they are made again with veer",
+                twice.join(", ")
+            );
+            tracing::warn!("{note}");
+            self.shared.events.warn("ForeignPods", note);
+            self.noticed.strangers_told.clone_from(&found);
+        }
+        self.noticed.strangers = found;
+    }
+
+    /// Warns of pods whose bandwidth nobody limits, each once.
+    fn bandwidth(&mut self) {
+        let asking: Vec<_> = {
+            let index = self.shared.index();
+            let store = self.shared.store();
+            index
+                .wired_pods()
+                .filter(|pod| pod.bandwidth && store.iter().any(|e| pod.goes_by(&e.pod_uid)))
+                .map(|pod| (pod.namespace.clone(), pod.name.clone(), pod.uid.clone()))
+                .collect()
+        };
+        self.noticed
+            .bandwidth_told
+            .retain(|uid| asking.iter().any(|(.., asks)| asks == uid));
+        if asking.is_empty()
+            || cni::conflist::chains(&self.shared.options.cni_conf_dir, "bandwidth")
+        {
+            return;
+        }
+        for (namespace, name, uid) in asking {
+            if self.noticed.bandwidth_told.insert(uid.clone()) {
+                self.shared.events.warn_pod(
+                    (namespace, name, uid),
+                    "BandwidthNotLimited",
+                    "the annotations kubernetes.io/ingress-bandwidth and egress-bandwidth have no \
+                     effect: the CNI plugin bandwidth is not in the chain; the chart's cni.plugins \
+                     can add it",
+                );
+            }
+        }
+    }
+
     /// Gives local pods the identities that their labels have now.
-    pub(super) fn identities(&self) {
+    pub(super) fn identities(&mut self) {
+        self.name_the_nameless();
+        self.bandwidth();
         let changes: Vec<(Attachment, u32, String)> = {
             let index = self.shared.index();
             let store = self.shared.store();
@@ -52,13 +170,13 @@ impl Engine {
         let changed = self
             .shared
             .store()
-            .set_identity(attachment, number, Some(uid))
-            .map_err(Error::State)?;
+            .set_identity(attachment, number, Some(uid));
         let Some(endpoint) = changed else {
             return Ok(());
         };
         cni::write_rows(&mut datapath, &endpoint)?;
         drop(datapath);
+        self.shared.persist(attachment).map_err(Error::State)?;
         tracing::info!(pod = endpoint.pod(), identity = number, "identity");
         self.shared
             .publisher
@@ -82,9 +200,12 @@ impl Engine {
             todo != Todo::Nothing
         };
         let mut wanted: HashSet<(String, String)> = HashSet::new();
+        let mut nameless: Vec<IpAddr> = Vec::new();
         {
             let store = self.shared.store();
-            for endpoint in store.iter() {
+            // Whose they are is known in a moment; until then the objects stay.
+            nameless.extend(store.iter().filter(|e| e.is_nameless()).map(|e| e.address));
+            for endpoint in store.iter().filter(|e| !e.is_nameless()) {
                 let key = publish::key(endpoint);
                 let seen = index.endpoints.get(&format!("{}/{}", key.0, key.1));
                 let todo = publisher.todo(&key, Some(&Entry::of(node, endpoint)), seen);
@@ -101,6 +222,7 @@ impl Engine {
             };
             let key = (namespace.to_owned(), name.to_owned());
             if !wanted.contains(&key)
+                && !row.addresses.iter().any(|a| nameless.contains(a))
                 && put_back(publisher.todo(&key, None, Some(row)), &key, "made again")
             {
                 publisher.withdraw(key);

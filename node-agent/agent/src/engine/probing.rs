@@ -28,6 +28,9 @@ impl Engine {
 
     /// Starts a job of probes where one is wanted and none is under way.
     pub(super) fn probe(&mut self) {
+        if self.waiting {
+            return;
+        }
         if self.probing != Probing::Idle || self.converger.decommissioned {
             return;
         }

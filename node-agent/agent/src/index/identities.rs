@@ -2,6 +2,7 @@
 //! namespace.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use veer_crds::{
     labels::{PodIdentityInput, canonical},
@@ -38,6 +39,20 @@ pub(crate) struct PodRecord {
     pub(crate) labels: BTreeMap<String, String>,
     /// Annotation `kubernetes.io/config.hash`: the kubelet's UID of a static pod.
     pub(crate) config_hash: Option<String>,
+    /// Addresses that its status names.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// It has run to its end: its addresses are free, whatever its status says.
+    pub(crate) ended: bool,
+    /// It asks for a limit of its bandwidth.
+    pub(crate) bandwidth: bool,
+}
+
+impl PodRecord {
+    /// Whether the kubelet calls it so: by its object's UID, or, a static pod, by
+    /// its configuration's hash.
+    pub(crate) fn goes_by(&self, uid: &str) -> bool {
+        !uid.is_empty() && (self.uid == uid || self.config_hash.as_deref() == Some(uid))
+    }
 }
 
 /// What is known of an own pod's identity.
@@ -141,6 +156,12 @@ impl Identities {
                 self.pods = all.into_iter().map(|p| (p.uid.clone(), p)).collect();
             }
         }
+    }
+
+    /// Pods of this node that have addresses and have not ended.
+    pub(super) fn wired_pods(&self) -> impl Iterator<Item = &PodRecord> {
+        let pods = self.pods.values();
+        pods.filter(|p| !p.ended && !p.addresses.is_empty())
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: &str) -> Option<&PodRecord> {

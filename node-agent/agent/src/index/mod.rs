@@ -17,6 +17,7 @@ pub(crate) use endpoints::{OwnRow, PodEndpointRow, RemotePod};
 pub(crate) use identities::{IdentityRecord, PodRecord, Resolution};
 pub(crate) use nodes::{Networks, NodeRecord, Seen};
 
+use crate::endpoint::Claims;
 use endpoints::Endpoints;
 use identities::Identities;
 use nodes::{Extent, Nodes};
@@ -205,6 +206,31 @@ impl Index {
         self.endpoints.winner(address, |node, address| {
             node != self.own && self.nodes.claims(node, address)
         })
+    }
+
+    /// Pods of this node that have addresses by their status and have not ended.
+    pub(crate) fn wired_pods(&self) -> impl Iterator<Item = &PodRecord> {
+        self.identities.wired_pods()
+    }
+
+    /// The pod of this node whose status names an address.
+    pub(crate) fn pod_at(&self, address: std::net::IpAddr) -> Option<&PodRecord> {
+        self.wired_pods().find(|p| p.addresses.contains(&address))
+    }
+
+    /// What pods of this node have by their status.
+    pub(crate) fn claims(&self) -> Claims {
+        let mut claims = Claims::new();
+        for pod in self.wired_pods() {
+            for address in &pod.addresses {
+                if let std::net::IpAddr::V4(address) = address {
+                    let uids = claims.entry(*address).or_default();
+                    uids.push(pod.uid.clone());
+                    uids.extend(pod.config_hash.clone());
+                }
+            }
+        }
+        claims
     }
 
     /// The own pod's identity by its label set.

@@ -13,6 +13,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
+const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -46,6 +47,8 @@ pub(crate) type Mac = [u8; 6];
 pub(crate) struct Link {
     /// Interface index.
     pub(crate) index: u32,
+    /// Interface index of a veth's other end, in the namespace where that is.
+    pub(crate) peer: u32,
     /// Name.
     pub(crate) name: String,
     /// MTU in bytes.
@@ -95,6 +98,7 @@ fn parse(message: &Received) -> Option<Link> {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_MASTER => link.master = u32_at(value, 0)?,
+            IFLA_LINK => link.peer = u32_at(value, 0)?,
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
             IFLA_XDP => {
                 let id = Attrs(value).find(IFLA_XDP_PROG_ID);
@@ -239,6 +243,15 @@ pub(crate) fn no_ipv6_autoconf(socket: &mut Socket, index: u32) -> io::Result<()
             Ok(())
         }
         other => other,
+    }
+}
+
+/// Removes a veth with its other end; fine when there is none. A device of that
+/// name and another kind is somebody else's and stays.
+pub(crate) fn delete_veth(socket: &mut Socket, name: &str) -> io::Result<()> {
+    match by_name(socket, name)? {
+        Some(found) if found.kind == "veth" => delete(socket, name),
+        Some(_) | None => Ok(()),
     }
 }
 

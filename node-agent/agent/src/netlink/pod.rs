@@ -41,7 +41,7 @@ pub(crate) struct Wiring<'a> {
 /// Makes the veth pair, both ends down, and returns the host side.
 pub(crate) fn create(host: &mut Socket, netns: &Netns, w: &Wiring<'_>) -> io::Result<Link> {
     // What is left of an ADD that was killed half-way has the same name.
-    link::delete(host, w.host_ifname)?;
+    link::delete_veth(host, w.host_ifname)?;
     link::add_veth(
         host,
         VethEnd {

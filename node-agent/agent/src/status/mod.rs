@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use veer_crds::v1alpha1::{KeptForm, NodeNetworkStatus, NodeReportStatus};
+use veer_crds::v1alpha1::{FOREIGN_CONFLIST, KeptForm, NodeNetworkStatus, NodeReportStatus};
 
 use crate::{
     attachments::Attachments,
@@ -98,7 +98,10 @@ impl Report {
                 odd(&index, facts.path_mtu()),
             )
         };
-        let not_ready = shared.plan().not_ready.clone();
+        let (not_ready, foreign) = {
+            let plan = shared.plan();
+            (plan.not_ready.clone(), plan.foreign_conflist.clone())
+        };
         let network = NodeNetworkStatus {
             held_pod_cidrs: if decommissioned {
                 Vec::new()
@@ -136,7 +139,7 @@ impl Report {
             network,
             node,
             judgements: vec![
-                ready(not_ready, decommissioned),
+                ready(not_ready, foreign, decommissioned),
                 degraded_of(degraded),
                 uniform(odd),
             ],
@@ -170,24 +173,22 @@ fn signed(value: u32) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
-fn ready(not_ready: String, decommissioned: bool) -> Judgement {
-    let status = not_ready.is_empty();
-    let reason = if decommissioned {
-        "Decommissioned"
-    } else if status {
-        "Serving"
+/// `foreign`: the runtime calls another network's plugin; empty: it does not.
+fn ready(not_ready: String, foreign: String, decommissioned: bool) -> Judgement {
+    let (status, reason, message) = if decommissioned {
+        (false, "Decommissioned", not_ready)
+    } else if !not_ready.is_empty() {
+        (false, "NotServing", not_ready)
+    } else if !foreign.is_empty() {
+        (false, FOREIGN_CONFLIST, foreign)
     } else {
-        "NotServing"
+        (true, "Serving", "pods can be wired".to_owned())
     };
     Judgement {
         kind: "Ready",
         status,
         reason,
-        message: if status {
-            "pods can be wired".to_owned()
-        } else {
-            not_ready
-        },
+        message,
     }
 }
 

@@ -161,7 +161,7 @@ fn begin(report: &mut Report) {
     report.network.held_pod_cidrs = vec!["10.1.0.0/24".parse().unwrap()];
     report.network.path_mtu = 1500;
     report.judgements = vec![
-        ready(String::new(), false),
+        ready(String::new(), String::new(), false),
         degraded_of(("", "")),
         uniform(None),
     ];
@@ -224,7 +224,7 @@ async fn what_the_operator_waits_for_is_written_at_once() {
     tokio::time::sleep(WHILE).await;
     let (_, before) = scene.writes();
     scene
-        .say(|r| r.judgements[0] = ready("no".into(), false))
+        .say(|r| r.judgements[0] = ready("no".into(), String::new(), false))
         .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(scene.writes().1, before + 1);
@@ -308,4 +308,12 @@ fn a_node_that_is_not_as_it_should_be_says_for_which_reason() {
     assert!(blocked.status && blocked.message.contains("FORWARD"));
     assert_eq!(blocked.reason, "ForwardBlocked");
     assert_eq!(degraded_of(("", "")).reason, "AsDesired");
+}
+
+#[test]
+fn a_node_whose_runtime_calls_another_network_is_not_ready_for_that_reason() {
+    let said = ready(String::new(), "04-old.conflist".into(), false);
+    assert_eq!((said.status, said.reason), (false, FOREIGN_CONFLIST));
+    assert!(said.message.contains("04-old.conflist"));
+    assert!(ready(String::new(), String::new(), false).status);
 }

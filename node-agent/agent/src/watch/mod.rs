@@ -301,12 +301,30 @@ fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Ev
     events
 }
 
+/// Annotations that the plugin `bandwidth` acts on.
+const BANDWIDTH: [&str; 2] = [
+    "kubernetes.io/ingress-bandwidth",
+    "kubernetes.io/egress-bandwidth",
+];
+
 fn pod_record(pod: SlimPod) -> Option<PodRecord> {
     if pod.spec.host_network {
         return None;
     }
     let meta = pod.metadata;
+    let bandwidth = meta
+        .annotations
+        .as_ref()
+        .is_some_and(|all| BANDWIDTH.iter().any(|key| all.contains_key(*key)));
     Some(PodRecord {
+        addresses: pod
+            .status
+            .pod_ips
+            .iter()
+            .filter_map(|one| one.ip.parse().ok())
+            .collect(),
+        ended: matches!(pod.status.phase.as_str(), "Succeeded" | "Failed"),
+        bandwidth,
         uid: meta.uid.unwrap_or_default(),
         namespace: meta.namespace.unwrap_or_default(),
         name: meta.name.unwrap_or_default(),

@@ -16,6 +16,28 @@ pub(crate) struct SlimPod {
     /// The part of the spec that counts.
     #[serde(default)]
     pub(crate) spec: SlimPodSpec,
+    /// The part of the status that counts.
+    #[serde(default)]
+    pub(crate) status: SlimPodStatus,
+}
+
+/// See [`SlimPod`].
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimPodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed`.
+    #[serde(default)]
+    pub(crate) phase: String,
+    /// Its addresses.
+    #[serde(default, rename = "podIPs")]
+    pub(crate) pod_ips: Vec<SlimPodIp>,
+}
+
+/// See [`SlimPodStatus`].
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct SlimPodIp {
+    /// One address.
+    #[serde(default)]
+    pub(crate) ip: String,
 }
 
 /// See [`SlimPod`].

@@ -18,7 +18,7 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<String, 
             "veer-cni makes the pod's interface and must be the first plugin of the list",
         ));
     }
-    let path = super::resolve_netns(netns, environment)?;
+    let path = super::resolve_netns(config, netns, environment)?;
     let ifname = attachment.ifname.clone();
     let request = Request::Add(Add {
         attachment,

@@ -18,7 +18,7 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Erro
     }
     let attachment = environment.attachment()?;
     let netns = environment.required_netns()?;
-    let path = super::resolve_netns(netns, environment)?;
+    let path = super::resolve_netns(config, netns, environment)?;
     let request = Request::Check(Check {
         attachment,
         netns: path,

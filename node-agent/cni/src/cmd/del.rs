@@ -20,7 +20,7 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Erro
     // the rest by the attachment.
     let netns = environment
         .netns()
-        .and_then(|netns| super::resolve_netns(netns, environment).ok());
+        .and_then(|netns| super::resolve_netns(config, netns, environment).ok());
     let request = Request::Del(Del {
         attachment: attachment.clone(),
         netns,

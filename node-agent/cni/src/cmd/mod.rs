@@ -23,6 +23,9 @@ const LONG: Duration = Duration::from_secs(90);
 /// How long CHECK and STATUS, which change nothing, may take.
 const SHORT: Duration = Duration::from_secs(10);
 
+/// Where container runtimes name the network namespaces of sandboxes.
+const NETNS: &str = "/run/netns";
+
 /// Carries out the verb of `environment`. The text is what to print: empty for
 /// verbs that have no result.
 pub(crate) fn run(environment: &Environment, config: &Config) -> Result<String, Error> {
@@ -66,7 +69,9 @@ fn require(config: &Config, verb: &'static str, since: &'static str) -> Result<(
 /// `netns`. The agent looks from its own mount namespace, where the node's
 /// symbolic links (/var/run to /run) need not exist, so the directory's are
 /// resolved here. The file's own name stays: in /proc it is a link to no file.
-fn resolve_netns(netns: &str, environment: &Environment) -> Result<String, Error> {
+/// What is not below [`NETNS`] the agent cannot see: it is no part of the node's
+/// process namespace.
+fn resolve_netns(config: &Config, netns: &str, environment: &Environment) -> Result<String, Error> {
     let resolve = || {
         let path = Path::new(netns);
         fs::metadata(path)?;
@@ -75,8 +80,14 @@ fn resolve_netns(netns: &str, environment: &Environment) -> Result<String, Error
             _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
         }
     };
+    let named = config.on_node(NETNS);
+    let named = fs::canonicalize(&named).unwrap_or(named);
     match resolve() {
-        Ok(path) => Ok(path.to_string_lossy().into_owned()),
+        Ok(path) if path.starts_with(named) => Ok(path.to_string_lossy().into_owned()),
+        Ok(_) => Err(Error::UnnamedNetns {
+            pod: environment.subject(),
+            netns: netns.to_owned(),
+        }),
         Err(source) => Err(Error::NoNetns {
             pod: environment.subject(),
             netns: netns.to_owned(),

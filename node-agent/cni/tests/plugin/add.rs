@@ -35,7 +35,7 @@ fn add_names_the_pod_to_the_agent_and_prints_its_address() {
 #[test]
 fn add_through_a_symbolic_link_gives_the_agent_the_real_directory() {
     let node = Node::new();
-    std::os::unix::fs::symlink(node.path("netns"), node.path("link")).unwrap();
+    std::os::unix::fs::symlink(node.path("run/netns"), node.path("link")).unwrap();
     let agent = node.double(&added());
     let through_link = node.path("link/cni-1");
     let outcome = run(
@@ -85,7 +85,7 @@ fn add_without_an_agent_says_try_again_and_where_to_look() {
 fn refusal_of_the_agent_reaches_the_runtime_word_for_word() {
     let node = Node::new();
     let refusal = Failure {
-        code: code::NOT_AVAILABLE,
+        code: code::TRY_AGAIN,
         msg: "shop/cart-0: node a has no pod CIDR yet: kubectl get nodenetwork a".to_owned(),
         details: String::new(),
     };
@@ -112,7 +112,7 @@ fn agent_that_dies_in_the_middle_of_its_answer_counts_as_absent() {
 #[test]
 fn add_into_a_namespace_that_is_not_there_is_refused_before_the_agent_is_asked() {
     let node = Node::new();
-    fs::remove_file(node.path("netns/cni-1")).unwrap();
+    fs::remove_file(node.path("run/netns/cni-1")).unwrap();
     let error = node.call("ADD", &node.config("1.0.0")).error();
     assert_eq!(error["code"], code::INVALID_ENVIRONMENT);
     assert!(
@@ -122,4 +122,26 @@ fn add_into_a_namespace_that_is_not_there_is_refused_before_the_agent_is_asked()
             .starts_with("shop/cart-0: CNI_NETNS"),
         "{error}"
     );
+}
+
+#[test]
+fn namespace_of_a_process_is_refused_with_the_paths_that_can_be_wired() {
+    let node = Node::new();
+    let netns = format!("/proc/{}/ns/net", std::process::id());
+    let outcome = run(
+        &[
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "ab12"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_NETNS", &netns),
+            ("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart-0"),
+        ],
+        node.config("1.0.0").to_string().as_bytes(),
+    );
+    let error = outcome.error();
+    assert_eq!(error["code"], code::INVALID_ENVIRONMENT);
+    let message = error["msg"].as_str().unwrap();
+    for word in ["shop/cart-0", netns.as_str(), "/run/netns", "cri-dockerd"] {
+        assert!(message.contains(word), "{message}");
+    }
 }

@@ -26,7 +26,7 @@ fn del_goes_to_the_agent_and_prints_nothing() {
 #[test]
 fn del_of_a_namespace_that_is_gone_still_unwires_the_rest() {
     let node = Node::new();
-    fs::remove_file(node.path("netns/cni-1")).unwrap();
+    fs::remove_file(node.path("run/netns/cni-1")).unwrap();
     let agent = node.double(&Answer::Ok(()));
     node.call("DEL", &node.config("1.0.0")).silent_success();
     assert_eq!(

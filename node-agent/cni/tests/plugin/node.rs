@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use veer_agent_api::{Added, Answer, Attachment, Request};
+use veer_agent_api::{Added, Answer, Attachment, Request, SERVED_NAME};
 
 /// The socket, from the root of a [`Node`].
 pub(crate) const SOCKET: &str = "run/veer/agent.sock";
@@ -54,11 +55,11 @@ impl Node {
             "var/lib/veer",
             "var/lib/cni/results",
             "etc/cni/net.d",
-            "netns",
+            "run/netns",
         ] {
             fs::create_dir_all(directory.path().join(name)).unwrap();
         }
-        for name in ["netns/cni-1", "var/lib/veer/held.json", CONFLIST] {
+        for name in ["run/netns/cni-1", "var/lib/veer/held.json", CONFLIST] {
             fs::write(directory.path().join(name), "").unwrap();
         }
         Self { directory }
@@ -69,7 +70,7 @@ impl Node {
     }
 
     pub(crate) fn netns(&self) -> String {
-        self.path("netns/cni-1").to_str().unwrap().to_owned()
+        self.path("run/netns/cni-1").to_str().unwrap().to_owned()
     }
 
     pub(crate) fn config(&self, cni_version: &str) -> Value {
@@ -87,6 +88,7 @@ impl Node {
     }
 
     pub(crate) fn double_line(&self, line: String) -> JoinHandle<Request> {
+        let _ = fs::remove_file(self.path(SOCKET));
         let listener = UnixListener::bind(self.path(SOCKET)).unwrap();
         thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
@@ -95,6 +97,13 @@ impl Node {
             (&stream).write_all(line.as_bytes()).unwrap();
             serde_json::from_str(&asked).unwrap()
         })
+    }
+
+    /// Leaves the node as an agent does that could wire pods so long ago.
+    pub(crate) fn served(&self, ago: Duration) {
+        let path = self.path(SOCKET).with_file_name(SERVED_NAME);
+        let file = fs::File::create(path).unwrap();
+        file.set_modified(SystemTime::now() - ago).unwrap();
     }
 
     /// Leaves the node as an agent does that is decommissioned.

@@ -1,7 +1,9 @@
 //! CHECK, GC, STATUS and VERSION.
 
+use std::time::Duration;
+
 use serde_json::json;
-use veer_agent_api::{Answer, Check, Request, code};
+use veer_agent_api::{Answer, Check, Failure, Request, code};
 
 use crate::node::{Node, attachment, run};
 
@@ -53,15 +55,48 @@ fn verbs_of_1_1_are_refused_in_a_configuration_of_1_0() {
     }
 }
 
+/// A runtime asks before every look at its network, as go-cni's `Status` does: a
+/// no turns the node NotReady.
 #[test]
-fn status_without_an_agent_is_not_available() {
+fn status_while_the_agent_restarts_stays_well() {
     let node = Node::new();
+    node.served(Duration::from_secs(5));
+    node.call("STATUS", &node.config("1.1.0")).silent_success();
+    // The new agent listens before its first round is through.
+    let starting = Failure {
+        code: code::NOT_AVAILABLE,
+        msg: "veer-agent cannot wire pods: the agent is starting".to_owned(),
+        details: String::new(),
+    };
+    let agent = node.double(&Answer::<()>::Error(starting));
+    node.call("STATUS", &node.config("1.1.0")).silent_success();
+    agent.join().unwrap();
+}
+
+#[test]
+fn status_is_not_available_once_add_has_not_worked_for_a_minute() {
+    let node = Node::new();
+    let refusal = Failure {
+        code: code::NOT_AVAILABLE,
+        msg: "veer-agent cannot wire pods: no pod CIDR".to_owned(),
+        details: String::new(),
+    };
+    for served in [None, Some(Duration::from_mins(2))] {
+        if let Some(ago) = served {
+            node.served(ago);
+        }
+        let error = node.call("STATUS", &node.config("1.1.0")).error();
+        assert_eq!(error["code"], code::NOT_AVAILABLE);
+        assert!(
+            error["msg"].as_str().unwrap().contains("does not answer"),
+            "{error}"
+        );
+    }
+    let agent = node.double(&Answer::<()>::Error(refusal.clone()));
     let error = node.call("STATUS", &node.config("1.1.0")).error();
+    agent.join().unwrap();
     assert_eq!(error["code"], code::NOT_AVAILABLE);
-    assert!(
-        error["msg"].as_str().unwrap().contains("does not answer"),
-        "{error}"
-    );
+    assert_eq!(error["msg"], refusal.msg);
 }
 
 #[test]

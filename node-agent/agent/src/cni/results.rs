@@ -1,0 +1,130 @@
+//! What the runtime's CNI library keeps of each sandbox: the arguments and the
+//! result of its ADD, one file each until its DEL has succeeded (libcni, "cached
+//! result"). Read-only, and only where the agent's own record is missing.
+
+use std::{collections::HashMap, fs, net::IpAddr, path::Path};
+
+use serde::Deserialize;
+use veer_agent_api::Attachment;
+
+use crate::endpoint::host_ifname;
+
+/// The network's name in veer's configuration.
+const NETWORK: &str = "veer";
+
+/// An ADD that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Which interface of which sandbox.
+    pub(crate) attachment: Attachment,
+    /// The pod.
+    pub(crate) namespace: String,
+    /// The pod.
+    pub(crate) pod_name: String,
+    /// UID as the kubelet gave it.
+    pub(crate) pod_uid: String,
+    /// The address that it got.
+    pub(crate) address: Option<IpAddr>,
+    /// Its gateway.
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    container_id: String,
+    if_name: String,
+    network_name: String,
+    #[serde(default)]
+    cni_args: Vec<(String, String)>,
+    #[serde(default)]
+    result: Option<AddResult>,
+}
+
+#[derive(Default, Deserialize)]
+struct AddResult {
+    #[serde(default)]
+    ips: Vec<Ip>,
+}
+
+#[derive(Deserialize)]
+struct Ip {
+    address: String,
+    #[serde(default)]
+    gateway: Option<IpAddr>,
+}
+
+/// All of veer's, by the name of the host side of the sandbox's veth. Files that
+/// cannot be read are none.
+pub(crate) fn read(folder: &Path) -> HashMap<String, Kept> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| parse(&fs::read(entry.ok()?.path()).ok()?))
+        .map(|kept| (host_ifname(&kept.attachment), kept))
+        .collect()
+}
+
+fn parse(bytes: &[u8]) -> Option<Kept> {
+    let file: File = serde_json::from_slice(bytes).ok()?;
+    if file.network_name != NETWORK {
+        return None;
+    }
+    let arg = |name: &str| {
+        let mut args = file.cni_args.iter();
+        args.find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+            .unwrap_or_default()
+    };
+    let ip = file.result.as_ref().and_then(|r| r.ips.first());
+    Some(Kept {
+        namespace: arg("K8S_POD_NAMESPACE"),
+        pod_name: arg("K8S_POD_NAME"),
+        pod_uid: arg("K8S_POD_UID"),
+        address: ip.and_then(|ip| ip.address.split('/').next()?.parse().ok()),
+        gateway: ip.and_then(|ip| ip.gateway),
+        attachment: Attachment {
+            container_id: file.container_id,
+            ifname: file.if_name,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: &str = r#"{"kind":"cniCacheV1","containerId":"ab12","config":"e30=","ifName":"eth0",
+        "networkName":"veer","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","shop"],
+        ["K8S_POD_NAME","cart-0"],["K8S_POD_UID","u-1"]],"capabilityArgs":{"dns":{}},
+        "result":{"cniVersion":"1.0.0","ips":[{"address":"10.0.1.7/32","gateway":"10.0.1.1",
+        "interface":1}]}}"#;
+
+    #[test]
+    fn what_the_runtime_keeps_names_the_pod_and_its_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = KEPT.replace(r#""veer""#, r#""bridge""#);
+        for (name, content) in [
+            ("veer-ab12-eth0", KEPT),
+            ("bridge-ab12-eth0", other.as_str()),
+            ("veer-cd34-eth0", "{"),
+        ] {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        let found = read(folder.path());
+        assert_eq!(found.len(), 1);
+        let kept = found.values().next().unwrap();
+        assert_eq!(
+            (
+                kept.namespace.as_str(),
+                kept.pod_name.as_str(),
+                kept.pod_uid.as_str()
+            ),
+            ("shop", "cart-0", "u-1")
+        );
+        assert_eq!(kept.address, Some("10.0.1.7".parse().unwrap()));
+        assert_eq!(kept.gateway, Some("10.0.1.1".parse().unwrap()));
+        assert!(found.contains_key(&host_ifname(&kept.attachment)));
+        assert!(read(Path::new("/does/not/exist")).is_empty());
+    }
+}

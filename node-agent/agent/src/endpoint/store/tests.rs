@@ -1,0 +1,170 @@
+use super::*;
+use std::collections::HashSet;
+
+fn attachment(n: u32) -> Attachment {
+    Attachment {
+        container_id: format!("c{n}"),
+        ifname: "eth0".into(),
+    }
+}
+
+fn persist(store: &Store, attachment: &Attachment) {
+    match store.on_disk(attachment) {
+        (path, Some(bytes)) => crate::files::write_atomically(&path, &bytes).unwrap(),
+        (path, None) => crate::files::remove(&path).unwrap(),
+    }
+}
+
+fn forget(store: &mut Store, attachment: &Attachment) {
+    store.leave(attachment).unwrap();
+    persist(store, attachment);
+    store.remove(attachment);
+}
+
+fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
+    LocalEndpoint {
+        attachment: attachment(n),
+        netns: String::new(),
+        netns_inode: 0,
+        namespace: "default".into(),
+        pod_name: format!("p{n}"),
+        pod_uid: format!("u{n}"),
+        object_uid: None,
+        address: r.address.into(),
+        gateway: r.gateway,
+        endpoint_id: r.endpoint_id,
+        serial: r.serial,
+        identity: 5,
+        host_ifname: String::new(),
+        ifindex: n,
+        mac: [0; 6],
+        node_mac: [0; 6],
+    }
+}
+
+fn wire(store: &mut Store, n: u32) -> LocalEndpoint {
+    let e = endpoint(n, store.reserve(&format!("u{n}"), &Claims::new()).unwrap());
+    store.insert(e.clone());
+    store.record(&e.attachment);
+    persist(store, &e.attachment);
+    e
+}
+
+#[test]
+fn addresses_numbers_and_serials_are_unique_and_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.reserve("x", &Claims::new()), Err(StoreError::NoBlock));
+    store.set_block(block);
+    let all: Vec<_> = (0..252).map(|n| wire(&mut store, n)).collect();
+    let addresses: HashSet<_> = all.iter().map(|e| e.address).collect();
+    let ids: HashSet<_> = all.iter().map(|e| e.endpoint_id).collect();
+    assert_eq!((addresses.len(), ids.len()), (252, 252));
+    assert!(all.windows(2).all(|w| w[0].serial < w[1].serial));
+
+    let mut again = Store::open(dir.path()).unwrap();
+    again.set_block(block);
+    assert_eq!(again.len(), 252);
+    let r = again.reserve("new", &Claims::new()).unwrap();
+    assert!(!addresses.contains(&IpAddr::from(r.address)));
+    assert!(r.serial > all[251].serial);
+    assert!(matches!(
+        again.reserve("more", &Claims::new()),
+        Err(StoreError::Exhausted { capacity: 253, .. })
+    ));
+}
+
+#[test]
+fn removing_what_is_not_there_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.leave(&attachment(1)), None);
+    persist(&store, &attachment(1));
+    store.remove(&attachment(1));
+}
+
+#[test]
+fn a_released_address_is_remembered_with_its_pod_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    store.set_block(block);
+    let e = wire(&mut store, 1);
+    forget(&mut store, &e.attachment);
+    let (path, bytes) = store.released_to_write().unwrap();
+    crate::files::write_atomically(&path, &bytes).unwrap();
+    assert!(store.released_to_write().is_none());
+    let mut again = Store::open(dir.path()).unwrap();
+    again.set_block(block);
+    assert_eq!(
+        IpAddr::from(again.reserve("u1", &Claims::new()).unwrap().address),
+        e.address
+    );
+}
+
+#[test]
+fn a_new_block_waits_for_the_pods_of_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new): (Ipv4Net, Ipv4Net) = (
+        "10.1.0.0/24".parse().unwrap(),
+        "10.2.0.0/24".parse().unwrap(),
+    );
+    let mut store = Store::open(dir.path()).unwrap();
+    store.set_block(old);
+    let e = wire(&mut store, 1);
+    assert_eq!(store.set_block(new), old);
+    forget(&mut store, &e.attachment);
+    assert_eq!(store.set_block(new), new);
+}
+
+#[test]
+fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    store.set_block("10.1.0.0/24".parse().unwrap());
+    let e = wire(&mut store, 1);
+    assert!(store.leave(&e.attachment).is_some());
+    persist(&store, &e.attachment);
+    // The engine comes between, and writes late.
+    assert!(store.set_identity(&e.attachment, 300, None).is_some());
+    persist(&store, &e.attachment);
+    assert!(!store.path(&e.attachment).exists());
+    let taken = store.reserve("new", &Claims::new()).unwrap();
+    assert_ne!(IpAddr::from(taken.address), e.address, "still held");
+    store.remove(&e.attachment);
+    assert_eq!(store.len(), 0);
+}
+
+#[test]
+fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    store.set_block("10.1.0.0/24".parse().unwrap());
+    let mut e = wire(&mut store, 1);
+    forget(&mut store, &e.attachment);
+    let runtimes = e.attachment.clone();
+    e.host_ifname = host_ifname(&runtimes);
+    e.attachment.container_id = format!("rebuilt-{}", e.host_ifname);
+    e.endpoint_id = 0;
+    let adopted = store.adopt(e.clone()).unwrap();
+    assert_ne!(adopted.endpoint_id, 0);
+    assert_eq!(store.adopt(e.clone()), None, "the address is taken");
+    assert_eq!(store.known_as(&runtimes), e.attachment);
+    assert_eq!(store.known_as(&attachment(2)), attachment(2));
+    let other = store.reserve("new", &Claims::new()).unwrap();
+    assert_ne!(IpAddr::from(other.address), e.address);
+}
+
+#[test]
+fn a_damaged_record_is_left_aside_and_the_others_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    store.set_block("10.1.0.0/24".parse().unwrap());
+    let (a, b) = (wire(&mut store, 1), wire(&mut store, 2));
+    // A full disk leaves an empty file.
+    fs::write(store.path(&a.attachment), "").unwrap();
+    let again = Store::open(dir.path()).unwrap();
+    assert!(again.get(&a.attachment).is_none());
+    assert_eq!(again.get(&b.attachment), Some(&b));
+}

@@ -1,0 +1,210 @@
+//! The files by which the container runtime finds veer: plugins, configuration,
+//! the agent's socket and the folders that they are in.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use super::Engine;
+use crate::{
+    cni::{conflist, foreign},
+    files,
+    install::Keeper,
+    repair::Kind,
+    shared::{Options, Shared},
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct NodeFiles {
+    plugins: Keeper,
+    /// What was told last of other networks' files.
+    told: String,
+}
+
+impl NodeFiles {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            plugins: Keeper::new(&options.cni_bin_dir),
+            told: String::new(),
+        }
+    }
+
+    /// Puts back what is missing. With `serving`, pods can be wired, and the
+    /// runtime is to call veer; with `begun`, it could already.
+    pub(super) fn converge(&mut self, shared: &Shared, serving: bool, begun: bool) {
+        let options = &shared.options;
+        end_without_folders(options);
+        match self.plugins.look() {
+            Ok(put) => {
+                for what in put {
+                    shared.repaired(Kind::Plugin, what);
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot put the CNI plugins back"),
+        }
+        if !serving {
+            return;
+        }
+        match conflist::write(&options.cni_conf_dir, &options.state, &options.chain) {
+            Ok(Some(what)) if begun => shared.repaired(Kind::Conflist, what),
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "cannot write the conflist"),
+        }
+        self.foreign(shared);
+        if let Err(error) = fs::write(served(options), "1\n") {
+            tracing::warn!(%error, "cannot note that pods can be wired");
+        }
+    }
+
+    /// Looks for files of other networks that the runtime takes instead of veer's.
+    fn foreign(&mut self, shared: &Shared) {
+        let folder = &shared.options.cni_conf_dir;
+        let mut found = foreign::first_ones(folder).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot list the CNI configurations");
+            Vec::new()
+        });
+        if shared.options.exclusive && !found.is_empty() {
+            match foreign::move_aside(folder, &found) {
+                Ok(()) => {
+                    for name in found.drain(..) {
+                        let what =
+                            format!("{name}, which sorts before {}, was there", conflist::NAME);
+                        shared.repaired(Kind::Conflist, what);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot move other networks' files aside"),
+            }
+        }
+        let text = sentence(&found);
+        if text != self.told {
+            if text.is_empty() {
+                let note = format!("no file sorts before {} any more", conflist::NAME);
+                shared.events.normal("ForeignConflistGone", note);
+            } else {
+                tracing::error!("{text}");
+                shared.events.warn("ForeignConflist", text.clone());
+            }
+            self.told.clone_from(&text);
+        }
+        shared.plan_mut().foreign_conflist = text;
+    }
+}
+
+impl Engine {
+    /// Whether the agent has to be told first what its node is: what it knew of it
+    /// is lost, and the maps hold more than an agent that knows nothing would leave
+    /// in them.
+    pub(super) fn has_forgotten(&self) -> bool {
+        if self.held.is_known() {
+            return false;
+        }
+        let told = {
+            let index = self.shared.index();
+            let complete = index.complete;
+            index.cluster.is_some()
+                && index.nodes.get(index.own()).is_some()
+                && complete.pods
+                && complete.endpoints_listed
+        };
+        let config = self.shared.datapath().maps.present_config();
+        let forgotten = !told && config.is_ok_and(|c| c.gateway_v4 != [0; 4]);
+        if forgotten {
+            let mut plan = self.shared.plan_mut();
+            if plan.not_ready != FORGOTTEN {
+                tracing::warn!("{FORGOTTEN}; everything stays as it is");
+                FORGOTTEN.clone_into(&mut plan.not_ready);
+            }
+        }
+        forgotten
+    }
+}
+
+/// Why an agent without its state waits.
+const FORGOTTEN: &str = "what the agent knew of the node is lost, and the API server has not said \
+                         it anew yet";
+
+fn sentence(found: &[String]) -> String {
+    if found.is_empty() {
+        return String::new();
+    }
+    format!(
+        "the container runtime takes {} instead of {}, so new pods get another network: remove \
+         it from the node, or set cni.exclusive in the chart",
+        found.join(", "),
+        conflist::NAME
+    )
+}
+
+/// The file whose time says when pods could last be wired: veer-cni answers
+/// STATUS by it while no agent does.
+fn served(options: &Options) -> std::path::PathBuf {
+    options.socket.with_file_name(veer_agent_api::SERVED_NAME)
+}
+
+/// The node is being cleaned up: it serves no more, and what was moved aside for
+/// veer comes back.
+pub(super) fn leave(options: &Options) {
+    if let Err(error) = files::remove(&served(options)) {
+        tracing::warn!(%error, "cannot remove the note that pods can be wired");
+    }
+    match foreign::restore(&options.cni_conf_dir) {
+        Ok(restored) if restored.is_empty() => {}
+        Ok(restored) => tracing::info!(?restored, "put back"),
+        Err(error) => tracing::warn!(%error, "cannot put back what was moved aside"),
+    }
+}
+
+/// A folder that was removed from the node stays mounted here, and nothing can be
+/// put into it any more. The container runtime makes the folder again when it
+/// starts the container anew.
+fn end_without_folders(options: &Options) {
+    let run = options.socket.parent().unwrap_or(Path::new("/run/veer"));
+    for folder in [
+        run,
+        &options.state,
+        &options.cni_bin_dir,
+        &options.cni_conf_dir,
+    ] {
+        if is_removed(folder) {
+            tracing::error!(
+                folder = %folder.display(),
+                "the folder was removed from the node: ending, so that the kubelet starts the \
+                 agent anew with a new one"
+            );
+            std::process::exit(0);
+        }
+    }
+}
+
+/// Whether a folder that is still open or mounted has no name any more.
+fn is_removed(folder: &Path) -> bool {
+    fs::metadata(folder).is_ok_and(|found| found.nlink() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_removed_under_its_user_is_noticed() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        let open = fs::File::open(&folder).unwrap();
+        let seen = std::path::PathBuf::from(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&open)
+        ));
+        assert!(!is_removed(&seen));
+        fs::remove_dir(&folder).unwrap();
+        assert!(is_removed(&seen));
+        assert!(!is_removed(&folder), "one that is just not there is made");
+    }
+
+    #[test]
+    fn the_message_names_every_file_and_what_to_do() {
+        let text = sentence(&["00-a.conf".into(), "04-old.conflist".into()]);
+        assert!(text.contains("00-a.conf, 04-old.conflist"));
+        assert!(text.contains("cni.exclusive"));
+        assert!(sentence(&[]).is_empty());
+    }
+}
