@@ -17,6 +17,7 @@ use crate::{
     engine::Input,
     index::Resolution,
     netlink::{
+        link,
         netns::{self, Netns},
         pod::{self, Wiring},
         wire::Socket,
