@@ -368,12 +368,10 @@ impl Engine {
         self.tell_degraded(&degraded);
         self.converger.degraded = degraded;
         self.converger.degraded_reason = why;
-        if ready {
-            if !self.started {
-                cni::gc::collect(&self.shared);
-                cni::gc::work_queue(&self.shared);
-                tracing::info!("ready");
-            }
+        if ready && !self.started {
+            cni::gc::collect(&self.shared);
+            cni::gc::work_queue(&self.shared);
+            tracing::info!("ready");
         }
         self.files.converge(&self.shared, ready, self.started);
         self.started |= ready;

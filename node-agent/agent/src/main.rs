@@ -59,7 +59,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent (the default).
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Copy the CNI plugins to the node.
     Install {
         /// The node's folder of CNI plugins.
@@ -189,7 +189,7 @@ fn main() -> anyhow::Result<()> {
             tracing::info!(?copied, "installed");
             Ok(())
         }
-        Some(Command::Run(args)) => run(args),
+        Some(Command::Run(args)) => run(*args),
         None => run(cli.run),
     }
 }

@@ -177,7 +177,7 @@ pub struct NodeStatus {
     pub phase: String,
     /// Number of the applied epoch.
     pub epoch: i64,
-    /// `BPF` or `Legacy`.
+    /// `BPF`: pod traffic does not pass the host's stack.
     pub host_routing: String,
     /// Blocks of pod addresses.
     pub pod_cidrs: Vec<String>,

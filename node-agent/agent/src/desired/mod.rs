@@ -297,17 +297,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     if rows {
         d.ipcache.extend(address_rows(index, store, facts, peers));
     }
-    for endpoint in store.iter() {
-        d.endpoints
-            .insert(endpoint.key(), endpoint.endpoint_value());
-        d.interfaces
-            .insert(endpoint.ifindex, endpoint.interface_value());
-        d.routes.push(host_route(
-            endpoint.ifindex,
-            endpoint.address,
-            facts.primary,
-        ));
-    }
+    d.local_pods(store, facts);
     if let Some(block) = block {
         d.routes.push(Route {
             unreachable: true,
@@ -315,6 +305,23 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         });
     }
     d
+}
+
+impl Desired {
+    /// What the wired pods of this node need beside their rows.
+    fn local_pods(&mut self, store: &Store, facts: &Facts) {
+        for endpoint in store.iter() {
+            self.endpoints
+                .insert(endpoint.key(), endpoint.endpoint_value());
+            self.interfaces
+                .insert(endpoint.ifindex, endpoint.interface_value());
+            self.routes.push(host_route(
+                endpoint.ifindex,
+                endpoint.address,
+                facts.primary,
+            ));
+        }
+    }
 }
 
 /// The rows of all single addresses.

@@ -112,7 +112,6 @@ impl Report {
             kept_form: switch.kept.clone(),
             path_mtu: signed(facts.path_mtu()),
             decommissioned,
-            ..NodeNetworkStatus::default()
         };
         let node = NodeReportStatus {
             addresses: facts.addresses.iter().copied().take(ADDRESSES).collect(),

@@ -1,6 +1,6 @@
 //! STATUS: asks the agent whether ADD can be served.
 //!
-//! A runtime that hears no turns its node NotReady, and the node's pods leave
+//! A runtime that hears no turns its node `NotReady`, and the node's pods leave
 //! their Services. So an agent that restarts, or has just started, is no reason:
 //! the answer is no only when ADD has not worked for [`PATIENCE`], which the file
 //! tells that a serving agent touches in every round.
@@ -16,7 +16,7 @@ use crate::environment::Environment;
 use crate::error::Error;
 
 /// How long ADD may not work before STATUS says so.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Succeeds when the agent serves ADD or did so a moment ago. An agent that does
 /// not answer is "not available" here and not "try again", as the specification

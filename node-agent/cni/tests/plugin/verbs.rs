@@ -56,7 +56,7 @@ fn verbs_of_1_1_are_refused_in_a_configuration_of_1_0() {
 }
 
 /// A runtime asks before every look at its network, as go-cni's `Status` does: a
-/// no turns the node NotReady.
+/// no turns the node `NotReady`.
 #[test]
 fn status_while_the_agent_restarts_stays_well() {
     let node = Node::new();
