@@ -28,7 +28,10 @@ pub(crate) fn register(kubectl: &Kubectl, machine: &Machine, info: &NodeInfo) ->
     let boot = std::fs::read_to_string(&path).what(|| format!("read {}", path.display()))?;
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        // Those of a kubelet's: the chart's agents, and so veer, select by the system.
+        "metadata": {"name": name, "labels": {
+            "kubernetes.io/hostname": name, "kubernetes.io/os": "linux",
+        }},
         "spec": {"unschedulable": true},
     });
     kubectl.apply(&node.to_string())?;
