@@ -47,7 +47,7 @@ done
 echo "ip_forward $(cat /proc/sys/net/ipv4/ip_forward)"
 nft -s -n list table inet veer | sed 's/^/nft /'
 for file in /etc/cni/net.d/*veer* /opt/cni/bin/*; do
-    [ -e "$file" ] && echo "file $(sha256sum $file)"
+    [ -f "$file" ] && echo "file $(sha256sum $file)"
 done
 find /var/lib/veer /run/veer -not -type d -not -path '*/endpoints/*' \
     -not -name held.json -not -name released.json -not -name sysctl.json | sed 's/^/file /'

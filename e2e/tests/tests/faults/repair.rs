@@ -469,6 +469,15 @@ type Times = Vec<(&'static str, Duration)>;
 /// Breaks one thing after another. Pods of one node need nothing of them.
 fn all_broken(scene: &Scene) -> Result<(Times, Report)> {
     let lab = &scene.lab;
+    // What a node had of portmap before veer stays until it is gone, and veer puts
+    // its own there: from here on it is that.
+    let node = lab.node(NODE)?;
+    node.exec(&["rm", "-f", "/opt/cni/bin/portmap"])?;
+    await_condition("portmap is veer's", SETTLED, || {
+        let there = node.exec_any(&["test", "-x", "/opt/cni/bin/portmap"]);
+        let there = there.map_err(|e| e.to_string())?;
+        Ok((there.code == 0).then_some(()))
+    })?;
     await_condition("the uplink has XDP", SETTLED, || {
         let seen = snapshot::node(lab, NODE).map_err(|e| format!("{e:#}"))?;
         let xdp = |line: &String| line.starts_with("xdp eth0");

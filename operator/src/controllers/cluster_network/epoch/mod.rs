@@ -172,7 +172,18 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member], now: Timestamp) -> Plan 
 /// before anybody is told to go back.
 fn is_overtaken(epoch: &Epoch, members: &[Member]) -> bool {
     let epochs = members.iter().flat_map(|m| [&m.told, &m.applied]);
-    epochs.flatten().any(|e| e.number > epoch.number)
+    let mut numbers = epochs.flatten().map(|e| e.number);
+    numbers.any(|number| number > epoch.number && is_credible(number, epoch.number))
+}
+
+/// How many changes of mode a backup of etcd may lack.
+const FORGOTTEN: i64 = 1 << 16;
+
+/// Whether a node may have seen an epoch of this number where the highest that is
+/// known is `known`. One node's word must not use the numbers up, or bring every
+/// node a change at will.
+fn is_credible(number: i64, known: i64) -> bool {
+    number.saturating_sub(known) <= FORGOTTEN
 }
 
 /// The first epoch of a ClusterNetwork. Where no node runs in another mode, or is
@@ -201,6 +212,7 @@ fn change(wish: &Wish<'_>, members: &[Member], number: i64) -> Epoch {
         let probed = m.probes.iter().map(|report| report.number);
         epochs.map(|e| e.number).chain(probed)
     });
+    let seen = seen.filter(|seen| is_credible(*seen, number));
     Epoch {
         cluster_network_uid: wish.uid.to_owned(),
         number: seen.max().unwrap_or_default().max(number) + 1,

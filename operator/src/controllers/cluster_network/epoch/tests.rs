@@ -362,6 +362,18 @@ fn a_status_restored_from_before_a_change_gives_way_to_what_nodes_have_done() {
 }
 
 #[test]
+fn a_number_that_no_lost_change_explains_is_believed_by_nobody() {
+    for lie in [1_000_000, i64::MAX] {
+        let mut world = World::new(3);
+        let before = world.settle().epoch;
+        world.nodes[1].applied.as_mut().unwrap().number = lie;
+        assert_eq!(world.look().epoch, before);
+        world.network.mode = RoutingMode::Native;
+        assert_eq!(world.look().epoch.number, before.number + 1);
+    }
+}
+
+#[test]
 fn a_node_that_joins_is_told_where_a_finished_cluster_is() {
     let mut world = World::new(2);
     world.settle();
