@@ -51,6 +51,8 @@ impl Process {
             .arg(command.get_program())
             .args(command.get_args())
             .envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            // A trace would push what it says out of the end of its log.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
