@@ -2,6 +2,7 @@
 //! stays theirs.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     time::{Duration, Instant},
 };
@@ -371,10 +372,17 @@ fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
     ])
 }
 
-/// How often the agent says that it put something of this kind back.
-fn count(lab: &Lab, counted: &str) -> Result<i64> {
+/// How often something was put back, by kind.
+type Counts = BTreeMap<String, i64>;
+
+/// What the agent says that it put back.
+fn counts(lab: &Lab) -> Result<Counts> {
     let report = lab.kubectl().json(&["get", "nodereport", NODE])?;
-    Ok(report["status"]["repairs"][counted].as_i64().unwrap_or(0))
+    let repairs = report["status"]["repairs"].as_object();
+    let each = repairs.into_iter().flatten();
+    Ok(each
+        .map(|(name, times)| (name.clone(), times.as_i64().unwrap_or(0)))
+        .collect())
 }
 
 /// What events of the node say.
@@ -401,8 +409,6 @@ fn apart_from_device(all: &Snapshot) -> Snapshot {
 /// Breaks one thing; returns how long it was broken.
 fn broken(lab: &Lab, kind: &Kind) -> Result<Duration> {
     let before = snapshot::node(lab, NODE)?;
-    let counted = count(lab, kind.counted)?;
-    let said = events(lab)?;
     let node = lab.node(NODE)?;
     node.exec(&["sh", "-ec", &kind.script])?;
     let start = Instant::now();
@@ -415,26 +421,37 @@ fn broken(lab: &Lab, kind: &Kind) -> Result<Duration> {
         };
         same.map(Some).map_err(|e| format!("{e:#}"))
     })?;
-    let took = start.elapsed();
-    let what = format!("the agent counts it among its {}", kind.counted);
-    await_condition(&what, TOLD, || {
-        let now = count(lab, kind.counted).map_err(|e| format!("{e:#}"))?;
-        if now > counted {
+    Ok(start.elapsed())
+}
+
+/// Waits until status and Events of the node say of all that was broken that it was
+/// put back. At the end, since reports are written every few seconds only.
+fn await_told(lab: &Lab, before: &Counts, kinds: &[Kind]) -> Result<()> {
+    let mut wanted = before.clone();
+    for kind in kinds {
+        *wanted.entry(kind.counted.to_owned()).or_default() += 1;
+    }
+    await_condition("the agent counts all that it put back", TOLD, || {
+        let now = counts(lab).map_err(|e| format!("{e:#}"))?;
+        let few = |(name, least): &(&String, &i64)| now.get(*name).unwrap_or(&0) < *least;
+        let missing: Vec<_> = wanted.iter().filter(few).collect();
+        if missing.is_empty() {
             Ok(Some(()))
         } else {
-            Err(format!("{now} of these"))
+            Err(format!("{now:?}, at least {missing:?} wanted"))
         }
     })?;
-    let what = format!("an event names {}", kind.told);
-    await_condition(&what, TOLD, || {
+    await_condition("events name all that was put back", TOLD, || {
         let now = events(lab).map_err(|e| format!("{e:#}"))?;
-        if now != said && now.contains(&kind.told) {
+        let untold: Vec<_> = kinds.iter().filter(|k| !now.contains(&k.told)).collect();
+        if untold.is_empty() {
             Ok(Some(()))
         } else {
-            Err(now)
+            let names: Vec<_> = untold.iter().map(|k| k.name).collect();
+            Err(format!("not of {names:?}: {now}"))
         }
     })?;
-    Ok(took)
+    Ok(())
 }
 
 /// Things of somebody else's on the node.
@@ -484,13 +501,18 @@ fn all_broken(scene: &Scene) -> Result<(Times, Report)> {
         Ok(seen.iter().any(xdp).then_some(()))
     })?;
     load::under(lab, &[Path::SameNode], || {
-        kinds(scene)?
+        let before = counts(lab)?;
+        let kinds = kinds(scene)?;
+        let times: Result<Times> = kinds
             .iter()
             .map(|kind| {
                 let took = broken(lab, kind).with_context(|| kind.name.to_owned());
                 took.map(|took| (kind.name, took))
             })
-            .collect()
+            .collect();
+        let times = times?;
+        await_told(lab, &before, &kinds)?;
+        Ok(times)
     })
 }
 
