@@ -49,4 +49,4 @@ pub use progress::Progress;
 pub use run::Output;
 pub use state::{Config, NodeInfo, ProxyMode, Role, State, Underlay};
 pub use underlay::OUTSIDE;
-pub use wait::{await_condition, patience};
+pub use wait::{attempt, await_condition, patience};

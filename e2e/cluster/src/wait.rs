@@ -3,6 +3,7 @@
 //! fails says what it saw last.
 
 use std::{
+    cell::Cell,
     env,
     sync::OnceLock,
     thread,
@@ -46,6 +47,27 @@ pub fn await_condition<T>(
     looked_until(what, deadline.max(LEAST) * patience(), look)
 }
 
+thread_local! {
+    /// This thread is in a look of [`await_condition`].
+    static LOOKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How long one question to a peer may go without an answer: all the patience there
+/// is where it is asked once. A look of [`await_condition`] asks again instead, since
+/// a connection that began before the condition holds may never be answered.
+pub fn attempt() -> Duration {
+    let once = if LOOKING.get() { LEAST / 10 } else { LEAST };
+    once * patience()
+}
+
+/// Does one look, so that [`attempt`] knows of it.
+fn look_once<T>(look: impl FnOnce() -> T) -> T {
+    let outer = LOOKING.replace(true);
+    let sight = look();
+    LOOKING.set(outer);
+    sight
+}
+
 fn looked_until<T>(
     what: &str,
     deadline: Duration,
@@ -54,7 +76,7 @@ fn looked_until<T>(
     let start = Instant::now();
     let mut seen = "nothing yet".to_owned();
     loop {
-        match look() {
+        match look_once(&mut look) {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => {}
             Err(sight) => seen = sight,
@@ -86,6 +108,12 @@ mod tests {
             }
         });
         assert_eq!(value.expect("comes true"), 3);
+    }
+
+    #[test]
+    fn an_attempt_within_a_look_is_shorter_than_the_wait() {
+        let within = await_condition("a look", LEAST, || Ok(Some(attempt())));
+        assert!(within.expect("the first look") * 5 < attempt());
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! What is behind the API on every node: devices, map entries, routes, files.
 //! Compared before and after, it says what was left behind.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use crate::{lab::Lab, maps, pods};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use veer_e2e_cluster::await_condition;
+
+use crate::{lab::Lab, maps, pods};
+
+/// How long nodes may take to know of each other.
+const SETTLED: Duration = Duration::from_mins(1);
 
 /// Everything of pods on all nodes and in the API, one line per thing.
 pub fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
@@ -64,6 +69,40 @@ pub fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
             all.insert(format!("{kind} {}/{}", meta["namespace"], meta["name"]));
         }
     }
+    Ok(all)
+}
+
+/// [`everything`], once each node has its rows of each other: a node that joined
+/// is known to itself first.
+pub fn everything_settled(lab: &Lab) -> Result<BTreeSet<String>> {
+    let nodes = &lab.cluster.state().nodes;
+    let mut blocks = Vec::new();
+    for node in nodes {
+        let own = lab.kubectl().json(&["get", "nodenetwork", &node.name])?;
+        blocks.push(own["spec"]["podCIDRs"][0].clone());
+    }
+    let all = await_condition("the nodes know each other", SETTLED, || {
+        let all = everything(lab).map_err(|e| format!("{e:#}"))?;
+        for own in nodes {
+            for (peer, block) in nodes.iter().zip(&blocks) {
+                if own.name == peer.name {
+                    continue;
+                }
+                let address = peer.address.octets();
+                let octets = address.map(|o| o.to_string()).join(", ");
+                for row in [
+                    format!("{}: NODES [4, 0, 0, 0, {octets}, ", own.name),
+                    format!("{}: IPCACHE [64, 0, 0, 0, 4, 0, 0, 0, {octets}, ", own.name),
+                    format!("{}: route {block} ", own.name),
+                ] {
+                    if !all.iter().any(|line| line.starts_with(&row)) {
+                        return Err(format!("{row:?} is missing"));
+                    }
+                }
+            }
+        }
+        Ok(Some(all))
+    })?;
     Ok(all)
 }
 

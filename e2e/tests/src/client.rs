@@ -11,30 +11,28 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use veer_e2e_cluster::{await_condition, patience};
+use veer_e2e_cluster::{attempt, await_condition};
 
 use crate::site::Site;
 
-/// How long one answer may take. Long against a busy machine, since a lost
-/// packet is never made good by waiting.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Datagrams have nobody who repeats them; one may fall to a service rule that
+/// is being written.
+const UDP_ATTEMPTS: u32 = 3;
 
 /// How long one of [`UDP_ATTEMPTS`] and the last of some pings may take: a loss
 /// costs as much.
-const LOST: Duration = Duration::from_secs(10);
-
-/// Datagrams have nobody who repeats them; one may fall to a service rule that
-/// is being written.
-const UDP_ATTEMPTS: usize = 3;
+fn lost() -> Duration {
+    attempt() / UDP_ATTEMPTS
+}
 
 /// One HTTP/1.0 GET; returns the body.
 pub fn http_get(from: &Site, to: SocketAddr, path: &str) -> Result<String> {
-    from.within(|| get(to, path))
+    let time = attempt();
+    from.within(|| get(to, path, time))
         .with_context(|| format!("{} → http://{to}{path}", from.name))
 }
 
-fn get(to: SocketAddr, path: &str) -> Result<String> {
-    let time = PATIENCE * patience();
+fn get(to: SocketAddr, path: &str, time: Duration) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, time).context("connect")?;
     stream.set_read_timeout(Some(time))?;
     stream.set_write_timeout(Some(time))?;
@@ -56,14 +54,15 @@ fn get(to: SocketAddr, path: &str) -> Result<String> {
 /// One datagram and its answer (netexec's commands: `hostname`, `clientip`,
 /// `echo TEXT`).
 pub fn udp_ask(from: &Site, to: SocketAddr, text: &str) -> Result<String> {
-    from.within(|| ask(to, text))
+    let time = lost();
+    from.within(|| ask(to, text, time))
         .with_context(|| format!("{} → udp {to} ({} octets)", from.name, text.len()))
 }
 
-fn ask(to: SocketAddr, text: &str) -> Result<String> {
+fn ask(to: SocketAddr, text: &str, time: Duration) -> Result<String> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(LOST))?;
+    socket.set_read_timeout(Some(time))?;
     let mut last = None;
     for _ in 0..UDP_ATTEMPTS {
         let mut answer = vec![0; 65_535];
@@ -83,10 +82,11 @@ fn ask(to: SocketAddr, text: &str) -> Result<String> {
 /// What happened to a datagram that nobody listens for: the error of the
 /// socket, `ConnectionRefused` where an ICMP error came back to it.
 pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
+    let time = attempt();
     from.within(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(time))?;
         let sent = socket.send(b"hostname").map(|_| ());
         match sent.and_then(|()| socket.recv(&mut [0; 64])) {
             Ok(_) => bail!("somebody answered {to}; nobody was to listen there"),
@@ -105,10 +105,11 @@ pub struct Conversation {
 impl Conversation {
     /// Connects from `from`; the socket stays there wherever it is used.
     pub fn open(from: &Site, to: SocketAddr) -> Result<Self> {
+        let time = attempt();
         let stream = from
-            .within(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)?))
+            .within(|| Ok(TcpStream::connect_timeout(&to, time)?))
             .with_context(|| format!("{} → tcp {to}: connect", from.name))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(time))?;
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
@@ -190,7 +191,7 @@ pub fn ping(from: &Site, to: IpAddr, count: u32) -> Result<Pings> {
 /// answered. One that was lost is not made good by those sent meanwhile.
 pub fn reaches(from: &Site, to: impl Into<IpAddr>, count: u32) -> Result<()> {
     let to = to.into();
-    let time = Duration::from_secs(u64::from(count / 10)) + LOST;
+    let time = Duration::from_secs(u64::from(count / 10)) + lost();
     let pings = ping_with(from, to, count, &["-w", &time.as_secs().to_string()])?;
     ensure!(pings.complete(), "{} → {to}: {}", from.name, pings.text);
     Ok(())

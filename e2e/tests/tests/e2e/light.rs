@@ -62,7 +62,7 @@ fn come_and_go(scene: &Scene) -> Result<()> {
     };
     let nodes = ["light1", "light2"];
     with_nodes(scene, &nodes, |lab| {
-        let before = behind::everything(lab)?;
+        let before = behind::everything_settled(lab)?;
         let mut seen = 0;
         while seen < total {
             for node in nodes {

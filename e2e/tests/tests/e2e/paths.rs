@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::Transport;
+use veer_e2e_cluster::{Transport, attempt};
 use veer_e2e_tests::{
     client,
     evidence::{Place, Plan, TUNNEL, UPLINK, Walk, at},
@@ -320,7 +320,7 @@ fn transfer(source: &Pod, target: &Pod) -> Result<()> {
             .iter()
             .fold(sum, |s, b| s.wrapping_mul(31).wrapping_add(u64::from(*b)))
     };
-    let patience = Some(client::PATIENCE);
+    let patience = attempt();
     let listener = target
         .site
         .within(|| Ok(TcpListener::bind((target.address, 0))?))?;
@@ -328,7 +328,7 @@ fn transfer(source: &Pod, target: &Pod) -> Result<()> {
     thread::scope(|scope| {
         let receiver = scope.spawn(move || -> Result<(usize, u64)> {
             let (mut stream, _) = listener.accept()?;
-            stream.set_read_timeout(patience)?;
+            stream.set_read_timeout(Some(patience))?;
             let (mut total, mut digest) = (0, 0);
             let mut part = vec![0; 1 << 16];
             loop {
@@ -341,8 +341,8 @@ fn transfer(source: &Pod, target: &Pod) -> Result<()> {
             }
         });
         let sent = source.site.within(|| {
-            let mut stream = TcpStream::connect_timeout(&to, client::PATIENCE)?;
-            stream.set_write_timeout(patience)?;
+            let mut stream = TcpStream::connect_timeout(&to, patience)?;
+            stream.set_write_timeout(Some(patience))?;
             let (mut state, mut digest) = (1_u64, 0);
             for _ in 0..SIZE / 4096 {
                 let mut part = Vec::with_capacity(4096);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use veer_e2e_cluster::{DNS_SERVICE, OUTSIDE, await_condition};
+use veer_e2e_cluster::{DNS_SERVICE, OUTSIDE, attempt, await_condition};
 use veer_e2e_tests::{
     client::{self, Conversation},
     pods::Pod,
@@ -278,6 +278,7 @@ fn source_seen(world: &Site, from: &Site) -> Result<IpAddr> {
     let listener = world.within(|| Ok(TcpListener::bind((OUTSIDE, 0))?))?;
     let to = listener.local_addr()?;
     let (tell, told) = mpsc::channel();
+    let time = attempt();
     // Ends with the process at the latest: accept has no deadline of its own.
     thread::spawn(move || {
         if let Ok((mut stream, peer)) = listener.accept() {
@@ -286,15 +287,15 @@ fn source_seen(world: &Site, from: &Site) -> Result<IpAddr> {
         }
     });
     from.within(|| {
-        let mut stream = TcpStream::connect_timeout(&to, client::PATIENCE)?;
-        stream.set_read_timeout(Some(client::PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&to, time)?;
+        stream.set_read_timeout(Some(time))?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         ensure!(text == "seen", "the world said {text:?}");
         Ok(())
     })
     .with_context(|| format!("{} → world {to}", from.name))?;
-    told.recv_timeout(client::PATIENCE)
+    told.recv_timeout(time)
         .map_err(|_| anyhow!("the world saw nothing"))
 }
 

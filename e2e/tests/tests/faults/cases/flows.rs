@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
-use veer_e2e_cluster::await_condition;
+use veer_e2e_cluster::{attempt, await_condition};
 use veer_e2e_tests::{
-    client::{self, PATIENCE, ping_during},
+    client::{self, ping_during},
     lab::{Lab, Mode},
     pods::{self, Pod},
     scene::{FIXED, Scene},
@@ -73,7 +73,8 @@ fn half_closed(scene: &Scene) -> Result<Held> {
             .within(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?))?;
         let from = &scene.demo_on(NODE)?.site;
         await_condition("the service leads to its pod", STARTED, || {
-            let open = from.within(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)?));
+            let time = attempt();
+            let open = from.within(|| Ok(TcpStream::connect_timeout(&to, time)?));
             let open = open.map_err(|e| format!("{e:#}"))?;
             let (mut other, _) = listener.accept().map_err(|e| e.to_string())?;
             drop(open);
@@ -93,8 +94,9 @@ fn half_closed(scene: &Scene) -> Result<Held> {
                 })?;
                 Ok(stream.write_all(b"late")?)
             });
+            let time = attempt();
             let answer = from.within(|| {
-                let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+                let mut stream = TcpStream::connect_timeout(&to, time)?;
                 stream.write_all(b"go")?;
                 stream.shutdown(Shutdown::Write)?;
                 stream.set_read_timeout(Some(silence * 3))?;
