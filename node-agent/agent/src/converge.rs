@@ -4,8 +4,10 @@
 //! What is in the kernel is read *before* what should be there is worked out:
 //! whatever an ADD makes in between is then neither missing nor in the way.
 
+mod pod_mtus;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
@@ -20,16 +22,13 @@ use crate::{
     cni, datapath,
     desired::{self, Desired, Facts, Ids, Inputs, Left, Peers, Step},
     device::Device,
-    endpoint::LocalEndpoint,
     engine::{Error, netlink},
     facts::{self, Wanted},
     health::Health,
     held::Held,
     host::{self, Host},
     netlink::{
-        VXLAN, is_host_veth,
-        link::{self, Link},
-        neighbour, netns, pod,
+        VXLAN, is_host_veth, link, neighbour,
         route::{self, PROTOCOL},
         sysctl::Sysctls,
         wire::Socket,
@@ -42,6 +41,7 @@ use crate::{
     switch::{Now, Switch},
     tables::{self, Scope},
 };
+use pod_mtus::PodMtus;
 
 /// How long the node's address may be away, for a lease renewed or an uplink made
 /// anew, before it counts as lost.
@@ -75,12 +75,7 @@ pub(crate) struct Converger {
     basis: Option<Basis>,
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,
-    /// MTU that running pods' routes have, in bytes; 0: not known.
-    pods_mtu: u32,
-    /// MTU of both ends of their veths, in bytes; 0: not known.
-    pods_link: u32,
-    /// Devices of pods that could not be given these.
-    pods_left: HashSet<String>,
+    pod_mtus: PodMtus,
     /// What is wrong on the node that veer cannot put right, but works beside:
     /// the reason of a condition, and in words.
     pub(crate) concerns: Vec<(&'static str, String)>,
@@ -124,9 +119,7 @@ impl Converger {
             peers: Arc::default(),
             basis: None,
             away: None,
-            pods_mtu: 0,
-            pods_link: 0,
-            pods_left: HashSet::new(),
+            pod_mtus: PodMtus::default(),
             concerns: Vec::new(),
             degraded: String::new(),
             degraded_reason: "",
@@ -165,16 +158,17 @@ impl Converger {
         let peers = self.peers(shared);
         let now = now_of(&peers, &self.facts, &self.present);
         self.switch
-            .take_up(shared, now, epoch, underlay, self.pods_mtu);
+            .take_up(shared, now, epoch, underlay, self.pod_mtus.route);
         let step = self.switch.step.clone();
-        let smaller_first = self.pods_mtu == 0 || step.mtu < self.pods_mtu;
+        let smaller_first = self.pod_mtus.route == 0 || step.mtu < self.pod_mtus.route;
         self.publish_plan(shared, &peers, &step, underlay);
 
         let wanted = self.desired(shared, &peers, &step, false);
         if smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
-            self.pod_mtus(shared, &mut socket, &links, underlay, wanted.mtu);
+            self.pod_mtus
+                .converge(shared, &mut socket, &links, underlay, wanted.mtu);
         }
         let complete = self.maps(shared, &peers, &step, full)?;
         if !shared.datapath().may_attach(full && complete) {
@@ -185,7 +179,8 @@ impl Converger {
         if !smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
-            self.pod_mtus(shared, &mut socket, &links, underlay, wanted.mtu);
+            self.pod_mtus
+                .converge(shared, &mut socket, &links, underlay, wanted.mtu);
         }
         self.host
             .neighbours(shared, &mut socket, &neighbours, &links);
@@ -355,64 +350,6 @@ impl Converger {
         Ok(scope.rows)
     }
 
-    /// MTUs of running pods' default routes, and of both ends of their veths. The
-    /// host's end is never the smaller one, since what is too large for it is
-    /// dropped without a word.
-    fn pod_mtus(
-        &mut self,
-        shared: &Shared,
-        socket: &mut Socket,
-        links: &[Link],
-        link_mtu: u32,
-        route_mtu: u32,
-    ) {
-        let all = (self.pods_link, self.pods_mtu) != (link_mtu, route_mtu);
-        let ends: HashMap<(&str, u32), u32> = links
-            .iter()
-            .map(|l| ((l.name.as_str(), l.index), l.mtu))
-            .collect();
-        let adding = shared.adding().clone();
-        let mut endpoints: Vec<(LocalEndpoint, u32)> = Vec::new();
-        for e in shared.store().iter() {
-            let Some(end) = ends.get(&(e.host_ifname.as_str(), e.ifindex)) else {
-                continue;
-            };
-            let left = self.pods_left.contains(&e.host_ifname);
-            if !adding.contains(&e.host_ifname) && (all || left || *end != link_mtu) {
-                endpoints.push((e.clone(), *end));
-            }
-        }
-        self.pods_left.clear();
-        for (e, end) in endpoints {
-            let mut host = |when: bool| {
-                if when {
-                    link::set_mtu(socket, e.ifindex, link_mtu)
-                } else {
-                    Ok(())
-                }
-            };
-            let result = host(end < link_mtu).and_then(|()| {
-                let netns = netns::open(&e.netns)?;
-                let device = &e.attachment.ifname;
-                pod::set_mtus(&netns, device, e.gateway, link_mtu, route_mtu)?;
-                host(end > link_mtu)
-            });
-            match result {
-                Ok(()) if !all && end != link_mtu => {
-                    let what = format!("the MTU of {} was changed", e.host_ifname);
-                    shared.repaired(Kind::Device, what);
-                }
-                Ok(()) => {}
-                Err(error) => {
-                    tracing::warn!(pod = e.pod(), %error, "cannot set the MTUs of the pod");
-                    self.pods_left.insert(e.host_ifname);
-                }
-            }
-        }
-        self.pods_link = link_mtu;
-        self.pods_mtu = route_mtu;
-    }
-
     /// What others have on the node that keeps packets of pods from their way.
     fn look_around(&mut self, shared: &Shared) {
         self.concerns.clear();
@@ -488,8 +425,7 @@ impl Converger {
         self.health
             .remove(shared, &mut socket)
             .map_err(netlink("take the health address off lo"))?;
-        self.pods_mtu = 0;
-        self.pods_link = 0;
+        self.pod_mtus = PodMtus::default();
         self.present.clear();
         self.switch.applied = None;
         Ok(())
@@ -503,7 +439,7 @@ impl Converger {
             facts: &self.facts,
             attachments: &self.attachments,
             switch: &self.switch,
-            mtu: self.pods_mtu,
+            mtu: self.pod_mtus.route,
             degraded: (self.degraded_reason, &self.degraded),
             decommissioned: self.decommissioned,
         })
