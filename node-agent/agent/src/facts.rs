@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     net::IpAddr,
 };
@@ -9,6 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
+    clock::monotonic,
     desired::{Facts, Path, Uplink},
     netlink::{
         VXLAN,
@@ -19,6 +21,14 @@ use crate::{
         wire::Socket,
     },
 };
+
+/// Nanoseconds after which the next share of the known paths is asked for again.
+const TURN: u64 = 2_000_000_000;
+/// Paths that are asked for in a turn, at least, though nothing shows that one has
+/// changed: the kernel's answer depends on rules and tables that are not read here.
+const ASKED: usize = 64;
+/// Each path is asked for once in so many turns at the latest.
+const TURNS: usize = 30;
 
 /// What to look for.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +117,20 @@ pub(crate) fn gather(
     let mut paths = HashMap::new();
     let mut unfit = HashMap::new();
     let several = several(&routes);
-    for peer in wanted.peers {
+    let basis = basis(&links, &addresses, &routes, wanted);
+    let turn = usize::try_from(monotonic() / TURN).unwrap_or(0);
+    let share = Share::new(wanted.peers.len(), turn);
+    for (place, peer) in wanted.peers.iter().enumerate() {
+        if basis == previous.basis && !share.has(place) {
+            if let Some(known) = previous.paths.get(peer) {
+                paths.insert(*peer, *known);
+                continue;
+            }
+            if let Some(known) = previous.unfit.get(peer) {
+                unfit.insert(*peer, known.clone());
+                continue;
+            }
+        }
         let Some(found) = route::lookup(socket, *peer)? else {
             continue;
         };
@@ -134,7 +157,45 @@ pub(crate) fn gather(
         paths,
         unfit,
         misplaced,
+        basis,
     })
+}
+
+/// The peers, by their place, whose paths are asked for in a turn.
+struct Share {
+    turns: usize,
+    turn: usize,
+}
+
+impl Share {
+    fn new(peers: usize, turn: usize) -> Self {
+        let turns = (peers / ASKED).clamp(1, TURNS);
+        Self {
+            turns,
+            turn: turn % turns,
+        }
+    }
+
+    fn has(&self, place: usize) -> bool {
+        place % self.turns == self.turn
+    }
+}
+
+/// A number for all that was read and that paths follow from. The devices of pods
+/// come and go and lead to no node.
+fn basis(links: &[Link], addresses: &[Address], routes: &[(u8, Route)], wanted: Wanted<'_>) -> u64 {
+    let mut hash = DefaultHasher::new();
+    (wanted.direct, wanted.uplinks, wanted.hint).hash(&mut hash);
+    for link in links.iter().filter(|l| !is_host_veth(&l.name)) {
+        (link.index, &link.name, link.mtu, link.up).hash(&mut hash);
+    }
+    for address in addresses {
+        (address.index, address.ip).hash(&mut hash);
+    }
+    for (protocol, route) in routes.iter().filter(|(protocol, _)| *protocol != PROTOCOL) {
+        (protocol, route).hash(&mut hash);
+    }
+    hash.finish()
 }
 
 /// Routes of others with more than one next hop: a packet may take any of them,
@@ -249,6 +310,46 @@ mod tests {
         let defaults = [(2, Some(router))];
         assert_eq!(path(peer, found, true, &defaults).next_hop, peer);
         assert_eq!(path(peer, found, false, &defaults).next_hop, router);
+    }
+
+    #[test]
+    fn every_path_is_asked_for_within_a_minute_however_many_nodes_there_are() {
+        for peers in [0, 1, 64, 127, 128, 5000] {
+            for place in 0..peers {
+                let asked = (7..7 + TURNS).filter(|turn| Share::new(peers, *turn).has(place));
+                assert!(asked.count() >= 1, "{place} of {peers}");
+            }
+            let most = (0..TURNS).map(|turn| {
+                let share = Share::new(peers, turn);
+                (0..peers).filter(|place| share.has(*place)).count()
+            });
+            assert!(most.max() <= Some((2 * ASKED).max(peers.div_ceil(TURNS))));
+        }
+    }
+
+    #[test]
+    fn a_changed_route_is_seen_at_once_also_among_hundreds_of_known_paths() {
+        let node = crate::netlink::lab::namespace();
+        node.command("ip", "link add eth0 type bridge");
+        node.device("eth0", "192.0.2.5", "192.0.2.0/24");
+        node.command("ip", "route add default via 192.0.2.1 dev eth0");
+        let peers: Vec<IpAddr> = (0..250).map(|n| IpAddr::from([198, 51, 100, n])).collect();
+        let look = |previous: &Facts| {
+            let wanted = Wanted {
+                uplinks: &[],
+                hint: None,
+                peers: &peers,
+                direct: true,
+                pods: &[],
+            };
+            gather(&mut Socket::route().unwrap(), wanted, previous).unwrap()
+        };
+        let before = node.run(|| look(&Facts::default()));
+        assert_eq!(before.paths.len(), peers.len());
+        node.command("ip", "route add 198.51.100.0/24 via 192.0.2.2 dev eth0");
+        let after = node.run(|| look(&before));
+        let by: IpAddr = "192.0.2.2".parse().unwrap();
+        assert!(after.paths.values().all(|p| p.next_hop == by));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub(crate) struct Facts {
     pub(crate) unfit: HashMap<IpAddr, String>,
     /// Addresses of this node that are another's or pods', and on which device.
     pub(crate) misplaced: Vec<(IpAddr, String)>,
+    /// Another number: what paths follow from has changed.
+    pub(crate) basis: u64,
 }
 
 impl Facts {
