@@ -176,6 +176,7 @@ impl Converger {
         }
         // One part that cannot be put right must not keep the others from it.
         let attached = self.attachments.converge(shared, &links, &self.facts);
+        let stranded = cni::rewire::lost_devices(shared, &mut socket, &links);
         if !smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
@@ -190,7 +191,7 @@ impl Converger {
             .nft
             .converge(shared, &self.facts, &step, &guarded)
             .map_err(netlink("write the nftables table"));
-        self.look_around(shared);
+        self.look_around(shared, stranded);
         if attached.is_ok() {
             shared.datapath().all_attached();
         }
@@ -350,9 +351,11 @@ impl Converger {
         Ok(scope.rows)
     }
 
-    /// What others have on the node that keeps packets of pods from their way.
-    fn look_around(&mut self, shared: &Shared) {
+    /// What others have done to the node that keeps packets of pods from their way.
+    fn look_around(&mut self, shared: &Shared, stranded: Vec<String>) {
         self.concerns.clear();
+        let stranded = stranded.into_iter().map(|s| ("PodWithoutDevice", s));
+        self.concerns.extend(stranded);
         match self.forward.converge() {
             Ok(changes) => {
                 for chain in changes.opened {

@@ -29,9 +29,10 @@ pub(super) fn forget(
     attachment: &Attachment,
 ) -> io::Result<Option<LocalEndpoint>> {
     let device = host_ifname(attachment);
-    link::delete_veth(&mut Socket::route()?, &device)?;
     let known_as = shared.store().known_as(attachment);
+    // Before the device goes: one that a record lacks is made again.
     let endpoint = shared.store().leave(&known_as);
+    link::delete_veth(&mut Socket::route()?, &device)?;
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();
     if let Some(endpoint) = &endpoint {

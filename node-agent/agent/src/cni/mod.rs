@@ -11,6 +11,7 @@ pub(crate) mod gc;
 mod query;
 pub(crate) mod recover;
 pub(crate) mod results;
+pub(crate) mod rewire;
 pub(crate) mod server;
 
 pub(crate) use query::nftables;

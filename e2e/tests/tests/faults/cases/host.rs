@@ -76,6 +76,11 @@ pub(super) fn faults() -> Vec<Fault> {
             mac_changed,
         ),
         tunnel(
+            "devices_of_pods_removed",
+            "ip link del of every pod's veth, with and without an agent; one renamed",
+            devices_removed,
+        ),
+        tunnel(
             "bridge_of_an_older_network_with_anothers_gateway",
             "cni0 with the first address of another node's block",
             old_bridge,
@@ -348,6 +353,36 @@ fn mac_changed(scene: &Scene) -> Result<Held> {
     })?;
     made.deleted()?;
     Ok(held("the pod is reached, and reaches all"))
+}
+
+fn devices_removed(scene: &Scene) -> Result<Held> {
+    const REMOVE: &str = "for device in /sys/class/net/veer*; do name=${device##*/}; \
+                          [ $name = veer_vxlan ] || ip link del $name; done";
+    let lab = &scene.lab;
+    let node = lab.node(NODE)?;
+    let made = Made::on(lab, NODE, "without-device")?;
+    let pods = [scene.demo_on(NODE)?, scene.fixed_on(NODE)?, &made.pod];
+    let all_work = || pods.iter().try_for_each(|pod| await_works(scene, pod));
+    node.exec(&["sh", "-ec", REMOVE])?;
+    all_work()?;
+    told::await_event(lab, "Node", NODE, &["the device of pod", "was removed"])?;
+    agents::signal(lab, NODE, "STOP")?;
+    node.exec(&["sh", "-ec", REMOVE])?;
+    agents::end(lab, NODE, "KILL")?;
+    all_work()?;
+    snapshot::await_agrees(lab, SETTLED)?;
+
+    let veth = made.pod.wire()?.host_name;
+    let rename = format!("ip link set {veth} down; ip link set {veth} name lost0");
+    node.exec(&["sh", "-ec", &rename])?;
+    let words = ["without-device", "renamed or moved"];
+    told::await_told(lab, NODE, DEGRADED, "True", &words)?;
+    made.deleted()?;
+    told::await_told(lab, NODE, DEGRADED, "False", &[])?;
+    snapshot::await_agrees(lab, SETTLED)?;
+    Ok(held(
+        "every pod has its device, address and traffic again; the renamed one is named",
+    ))
 }
 
 fn old_bridge(scene: &Scene) -> Result<Held> {

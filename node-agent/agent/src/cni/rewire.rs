@@ -1,0 +1,139 @@
+//! Pods whose device is gone although they live: somebody removed it (a script, a
+//! firewall's or another network's clean-up). The pod keeps its sandbox, so the
+//! runtime will not ask for another: the pair is made again with what the record
+//! says, and nobody else has to know.
+
+use std::{collections::HashSet, io};
+
+use super::{add::alive, write_rows};
+use crate::{
+    datapath::{self, Hook},
+    endpoint::LocalEndpoint,
+    netlink::{
+        link::{self, Link},
+        netns,
+        pod::{self, Wiring},
+        wire::Socket,
+    },
+    repair::Kind,
+    shared::Shared,
+};
+
+/// Why a pod could not be given a device again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(
+        "{0} is still in the pod, so its other end was renamed or moved away: delete the pod, so \
+         that it is made again"
+    )]
+    HalfThere(String),
+    #[error("netlink")]
+    Netlink(#[from] io::Error),
+    #[error("BPF")]
+    Datapath(#[from] datapath::Error),
+}
+
+/// Gives pods whose device is not among `links` a new one. Returns what cannot be
+/// done, in words.
+pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link]) -> Vec<String> {
+    let present: HashSet<(&str, u32)> = links.iter().map(|l| (&*l.name, l.index)).collect();
+    let lost: Vec<LocalEndpoint> = {
+        let adding = shared.adding().clone();
+        let store = shared.store();
+        let gone = |e: &&LocalEndpoint| !present.contains(&(&*e.host_ifname, e.ifindex));
+        store
+            .iter()
+            .filter(gone)
+            .filter(|e| store.is_recorded(&e.attachment) && !adding.contains(&e.host_ifname))
+            .cloned()
+            .collect()
+    };
+    let mut left = Vec::new();
+    for endpoint in lost {
+        let pod = endpoint.pod();
+        match rewire(shared, socket, endpoint) {
+            Ok(false) => {}
+            Ok(true) => {
+                shared.repaired(Kind::Device, format!("the device of pod {pod} was removed"));
+            }
+            Err(error) => left.push(format!(
+                "pod {pod} has no network: {}",
+                crate::chain(&error)
+            )),
+        }
+    }
+    left
+}
+
+/// Makes the pair again; `false`: there is nothing to do.
+fn rewire(
+    shared: &Shared,
+    socket: &mut Socket,
+    mut endpoint: LocalEndpoint,
+) -> Result<bool, Error> {
+    // The links were read before the records: this one may be from an ADD since.
+    let there = link::by_name(socket, &endpoint.host_ifname)?;
+    if there.as_ref().is_some_and(|l| l.index == endpoint.ifindex) || !alive(&endpoint) {
+        return Ok(false);
+    }
+    let netns = netns::open(&endpoint.netns)?;
+    let ifname = endpoint.attachment.ifname.clone();
+    let half = link::by_name(&mut netns.socket()?, &ifname)?;
+    // With the other end under the pod's name this is a pair that an agent was killed
+    // over before it was recorded.
+    if half.is_some_and(|pod| there.is_none_or(|host| host.index != pod.peer)) {
+        return Err(Error::HalfThere(ifname));
+    }
+    let (link_mtu, route_mtu, host_source) = {
+        let plan = shared.plan();
+        (plan.link_mtu, plan.step.mtu, plan.facts.primary)
+    };
+    let wiring = Wiring {
+        host_ifname: &endpoint.host_ifname.clone(),
+        host_mac: endpoint.node_mac,
+        pod_ifname: &ifname,
+        pod_mac: endpoint.mac,
+        address: endpoint.address,
+        gateway: endpoint.gateway,
+        link_mtu,
+        route_mtu,
+        host_source,
+    };
+    let host = pod::create(socket, &netns, &wiring)?;
+    let before = std::mem::replace(&mut endpoint.ifindex, host.index);
+    if !enter(shared, &endpoint, before)? {
+        link::delete_veth(socket, &endpoint.host_ifname)?;
+        return Ok(false);
+    }
+    pod::configure(
+        socket,
+        &netns,
+        &wiring,
+        host.index,
+        &shared.options.proc_sys_net,
+    )?;
+    shared.persist(&endpoint.attachment)?;
+    Ok(true)
+}
+
+/// Attaches the programs and writes the rows; `false`: the pod is being deleted. A
+/// DEL forgets the record first and removes the device then, so one that came before
+/// the new device is seen here, and a later one removes it.
+fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool, Error> {
+    let mut datapath = shared.datapath();
+    {
+        let mut store = shared.store();
+        if !store.is_recorded(&endpoint.attachment) {
+            return Ok(false);
+        }
+        store.insert(endpoint.clone());
+    }
+    // Pins of the device that is gone.
+    datapath.detach(&endpoint.host_ifname)?;
+    for hook in [Hook::PodEgress, Hook::PodIngress] {
+        datapath.attach(&endpoint.host_ifname, hook)?;
+    }
+    write_rows(&mut datapath, endpoint)?;
+    datapath.maps.set_interface(before, None)?;
+    Ok(true)
+}
