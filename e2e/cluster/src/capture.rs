@@ -204,11 +204,9 @@ impl Capture {
                 self.signal(Signal::USR1);
                 let line = await_condition("tcpdump's figures", Duration::from_secs(5), || {
                     let said = self.said();
-                    Ok(said.get(before..).and_then(|new| {
-                        new.iter()
-                            .find(|line| line.contains("packets captured"))
-                            .cloned()
-                    }))
+                    Ok(said
+                        .get(before..)
+                        .and_then(|new| new.iter().find(|line| figures(line).is_some()).cloned()))
                 })
                 .map_err(|e| e.to_string())?;
                 let (captured, received, dropped) =
@@ -254,6 +252,8 @@ impl Drop for Capture {
 /// Captured, received and dropped, of "tcpdump: 3 packets captured, 3 packets
 /// received by filter, 0 packets dropped by kernel".
 fn figures(line: &str) -> Option<(u64, u64, u64)> {
+    // One is "1 packet".
+    let line = line.replace(" packet ", " packets ");
     let number = |before: &str| {
         let (head, _) = line.split_once(before)?;
         head.split(|c: char| !c.is_ascii_digit())
@@ -277,6 +277,8 @@ mod tests {
         let line = "tcpdump: 3 packets captured, 14 packets received by filter, \
                     0 packets dropped by kernel";
         assert_eq!(figures(line), Some((3, 14, 0)));
+        let one = "1 packet captured, 1 packet received by filter, 0 packets dropped by kernel";
+        assert_eq!(figures(one), Some((1, 1, 0)));
         assert_eq!(figures("tcpdump: listening on eth0"), None);
     }
 }
