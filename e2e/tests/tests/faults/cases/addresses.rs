@@ -10,12 +10,12 @@ use veer_e2e_tests::{
     lab::{Lab, Mode},
     maps,
     processes::{Signal, signal_agents},
-    scene::{FIXED, Scene},
-    told,
-    workloads::STARTED,
+    scene::{DEMO, FIXED, Scene},
+    told::{self, READY},
+    workloads::{self, STARTED},
 };
 
-use super::{Foreign, NODE, OTHER, dns, stays};
+use super::{Foreign, Made, NODE, OTHER, delete, dns, stays};
 use crate::{
     fault::{Fault, Held},
     survive::unharmed,
@@ -46,6 +46,11 @@ pub(super) fn faults() -> Vec<Fault> {
             claimed,
         )
         .short(),
+        tunnel(
+            "address_of_an_older_networks_pod_is_not_given_again",
+            "a pod that another network wired, with an address of its node's block; then new pods",
+            migrated,
+        ),
     ]
 }
 
@@ -222,4 +227,89 @@ fn claimed(scene: &Scene) -> Result<Held> {
         },
         |()| String::new(),
     )
+}
+
+/// Shell text that makes another network's plugin, which gives every pod `address`, and
+/// its configuration, which comes before veer's.
+fn older_network(address: Ipv4Addr) -> String {
+    let plugin = format!(
+        r#"#!/bin/sh
+[ "$CNI_COMMAND" = ADD ] || exit 0
+host=old$(echo "$CNI_CONTAINERID" | cut -c1-8)
+ip link add "$host" type veth peer name "e$host"
+ip link set "e$host" netns "$CNI_NETNS"
+nsenter --net="$CNI_NETNS" sh -ec "ip link set e$host name eth0
+ip address add {address}/32 dev eth0; ip link set eth0 up; ip route add default dev eth0"
+ip link set "$host" up
+echo '{{"cniVersion":"1.0.0","interfaces":[],"ips":[{{"address":"{address}/32"}}]}}'"#
+    );
+    format!(
+        "cat >/opt/cni/bin/oldcni <<'END'\n{plugin}\nEND\n\
+         chmod +x /opt/cni/bin/oldcni\n\
+         echo '{{\"cniVersion\": \"1.0.0\", \"name\": \"old\", \
+         \"plugins\": [{{\"type\": \"oldcni\"}}]}}' >{OLDER}\n"
+    )
+}
+
+/// Where the older network's configuration is.
+const OLDER: &str = "/etc/cni/net.d/04-older.conflist";
+
+/// Waits until a pod of [`DEMO`] has an address by its status.
+fn await_address(lab: &Lab, name: &str, address: Ipv4Addr) -> Result<()> {
+    let what = format!("{name} has {address}");
+    await_condition(&what, STARTED, || {
+        let pod = lab.kubectl().json(&["-n", DEMO, "get", "pod", name]);
+        let status = pod.map_err(|e| e.to_string())?["status"].clone();
+        if status["podIP"] == address.to_string().as_str() {
+            Ok(Some(()))
+        } else {
+            Err(status.to_string())
+        }
+    })?;
+    Ok(())
+}
+
+fn migrated(scene: &Scene) -> Result<Held> {
+    const OLD: &str = "of-older-network";
+    let lab = &scene.lab;
+    // Addresses never used come first, in their order: the second from here will be
+    // the older network's, then its turn comes.
+    let before = Made::on(lab, NODE, "before-migration")?;
+    let taken = Ipv4Addr::from(u32::from(before.pod.address) + 2);
+    let used = maps::endpoints(&lab.node(NODE)?)?;
+    ensure!(
+        used.iter().all(|e| e.address != taken),
+        "{taken} is a pod's already, which proves nothing"
+    );
+    let undo = format!("rm -f {OLDER}");
+    let foreign = Foreign::put(lab, NODE, &older_network(taken), &undo)?;
+    let outcome = (|| {
+        told::await_told(lab, NODE, READY, "False", &["04-older.conflist"])?;
+        let labels = format!("{{app: {OLD}}}");
+        lab.kubectl()
+            .apply(&workloads::single(DEMO, OLD, NODE, &labels))?;
+        await_address(lab, OLD, taken)?;
+        foreign.undone()?;
+        told::await_told(lab, NODE, READY, "True", &[])?;
+        let new: Vec<Made<'_>> = (1..=4)
+            .map(|n| Made::on(lab, NODE, &format!("migrated-{n}")))
+            .collect::<Result<_>>()?;
+        let given: Vec<Ipv4Addr> = new.iter().map(|made| made.pod.address).collect();
+        ensure!(
+            !given.contains(&taken),
+            "{taken} was given again: {given:?}"
+        );
+        ensure!(
+            given.iter().any(|a| *a > taken),
+            "the turn of {taken} never came: {given:?}"
+        );
+        new.into_iter().try_for_each(Made::deleted)?;
+        Ok(format!(
+            "{taken} stayed the old pod's, {} new pods",
+            given.len()
+        ))
+    })();
+    delete(lab, OLD, "--wait=true")?;
+    lab.node(NODE)?.exec(&["rm", "-f", "/opt/cni/bin/oldcni"])?;
+    outcome.map(|figure| Held::new("no address twice", figure))
 }
