@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
@@ -32,22 +32,83 @@ fn checksum(header: &[u8]) -> u16 {
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or_default()
 }
 
-/// An IPv4 packet with a UDP datagram that says [`TEXT`].
-pub fn datagram(source: Ipv4Addr, target: Ipv4Addr, port: u16) -> Vec<u8> {
-    let length = 8 + u16::try_from(TEXT.len()).unwrap_or_default();
+/// An IPv4 packet of a protocol (IANA's number) with a load.
+fn ipv4(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, load: &[u8]) -> Vec<u8> {
     let mut ip = vec![0x45, 0];
-    ip.extend((20 + length).to_be_bytes());
-    ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    ip.extend((20 + u16::try_from(load.len()).unwrap_or_default()).to_be_bytes());
+    ip.extend([0, 1, 0, 0, 64, protocol, 0, 0]);
     ip.extend(source.octets());
     ip.extend(target.octets());
     let sum = checksum(&ip);
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    // Without a checksum of its own, which UDP over IPv4 may do.
-    for word in [PORT, port, length, 0] {
-        ip.extend(word.to_be_bytes());
-    }
-    ip.extend(TEXT);
+    ip.extend(load);
     ip
+}
+
+/// An IPv4 packet with a UDP datagram that says [`TEXT`].
+pub fn datagram(source: Ipv4Addr, target: Ipv4Addr, port: u16) -> Vec<u8> {
+    let length = 8 + u16::try_from(TEXT.len()).unwrap_or_default();
+    // Without a checksum of its own, which UDP over IPv4 may do.
+    let mut udp: Vec<u8> = [PORT, port, length, 0]
+        .into_iter()
+        .flat_map(u16::to_be_bytes)
+        .collect();
+    udp.extend(TEXT);
+    ipv4(source, target, 17, &udp)
+}
+
+/// An IPv4 packet with a TCP segment that acknowledges octet 1 and has no data.
+pub fn acknowledgement(source: SocketAddrV4, target: SocketAddrV4, sequence: u32) -> Vec<u8> {
+    let mut tcp: Vec<u8> = [source.port(), target.port()]
+        .into_iter()
+        .flat_map(u16::to_be_bytes)
+        .collect();
+    tcp.extend(sequence.to_be_bytes());
+    tcp.extend(1_u32.to_be_bytes());
+    // Five words of header, ACK, a window; checksum and urgent pointer.
+    tcp.extend([0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    let mut summed = [source.ip().octets(), target.ip().octets()].concat();
+    summed.extend([0, 6, 0, 20]);
+    summed.extend(&tcp);
+    let sum = checksum(&summed);
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    ipv4(*source.ip(), *target.ip(), 6, &tcp)
+}
+
+/// An IPv4 packet with an SCTP INIT (`answer` false) or INIT ACK: `tag` is what its
+/// sender wants to be called by, `to_tag` what it calls the other.
+pub fn sctp_init(
+    source: SocketAddrV4,
+    target: SocketAddrV4,
+    answer: bool,
+    (tag, to_tag): (u32, u32),
+) -> Vec<u8> {
+    let mut sctp: Vec<u8> = [source.port(), target.port()]
+        .into_iter()
+        .flat_map(u16::to_be_bytes)
+        .collect();
+    sctp.extend(to_tag.to_be_bytes());
+    // The checksum's place; then type, flags, length of the chunk.
+    sctp.extend([0; 4]);
+    sctp.extend([1 + u8::from(answer), 0, 0, 20]);
+    sctp.extend(tag.to_be_bytes());
+    // A window, one stream each way, the first sequence number.
+    sctp.extend([0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32c(&sctp);
+    // Lowest octet first, other than all else (RFC 9260, appendix A).
+    sctp[8..12].copy_from_slice(&sum.to_le_bytes());
+    ipv4(*source.ip(), *target.ip(), 132, &sctp)
+}
+
+/// CRC-32C (Castagnoli), bit by bit.
+fn crc32c(octets: &[u8]) -> u32 {
+    const REVERSED: u32 = 0x82f6_3b78;
+    let sum = octets.iter().fold(u32::MAX, |sum, octet| {
+        (0..8).fold(sum ^ u32::from(*octet), |sum, _| {
+            (sum >> 1) ^ (REVERSED * (sum & 1))
+        })
+    });
+    !sum
 }
 
 /// A frame; `tagged` puts a VLAN tag of id 0 before the packet, a priority alone.
@@ -235,6 +296,19 @@ mod tests {
         let packet = datagram(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2), 9);
         assert_eq!(checksum(&packet[..20]), 0);
         assert_eq!(packet.len(), 28 + TEXT.len());
+    }
+
+    #[test]
+    fn a_segments_checksum_covers_the_addresses() {
+        let [a, b] = [1, 2].map(|n| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, n), 80));
+        let packet = acknowledgement(a, b, 7);
+        let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
+        assert_eq!(checksum(&pseudo), 0);
+    }
+
+    #[test]
+    fn the_crc_of_the_known_text_is_the_known_one() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod addresses;
 mod flows;
 mod host;
 mod members;
+mod translated;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -35,6 +36,7 @@ pub(crate) fn faults() -> Vec<Fault> {
     all.extend(addresses::faults());
     all.extend(flows::faults());
     all.extend(members::faults());
+    all.extend(translated::faults());
     all
 }
 
