@@ -111,6 +111,18 @@ fn tc_and_xdp_judge_the_tunnels_outer_side_alike() -> Result<()> {
     Ok(())
 }
 
+/// Both programs of an uplink find the frame malformed.
+fn assert_malformed(node: &mut Datapath, frame: &[u8], what: &str) -> Result<()> {
+    for ran in [
+        node.run(Program::UplinkIngress, frame, Context::default())?,
+        node.run_xdp(frame)?,
+    ] {
+        let malformed = DropReason::Malformed as u32;
+        assert_eq!(name(ran.decision.outcome), name(malformed), "{what}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped() -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress, Program::UplinkXdp])?;
@@ -120,33 +132,16 @@ fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped() -> Result<()>
             let mut packet = Packet::udp((NODE_2, 1), (NODE_1, 8472)).options(options);
             packet = packet.payload([vec![8], vec![0; n - 1]].concat());
             let frame = packet.frame();
-            for ran in [
-                node.run(Program::UplinkIngress, &frame, Context::default())?,
-                node.run_xdp(&frame)?,
-            ] {
-                assert_eq!(
-                    name(ran.decision.outcome),
-                    name(DropReason::Malformed as u32),
-                    "{n} bytes behind UDP, {options} words of options"
-                );
-            }
+            let what = format!("{n} bytes behind UDP, {options} words of options");
+            assert_malformed(&mut node, &frame, &what)?;
         }
         // The frame ends before the packet does.
         let frame = Packet::vxlan(NODE_2, NODE_1, 1, &inner())
             .options(options)
             .frame();
         for n in 34..frame.len() {
-            for ran in [
-                node.run(Program::UplinkIngress, &frame[..n], Context::default())?,
-                node.run_xdp(&frame[..n])?,
-            ] {
-                assert_eq!(
-                    name(ran.decision.outcome),
-                    name(DropReason::Malformed as u32),
-                    "{n} of {} bytes",
-                    frame.len()
-                );
-            }
+            let what = format!("{n} of {} bytes", frame.len());
+            assert_malformed(&mut node, &frame[..n], &what)?;
         }
     }
     Ok(())
@@ -174,31 +169,13 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
         ("pod to a pod elsewhere", C, D, refused, pass),
         ("pod to its own node", C, NODE_2, refused, pass),
         ("pod to the world", C, WORLD, refused, pass),
-        (
-            "no pod's address there to node",
-            vacant_there,
-            NODE_1,
-            refused,
-            pass,
-        ),
+        ("vacant there, to node", vacant_there, NODE_1, refused, pass),
         ("health to node", HEALTH_2, NODE_1, refused, pass),
         ("health to pod", HEALTH_2, B, refused, deliver),
-        (
-            "health to health, no probe",
-            HEALTH_2,
-            GATEWAY,
-            refused,
-            pass,
-        ),
+        ("health to health", HEALTH_2, GATEWAY, refused, pass),
         ("nobody's address", nobodys, NODE_1, refused, refused),
         ("nobody's address to pod", nobodys, B, refused, refused),
-        (
-            "nobody's address to the world",
-            nobodys,
-            WORLD,
-            refused,
-            refused,
-        ),
+        ("nobody's to the world", nobodys, WORLD, refused, refused),
         ("node to node", NODE_2, NODE_1, pass, pass),
         ("node to the world", NODE_2, WORLD, pass, pass),
         ("world to pod", WORLD, B, pass, pass),
