@@ -48,12 +48,17 @@ pub fn repairs(lab: &Lab, node: &str, kind: &str) -> Result<i64> {
     Ok(report(lab, node)?["repairs"][kind].as_i64().unwrap_or(0))
 }
 
-/// What the events of an object say, one line each.
-pub fn events(lab: &Lab, kind: &str, name: &str) -> Result<String> {
-    let field = format!("involvedObject.kind={kind},involvedObject.name={name}");
+/// What the events of an object say, one line each; with `reason` only those.
+pub fn events(lab: &Lab, kind: &str, name: &str, reason: Option<&str>) -> Result<String> {
+    let mut fields = vec![
+        format!("involvedObject.kind={kind}"),
+        format!("involvedObject.name={name}"),
+    ];
+    fields.extend(reason.map(|r| format!("reason={r}")));
+    let fields = fields.join(",");
     let list = lab
         .kubectl()
-        .json(&["get", "events", "-A", "--field-selector", &field])?;
+        .json(&["get", "events", "-A", "--field-selector", &fields])?;
     let events = list["items"].as_array().context("a list without items")?;
     let said: Vec<String> = events
         .iter()
@@ -66,7 +71,7 @@ pub fn events(lab: &Lab, kind: &str, name: &str) -> Result<String> {
 pub fn await_event(lab: &Lab, kind: &str, name: &str, words: &[&str]) -> Result<()> {
     let what = format!("an event of {kind} {name} says {words:?}");
     await_condition(&what, STARTED, || {
-        let said = events(lab, kind, name).map_err(|e| format!("{e:#}"))?;
+        let said = events(lab, kind, name, None).map_err(|e| format!("{e:#}"))?;
         let told = said.lines().any(|l| words.iter().all(|w| l.contains(w)));
         if told { Ok(Some(())) } else { Err(said) }
     })?;

@@ -13,6 +13,7 @@ use veer_e2e_tests::{
     lab::{Lab, Mode},
     scene::Scene,
     site::Site,
+    told,
 };
 
 use crate::{
@@ -94,13 +95,9 @@ fn stranger(scene: &Scene) -> Result<Held> {
                 let met = await_xdp(lab, "Generic", MET);
                 stop.store(true, Ordering::Relaxed);
                 let sent = pouring.join().map_err(|_| anyhow!("a thread panicked"))??;
-                let field = format!("involvedObject.name={NODE},reason=Flood");
-                let events =
-                    lab.kubectl()
-                        .json(&["get", "events", "-A", "--field-selector", &field])?;
-                let told = events["items"].as_array().is_some_and(|e| !e.is_empty());
+                let told = told::events(lab, "Node", NODE, Some("Flood"))?;
                 let met = met?;
-                ensure!(told, "no event tells of it: {events}");
+                ensure!(!told.is_empty(), "no event tells of it");
                 Ok((met, sent))
             })
         },

@@ -16,6 +16,7 @@ use veer_e2e_tests::{
     maps,
     scene::Scene,
     snapshot::{self, Snapshot},
+    told,
 };
 
 use crate::{
@@ -385,20 +386,6 @@ fn counts(lab: &Lab) -> Result<Counts> {
         .collect())
 }
 
-/// What events of the node say.
-fn events(lab: &Lab) -> Result<String> {
-    let field = format!("involvedObject.kind=Node,involvedObject.name={NODE},reason=Repaired");
-    let list = lab
-        .kubectl()
-        .json(&["get", "events", "-A", "--field-selector", &field])?;
-    let events = list["items"].as_array().context("a list without items")?;
-    let said: Vec<String> = events
-        .iter()
-        .map(|e| format!("{} {}", e["message"], e["series"]["count"]))
-        .collect();
-    Ok(said.join("\n"))
-}
-
 /// Without what is another one when a device was made anew.
 fn apart_from_device(all: &Snapshot) -> Snapshot {
     let own =
@@ -442,7 +429,7 @@ fn await_told(lab: &Lab, before: &Counts, kinds: &[Kind]) -> Result<()> {
         }
     })?;
     await_condition("events name all that was put back", TOLD, || {
-        let now = events(lab).map_err(|e| format!("{e:#}"))?;
+        let now = told::events(lab, "Node", NODE, Some("Repaired")).map_err(|e| format!("{e:#}"))?;
         let untold: Vec<_> = kinds.iter().filter(|k| !now.contains(&k.told)).collect();
         if untold.is_empty() {
             Ok(Some(()))
