@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use veer_e2e_cluster::{attempt, await_condition};
+use veer_e2e_cluster::{DNS_SERVICE, attempt, await_condition};
 
 use crate::site::Site;
 
@@ -93,6 +93,26 @@ pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
             Err(error) => Ok(error.kind()),
         }
     })
+}
+
+/// Asks the cluster's DNS for the API server's name, with further options of dig's.
+pub fn dns(from: &Site, options: &[&str]) -> Result<()> {
+    let server = format!("@{DNS_SERVICE}");
+    let words = [
+        "dig",
+        &server,
+        "kubernetes.default.svc.cluster.local",
+        "+short",
+        "+time=10",
+        "+tries=3",
+    ];
+    let out = from.exec(&[&words, options].concat())?.stdout;
+    ensure!(
+        out.trim() == "10.96.0.1",
+        "DNS said {out:?} to {}",
+        from.name
+    );
+    Ok(())
 }
 
 /// A TCP connection that asks again and again over the same socket.

@@ -192,6 +192,22 @@ pub fn await_ready(
     running(lab, namespace, selector)
 }
 
+/// Removes the objects of the pods of a node that is gone. Kubernetes' own collector
+/// does so later, and what is compared next must not hold them.
+pub fn forget(lab: &Lab, node: &str) -> Result<()> {
+    let field = format!("spec.nodeName={node}");
+    lab.kubectl().run(&[
+        "delete",
+        "pods",
+        "-A",
+        "--field-selector",
+        &field,
+        "--force",
+        "--grace-period=0",
+    ])?;
+    Ok(())
+}
+
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     pod["metadata"]["deletionTimestamp"].is_null()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use veer_e2e_cluster::{DNS_SERVICE, OUTSIDE, attempt, await_condition};
+use veer_e2e_cluster::{OUTSIDE, attempt, await_condition};
 use veer_e2e_tests::{
     client::{self, Conversation},
     pods::Pod,
@@ -199,26 +199,9 @@ fn host_port(scene: &Scene) -> Result<()> {
 
 fn dns_and_api(scene: &Scene) -> Result<()> {
     let mut failures = Failures::default();
-    let server = format!("@{DNS_SERVICE}");
     for pod in scene.pods() {
         for transport in ["+notcp", "+tcp"] {
-            let words = [
-                "dig",
-                &server,
-                "kubernetes.default.svc.cluster.local",
-                "+short",
-                "+time=10",
-                "+tries=3",
-                transport,
-            ];
-            let outcome = pod.site.exec(&words).and_then(|out| {
-                ensure!(
-                    out.stdout.trim() == "10.96.0.1",
-                    "answered {:?}",
-                    out.stdout
-                );
-                Ok(())
-            });
+            let outcome = client::dns(&pod.site, &[transport]);
             failures.note(&format!("DNS {transport} from {}", pod.name), outcome)?;
         }
         let words = [

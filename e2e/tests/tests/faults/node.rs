@@ -108,18 +108,7 @@ pub(crate) fn leave(lab: &mut Lab) -> Result<()> {
     ];
     lab.kubectl().run(&delete)?;
     lab.cluster.remove_node(VICTIM)?;
-    // Pods of a node that is gone go by Kubernetes' own collector, later;
-    // what the next fault compares must not hold them.
-    let field = format!("spec.nodeName={VICTIM}");
-    lab.kubectl().run(&[
-        "delete",
-        "pods",
-        "-A",
-        "--field-selector",
-        &field,
-        "--force",
-        "--grace-period=0",
-    ])?;
+    pods::forget(lab, VICTIM)?;
     snapshot::await_agrees(lab, SETTLED)?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use veer_e2e_tests::{
     workloads::{self, STARTED},
 };
 
-use super::{Foreign, Made, NODE, OTHER, delete, dns, stays};
+use super::{Foreign, Made, NODE, OTHER, delete, stays};
 use crate::{
     fault::{Fault, Held},
     survive::unharmed,
@@ -105,7 +105,7 @@ fn node_local_dns(scene: &Scene) -> Result<Held> {
             let foreign = put(lab, "nodelocaldns", DNS_SERVICE)?;
             believed_by_nobody(lab, DNS_SERVICE)?;
             for pod in scene.demo.iter().filter(|p| p.node != NODE) {
-                dns(&pod.site)?;
+                client::dns(&pod.site, &[])?;
             }
             foreign.undone()
         },
@@ -205,7 +205,12 @@ fn claimed(scene: &Scene) -> Result<Held> {
                 })
                 .map_err(anyhow::Error::from)
                 .and_then(|_| believed_by_nobody(lab, DNS_SERVICE))
-                .and_then(|()| scene.demo.iter().try_for_each(|pod| dns(&pod.site)));
+                .and_then(|()| {
+                    scene
+                        .demo
+                        .iter()
+                        .try_for_each(|pod| client::dns(&pod.site, &[]))
+                });
             signal_agents(lab, &[NODE], Signal::Continue)?;
             outcome?;
             await_condition("both statuses are right again", STARTED, || {

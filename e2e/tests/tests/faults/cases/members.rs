@@ -13,7 +13,7 @@ use veer_e2e_tests::{
     workloads::STARTED,
 };
 
-use super::{NODE, dns, works};
+use super::{NODE, works};
 use crate::{
     fault::{Fault, Held},
     node::{PATIENCE, VICTIM, join, load_images},
@@ -54,32 +54,16 @@ fn renamed(scene: &Scene) -> Result<Held> {
         let pod = pods::await_ready(&lab, veer_e2e_tests::scene::DEMO, "app=demo", 4, PATIENCE)?;
         let pod = pod.into_iter().find(|p| p.node == NEW).context("no pod")?;
         await_condition("the node works under its new name", STARTED, || {
-            let all = dns(&pod.site)
-                .and_then(|()| works(scene, &pod))
+            let all = works(scene, &pod)
                 .and_then(|()| client::reaches(&scene.demo_on(NODE)?.site, pod.address, 5));
             all.map(Some).map_err(|e| format!("{e:#}"))
         })?;
         Ok(())
     })();
     lab.cluster.remove_node(NEW)?;
-    forget_pods(&lab, NEW)?;
+    pods::forget(&lab, NEW)?;
     snapshot::await_agrees(&lab, PATIENCE)?;
     outcome.map(|()| Held::new("pods, DNS, services and the world, both ways", ""))
-}
-
-/// Removes the objects of the pods of a node that is gone: Kubernetes does so later.
-fn forget_pods(lab: &Lab, node: &str) -> Result<()> {
-    let field = format!("spec.nodeName={node}");
-    lab.kubectl().run(&[
-        "delete",
-        "pods",
-        "-A",
-        "--field-selector",
-        &field,
-        "--force",
-        "--grace-period=0",
-    ])?;
-    Ok(())
 }
 
 /// The block of every node.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_cluster::{DNS_SERVICE, Machine, OUTSIDE, await_condition};
+use veer_e2e_cluster::{Machine, OUTSIDE, await_condition};
 use veer_e2e_tests::{
     client,
     lab::Lab,
@@ -117,26 +117,6 @@ fn delete(lab: &Lab, name: &str, wait: &str) -> Result<()> {
     Ok(())
 }
 
-/// Asks the cluster's DNS for a name of its own.
-fn dns(from: &Site) -> Result<()> {
-    let server = format!("@{DNS_SERVICE}");
-    let words = [
-        "dig",
-        &server,
-        "kubernetes.default.svc.cluster.local",
-        "+short",
-        "+time=10",
-        "+tries=3",
-    ];
-    let out = from.exec(&words)?.stdout;
-    ensure!(
-        out.trim() == "10.96.0.1",
-        "DNS said {out:?} to {}",
-        from.name
-    );
-    Ok(())
-}
-
 /// Asks the pod with a known place on a node by its service.
 fn service(scene: &Scene, from: &Site, node: &str) -> Result<()> {
     let pod = scene.fixed_on(node)?;
@@ -149,7 +129,7 @@ fn service(scene: &Scene, from: &Site, node: &str) -> Result<()> {
 
 /// What a pod needs: DNS, a service, a pod of another node, the world.
 fn works(scene: &Scene, pod: &Pod) -> Result<()> {
-    dns(&pod.site)?;
+    client::dns(&pod.site, &[])?;
     for node in [NODE, OTHER] {
         service(scene, &pod.site, node)?;
         client::reaches(&pod.site, scene.fixed_on(node)?.address, 2)?;
