@@ -145,13 +145,18 @@ impl Converger {
             let index = shared.index();
             desired::tunnel_port(index.cluster.as_ref().map(|(_, c)| c))
         };
-        self.facts.vxlan_index = self.device.converge(shared, &mut socket, port, underlay)?;
+        // One part that cannot be put right must not keep the others from it.
+        let device = self.device.converge(shared, &mut socket, port, underlay);
+        if let Ok(index) = device {
+            self.facts.vxlan_index = index;
+        }
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         cni::recover::unknown_devices(shared, &mut socket, &links);
         host::up(shared, &mut socket, &links);
-        self.health
+        let health = self
+            .health
             .converge(shared, &mut socket, &links)
-            .map_err(netlink("give lo the health address"))?;
+            .map_err(netlink("give lo the health address"));
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
 
@@ -174,7 +179,6 @@ impl Converger {
         if !shared.datapath().may_attach(full && complete) {
             return Err(Error::OtherLayout);
         }
-        // One part that cannot be put right must not keep the others from it.
         let attached = self.attachments.converge(shared, &links, &self.facts);
         let stranded = cni::rewire::lost_devices(shared, &mut socket, &links);
         if !smaller_first {
@@ -195,7 +199,7 @@ impl Converger {
         if attached.is_ok() {
             shared.datapath().all_attached();
         }
-        attached.and(sysctls).and(nft)?;
+        device.and(health).and(attached).and(sysctls).and(nft)?;
         self.switch
             .acknowledge(shared, now_of(&peers, &self.facts, &self.present));
         Ok(())

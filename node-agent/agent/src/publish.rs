@@ -3,12 +3,11 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{StreamExt, stream::FuturesUnordered};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams},
@@ -30,6 +29,9 @@ const PARALLEL: usize = 8;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 /// How long what the watch shows may be older than what was written.
 const ECHO: Duration = Duration::from_secs(10);
+/// How long an object is left alone that could not be: its namespace is going, or
+/// nobody knows its kind.
+const REFUSED: Duration = Duration::from_mins(1);
 
 /// An object: namespace and name.
 type Key = (String, String);
@@ -100,6 +102,8 @@ enum Done {
         version: u64,
         at: Instant,
     },
+    /// It could not be this.
+    Refused { entry: Box<Entry>, at: Instant },
 }
 
 type Ledger = Arc<Mutex<HashMap<Key, Done>>>;
@@ -183,6 +187,13 @@ impl Publisher {
         match lock(&self.done).get(key) {
             None => Todo::Write,
             Some(Done::Writing) => Todo::Nothing,
+            Some(Done::Refused { entry, at }) => {
+                if wanted == Some(&**entry) && at.elapsed() < REFUSED {
+                    Todo::Nothing
+                } else {
+                    Todo::Write
+                }
+            }
             Some(Done::Written { entry, version, at }) => {
                 let seen = seen
                     .and_then(|row| row.own.as_ref())
@@ -202,7 +213,9 @@ impl Publisher {
     pub(crate) fn forget(&self, wanted: impl Fn(&(String, String)) -> bool) {
         lock(&self.done).retain(|key, done| match done {
             Done::Writing => true,
-            Done::Written { at, .. } => wanted(key) || at.elapsed() < ECHO,
+            Done::Written { at, .. } | Done::Refused { at, .. } => {
+                wanted(key) || at.elapsed() < ECHO
+            }
         });
     }
 }
@@ -214,69 +227,110 @@ pub(crate) struct Wishes {
     done: Ledger,
 }
 
-/// A wish and how often it has failed.
-type Try = (Key, Wish, u32);
+/// What came of a wish.
+enum Outcome {
+    /// The object is as wished, with this resourceVersion; 0: it is gone.
+    Written(u64),
+    /// It cannot be, and trying again is of no use.
+    Refused,
+}
+
+/// The keys of objects, in the states between a wish and its end.
+#[derive(Default)]
+struct Queue {
+    /// The last word on each object that is not being written right now, and on
+    /// those that are.
+    pending: HashMap<Key, Wish>,
+    /// Keys of `pending` whose turn comes.
+    ready: VecDeque<Key>,
+    /// Keys that a request is under way for.
+    busy: HashSet<Key>,
+    /// Keys of `pending` that failed, and until when they rest.
+    resting: HashMap<Key, Instant>,
+    /// How often an object's wishes have failed in a row.
+    failures: HashMap<Key, u32>,
+}
+
+impl Queue {
+    /// Something newer does not wait for the failure of the older.
+    fn wish(&mut self, key: Key, wish: Wish) {
+        let was_pending = self.pending.insert(key.clone(), wish).is_some();
+        let rested = self.resting.remove(&key).is_some();
+        if rested || (!was_pending && !self.busy.contains(&key)) {
+            self.ready.push_back(key);
+        }
+    }
+
+    fn next(&mut self) -> Option<(Key, Wish)> {
+        if self.busy.len() >= PARALLEL {
+            return None;
+        }
+        let key = self.ready.pop_front()?;
+        let wish = self.pending.remove(&key)?;
+        self.busy.insert(key.clone());
+        Some((key, wish))
+    }
+
+    /// A request failed; returns until when the object rests.
+    fn failed(&mut self, key: Key, wish: Wish, error: &kube::Error) -> Option<(Key, Instant)> {
+        self.busy.remove(&key);
+        let failures = self.failures.entry(key.clone()).or_default();
+        let wait = retry::after(error, *failures, BACKOFF);
+        *failures = failures.saturating_add(1);
+        if self.pending.contains_key(&key) {
+            self.ready.push_back(key);
+            return None;
+        }
+        let until = Instant::now() + wait;
+        self.pending.insert(key.clone(), wish);
+        self.resting.insert(key.clone(), until);
+        Some((key, until))
+    }
+
+    fn rested(&mut self, key: Key, until: Instant) {
+        if self.resting.get(&key) == Some(&until) {
+            self.resting.remove(&key);
+            self.ready.push_back(key);
+        }
+    }
+
+    /// A request is through. Whether that was the last word.
+    fn through(&mut self, key: &Key) -> bool {
+        self.busy.remove(key);
+        self.failures.remove(key);
+        let newer = self.pending.contains_key(key);
+        if newer {
+            self.ready.push_back(key.clone());
+        }
+        !newer
+    }
+}
 
 impl Wishes {
     /// Carries wishes out until all handles are gone.
     pub(crate) async fn run(mut self, client: Client) {
-        let client = Arc::new(client);
-        // The last word on each object that is not being written right now, and on
-        // those that are.
-        let mut pending: HashMap<Key, Wish> = HashMap::new();
-        // Keys of `pending` that nothing is under way for.
-        let mut queue: VecDeque<Key> = VecDeque::new();
-        let mut busy: HashSet<Key> = HashSet::new();
+        let mut queue = Queue::default();
         let mut running = FuturesUnordered::new();
-        // Those that wait after a failure take no place away from others.
-        let mut resting: FuturesUnordered<BoxFuture<'static, Try>> = FuturesUnordered::new();
+        let mut resting = FuturesUnordered::new();
         loop {
-            while running.len() < PARALLEL
-                && let Some(key) = queue.pop_front()
-            {
-                if let Some(wish) = pending.remove(&key) {
-                    busy.insert(key.clone());
-                    running.push(attempt(client.clone(), (key, wish, 0)));
-                }
+            while let Some((key, wish)) = queue.next() {
+                running.push(attempt(client.clone(), key, wish));
             }
             tokio::select! {
                 wish = self.from.recv() => {
                     let Some((key, wish)) = wish else { return };
-                    if pending.insert(key.clone(), wish).is_none() && !busy.contains(&key) {
-                        queue.push_back(key);
-                    }
+                    queue.wish(key, wish);
                 }
-                Some((key, wish, failures)) = resting.next(), if !resting.is_empty() => {
-                    let wish = pending.remove(&key).unwrap_or(wish);
-                    running.push(attempt(client.clone(), (key, wish, failures)));
+                Some((key, until)) = resting.next(), if !resting.is_empty() => {
+                    queue.rested(key, until);
                 }
-                Some(((key, wish, failures), result)) = running.next(), if !running.is_empty() => {
-                    if let Err(error) = result {
-                        let wait = retry::after(&error, failures, BACKOFF);
-                        let again = (key, wish, failures.saturating_add(1));
-                        // Something newer does not wait for the failure of the older.
-                        let rest = if pending.contains_key(&again.0) {
-                            ready(again).boxed()
-                        } else {
-                            tokio::time::sleep(wait).map(move |()| again).boxed()
-                        };
-                        resting.push(rest);
-                        continue;
-                    }
-                    busy.remove(&key);
-                    if pending.contains_key(&key) {
-                        queue.push_back(key);
-                    } else {
-                        let entry = match wish {
-                            Wish::Be(entry) => Some(entry),
-                            Wish::Gone => None,
-                        };
-                        let done = Done::Written {
-                            entry,
-                            version: result.unwrap_or_default(),
-                            at: Instant::now(),
-                        };
-                        lock(&self.done).insert(key, done);
+                Some((key, wish, result)) = running.next(), if !running.is_empty() => {
+                    match result {
+                        Ok(outcome) if queue.through(&key) => {
+                            lock(&self.done).insert(key, done(wish, &outcome));
+                        }
+                        Ok(_) => {}
+                        Err(error) => resting.extend(queue.failed(key, wish, &error).map(rest)),
                     }
                 }
             }
@@ -284,20 +338,41 @@ impl Wishes {
     }
 }
 
-/// One try. Returns the object's resourceVersion; 0: it is gone.
-async fn attempt(client: Arc<Client>, now: Try) -> (Try, Result<u64, kube::Error>) {
-    let (key, wish, _) = &now;
-    let api: Api<PodEndpoint> = Api::namespaced(client.as_ref().clone(), &key.0);
-    let result = match wish {
-        Wish::Be(entry) => be(&api, key, entry).await,
+async fn rest((key, until): (Key, Instant)) -> (Key, Instant) {
+    tokio::time::sleep_until(until).await;
+    (key, until)
+}
+
+fn done(wish: Wish, outcome: &Outcome) -> Done {
+    let at = Instant::now();
+    match (wish, outcome) {
+        (Wish::Be(entry), Outcome::Refused) => Done::Refused { entry, at },
+        (Wish::Be(entry), Outcome::Written(version)) => Done::Written {
+            entry: Some(entry),
+            version: *version,
+            at,
+        },
+        // What nobody lets be deleted is gone, or goes with its namespace.
+        (Wish::Gone, _) => Done::Written {
+            entry: None,
+            version: 0,
+            at,
+        },
+    }
+}
+
+/// One try.
+async fn attempt(client: Client, key: Key, wish: Wish) -> (Key, Wish, kube::Result<Outcome>) {
+    let api: Api<PodEndpoint> = Api::namespaced(client, &key.0);
+    let result = match &wish {
+        Wish::Be(entry) => be(&api, &key, entry).await.map(Outcome::Written),
         Wish::Gone => api
             .delete(&key.1, &DeleteParams::default())
             .await
-            .map(|_| 0),
+            .map(|_| Outcome::Written(0)),
     };
     let result = match result {
-        // It is gone, or the pod's namespace is going or gone; so is the pod.
-        Err(kube::Error::Api(e)) if e.is_final() => Ok(0),
+        Err(kube::Error::Api(e)) if e.is_final() => Ok(Outcome::Refused),
         Err(error) => {
             tracing::warn!(
                 object = format!("{}/{}", key.0, key.1),
@@ -308,7 +383,7 @@ async fn attempt(client: Arc<Client>, now: Try) -> (Try, Result<u64, kube::Error
         }
         ok @ Ok(_) => ok,
     };
-    (now, result)
+    (key, wish, result)
 }
 
 trait Refusal {

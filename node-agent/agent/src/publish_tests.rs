@@ -204,6 +204,58 @@ async fn objects_that_fail_keep_no_other_waiting_and_the_last_word_counts() {
     assert!(of_first[1].starts_with("DELETE"), "{of_first:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_namespace_is_going_is_left_alone_and_nobody_is_blamed() {
+    let (publisher, wishes) = Publisher::new();
+    let asked = Arc::new(Mutex::new(0));
+    let log = Arc::clone(&asked);
+    let service = tower::service_fn(move |_: http::Request<Body>| {
+        *log.lock().unwrap() += 1;
+        async {
+            let refusal = json!({"kind": "Status", "status": "Failure", "code": 403,
+                "message": "namespace x is being terminated"});
+            let body = Body::from(refusal.to_string().into_bytes());
+            Ok::<_, Infallible>(http::Response::builder().status(403).body(body).unwrap())
+        }
+    });
+    tokio::spawn(wishes.run(Client::new(service, "default")));
+    let pod = endpoint("p", 300);
+    let (key, wanted) = (key(&pod), Entry::of("a", &pod));
+    publisher.publish("a", &pod);
+    idle().await;
+    for _round in 0..20 {
+        let todo = publisher.todo(&key, Some(&wanted), None);
+        assert_eq!(todo, Todo::Nothing);
+        tokio::time::advance(Duration::from_secs(2)).await;
+    }
+    assert_eq!(*asked.lock().unwrap(), 1);
+    tokio::time::advance(REFUSED).await;
+    let todo = publisher.todo(&key, Some(&wanted), None);
+    assert_eq!(todo, Todo::Write, "the namespace may be another one now");
+    let other = Entry::of("a", &endpoint("p", 301));
+    assert_eq!(publisher.todo(&key, Some(&other), None), Todo::Write);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_after_an_outage_come_a_few_at_a_time() {
+    let mut queue = Queue::default();
+    let error = kube::Error::Api(Box::new(refusal(500, "away")));
+    let mut rests = Vec::new();
+    let pods = PARALLEL * 3;
+    for i in 0..pods {
+        queue.wish(("x".to_owned(), i.to_string()), Wish::Gone);
+    }
+    while let Some((key, wish)) = queue.next() {
+        rests.extend(queue.failed(key, wish, &error));
+    }
+    assert_eq!(rests.len(), pods, "each failed once");
+    for (key, until) in rests {
+        queue.rested(key, until);
+    }
+    let at_once: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+    assert_eq!(at_once.len(), PARALLEL);
+}
+
 fn refusal(code: u16, message: &str) -> kube::core::Status {
     kube::core::Status::failure(message, "").with_code(code)
 }

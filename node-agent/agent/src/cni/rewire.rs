@@ -101,19 +101,19 @@ fn rewire(
     };
     let host = pod::create(socket, &netns, &wiring)?;
     let before = std::mem::replace(&mut endpoint.ifindex, host.index);
-    if !enter(shared, &endpoint, before)? {
+    let wired = enter(shared, &endpoint, before).and_then(|wanted| {
+        if wanted {
+            let proc_sys_net = &shared.options.proc_sys_net;
+            pod::configure(socket, &netns, &wiring, host.index, proc_sys_net)?;
+            shared.persist(&endpoint.attachment)?;
+        }
+        Ok(wanted)
+    });
+    if !matches!(wired, Ok(true)) {
+        // Half of a pair would pass for a whole one in the next round.
         link::delete_veth(socket, &endpoint.host_ifname)?;
-        return Ok(false);
     }
-    pod::configure(
-        socket,
-        &netns,
-        &wiring,
-        host.index,
-        &shared.options.proc_sys_net,
-    )?;
-    shared.persist(&endpoint.attachment)?;
-    Ok(true)
+    wired
 }
 
 /// Attaches the programs and writes the rows; `false`: the pod is being deleted. A

@@ -47,7 +47,7 @@ fn health(node: &NodeRecord) -> Option<Ipv4Addr> {
 #[expect(clippy::struct_excessive_bools, reason = "each is a right of its own")]
 #[derive(Clone, Copy, Debug)]
 struct Claim<'a> {
-    /// The operator says so; not only what an earlier agent knew.
+    /// The operator says so now; not only what was known before.
     said: bool,
     /// The Node exists. An address is given anew while the NodeNetwork of the node
     /// that had it is kept for its block.
@@ -96,11 +96,11 @@ pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
         ids.recover(&node.name, &node.pod_cidrs);
     }
     for node in others() {
-        let said = !node.addresses.is_empty();
-        let addresses = if said {
-            node.addresses.clone()
-        } else {
+        let said = !node.addresses.is_empty() && !node.remembered;
+        let addresses = if node.addresses.is_empty() {
             ids.recovered(&node.name).to_vec()
+        } else {
+            node.addresses.clone()
         };
         let first = primary(&addresses).filter(believed);
         if first.is_none() && !ids.knows(&node.name) {

@@ -23,6 +23,8 @@ pub(crate) struct NodeRecord {
     /// `spec.addresses`, the primary first: what the operator has found in the
     /// Node. What the node itself says is believed by nobody.
     pub(crate) addresses: Vec<IpAddr>,
+    /// The operator names no address any more; these are those of before.
+    pub(crate) remembered: bool,
     /// `spec.epoch`; kept of the own node only.
     pub(crate) epoch: Option<Epoch>,
     /// `status.applied`: number, phase and mode decide what it accepts.
@@ -190,18 +192,21 @@ impl Nodes {
             self.own = Some(seen);
         }
         let known = self.by_name.get(&node.name);
-        // An operator that knows of no addresses is older than this agent, or has
-        // just made the object again: not a word about where the node is.
+        // An operator that knows of no addresses is older than this agent, has just
+        // made the object again, or believes them of another node now: then that
+        // one's claim is the stronger.
         if node.addresses.is_empty()
             && let Some(known) = known
         {
             node.addresses.clone_from(&known.addresses);
+            node.remembered = !node.addresses.is_empty();
         }
         let extent = match known {
             Some(known) if *known == node => return Extent::Nothing,
             Some(known)
-                if (&known.addresses, &known.pod_cidrs, known.gone, &known.born)
-                    == (&node.addresses, &node.pod_cidrs, node.gone, &node.born) =>
+                if (&known.addresses, &known.pod_cidrs, &known.born)
+                    == (&node.addresses, &node.pod_cidrs, &node.born)
+                    && (known.gone, known.remembered) == (node.gone, node.remembered) =>
             {
                 Extent::Pair
             }

@@ -84,7 +84,8 @@ pub(crate) fn configure(
 /// The pod's routes.
 fn pod_routes(pod: &mut Socket, index: u32, gateway: IpAddr, mtu: u32) -> io::Result<()> {
     route::replace(pod, &Route::link(IpNet::from(gateway), index))?;
-    route::replace(pod, &default_route(index, gateway, mtu))
+    // Behind one of the pod's own (a VPN, a second network), which stays in force.
+    route::append(pod, &default_route(index, gateway, mtu))
 }
 
 fn default_route(index: u32, gateway: IpAddr, mtu: u32) -> Route {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use intake::Intake;
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard};
 use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
 pub(crate) use source::version;
@@ -61,7 +61,11 @@ pub(crate) fn start(
     let own = node.to_owned();
     let name = node.to_owned();
     spawn(
-        Source::new(Api::<NodeNetwork>::all(client.clone()), None, &reached),
+        Source::new(
+            Api::<DeserializeGuard<NodeNetwork>>::all(client.clone()),
+            None,
+            &reached,
+        ),
         (to.clone(), events.clone()),
         Intake::doubting(
             Box::new(move |n| (named_key(n), named_key(n) == name)),
@@ -78,7 +82,11 @@ pub(crate) fn start(
     );
     let (name, own) = (node.to_owned(), node.to_owned());
     spawn(
-        Source::new(Api::<PodEndpoint>::all(client.clone()), None, &reached),
+        Source::new(
+            Api::<DeserializeGuard<PodEndpoint>>::all(client.clone()),
+            None,
+            &reached,
+        ),
         (to.clone(), events.clone()),
         Intake::doubting(
             Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
@@ -91,13 +99,21 @@ pub(crate) fn start(
         },
     );
     spawn(
-        Source::new(Api::<SecurityIdentity>::all(client.clone()), None, &reached),
+        Source::new(
+            Api::<DeserializeGuard<SecurityIdentity>>::all(client.clone()),
+            None,
+            &reached,
+        ),
         (to.clone(), events.clone()),
         Intake::trusting(),
         identity_events,
     );
     spawn(
-        Source::new(Api::<SlimNamespace>::all(client.clone()), None, &reached),
+        Source::new(
+            Api::<DeserializeGuard<SlimNamespace>>::all(client.clone()),
+            None,
+            &reached,
+        ),
         (to.clone(), events.clone()),
         Intake::trusting(),
         |change| {
@@ -110,7 +126,7 @@ pub(crate) fn start(
     );
     spawn(
         Source::new(
-            Api::<SlimPod>::all(client.clone()),
+            Api::<DeserializeGuard<SlimPod>>::all(client.clone()),
             Some(format!("spec.nodeName={node}")),
             &reached,
         ),
@@ -124,7 +140,7 @@ pub(crate) fn start(
     );
     spawn(
         Source::new(
-            Api::<ClusterNetwork>::all(client.clone()),
+            Api::<DeserializeGuard<ClusterNetwork>>::all(client.clone()),
             Some(format!("metadata.name={CLUSTER_NETWORK}")),
             &reached,
         ),
@@ -231,6 +247,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
         born,
         pod_cidrs: node.spec.pod_cidrs,
         addresses: node.spec.addresses,
+        remembered: false,
         epoch: node.spec.epoch.filter(|_| mine),
         keeps_form_to_us: kept
             .filter(|k| k.all || k.peers.iter().any(|peer| peer == own))

@@ -17,7 +17,7 @@ use futures::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Resource, ResourceExt,
     api::{ListParams, WatchEvent, WatchParams},
-    core::Status,
+    core::{DeserializeGuard, Status},
 };
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
@@ -70,15 +70,16 @@ impl Reached {
     }
 }
 
-/// See the module.
+/// See the module. An object that cannot be read (somebody wrote nonsense into one of
+/// its fields) is told and left out, and keeps nobody from the others.
 pub(super) struct Source<K> {
-    api: Api<K>,
+    api: Api<DeserializeGuard<K>>,
     reached: Reached,
     others: watch::Receiver<()>,
     fields: Option<String>,
     /// Where the watch goes on; `None`: a list comes first.
     version: Option<String>,
-    watch: Option<BoxStream<'static, kube::Result<WatchEvent<K>>>>,
+    watch: Option<BoxStream<'static, kube::Result<WatchEvent<DeserializeGuard<K>>>>>,
     /// When that was begun.
     since: Instant,
     /// A connection was lost: the store may have been set back since.
@@ -94,7 +95,11 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     /// Of all objects, or of those that a field selector names.
-    pub(super) fn new(api: Api<K>, fields: Option<String>, reached: &Reached) -> Self {
+    pub(super) fn new(
+        api: Api<DeserializeGuard<K>>,
+        fields: Option<String>,
+        reached: &Reached,
+    ) -> Self {
         Self {
             api,
             reached: reached.clone(),
@@ -189,11 +194,17 @@ where
             match event? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     self.version = object.resource_version();
-                    return Ok(Seen::Apply(object));
+                    if let Some(object) = readable(object) {
+                        return Ok(Seen::Apply(object));
+                    }
                 }
                 WatchEvent::Deleted(object) => {
                     self.version = object.resource_version();
-                    return Ok(Seen::Delete(object));
+                    match readable(object) {
+                        Some(object) => return Ok(Seen::Delete(object)),
+                        // What it was is not known: the next list lacks it.
+                        None => self.list_again(),
+                    }
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     self.version = Some(bookmark.metadata.resource_version);
@@ -238,7 +249,7 @@ where
         let mut params = self.params(PAGE);
         loop {
             let page = self.api.list(&params).await?;
-            all.extend(page.items);
+            all.extend(page.items.into_iter().filter_map(readable));
             if let Some(token) = page.metadata.continue_.filter(|token| !token.is_empty()) {
                 params = self.params(PAGE).continue_token(&token);
                 continue;
@@ -257,6 +268,22 @@ where
             None => params,
         }
     }
+}
+
+/// The object; `None`, told: it cannot be read.
+fn readable<K: Resource<DynamicType = ()>>(object: DeserializeGuard<K>) -> Option<K> {
+    let unreadable = match object.0 {
+        Ok(object) => return Some(object),
+        Err(unreadable) => unreadable,
+    };
+    tracing::error!(
+        kind = %K::kind(&()),
+        namespace = unreadable.metadata.namespace,
+        name = unreadable.metadata.name,
+        error = unreadable.error,
+        "an object cannot be read; it is left out until it is put right"
+    );
+    None
 }
 
 /// How long to wait after that many failures before: somewhere between the half
@@ -330,6 +357,34 @@ mod tests {
 
     fn is_watch(query: &str) -> bool {
         query.contains("watch=true")
+    }
+
+    /// An object of which one field is no text, though it is to be.
+    const UNREADABLE: &str = r#"{"metadata":{"name":"b","resourceVersion":"7"},"data":{"x":1}}"#;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_cannot_be_read_keeps_nobody_from_the_others() {
+        let (mut source, asked) = server(&Reached::new(), |query| {
+            if !is_watch(query) {
+                let (status, list) = list_of(5);
+                return (
+                    status,
+                    list.replace(r#""items":["#, &format!(r#""items":[{UNREADABLE},"#)),
+                );
+            }
+            let event = |object| format!(r#"{{"type":"MODIFIED","object":{object}}}"#);
+            let good = r#"{"metadata":{"name":"c","resourceVersion":"8"}}"#;
+            (200, format!("{}\n{}\n", event(UNREADABLE), event(good)))
+        });
+        let seen = source.next().await.expect("a list");
+        assert!(matches!(seen, Seen::List(all) if all.len() == 1 && all[0].name_any() == "a"));
+        let seen = source.next().await.expect("what came after it");
+        assert!(matches!(seen, Seen::Apply(object) if object.name_any() == "c"));
+        assert_eq!(
+            asked.lock().expect("no panic").len(),
+            2,
+            "one list, one watch"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -70,6 +70,29 @@ fn a_node_that_never_says_where_it_is_keeps_nothing_of_others_in_place() {
 }
 
 #[test]
+fn an_address_that_the_operator_takes_from_a_node_is_the_other_ones_at_once() {
+    let mut world = World::new();
+    let mut older = node("worker2", "10.1.2.0/24", "192.0.2.3");
+    older.born = (5, "a".into());
+    let mut newer = node("blade", "10.1.3.0/24", "192.0.2.3");
+    newer.born = (9, "z".into());
+    for n in [older, newer.clone()] {
+        world.index.handle(Event::Node(Change::Apply(n)));
+    }
+    let owner = |d: &Desired| d.nodes[&IpKey::from(ip("192.0.2.3"))];
+    let d = world.desired(None);
+    let blade = d.ipcache[&(24, IpKey::from(ip("10.1.3.0")))].node_id;
+    assert_eq!(owner(&d), blade, "the younger of two");
+    let nodes = d.remotes.len();
+    newer.addresses.clear();
+    world.index.handle(Event::Node(Change::Apply(newer)));
+    let d = world.desired(None);
+    let worker = d.ipcache[&(24, IpKey::from(ip("10.1.2.0")))].node_id;
+    assert_eq!(owner(&d), worker);
+    assert_eq!(d.remotes.len(), nodes, "the other keeps its place");
+}
+
+#[test]
 fn an_address_given_anew_is_the_living_nodes_whatever_the_names() {
     for names in [["blade", "worker2"], ["worker2", "blade"]] {
         let mut world = World::new();
