@@ -233,6 +233,9 @@ fn smaller_uplink(scene: &Scene) -> Result<Held> {
     foreign.undone()?;
     outcome?;
     await_condition("pods have the larger MTU again", STARTED, || {
+        // What a sender has learnt of a path it keeps for ten minutes (mtu_expires).
+        let forget = ["ip", "route", "flush", "cache"];
+        source.site.exec(&forget).map_err(|e| format!("{e:#}"))?;
         sends(scene, source, scene.pod_mtu())
             .map(Some)
             .map_err(|e| format!("{e:#}"))
