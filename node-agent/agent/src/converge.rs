@@ -76,6 +76,7 @@ pub(crate) struct Converger {
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,
     pod_mtus: PodMtus,
+    strays: cni::recover::Strays,
     /// What is wrong on the node that veer cannot put right, but works beside:
     /// the reason of a condition, and in words.
     pub(crate) concerns: Vec<(&'static str, String)>,
@@ -120,6 +121,7 @@ impl Converger {
             basis: None,
             away: None,
             pod_mtus: PodMtus::default(),
+            strays: cni::recover::Strays::default(),
             concerns: Vec::new(),
             degraded: String::new(),
             degraded_reason: "",
@@ -151,7 +153,8 @@ impl Converger {
             self.facts.vxlan_index = index;
         }
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
-        cni::recover::unknown_devices(shared, &mut socket, &links);
+        let strays = self.strays.converge(shared, &mut socket, &links);
+        let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
         host::up(shared, &mut socket, &links);
         let health = self
             .health
@@ -181,6 +184,7 @@ impl Converger {
         }
         let attached = self.attachments.converge(shared, &links, &self.facts);
         let stranded = cni::rewire::lost_devices(shared, &mut socket, &links);
+        concerns.extend(stranded.into_iter().map(|s| ("PodWithoutDevice", s)));
         if !smaller_first {
             self.host
                 .routes(shared, &mut socket, &routes, &links, &wanted);
@@ -195,7 +199,7 @@ impl Converger {
             .nft
             .converge(shared, &self.facts, &step, &guarded)
             .map_err(netlink("write the nftables table"));
-        self.look_around(shared, stranded);
+        self.look_around(shared, concerns);
         if attached.is_ok() {
             shared.datapath().all_attached();
         }
@@ -356,10 +360,8 @@ impl Converger {
     }
 
     /// What others have done to the node that keeps packets of pods from their way.
-    fn look_around(&mut self, shared: &Shared, stranded: Vec<String>) {
-        self.concerns.clear();
-        let stranded = stranded.into_iter().map(|s| ("PodWithoutDevice", s));
-        self.concerns.extend(stranded);
+    fn look_around(&mut self, shared: &Shared, known: Vec<(&'static str, String)>) {
+        self.concerns = known;
         match self.forward.converge() {
             Ok(changes) => {
                 for chain in changes.opened {

@@ -5,7 +5,13 @@
 //! There is no pod left to end here: a device whose other end is in no named
 //! namespace belongs to a sandbox that the runtime itself counts as ended.
 
-use std::{collections::HashSet, fs, io, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::results;
 use crate::{
@@ -28,8 +34,39 @@ struct PodEnds {
     complete: bool,
 }
 
-/// Looks at host-side veths that no record and no ADD under way knows.
-pub(crate) fn unknown_devices(shared: &Shared, socket: &mut Socket, links: &[Link]) {
+/// Between two looks at devices that nothing can be done about: a look enters every
+/// namespace.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Devices without a record that stay without one, and why, in words.
+#[derive(Debug, Default)]
+pub(crate) struct Strays {
+    left: BTreeMap<String, String>,
+    looked: Option<Instant>,
+}
+
+impl Strays {
+    /// Looks at host-side veths that no record and no ADD under way knows. Returns
+    /// what cannot be put right, in words.
+    pub(crate) fn converge(
+        &mut self,
+        shared: &Shared,
+        socket: &mut Socket,
+        links: &[Link],
+    ) -> impl Iterator<Item = &String> {
+        let unknown = unknown(shared, links);
+        self.left
+            .retain(|name, _| unknown.iter().any(|l| l.name == *name));
+        let lately = self.looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN);
+        if !(lately && unknown.iter().all(|l| self.left.contains_key(&l.name))) {
+            self.left = look(shared, socket, &unknown);
+            self.looked = Some(Instant::now());
+        }
+        self.left.values()
+    }
+}
+
+fn unknown<'a>(shared: &Shared, links: &'a [Link]) -> Vec<&'a Link> {
     let known: HashSet<String> = {
         let adding = shared.adding().clone();
         let store = shared.store();
@@ -38,22 +75,25 @@ pub(crate) fn unknown_devices(shared: &Shared, socket: &mut Socket, links: &[Lin
             .chain(store.iter().map(|e| e.host_ifname.clone()))
             .collect()
     };
-    let unknown: Vec<&Link> = links
-        .iter()
-        .filter(|l| is_host_veth(&l.name) && l.kind == "veth" && !known.contains(&l.name))
-        .collect();
+    let unknown = |l: &&Link| is_host_veth(&l.name) && l.kind == "veth" && !known.contains(&l.name);
+    links.iter().filter(unknown).collect()
+}
+
+/// Finds the pods of devices. Returns why, by device, where that cannot be.
+fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<String, String> {
+    let mut left = BTreeMap::new();
     if unknown.is_empty() {
-        return;
+        return left;
     }
     let kept = results::read(&shared.options.cni_results);
     let ends = match pod_ends(&shared.options.netns) {
         Ok(ends) => ends,
         Err(error) => {
             tracing::error!(%error, "cannot look for the pods of devices without a record");
-            return;
+            return left;
         }
     };
-    for host in unknown {
+    for &host in unknown {
         // A DEL takes the device first: one that is gone has no pod.
         let there = link::by_name(socket, &host.name)
             .ok()
@@ -75,7 +115,11 @@ pub(crate) fn unknown_devices(shared: &Shared, socket: &mut Socket, links: &[Lin
             })
             .find(Evidence::fits);
         match evidence.and_then(|e| e.rebuild()) {
-            Some(endpoint) => adopt(shared, endpoint),
+            Some(endpoint) => {
+                if let Err(why) = adopt(shared, endpoint) {
+                    left.insert(host.name.clone(), why);
+                }
+            }
             None if evidence.is_none() && !ends.complete => {
                 tracing::warn!(device = host.name, "its pod is not found yet; it stays");
             }
@@ -87,6 +131,7 @@ pub(crate) fn unknown_devices(shared: &Shared, socket: &mut Socket, links: &[Lin
             }
         }
     }
+    left
 }
 
 /// What the maps say of a device, and the gateway of the node's pods.
@@ -110,7 +155,10 @@ fn in_maps(
     (row, gateway)
 }
 
-fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) {
+/// # Errors
+///
+/// Why not, in words.
+fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
     {
         // What other nodes know it by, where the API server has said it already.
         let index = shared.index();
@@ -121,14 +169,12 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) {
         endpoint.serial = object.map_or(0, |row| row.serial);
     }
     let adopted = shared.store().adopt(endpoint.clone());
-    let Some(endpoint) = adopted else {
-        let text = format!(
+    let endpoint = adopted.ok_or_else(|| {
+        format!(
             "device {} has address {} of another pod: delete one of the two pods",
             endpoint.host_ifname, endpoint.address
-        );
-        tracing::error!("{text}");
-        return;
-    };
+        )
+    })?;
     if let Err(error) = shared.persist(&endpoint.attachment) {
         tracing::error!(%error, "cannot write a rebuilt record; it is written again later");
     }
@@ -140,6 +186,7 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) {
         format!("pod {} ({})", endpoint.pod(), endpoint.address)
     };
     shared.repaired(Kind::Record, format!("the record of {who} was missing"));
+    Ok(())
 }
 
 /// Writes again the records that are not on disk any more.
