@@ -5,6 +5,8 @@ use std::{fmt::Write, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::spawn_blocking,
     time::timeout,
 };
 use veer_bpf_common::outcome::{OUTCOMES_PER_PROGRAM, Program, counter_index, outcome_name};
@@ -25,12 +27,13 @@ pub(crate) async fn run(shared: Arc<Shared>, address: SocketAddr) {
             }
         }
     };
+    let scrapes = Arc::new(Semaphore::new(1));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let shared = shared.clone();
+                let (shared, scrapes) = (shared.clone(), scrapes.clone());
                 tokio::spawn(async move {
-                    let _ = timeout(PATIENCE, serve(shared, stream)).await;
+                    let _ = timeout(PATIENCE, serve(shared, scrapes, stream)).await;
                 });
             }
             Err(error) => {
@@ -41,7 +44,11 @@ pub(crate) async fn run(shared: Arc<Shared>, address: SocketAddr) {
     }
 }
 
-async fn serve(shared: Arc<Shared>, mut stream: TcpStream) -> std::io::Result<()> {
+async fn serve(
+    shared: Arc<Shared>,
+    scrapes: Arc<Semaphore>,
+    mut stream: TcpStream,
+) -> std::io::Result<()> {
     let mut request = Vec::with_capacity(1024);
     while !request.windows(4).any(|w| w == b"\r\n\r\n") && request.len() < 8192 {
         if stream.read_buf(&mut request).await? == 0 {
@@ -64,7 +71,15 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream) -> std::io::Result<()
                 ("503 Service Unavailable", format!("{reason}\n"))
             }
         }
-        "/metrics" => ("200 OK", metrics(&shared)),
+        "/metrics" => {
+            // It waits for locks and the kernel; one at a time is kept from the
+            // threads that serve the plugin and the watches.
+            let one = scrapes.acquire_owned().await;
+            let one = one.map_err(std::io::Error::other)?;
+            // Kept until it is done, also when the client has gone.
+            let scrape = move || (one, metrics(&shared)).1;
+            ("200 OK", spawn_blocking(scrape).await?)
+        }
         _ => (
             "404 Not Found",
             "there are /healthz, /readyz and /metrics\n".to_owned(),
