@@ -17,6 +17,14 @@ pub(crate) type RootRule = (Option<&'static str>, &'static str, &'static str);
 /// Key of every list of conditions.
 pub(crate) const CONDITIONS_KEYS: [&str; 1] = ["type"];
 
+/// The largest number of an epoch: the largest up to which every reader of JSON can
+/// count.
+pub(crate) const NUMBER_MAX: i64 = (1 << 53) - 1;
+
+/// The longest text for people, in characters: that of a condition's message in
+/// Kubernetes' own kinds.
+pub(crate) const TEXT_MAX: u32 = 32_768;
+
 /// The value of `x-kubernetes-validations`.
 pub(crate) fn rules(list: &[Rule]) -> Value {
     list.iter()
@@ -191,6 +199,18 @@ pub(crate) const ONE_BLOCK_PER_FAMILY: Rule = (
     "self.all(c, isCIDR(c) && cidr(c).masked() == cidr(c)) && (self.size() < 2 || \
      cidr(self[0]).ip().family() != cidr(self[1]).ip().family())",
     "a node has at most one block of each family, without host bits: leave this to the operator",
+);
+
+/// Of NodeNetwork.status.heldPodCIDRs.
+pub(crate) const HELD_BLOCKS: Rule = (
+    "self.all(c, isCIDR(c))",
+    "each entry must be a block of addresses, as 10.244.1.0/24: leave this to the node's agent",
+);
+
+/// Of NodeReport.status.addresses.
+pub(crate) const REPORTED_ADDRESSES: Rule = (
+    "self.all(a, isIP(a))",
+    "each entry must be an address, as 192.0.2.7: leave this to the node's agent",
 );
 
 /// Of PodEndpoint.spec.addresses.

@@ -4,13 +4,18 @@
 //! A change is announced after the store has it. A subscriber that falls behind
 //! is told [`Change::All`] and looks at everything, as after a new list, from
 //! which the objects that vanished meanwhile cannot be named.
+//!
+//! An object that cannot be read is left out, and named once in the log: agents
+//! write some of these kinds, and no word of one agent may blind the cluster.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
-use kube::{Api, Resource};
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
+use kube::{Api, Client, Resource};
 use kube_runtime::reflector::{ObjectRef, Store, store};
 use kube_runtime::watcher::{self, Event};
 use kube_runtime::{WatchStreamExt, watcher as follow};
@@ -52,23 +57,132 @@ pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
     /// How many lists were read. Not the store's own word for it: that wakes
     /// one waiter only, which is the applier.
     filled: watch::Receiver<u64>,
+    unreadable: Arc<Unreadable>,
+}
+
+/// Objects that cannot be read.
+#[derive(Debug, Default)]
+struct Unreadable(Mutex<Reasons>);
+
+#[derive(Debug, Default)]
+struct Reasons {
+    /// How many lists were begun.
+    lists: u64,
+    /// Why, and in which list or the watch after it that was seen; by name.
+    all: BTreeMap<String, (String, u64)>,
+}
+
+impl Unreadable {
+    /// Takes note of one; says so unless that is known.
+    fn note(&self, kind: &str, name: &str, invalid: &InvalidObject) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = (invalid.error.clone(), known.lists);
+        let before = known.all.insert(name.to_owned(), seen);
+        if before.is_none_or(|(why, _)| why != invalid.error) {
+            let why = &invalid.error;
+            tracing::error!(%kind, name, "cannot be read, and is left out: {why}");
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.all.remove(name);
+    }
+
+    /// A new list begins.
+    fn begin(&self) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.lists += 1;
+    }
+
+    /// Forgets what the new list does not have.
+    fn end(&self) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Reasons { lists, all } = &mut *known;
+        all.retain(|_, (_, seen)| seen == lists);
+    }
+
+    fn why(&self, name: &str) -> Option<String> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.all.get(name).map(|(why, _)| why.clone())
+    }
+
+    /// The event as one of objects that can be read; none: it says nothing of such
+    /// a one. `known` is what the store has under a name.
+    fn readable<K>(
+        &self,
+        event: Event<DeserializeGuard<K>>,
+        known: impl Fn(&str) -> Option<Arc<K>>,
+    ) -> Option<Event<K>>
+    where
+        K: Resource<DynamicType = ()> + Clone,
+    {
+        let name = |guard: &DeserializeGuard<K>| guard.meta().name.clone().unwrap_or_default();
+        match event {
+            Event::Apply(guard) => {
+                let name = name(&guard);
+                match guard.0 {
+                    Ok(object) => {
+                        self.forget(&name);
+                        Some(Event::Apply(object))
+                    }
+                    Err(invalid) => {
+                        self.note(&K::kind(&()), &name, &invalid);
+                        known(&name).map(|object| Event::Delete(K::clone(&object)))
+                    }
+                }
+            }
+            Event::Delete(guard) => {
+                let name = name(&guard);
+                self.forget(&name);
+                let gone = guard.0.ok();
+                gone.or_else(|| known(&name).map(|object| K::clone(&object)))
+                    .map(Event::Delete)
+            }
+            Event::Init => {
+                self.begin();
+                Some(Event::Init)
+            }
+            Event::InitApply(guard) => {
+                let name = name(&guard);
+                match guard.0 {
+                    Ok(object) => {
+                        self.forget(&name);
+                        Some(Event::InitApply(object))
+                    }
+                    Err(invalid) => {
+                        self.note(&K::kind(&()), &name, &invalid);
+                        None
+                    }
+                }
+            }
+            Event::InitDone => {
+                self.end();
+                Some(Event::InitDone)
+            }
+        }
+    }
 }
 
 impl<K> Cached<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    /// The cache, and the watch that fills it while it is polled.
-    pub(crate) fn new(api: Api<K>) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        Self::quiet(api, |_, _| false)
+    /// The cache of a cluster-wide kind, and the watch that fills it while it is
+    /// polled.
+    pub(crate) fn new(client: &Client) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        Self::quiet(client, |_, _| false)
     }
 
     /// As [`Self::new`]; a new version that says the same as the one before is
     /// stored and not announced.
     pub(crate) fn quiet(
-        api: Api<K>,
+        client: &Client,
         says_the_same: fn(&K, &K) -> bool,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+        let unreadable = Arc::new(Unreadable::default());
+        let left_out = Arc::clone(&unreadable);
         let (reader, mut writer) = store();
         let seen: Store<K> = reader.clone();
         let (changes, _) = broadcast::channel(BACKLOG);
@@ -77,7 +191,11 @@ where
         let run = async move {
             let kind = K::kind(&());
             let events = follow(api, watcher::Config::default())
-                .modify(strip)
+                .modify(|guard: &mut DeserializeGuard<K>| {
+                    if let Ok(object) = &mut guard.0 {
+                        strip(object);
+                    }
+                })
                 .default_backoff();
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
@@ -87,6 +205,10 @@ where
                         tracing::warn!(%kind, "watch failed, trying again: {error}");
                         continue;
                     }
+                };
+                let known = |name: &str| seen.get(&ObjectRef::new(name));
+                let Some(event) = left_out.readable(event, known) else {
+                    continue;
                 };
                 let before = match &event {
                     Event::Apply(object) => seen.get(&ObjectRef::from_obj(object)),
@@ -114,6 +236,7 @@ where
                 store: reader,
                 changes,
                 filled,
+                unreadable,
             },
             run,
         )
@@ -122,6 +245,11 @@ where
     /// The object of this name (of a cluster-wide kind).
     pub(crate) fn get(&self, name: &str) -> Option<Arc<K>> {
         self.store.get(&ObjectRef::new(name))
+    }
+
+    /// Why the object of this name, which is there, cannot be read.
+    pub(crate) fn unreadable(&self, name: &str) -> Option<String> {
+        self.unreadable.why(name)
     }
 
     /// All objects.
@@ -238,4 +366,51 @@ where
         .iter()
         .map(|object| ObjectRef::from_obj(object.as_ref()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use veer_crds::v1alpha1::NodeNetwork;
+
+    use super::*;
+
+    type Guarded = DeserializeGuard<NodeNetwork>;
+
+    fn holding(name: &str, block: &str) -> Guarded {
+        serde_json::from_value(json!({
+            "apiVersion": "veer.dev/v1alpha1", "kind": "NodeNetwork",
+            "metadata": { "name": name }, "spec": {}, "status": { "heldPodCIDRs": [block] },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_left_out_and_the_rest_is_not() {
+        let unreadable = Unreadable::default();
+        let none = |_: &str| None;
+        let listed = |event| unreadable.readable(event, none);
+        assert!(matches!(listed(Event::Init), Some(Event::Init)));
+        assert!(listed(Event::InitApply(holding("bad", "nonsense"))).is_none());
+        let good = listed(Event::InitApply(holding("good", "10.0.0.0/24")));
+        assert!(matches!(good, Some(Event::InitApply(_))));
+        assert!(matches!(listed(Event::InitDone), Some(Event::InitDone)));
+        assert!(unreadable.why("bad").unwrap().contains("invalid"));
+        assert_eq!(unreadable.why("good"), None);
+
+        // One that was good goes, and is back once it can be read again.
+        let known = |_: &str| holding("good", "10.0.0.0/24").0.ok().map(Arc::new);
+        let spoilt = Event::Apply(holding("good", "10.0.0.0"));
+        let seen = unreadable.readable(spoilt, known);
+        assert!(matches!(seen, Some(Event::Delete(_))));
+        assert!(unreadable.why("good").is_some());
+        let seen = listed(Event::Apply(holding("good", "10.0.0.0/24")));
+        assert!(matches!(seen, Some(Event::Apply(_))));
+        assert_eq!(unreadable.why("good"), None);
+
+        // A list that has it no more forgets it.
+        listed(Event::Init);
+        listed(Event::InitDone);
+        assert_eq!(unreadable.why("bad"), None);
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use kube::core::DeserializeGuard;
-use kube::{Api, Client, Resource};
+use kube::{Client, Resource};
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, PodCIDR, SecurityIdentity,
@@ -58,13 +58,12 @@ impl Context {
         metrics: Arc<Metrics>,
         identity: String,
     ) -> (Arc<Self>, Vec<BoxFuture<'static, ()>>) {
-        let (networks, follow_networks) = Cached::new(Api::all(client.clone()));
-        let (nodes, follow_nodes) = Cached::new(Api::all(client.clone()));
-        let (node_networks, follow_node_networks) = Cached::new(Api::all(client.clone()));
-        let (reports, follow_reports) =
-            Cached::quiet(Api::all(client.clone()), SlimReport::says_the_same);
-        let (claims, follow_claims) = Cached::new(Api::all(client.clone()));
-        let (identities, follow_identities) = Cached::new(Api::all(client.clone()));
+        let (networks, follow_networks) = Cached::new(client);
+        let (nodes, follow_nodes) = Cached::new(client);
+        let (node_networks, follow_node_networks) = Cached::new(client);
+        let (reports, follow_reports) = Cached::quiet(client, SlimReport::says_the_same);
+        let (claims, follow_claims) = Cached::new(client);
+        let (identities, follow_identities) = Cached::new(client);
         let reporter = Reporter {
             controller: "veer-operator".into(),
             instance: Some(identity),
@@ -123,6 +122,13 @@ impl Context {
         self.selection().takes(&node, known).then_some(node)
     }
 
+    /// Which object of a node cannot be read, and why.
+    pub(crate) fn unreadable(&self, node: &str) -> Option<(&'static str, String)> {
+        let network = self.node_networks.unreadable(node);
+        let network = network.map(|why| ("NodeNetwork", why));
+        network.or_else(|| Some(("NodeReport", self.reports.unreadable(node)?)))
+    }
+
     /// Names of Ready nodes whose agent has not said what blocks it holds. Once there was none,
     /// there is none until something is listed anew: the guard is against what
     /// this leader cannot have seen, such as blocks held on disk that a restored
@@ -140,7 +146,9 @@ impl Context {
             .filter(|node| node.is_ready())
             .filter(|node| {
                 let network = self.node_networks.get(node.name());
+                // One that cannot be read says nothing, and holds nobody up.
                 selection.takes(node, network.is_some())
+                    && self.node_networks.unreadable(node.name()).is_none()
                     && network.is_none_or(|network| network.status.is_none())
             })
             .map(|node| node.name().to_owned())

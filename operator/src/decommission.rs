@@ -19,16 +19,16 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::core::PartialObjectMeta;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
-use veer_crds::v1alpha1::{
-    NodeNetwork, NodeReport, PodCIDR, PodEndpoint, SecurityIdentity, TAINT_AGENT_NOT_READY,
-};
+use veer_crds::v1alpha1::{NodeReport, PodCIDR, SecurityIdentity, TAINT_AGENT_NOT_READY};
 
 use proof::Seen;
 
 use crate::error::{Error as ApiError, api, code, found};
+use crate::slim::{SlimEndpoint, SlimNetwork};
 
 /// Name of the operator's Deployment and Lease, and of its pods' label.
 const OPERATOR: &str = "veer-operator";
@@ -148,7 +148,7 @@ async fn remove(
 ) -> Result<(), Error> {
     stop_operator(client, namespace, deadline).await?;
     let nodes: Api<Node> = Api::all(client.clone());
-    let networks: Api<NodeNetwork> = Api::all(client.clone());
+    let networks: Api<SlimNetwork> = Api::all(client.clone());
     let mut told = BTreeSet::new();
     loop {
         let existing = names(
@@ -226,8 +226,8 @@ fn reason(release: &str, seen: &Seen) -> String {
 }
 
 /// Nodes that still have to answer: they exist and have not confirmed.
-fn waiting(networks: &[NodeNetwork], existing: &BTreeSet<String>) -> Vec<String> {
-    let confirmed = |network: &NodeNetwork| {
+fn waiting(networks: &[SlimNetwork], existing: &BTreeSet<String>) -> Vec<String> {
+    let confirmed = |network: &SlimNetwork| {
         network
             .status
             .as_ref()
@@ -251,7 +251,7 @@ fn names<K: ResourceExt>(objects: impl IntoIterator<Item = K>) -> BTreeSet<Strin
 }
 
 /// Tells one agent; that its NodeNetwork has gone meanwhile is no error.
-async fn ask(networks: &Api<NodeNetwork>, name: &str) -> Result<(), Error> {
+async fn ask(networks: &Api<SlimNetwork>, name: &str) -> Result<(), Error> {
     let patch = Patch::Merge(json!({ "spec": { "decommission": true } }));
     let asked = networks.patch(name, &PatchParams::default(), &patch).await;
     found(asked).map_err(api(format!("ask node {name} to decommission")))?;
@@ -341,14 +341,14 @@ async fn remove_taint(nodes: &Api<Node>, node: &Node) -> Result<(), ApiError> {
 /// Deletes what the operator and the agents wrote.
 async fn delete_written(client: &Client, namespace: &str) -> Result<(), Error> {
     let (how, all) = (DeleteParams::default(), ListParams::default());
-    let endpoints: Api<PodEndpoint> = Api::all(client.clone());
+    let endpoints: Api<SlimEndpoint> = Api::all(client.clone());
     for endpoint in endpoints
         .list(&all)
         .await
         .map_err(api("list podendpoints"))?
     {
         let namespace = endpoint.namespace().unwrap_or_default();
-        let there: Api<PodEndpoint> = Api::namespaced(client.clone(), &namespace);
+        let there: Api<SlimEndpoint> = Api::namespaced(client.clone(), &namespace);
         let name = endpoint.name_any();
         found(there.delete(&name, &how).await)
             .map_err(api(format!("delete podendpoint {namespace}/{name}")))?;
@@ -363,11 +363,11 @@ async fn delete_written(client: &Client, namespace: &str) -> Result<(), Error> {
         .map_err(api("delete podcidrs"))?;
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     found(leases.delete(OPERATOR, &how).await).map_err(api("delete lease veer-operator"))?;
-    Api::<NodeNetwork>::all(client.clone())
+    Api::<SlimNetwork>::all(client.clone())
         .delete_collection(&how, &all)
         .await
         .map_err(api("delete nodenetworks"))?;
-    Api::<NodeReport>::all(client.clone())
+    Api::<PartialObjectMeta<NodeReport>>::all(client.clone())
         .delete_collection(&how, &all)
         .await
         .map_err(api("delete nodereports"))?;
@@ -377,20 +377,13 @@ async fn delete_written(client: &Client, namespace: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use veer_crds::v1alpha1::{NodeNetworkSpec, NodeNetworkStatus};
 
-    fn network(name: &str, asked: bool, confirmed: bool) -> NodeNetwork {
-        let spec = NodeNetworkSpec {
-            decommission: asked,
-            ..NodeNetworkSpec::default()
-        };
-        let mut network = NodeNetwork::new(name, spec);
-        let status = NodeNetworkStatus {
-            decommissioned: confirmed,
-            ..Default::default()
-        };
-        network.status = Some(status);
-        network
+    fn network(name: &str, asked: bool, confirmed: bool) -> SlimNetwork {
+        serde_json::from_value(json!({
+            "metadata": { "name": name }, "spec": { "decommission": asked },
+            "status": { "decommissioned": confirmed },
+        }))
+        .unwrap()
     }
 
     #[test]

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
-use veer_crds::v1alpha1::{NodeReport, ProbeReport};
+use veer_crds::v1alpha1::{NodeNetwork, NodeReport, PodEndpoint, ProbeReport};
 
 /// A Node.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
@@ -151,6 +151,48 @@ pub(crate) fn strip_pod(pod: &mut SlimPod) {
     let owners = pod.metadata.owner_references.take();
     strip(pod);
     pod.metadata.owner_references = owners;
+}
+
+/// A PodEndpoint. A list is read as a whole or not at all, and agents write these:
+/// only what the schema keeps readable is read.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "PodEndpoint")]
+pub(crate) struct SlimEndpoint {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: SlimEndpointSpec,
+}
+
+/// Of a PodEndpoint's spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SlimEndpointSpec {
+    #[serde(default)]
+    pub(crate) identity: Option<i64>,
+}
+
+/// A NodeNetwork, as far as its removal goes; read like [`SlimEndpoint`].
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "NodeNetwork")]
+pub(crate) struct SlimNetwork {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: SlimNetworkSpec,
+    pub(crate) status: Option<SlimNetworkStatus>,
+}
+
+/// Of a NodeNetwork's spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimNetworkSpec {
+    #[serde(default)]
+    pub(crate) decommission: bool,
+}
+
+/// Of a NodeNetwork's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct SlimNetworkStatus {
+    #[serde(default)]
+    pub(crate) decommissioned: bool,
 }
 
 /// A Namespace.

@@ -443,6 +443,7 @@ pub struct NodeCounts {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct NodeReason {
     /// The node.
+    #[schemars(length(max = 253))]
     pub node: String,
     /// Why, for people.
     #[serde(default)]

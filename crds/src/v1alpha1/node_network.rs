@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
 use super::{NodeReason, RoutingMode, XdpMode};
-use crate::rules::{self, rules};
+use crate::rules::{self, NUMBER_MAX, TEXT_MAX, rules};
 
 /// One node's share of the network, named like the node: what other nodes need, and
 /// nothing else, since every agent watches it. The operator writes the spec, the
@@ -64,8 +64,10 @@ pub struct NodeNetworkSpec {
 pub struct Epoch {
     /// UID of the ClusterNetwork that counts.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub cluster_network_uid: String,
     /// Higher with every change by the user.
+    #[schemars(range(min = 0, max = NUMBER_MAX))]
     pub number: i64,
     /// The mode this epoch leads to.
     pub mode: RoutingMode,
@@ -73,6 +75,7 @@ pub struct Epoch {
     pub phase: Phase,
     /// Higher with every new attempt of the operator at the same step.
     #[serde(default)]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub attempt: i32,
 }
 
@@ -101,7 +104,9 @@ pub enum Phase {
 pub struct NodeNetworkStatus {
     /// Blocks the agent holds on disk and assigns from.
     #[serde(default, rename = "heldPodCIDRs")]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<String>", length(max = 16), inner(length(max = 43)), extend(
+        "x-kubernetes-validations" = rules(&[rules::HELD_BLOCKS]),
+    ))]
     pub held_pod_cidrs: Vec<IpNet>,
     /// The epoch applied in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +117,7 @@ pub struct NodeNetworkStatus {
     /// Smallest MTU of the node's uplinks in bytes; 0: not known. The MTU of a pair
     /// of nodes is the smaller of both ends'.
     #[serde(default)]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub path_mtu: i32,
     /// Everything of veer is gone from the node (after `spec.decommission`).
     #[serde(default)]
@@ -123,6 +129,7 @@ pub struct NodeNetworkStatus {
 #[serde(rename_all = "camelCase")]
 pub struct KeptForm {
     /// Number of the epoch.
+    #[schemars(range(min = 0, max = NUMBER_MAX))]
     pub number: i64,
     /// The peers by name, at most 256.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -141,18 +148,22 @@ pub struct KeptForm {
 #[serde(rename_all = "camelCase")]
 pub struct ProbeReport {
     /// Number of the epoch.
+    #[schemars(range(min = 0, max = NUMBER_MAX))]
     pub number: i64,
     /// Its attempt.
     #[serde(default)]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub attempt: i32,
     /// The mode that was probed.
     pub mode: RoutingMode,
     /// How many other nodes answered in every size.
     #[serde(default)]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub passed: i32,
     /// How many do not answer in the target form: the pair keeps the other form,
     /// which this node goes on to send and to accept.
     #[serde(default)]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub failed_count: i32,
     /// The first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -160,6 +171,7 @@ pub struct ProbeReport {
     pub failed: Vec<NodeReason>,
     /// To how many this one switched, did not confirm in time, and fell back.
     #[serde(default)]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub fell_back_count: i32,
     /// The first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -193,13 +205,16 @@ impl ProbeReport {
 #[serde(rename_all = "camelCase")]
 pub struct UplinkStatus {
     /// Device name.
+    #[schemars(length(max = 128))]
     pub name: String,
     /// Its MTU in bytes.
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub mtu: i32,
     /// `Driver`, `Generic` or `Off`.
     pub xdp: XdpMode,
     /// Why XDP is as it is.
     #[serde(default)]
+    #[schemars(length(max = TEXT_MAX))]
     pub xdp_reason: String,
     /// Whether veer's programs come first on its hooks.
     pub first: bool,

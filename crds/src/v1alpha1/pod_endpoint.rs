@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
-use crate::rules::{self, rules};
+use crate::rules::{self, NUMBER_MAX, rules};
 
 /// A wired pod, in the pod's namespace, named by the pod's name and eight
 /// digits of its UID. Written by the pod's node's agent only.
@@ -53,6 +53,7 @@ pub struct PodEndpointSpec {
     pub identity: i64,
     /// Rises with each allocation on the node: of two claims of one address the
     /// higher wins.
+    #[schemars(range(min = 0, max = NUMBER_MAX))]
     pub serial: i64,
     /// Where it is in its life.
     #[serde(default)]

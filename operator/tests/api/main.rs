@@ -26,4 +26,5 @@ mod removal;
 mod rollout;
 mod selection;
 mod server;
+mod words;
 mod writes;

@@ -49,6 +49,17 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
         taint::leave(&context, &node).await?;
         return Ok(Action::requeue(SLOW));
     }
+    if let Some((kind, why)) = context.unreadable(&name) {
+        // Its correction queues this node.
+        let text = format!(
+            "{kind} {name} cannot be read ({why}): its agent, or who else has its token, wrote \
+             that; this node gets nothing until it is corrected"
+        );
+        context
+            .event(node.as_ref(), EventType::Warning, "Unreadable", text)
+            .await;
+        return Ok(Action::requeue(SLOW));
+    }
     let report = context.reports.get(&name);
     report::ensure(&context, &node, report.as_deref()).await?;
     taint::settle(&context, &node, held.as_deref(), report.as_deref()).await?;

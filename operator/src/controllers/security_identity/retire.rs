@@ -15,13 +15,13 @@ use kube::{Api, ResourceExt};
 use kube_runtime::controller::Action;
 use serde_json::json;
 use veer_crds::labels::NAMESPACE;
-use veer_crds::v1alpha1::{IdentityState, PodEndpoint, SecurityIdentity};
+use veer_crds::v1alpha1::{IdentityState, SecurityIdentity};
 
 use super::MANAGER;
 use super::state::number;
 use crate::context::Context;
 use crate::error::{Error, api};
-use crate::slim::SlimPod;
+use crate::slim::{SlimEndpoint, SlimPod};
 use crate::spoken::spoken;
 
 /// How often agents' acknowledgements are looked at.
@@ -146,7 +146,7 @@ async fn is_used_live(identity: &SecurityIdentity, context: &Context) -> Result<
         return Ok(false);
     };
     let what = format!("look for users of identity {}", identity.name_any());
-    let endpoints: Api<PodEndpoint> = Api::namespaced(context.client.clone(), namespace);
+    let endpoints: Api<SlimEndpoint> = Api::namespaced(context.client.clone(), namespace);
     let list = endpoints
         .list(&ListParams::default())
         .await
@@ -155,7 +155,7 @@ async fn is_used_live(identity: &SecurityIdentity, context: &Context) -> Result<
     if list
         .items
         .iter()
-        .any(|endpoint| Some(endpoint.spec.identity) == number)
+        .any(|endpoint| endpoint.spec.identity == number)
     {
         return Ok(true);
     }
