@@ -131,10 +131,12 @@ impl Ipv4 {
         self.fragment & OFFSET != 0
     }
 
-    /// Whether it goes to one host: neither multicast nor broadcast nor nowhere.
+    /// Whether it goes to one other host: neither multicast nor broadcast nor
+    /// nowhere, and not to the sender's own loopback (RFC 1122, section 3.2.1.3).
+    /// The node's would take it, where a device has `route_localnet`.
     #[inline(always)]
     pub const fn is_unicast(&self) -> bool {
-        self.destination[0] < 224 && self.destination[0] != 0
+        self.destination[0] < 224 && self.destination[0] != 0 && self.destination[0] != 127
     }
 
     /// What all fragments of this packet share.

@@ -2,7 +2,7 @@
 //!
 //! A packet that came down from the stack between two ends whose replies the
 //! programs would redirect belongs to a flow that was translated there
-//! (kube-proxy, portmap). It is noted; its replies go up the stack.
+//! (kube-proxy, hostPorts). It is noted; its replies go up the stack.
 //!
 //! Notes are in one LRU map for the node, so that a look-up is one, and so that
 //! it never fills up for good. A pod that opens very many translated flows must

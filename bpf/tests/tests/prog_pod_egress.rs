@@ -116,6 +116,11 @@ fn destinations() -> Vec<(&'static str, Vec<u8>, u32)> {
             a_to(Ipv4Addr::BROADCAST).frame(),
             DropReason::UnsupportedDestination as u32,
         ),
+        (
+            "the node's loopback",
+            a_to(Ipv4Addr::LOCALHOST).frame(),
+            DropReason::UnsupportedDestination as u32,
+        ),
     ]
 }
 

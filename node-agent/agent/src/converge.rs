@@ -28,7 +28,9 @@ use crate::{
     held::Held,
     host::{self, Host},
     netlink::{
-        VXLAN, is_host_veth, link, neighbour,
+        VXLAN, is_host_veth,
+        link::{self, Link},
+        neighbour,
         route::{self, PROTOCOL},
         sysctl::Sysctls,
         wire::Socket,
@@ -194,11 +196,7 @@ impl Converger {
         self.host
             .neighbours(shared, &mut socket, &neighbours, &links);
         let sysctls = self.host.sysctls(shared, &self.facts);
-        let guarded = self.attachments.guarded(&links);
-        let nft = self
-            .nft
-            .converge(shared, &self.facts, &step, &guarded)
-            .map_err(netlink("write the nftables table"));
+        let nft = self.nftables(shared, &links);
         self.look_around(shared, concerns);
         if attached.is_ok() {
             shared.datapath().all_attached();
@@ -207,6 +205,20 @@ impl Converger {
         self.switch
             .acknowledge(shared, now_of(&peers, &self.facts, &self.present));
         Ok(())
+    }
+
+    fn nftables(&mut self, shared: &Shared, links: &[Link]) -> Result<(), Error> {
+        let guarded = self.attachments.guarded(links);
+        self.nft
+            .converge(shared, &self.facts, &self.switch.step, &guarded)
+            .map_err(netlink("write the nftables table"))
+    }
+
+    /// Writes what changed of pods' hostPorts, between two rounds.
+    pub(crate) fn host_ports(&mut self, shared: &Shared) -> Result<(), Error> {
+        let mut socket = Socket::route().map_err(netlink("open a socket"))?;
+        let links = link::list(&mut socket).map_err(netlink("list links"))?;
+        self.nftables(shared, &links)
     }
 
     /// What is to be probed now, see [`Switch::asks`].

@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod host_ports;
 mod pods;
 mod probing;
 
@@ -14,7 +15,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
@@ -66,6 +67,10 @@ struct News {
     /// The kernel reported something.
     kernel: bool,
     probed: Option<Probed>,
+    /// Some pods' hostPorts changed.
+    host_ports: bool,
+    /// Who waits until they are in the kernel.
+    waiting: Vec<Sender<Result<(), String>>>,
 }
 
 /// What makes the engine work.
@@ -75,6 +80,8 @@ pub(crate) enum Input {
     Api(Event),
     /// Local pods changed in a way that wants a look at their identities.
     Identities,
+    /// A pod with hostPorts came or went. Who waits for their rules is told.
+    HostPorts(Option<Sender<Result<(), String>>>),
     /// Links, addresses or routes of the node changed.
     Kernel,
     /// A job of probes has ended.
@@ -142,6 +149,7 @@ impl Engine {
             }
             cni::gc::collect(&self.shared);
         }
+        cni::portmap::adopt(&self.shared);
         self.round(true);
         let mut last = Instant::now();
         let mut next = last + ROUND;
@@ -167,6 +175,8 @@ impl Engine {
                 mut stale,
                 kernel,
                 probed,
+                host_ports,
+                waiting,
             } = self.take_in(first);
             if self.waiting {
                 // The first round looks at everything that was taken in.
@@ -175,6 +185,9 @@ impl Engine {
                     self.identities();
                 }
                 continue;
+            }
+            if host_ports {
+                self.host_ports(waiting);
             }
             if let Some((round, answers)) = probed {
                 stale.pairs |= self.probed(round, answers);
@@ -209,6 +222,7 @@ impl Engine {
             self.strangers();
         }
         cni::recover::absent_records(&self.shared);
+        cni::portmap::adopt(&self.shared);
         let rows = self.shared.datapath().maps.shadow.ipcache.len();
         let every = u32::try_from(rows / ROWS_PER_ROUND).unwrap_or(u32::MAX);
         self.round(self.rounds.is_multiple_of(every.max(1)));
@@ -224,6 +238,10 @@ impl Engine {
                 Some(Input::Api(event)) => news.stale.merge(index.handle(event)),
                 Some(Input::Identities) => news.stale.identities = true,
                 Some(Input::Kernel) => news.kernel = true,
+                Some(Input::HostPorts(waiting)) => {
+                    news.host_ports = true;
+                    news.waiting.extend(waiting);
+                }
                 // One job at a time, so there is never a second.
                 Some(Input::Probed { round, answers }) => news.probed = Some((round, answers)),
                 None => break,

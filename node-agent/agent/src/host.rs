@@ -159,13 +159,13 @@ impl Host {
         wanted.extend(facts.uplinks.iter().flat_map(|u| of_device(&u.name, true)));
         let adding = shared.adding().clone();
         // These go with their pods: there is nothing to restore.
-        wanted.extend(
-            shared
-                .store()
-                .iter()
-                .filter(|e| !adding.contains(&e.host_ifname))
-                .flat_map(|e| of_device(&e.host_ifname, false)),
-        );
+        for e in shared.store().iter() {
+            if !adding.contains(&e.host_ifname) {
+                wanted.extend(of_device(&e.host_ifname, false));
+                let ports = !e.host_ports().is_empty();
+                wanted.extend(ports.then(|| key(&e.host_ifname, sysctl::LOOPBACK, false)));
+            }
+        }
         let mut now = HashSet::new();
         let mut failure = None;
         for (key, value, remember) in wanted {
@@ -199,7 +199,15 @@ impl Host {
 /// configuration of the host (systemd-networkd, hardening) sets forwarding by
 /// device, whatever `ip_forward` says.
 fn of_device(name: &str, remember: bool) -> [(String, &'static str, bool); 2] {
-    sysctl::DEVICE.map(|(key, value)| (format!("ipv4/conf/{name}/{key}"), value, remember))
+    sysctl::DEVICE.map(|setting| key(name, setting, remember))
+}
+
+fn key(
+    device: &str,
+    (key, value): (&str, &'static str),
+    remember: bool,
+) -> (String, &'static str, bool) {
+    (format!("ipv4/conf/{device}/{key}"), value, remember)
 }
 
 /// Sets up the host sides of local pods' devices, with the MAC that the pod sends

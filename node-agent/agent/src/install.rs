@@ -11,7 +11,8 @@ use std::{
 
 /// Where the image has veer-cni.
 const VEER_CNI: &str = "/veer-cni";
-/// Where the image has the standard plugins that veer's conflist wants.
+/// Where the image has standard plugins: loopback, which runtimes want, and portmap,
+/// whose rules for pods of earlier releases its DEL removes.
 const STANDARD: &str = "/cni";
 
 /// Copies veer-cni (if it differs) and the standard plugins (if missing) into a

@@ -28,6 +28,7 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
         ifindex: 1,
         mac: [0; 6],
         node_mac: [0; 6],
+        host_ports: None,
     }
 }
 

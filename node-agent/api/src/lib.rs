@@ -4,10 +4,13 @@
 //! object on one line. The socket is root's alone (mode 0600).
 
 pub mod client;
+pub mod host_port;
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use host_port::HostPort;
 
 /// Where the agent listens.
 pub const SOCKET: &str = "/run/veer/agent.sock";
@@ -15,6 +18,10 @@ pub const SOCKET: &str = "/run/veer/agent.sock";
 pub const SERVED_NAME: &str = "served";
 /// Where veer-cni leaves a DEL that found no agent.
 pub const DELETE_QUEUE: &str = "/var/lib/veer/queue";
+/// Where the agent names the sandboxes that the plugin portmap made rules for, in
+/// files that are the standard input of its DEL. A reboot empties the folder, and
+/// takes those rules as well.
+pub const PORTMAP_RULES: &str = "/run/veer/portmap";
 /// Longest request or answer, in bytes, the newline included.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
@@ -78,6 +85,13 @@ pub struct Attachment {
     pub ifname: String,
 }
 
+impl Attachment {
+    /// Name of a file about it.
+    pub fn file_name(&self) -> String {
+        format!("{}-{}.json", self.container_id, self.ifname).replace('/', "_")
+    }
+}
+
 /// See [`Request::Add`].
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Add {
@@ -93,6 +107,10 @@ pub struct Add {
     /// `K8S_POD_UID`; a static pod's is its config hash.
     #[serde(default)]
     pub pod_uid: String,
+    /// The pod's hostPorts, where the runtime said something of them: it does not
+    /// when there are none, and when another plugin is to make them.
+    #[serde(default)]
+    pub host_ports: Option<Vec<HostPort>>,
 }
 
 /// See [`Request::Del`].

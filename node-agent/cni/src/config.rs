@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use veer_agent_api::Attachment;
+use serde_json::Value;
+use veer_agent_api::host_port::{self, BadPorts};
+use veer_agent_api::{Attachment, HostPort};
 
 use crate::error::Error;
 
@@ -25,6 +27,10 @@ pub(crate) struct Config {
     root: Option<PathBuf>,
     /// The folder of network configurations, when it is not the usual one.
     conf_dir: Option<String>,
+    /// What the runtime says by way of the entry's capabilities. Read by ADD alone,
+    /// so that nothing in it fails a DEL.
+    #[serde(default, rename = "runtimeConfig")]
+    runtime: Value,
     /// Result of the plugin before this one, or (CHECK, DEL) of the whole ADD.
     pub(crate) prev_result: Option<PreviousResult>,
     /// GC: attachments that are still wanted.
@@ -86,6 +92,15 @@ impl Config {
                 ifname: one.ifname.clone(),
             })
             .collect())
+    }
+
+    /// The pod's hostPorts; `None` when the runtime says nothing of them.
+    pub(crate) fn host_ports(&self) -> Result<Option<Vec<HostPort>>, BadPorts> {
+        let mappings = self.runtime.get("portMappings");
+        mappings
+            .filter(|mappings| !mappings.is_null())
+            .map(host_port::parse)
+            .transpose()
     }
 
     /// Addresses that the result of ADD named; of those that cannot be read none.

@@ -87,6 +87,25 @@ pub(crate) enum Error {
     /// The network configuration says something that cannot be.
     #[error("network configuration: {0}")]
     InvalidConfig(&'static str),
+    /// A pod's hostPorts are not to be had.
+    #[error("{pod}: {problem}")]
+    HostPorts {
+        /// `namespace/name` of the pod.
+        pod: String,
+        /// Which one, and why.
+        problem: String,
+    },
+    /// What the plugin portmap made for a pod is not taken away.
+    #[error(
+        "the plugin portmap, which made the hostPorts of sandbox {container}, does not remove \
+         them: {problem}"
+    )]
+    Portmap {
+        /// The sandbox.
+        container: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// A CNI version that is not spoken.
     #[error(
         "cniVersion {version:?} is not spoken by veer-cni {}: use one of {}",
@@ -163,13 +182,15 @@ impl Error {
             | Self::UnnamedNetns { .. } => code::INVALID_ENVIRONMENT,
             Self::ReadConfig(_) | Self::Queue { .. } => plugin_code::IO,
             Self::DecodeConfig(_) | Self::DecodeAnswer { .. } => code::DECODE,
-            Self::OversizedConfig { .. } | Self::InvalidConfig(_) => code::INVALID_CONFIG,
+            Self::OversizedConfig { .. } | Self::InvalidConfig(_) | Self::HostPorts { .. } => {
+                code::INVALID_CONFIG
+            }
             Self::IncompatibleVersion { .. } | Self::VerbOfLaterVersion { .. } => {
                 plugin_code::INCOMPATIBLE_VERSION
             }
             Self::AgentAbsent { .. } => code::TRY_AGAIN,
             Self::Refused(failure) => failure.code,
-            Self::Encode(_) => code::INTERNAL,
+            Self::Encode(_) | Self::Portmap { .. } => code::INTERNAL,
         }
     }
 

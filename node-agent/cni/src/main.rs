@@ -7,7 +7,8 @@
 //! shape that the configuration's CNI version has.
 //!
 //! Invariants: it never waits without a deadline; it writes nothing but the
-//! queue of DELs that found no agent; DEL succeeds when veer is gone, and the last
+//! queue of DELs that found no agent; the one other program that it runs is
+//! portmap, for a pod whose hostPorts that made; DEL succeeds when veer is gone, and the last
 //! one then takes away what is left of veer.
 
 mod agent;
@@ -16,6 +17,7 @@ mod config;
 mod environment;
 mod error;
 mod farewell;
+mod portmap;
 mod queue;
 mod result;
 mod version;

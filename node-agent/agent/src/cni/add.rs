@@ -3,11 +3,11 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use veer_agent_api::{Add, Added, Failure, code};
+use veer_agent_api::{Add, Added, Failure, HostPort, code};
 use veer_bpf_common::identity::INIT;
 
 use super::{del, internal, write_rows};
@@ -29,6 +29,9 @@ use crate::{
 const NUMBER_WAIT: Duration = Duration::from_millis(800);
 /// How long it waits for the pod to be known.
 const POD_WAIT: Duration = Duration::from_millis(100);
+/// How long it waits for the rules of the pod's hostPorts: a round of the engine may
+/// have to end first.
+const RULES_WAIT: Duration = Duration::from_secs(30);
 /// Time between looks.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -68,6 +71,10 @@ enum Error {
     },
     #[error("BPF")]
     Datapath(#[from] crate::datapath::Error),
+    #[error("hostPort {port} of this node is pod {holder}'s")]
+    PortHeld { port: HostPort, holder: String },
+    #[error("its hostPorts cannot be made: {0}")]
+    HostPorts(String),
 }
 
 fn step(what: &'static str) -> impl Fn(std::io::Error) -> Error {
@@ -123,10 +130,18 @@ pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
             undo.armed = false;
             Ok(added)
         }
-        Err(error) => Err(internal(format!(
-            "pod {pod} cannot be wired: {}",
-            crate::chain(&error)
-        ))),
+        Err(error) => {
+            let failure = internal(format!(
+                "pod {pod} cannot be wired: {}",
+                crate::chain(&error)
+            ));
+            // The other pod may be about to go.
+            let code = match error {
+                Error::PortHeld { .. } => code::TRY_AGAIN,
+                Error::Step { .. } | Error::Datapath(_) | Error::HostPorts(_) => failure.code,
+            };
+            Err(Failure { code, ..failure })
+        }
     }
 }
 
@@ -144,7 +159,8 @@ fn no_address(pod: &str, error: &StoreError) -> Failure {
 }
 
 /// An ADD for a sandbox that is wired already is a repetition; one for a pod
-/// whose earlier sandbox is dead takes its place, address included.
+/// whose earlier sandbox is dead takes its place, address included. Nor does a dead
+/// sandbox of another pod keep a port.
 fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(), Failure> {
     let earlier: Vec<LocalEndpoint> = shared
         .store()
@@ -155,7 +171,12 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
             let same_pod = !add.pod_uid.is_empty()
                 && e.pod_uid == add.pod_uid
                 && e.attachment.ifname == add.attachment.ifname;
-            same || (same_pod && e.netns_inode != netns.inode && !alive(e))
+            let same_port = || {
+                let wanted = add.host_ports.iter().flatten();
+                let mut held = wanted.flat_map(|w| e.host_ports().iter().map(move |h| (w, h)));
+                held.any(|(wanted, held)| wanted.overlaps(held))
+            };
+            same || ((same_pod || same_port()) && e.netns_inode != netns.inode && !alive(e))
         })
         .cloned()
         .collect();
@@ -232,6 +253,7 @@ fn wire(
         link_mtu,
         route_mtu,
         host_source,
+        host_ports: add.host_ports.iter().flatten().next().is_some(),
     };
     let mut socket = Socket::route().map_err(step("open a netlink socket"))?;
     let host = pod::create(&mut socket, netns, &wiring).map_err(step("make the veth pair"))?;
@@ -252,14 +274,21 @@ fn wire(
         ifindex: host.index,
         mac: wiring.pod_mac,
         node_mac: wiring.host_mac,
+        host_ports: add.host_ports.clone(),
     };
     {
         let mut datapath = shared.datapath();
         for hook in [Hook::PodEgress, Hook::PodIngress] {
             datapath.attach(wiring.host_ifname, hook)?;
         }
-        shared.store().insert(endpoint.clone());
-        undo.inserted = true;
+        {
+            let mut store = shared.store();
+            if let Some((port, holder)) = store.holder_of_ports(&endpoint) {
+                return Err(Error::PortHeld { port, holder });
+            }
+            store.insert(endpoint.clone());
+            undo.inserted = true;
+        }
         write_rows(&mut datapath, &endpoint)?;
     }
     pod::configure(
@@ -284,6 +313,9 @@ fn wire(
         pod::set_mtus(netns, wiring.pod_ifname, wiring.gateway, link_now, now)
             .map_err(step("set the MTU of the pod's route"))?;
     }
+    if !endpoint.host_ports().is_empty() {
+        host_ports(shared)?;
+    }
     shared.store().record(&add.attachment);
     shared
         .persist(&add.attachment)
@@ -294,6 +326,15 @@ fn wire(
         let _ = shared.engine.send(Input::Identities);
     }
     Ok(added(&endpoint, now))
+}
+
+/// Has the engine write the rules of hostPorts, and waits for it.
+fn host_ports(shared: &Shared) -> Result<(), Error> {
+    let (tell, told) = mpsc::channel();
+    let _ = shared.engine.send(Input::HostPorts(Some(tell)));
+    told.recv_timeout(RULES_WAIT)
+        .unwrap_or_else(|_| Err("the agent is busy or ending".to_owned()))
+        .map_err(Error::HostPorts)
 }
 
 fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {

@@ -3,7 +3,9 @@
 //! veer owns the file's place in the folder, the network's name and versions,
 //! its own entry and those that the chart asks for. What others chain behind
 //! veer (a mesh, `tuning`, `bandwidth`) is theirs and stays, in its order: only
-//! what is veer's is put back.
+//! what is veer's is put back. hostPorts are veer's own; the entry of the plugin
+//! portmap that earlier releases wrote for them is taken out, and what it made for
+//! running pods is adopted (`portmap`).
 
 use std::{fs, io, path::Path};
 
@@ -15,8 +17,6 @@ use crate::{files, shared::Shared};
 pub(crate) const NAME: &str = "05-veer.conflist";
 /// `type` of veer's own plugin.
 pub(super) const PLUGIN: &str = "veer-cni";
-/// `type` of the plugin that makes hostPorts.
-const PORTMAP: &str = "portmap";
 /// What of the chart's entries is in the file, in the state folder: an entry
 /// that the chart names no longer is told from a foreign one by it.
 const CHAINED: &str = "cni-plugins.json";
@@ -63,24 +63,17 @@ impl Chain {
     }
 
     fn own(&self) -> Value {
-        let mut entry = json!({ "type": PLUGIN });
+        let mut entry = json!({ "type": PLUGIN, "capabilities": { "portMappings": true } });
         if let Some(folder) = &self.conf_dir {
             entry["confDir"] = json!(folder);
         }
         entry
     }
+}
 
-    /// The entry for hostPorts: the chart may have one of its own.
-    fn portmap(&self) -> Value {
-        let own = self.extra.iter().find(|e| kind(e) == Some(PORTMAP));
-        own.cloned().unwrap_or_else(
-            || json!({ "type": PORTMAP, "capabilities": { "portMappings": true }, "snat": true }),
-        )
-    }
-
-    fn chained(&self) -> impl Iterator<Item = &Value> {
-        self.extra.iter().filter(|e| kind(e) != Some(PORTMAP))
-    }
+/// What releases that left hostPorts to portmap wrote for it.
+fn former_portmap() -> Value {
+    json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true })
 }
 
 /// The `type` of an entry that a runtime would take.
@@ -108,39 +101,30 @@ fn merge(found: Option<&Value>, chain: &Chain, before: &[Value]) -> (Value, Vec<
         }
     }
     let there = list.get("plugins").and_then(Value::as_array).cloned();
-    let (own, portmap) = (chain.own(), chain.portmap());
-    if there.as_ref().and_then(|p| p.first()) != Some(&own) {
+    let (own, former) = (chain.own(), former_portmap());
+    let first = there.as_ref().and_then(|p| p.first());
+    // As those releases wrote it, veer's entry was without capabilities.
+    let mut earlier = own.clone();
+    earlier.as_object_mut().map(|e| e.remove("capabilities"));
+    let upgraded = first == Some(&earlier) && there.iter().flatten().any(|e| *e == former);
+    if first != Some(&own) && !upgraded {
         wrong.push(format!("the entry {PLUGIN} was changed, moved or removed"));
     }
     let mut plugins = vec![own];
-    let mut has_portmap = false;
     for entry in there.unwrap_or_default() {
         match kind(&entry) {
             Some(PLUGIN) => {}
-            Some(PORTMAP) => {
-                if has_portmap || entry != portmap {
-                    wrong.push(format!("the entry {PORTMAP} was changed"));
-                }
-                if !has_portmap {
-                    plugins.push(portmap.clone());
-                }
-                has_portmap = true;
-            }
-            Some(_) if chain.chained().any(|e| *e == entry) => {
+            Some(_) if chain.extra.contains(&entry) => {
                 if !plugins.contains(&entry) {
                     plugins.push(entry);
                 }
             }
-            Some(_) if before.contains(&entry) => {}
+            Some(_) if before.contains(&entry) || entry == former => {}
             Some(_) => plugins.push(entry),
             None => wrong.push("an entry without a type was there".to_owned()),
         }
     }
-    if !has_portmap {
-        wrong.push(format!("the entry {PORTMAP} was removed"));
-        plugins.insert(1, portmap);
-    }
-    for entry in chain.chained() {
+    for entry in &chain.extra {
         if !plugins.contains(entry) {
             if before.contains(entry) {
                 let kind = kind(entry).unwrap_or_default();
@@ -175,9 +159,8 @@ pub(crate) fn write(folder: &Path, state: &Path, chain: &Chain) -> io::Result<Op
         text.push(b'\n');
         files::write_atomically(&path, &text)?;
     }
-    let chained: Vec<&Value> = chain.chained().collect();
-    if before.iter().collect::<Vec<_>>() != chained {
-        files::write_atomically(&noted, &serde_json::to_vec(&chained)?)?;
+    if before != chain.extra {
+        files::write_atomically(&noted, &serde_json::to_vec(&chain.extra)?)?;
     }
     Ok(match (bytes, found) {
         (Err(_), _) => Some(format!("{NAME} was removed")),
@@ -263,7 +246,7 @@ mod tests {
             let found = node.list();
             assert_eq!(found["cniVersion"], "1.0.0");
             assert_eq!(found["plugins"][0]["type"], "veer-cni");
-            assert_eq!(found["plugins"][1]["capabilities"]["portMappings"], true);
+            assert_eq!(found["plugins"][0]["capabilities"]["portMappings"], true);
         }
         fs::remove_file(&path).unwrap();
         assert!(node.write("").unwrap().contains("removed"));
@@ -291,17 +274,16 @@ mod tests {
         let mut list = good.clone();
         let plugins = list["plugins"].as_array_mut().unwrap();
         plugins[0] = json!({"type": "veer-cni", "root": "/elsewhere"});
-        plugins[1]["snat"] = json!(false);
         plugins.push(json!({"type": "linkerd-cni"}));
         plugins.push(json!({"name": "nothing"}));
         list["name"] = json!("other");
         node.put(&list);
         let what = node.write("").unwrap();
-        for word in ["veer-cni", "portmap", "name", "without a type"] {
+        for word in ["veer-cni", "name", "without a type"] {
             assert!(what.contains(word), "{what}");
         }
-        assert_eq!(node.kinds(), ["veer-cni", "portmap", "linkerd-cni"]);
-        assert_eq!(node.list()["plugins"][1], good["plugins"][1]);
+        assert_eq!(node.kinds(), ["veer-cni", "linkerd-cni"]);
+        assert_eq!(node.list()["plugins"][0], good["plugins"][0]);
         assert_eq!(node.list()["name"], "veer");
     }
 
@@ -310,7 +292,7 @@ mod tests {
         let node = Node::new();
         node.put(&json!({"plugins": [{"type": "tuning"}, {"type": "veer-cni"}]}));
         node.write("");
-        assert_eq!(node.kinds(), ["veer-cni", "portmap", "tuning"]);
+        assert_eq!(node.kinds(), ["veer-cni", "tuning"]);
     }
 
     #[test]
@@ -322,13 +304,10 @@ mod tests {
         plugins.push(json!({"type": "istio-cni"}));
         node.put(&list);
         assert_eq!(node.write(r#"[{"type":"bandwidth","x":1}]"#), None);
-        assert_eq!(
-            node.kinds(),
-            ["veer-cni", "portmap", "istio-cni", "bandwidth"]
-        );
+        assert_eq!(node.kinds(), ["veer-cni", "istio-cni", "bandwidth"]);
         assert_eq!(node.write(r#"[{"type":"bandwidth","x":2}]"#), None);
-        assert_eq!(node.list()["plugins"][3]["x"], 2);
-        assert_eq!(node.kinds().len(), 4);
+        assert_eq!(node.list()["plugins"][2]["x"], 2);
+        assert_eq!(node.kinds().len(), 3);
         assert!(chains(node.0.path(), "bandwidth"));
         let mut list = node.list();
         list["plugins"].as_array_mut().unwrap().pop();
@@ -336,15 +315,40 @@ mod tests {
         let what = node.write(r#"[{"type":"bandwidth","x":2}]"#).unwrap();
         assert!(what.contains("bandwidth was removed"), "{what}");
         assert_eq!(node.write(""), None);
-        assert_eq!(node.kinds(), ["veer-cni", "portmap", "istio-cni"]);
+        assert_eq!(node.kinds(), ["veer-cni", "istio-cni"]);
     }
 
     #[test]
-    fn a_portmap_of_the_charts_own_takes_the_place_of_veers() {
+    fn a_file_of_a_release_with_portmap_is_upgraded_and_no_word_is_lost_of_it() {
         let node = Node::new();
-        node.write(r#"[{"type":"portmap","capabilities":{"portMappings":true},"snat":false}]"#);
+        node.put(&json!({
+            "cniVersion": "1.0.0", "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+            "name": "veer", "plugins": [
+                {"type": "veer-cni"},
+                {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true},
+                {"type": "istio-cni"}],
+        }));
+        assert_eq!(node.write(""), None);
+        assert_eq!(node.kinds(), ["veer-cni", "istio-cni"]);
+        let own = node.list()["plugins"][0].clone();
+        assert_eq!(own["capabilities"]["portMappings"], true);
+        // Who takes the capability away later is told of.
+        let mut list = node.list();
+        list["plugins"][0] = json!({"type": "veer-cni"});
+        node.put(&list);
+        assert!(node.write("").unwrap().contains("veer-cni"));
+    }
+
+    #[test]
+    fn a_portmap_that_the_chart_or_another_adds_stays() {
+        let node = Node::new();
+        node.write(r#"[{"type":"portmap","capabilities":{"portMappings":true},"snat":true}]"#);
         assert_eq!(node.kinds(), ["veer-cni", "portmap"]);
-        assert_eq!(node.list()["plugins"][1]["snat"], false);
+        let mut list = node.list();
+        list["plugins"][1]["snat"] = json!(false);
+        node.put(&list);
+        node.write("");
+        assert_eq!(node.kinds(), ["veer-cni", "portmap"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use veer_agent_api::Attachment;
 use super::remove_rows;
 use crate::{
     endpoint::{LocalEndpoint, host_ifname},
+    engine::Input,
     netlink::{link, wire::Socket},
     publish,
     shared::Shared,
@@ -40,5 +41,11 @@ pub(super) fn forget(
     }
     datapath.detach(&device)?;
     shared.store().remove(&known_as);
+    if endpoint
+        .as_ref()
+        .is_some_and(|e| !e.host_ports().is_empty())
+    {
+        let _ = shared.engine.send(Input::HostPorts(None));
+    }
     Ok(endpoint)
 }

@@ -8,6 +8,7 @@ mod del;
 mod drops;
 pub(crate) mod foreign;
 pub(crate) mod gc;
+pub(crate) mod portmap;
 mod query;
 pub(crate) mod recover;
 pub(crate) mod results;

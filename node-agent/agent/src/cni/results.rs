@@ -1,16 +1,18 @@
 //! What the runtime's CNI library keeps of each sandbox: the arguments and the
 //! result of its ADD, one file each until its DEL has succeeded (libcni, "cached
-//! result"). Read-only, and only where the agent's own record is missing.
+//! result"). Read-only, and only where the agent's own record is missing or does
+//! not say all.
 
 use std::{collections::HashMap, fs, net::IpAddr, path::Path};
 
 use serde::Deserialize;
-use veer_agent_api::Attachment;
+use serde_json::Value;
+use veer_agent_api::{Attachment, HostPort, host_port};
 
 use crate::endpoint::host_ifname;
 
 /// The network's name in veer's configuration.
-const NETWORK: &str = "veer";
+pub(super) const NETWORK: &str = "veer";
 
 /// An ADD that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub(crate) struct Kept {
     pub(crate) address: Option<IpAddr>,
     /// Its gateway.
     pub(crate) gateway: Option<IpAddr>,
+    /// Its hostPorts, whichever plugin made them.
+    pub(crate) host_ports: Vec<HostPort>,
 }
 
 #[derive(Deserialize)]
@@ -37,6 +41,8 @@ struct File {
     network_name: String,
     #[serde(default)]
     cni_args: Vec<(String, String)>,
+    #[serde(default)]
+    capability_args: Value,
     #[serde(default)]
     result: Option<AddResult>,
 }
@@ -65,6 +71,16 @@ pub(crate) fn read(folder: &Path) -> HashMap<String, Kept> {
         .collect()
 }
 
+/// That of one interface; `None` where there is none that can be read.
+pub(crate) fn of(folder: &Path, attachment: &Attachment) -> Option<Kept> {
+    let Attachment {
+        container_id,
+        ifname,
+    } = attachment;
+    let bytes = fs::read(folder.join(format!("{NETWORK}-{container_id}-{ifname}"))).ok()?;
+    parse(&bytes).filter(|kept| kept.attachment == *attachment)
+}
+
 fn parse(bytes: &[u8]) -> Option<Kept> {
     let file: File = serde_json::from_slice(bytes).ok()?;
     if file.network_name != NETWORK {
@@ -83,6 +99,11 @@ fn parse(bytes: &[u8]) -> Option<Kept> {
         pod_uid: arg("K8S_POD_UID"),
         address: ip.and_then(|ip| ip.address.split('/').next()?.parse().ok()),
         gateway: ip.and_then(|ip| ip.gateway),
+        host_ports: file
+            .capability_args
+            .get("portMappings")
+            .and_then(|mappings| host_port::parse(mappings).ok())
+            .unwrap_or_default(),
         attachment: Attachment {
             container_id: file.container_id,
             ifname: file.if_name,
@@ -96,7 +117,8 @@ mod tests {
 
     const KEPT: &str = r#"{"kind":"cniCacheV1","containerId":"ab12","config":"e30=","ifName":"eth0",
         "networkName":"veer","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","shop"],
-        ["K8S_POD_NAME","cart-0"],["K8S_POD_UID","u-1"]],"capabilityArgs":{"dns":{}},
+        ["K8S_POD_NAME","cart-0"],["K8S_POD_UID","u-1"]],"capabilityArgs":{"dns":{},
+        "portMappings":[{"HostPort":8088,"ContainerPort":8080,"Protocol":"tcp","HostIP":""}]},
         "result":{"cniVersion":"1.0.0","ips":[{"address":"10.0.1.7/32","gateway":"10.0.1.1",
         "interface":1}]}}"#;
 
@@ -124,6 +146,8 @@ mod tests {
         );
         assert_eq!(kept.address, Some("10.0.1.7".parse().unwrap()));
         assert_eq!(kept.gateway, Some("10.0.1.1".parse().unwrap()));
+        assert_eq!(kept.host_ports[0].to_string(), "tcp/8088");
+        assert_eq!(of(folder.path(), &kept.attachment).as_ref(), Some(kept));
         assert!(found.contains_key(&host_ifname(&kept.attachment)));
         assert!(read(Path::new("/does/not/exist")).is_empty());
     }

@@ -98,6 +98,7 @@ fn rewire(
         link_mtu,
         route_mtu,
         host_source,
+        host_ports: !endpoint.host_ports().is_empty(),
     };
     let host = pod::create(socket, &netns, &wiring)?;
     let before = std::mem::replace(&mut endpoint.ifindex, host.index);

@@ -13,7 +13,7 @@ mod store;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use veer_agent_api::Attachment;
+use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::{
     identity::INIT,
     key::IpKey,
@@ -64,9 +64,18 @@ pub(crate) struct LocalEndpoint {
     pub(crate) mac: Mac,
     /// MAC of the host side.
     pub(crate) node_mac: Mac,
+    /// Ports of the node that lead to it; `None`: not known yet, and asked of what
+    /// the runtime's CNI library keeps (`cni::portmap`).
+    #[serde(default)]
+    pub(crate) host_ports: Option<Vec<HostPort>>,
 }
 
 impl LocalEndpoint {
+    /// Ports of the node that lead to it, as far as known.
+    pub(crate) fn host_ports(&self) -> &[HostPort] {
+        self.host_ports.as_deref().unwrap_or_default()
+    }
+
     /// `namespace/name` of the pod.
     pub(crate) fn pod(&self) -> String {
         format!("{}/{}", self.namespace, self.pod_name)

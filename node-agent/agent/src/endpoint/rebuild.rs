@@ -108,6 +108,7 @@ impl Evidence<'_> {
             ifindex: self.host.index,
             mac: self.pod.mac,
             node_mac: self.host.mac,
+            host_ports: kept.map(|k| k.host_ports.clone()),
         })
     }
 }
@@ -116,6 +117,8 @@ impl Evidence<'_> {
 mod tests {
     use super::*;
     use crate::endpoint::{host_ifname, mac};
+    use std::net::Ipv4Addr;
+    use veer_agent_api::{HostPort, host_port::Protocol};
 
     fn attachment() -> Attachment {
         Attachment {
@@ -169,6 +172,16 @@ mod tests {
             pod_uid: "u-1".into(),
             address: Some("10.0.1.7".parse().unwrap()),
             gateway: Some("10.0.1.1".parse().unwrap()),
+            host_ports: vec![host_port()],
+        }
+    }
+
+    fn host_port() -> HostPort {
+        HostPort {
+            protocol: Protocol::Tcp,
+            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_port: 8088.try_into().unwrap(),
+            container_port: 8080.try_into().unwrap(),
         }
     }
 
@@ -189,6 +202,7 @@ mod tests {
         assert_eq!(record.endpoint_value().identity, 4711);
         assert_eq!(record.interface_value(), row());
         assert_eq!(record.netns_inode, pod.inode);
+        assert_eq!(record.host_ports(), [host_port()]);
     }
 
     #[test]

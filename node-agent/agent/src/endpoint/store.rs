@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use veer_agent_api::Attachment;
+use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::maps::FIRST_FOREIGN_SHARE;
 
 use super::{Claims, LocalEndpoint, Pool, gateway_of, host_ifname, pool::Released};
@@ -200,8 +200,7 @@ impl Store {
 
     /// Where an interface's record is.
     pub(crate) fn path(&self, attachment: &Attachment) -> PathBuf {
-        let name = format!("{}-{}.json", attachment.container_id, attachment.ifname);
-        self.folder.join(name.replace('/', "_"))
+        self.folder.join(attachment.file_name())
     }
 
     /// Makes an endpoint known. Its record is due only with [`Store::record`]: an
@@ -302,6 +301,26 @@ impl Store {
         endpoint.identity = identity;
         endpoint.object_uid = object_uid.or(endpoint.object_uid.take());
         Some(endpoint.clone())
+    }
+
+    /// The pod that has one of these ports of the node, and which: of another pod
+    /// than the endpoint's own, whose earlier sandbox may still be there.
+    pub(crate) fn holder_of_ports(&self, of: &LocalEndpoint) -> Option<(HostPort, String)> {
+        let others = self.endpoints.values().filter(|e| {
+            let same_pod = !of.pod_uid.is_empty() && e.pod_uid == of.pod_uid;
+            e.attachment != of.attachment && !same_pod
+        });
+        others
+            .flat_map(|e| e.host_ports().iter().map(move |held| (held, e)))
+            .find(|(held, _)| of.host_ports().iter().any(|port| port.overlaps(held)))
+            .map(|(held, e)| (*held, e.pod()))
+    }
+
+    /// Says which hostPorts an endpoint has.
+    pub(crate) fn set_host_ports(&mut self, attachment: &Attachment, ports: Vec<HostPort>) {
+        if let Some(endpoint) = self.endpoints.get_mut(attachment) {
+            endpoint.host_ports = Some(ports);
+        }
     }
 
     /// Says whose a rebuilt endpoint is.

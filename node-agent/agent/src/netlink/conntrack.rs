@@ -17,15 +17,24 @@ const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const AF_INET: u8 = 2;
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// The addresses of a flow.
+/// The ends of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
     /// Who began it.
     pub(crate) source: Ipv4Addr,
+    /// Whom it asked, before any translation.
+    pub(crate) destination: Ipv4Addr,
+    /// Number of its protocol.
+    pub(crate) protocol: u8,
+    /// The port that it asked; 0 where there is none.
+    pub(crate) port: u16,
     /// Who answers, after translation of the destination.
     pub(crate) answers: Ipv4Addr,
     /// Where answers go, before the source's translation is taken back.
@@ -42,6 +51,15 @@ fn ends(tuple: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
     Some((address(CTA_IP_V4_SRC)?, address(CTA_IP_V4_DST)?))
 }
 
+/// Protocol and destination port.
+fn service(tuple: &[u8]) -> Option<(u8, u16)> {
+    let protocol = Attrs(Attrs(tuple).find(CTA_TUPLE_PROTO)?);
+    let port = protocol.find(CTA_PROTO_DST_PORT);
+    let port = port.and_then(|p| p.try_into().ok());
+    let number = *protocol.find(CTA_PROTO_NUM)?.first()?;
+    Some((number, port.map_or(0, u16::from_be_bytes)))
+}
+
 /// Ends the IPv4 flows that `which` chooses: their next packets begin new ones.
 /// Returns how many.
 pub(crate) fn end(which: impl Fn(Flow) -> bool) -> io::Result<usize> {
@@ -53,11 +71,16 @@ pub(crate) fn end(which: impl Fn(Flow) -> bool) -> io::Result<usize> {
         else {
             return;
         };
-        let Some(((source, _), (answers, answered))) = ends(original).zip(ends(reply)) else {
+        let Some(((source, destination), (answers, answered))) = ends(original).zip(ends(reply))
+        else {
             return;
         };
+        let (protocol, port) = service(original).unwrap_or_default();
         if which(Flow {
             source,
+            destination,
+            protocol,
+            port,
             answers,
             answered,
         }) {

@@ -36,6 +36,8 @@ pub(crate) struct Wiring<'a> {
     pub(crate) route_mtu: u32,
     /// Source address of what the host sends to the pod.
     pub(crate) host_source: Option<IpAddr>,
+    /// Whether ports of the node lead to it.
+    pub(crate) host_ports: bool,
 }
 
 /// Makes the veth pair, both ends down, and returns the host side.
@@ -68,7 +70,7 @@ pub(crate) fn configure(
 ) -> io::Result<()> {
     link::no_ipv6_autoconf(host, host_index)?;
     // The device goes with the pod, so nothing is to be restored.
-    sysctl::set_device(proc_sys_net, w.host_ifname)?;
+    sysctl::set_device(proc_sys_net, w.host_ifname, w.host_ports)?;
 
     let mut pod = netns.socket()?;
     let eth = link::by_name(&mut pod, w.pod_ifname)?
@@ -221,6 +223,7 @@ mod tests {
             link_mtu: 1400,
             route_mtu: 1350,
             host_source: None,
+            host_ports: true,
         };
         let index = node.run(|| {
             let mut host = Socket::route().unwrap();
@@ -239,7 +242,7 @@ mod tests {
     #[test]
     fn a_pods_device_forwards_and_validates_loosely_whatever_new_devices_do() {
         let (node, _pod, _) = wired();
-        for (key, value) in sysctl::DEVICE {
+        for (key, value) in sysctl::DEVICE.into_iter().chain([sysctl::LOOPBACK]) {
             let path = format!("/proc/sys/net/ipv4/conf/veer0123456789/{key}");
             let found = node.run(|| std::fs::read_to_string(path).unwrap());
             assert_eq!(found.trim(), value, "{key}");

@@ -13,6 +13,11 @@ use std::{
 /// forwarding.
 pub(crate) const DEVICE: [(&str, &str); 2] = [("rp_filter", "2"), ("forwarding", "1")];
 
+/// What the device of a pod with hostPorts is set to besides: the node reaches them
+/// by 127.0.0.1, with that as the source until the packet leaves by the device. What
+/// pods send to such addresses is dropped by the programs.
+pub(crate) const LOOPBACK: (&str, &str) = ("route_localnet", "1");
+
 /// `/proc/sys/net` shows the namespace of whoever opens it; a container needs
 /// the host's mount of it only because its own is read-only.
 #[derive(Debug)]
@@ -75,9 +80,10 @@ impl Sysctls {
     }
 }
 
-/// Sets [`DEVICE`] directly, for devices that go with their pod.
-pub(crate) fn set_device(root: &Path, device: &str) -> io::Result<()> {
-    for (key, value) in DEVICE {
+/// Sets [`DEVICE`], and [`LOOPBACK`] for one with hostPorts, directly: for devices
+/// that go with their pod.
+pub(crate) fn set_device(root: &Path, device: &str, host_ports: bool) -> io::Result<()> {
+    for (key, value) in DEVICE.into_iter().chain(host_ports.then_some(LOOPBACK)) {
         let path = root.join("ipv4/conf").join(device).join(key);
         if fs::read_to_string(&path)?.trim() != value {
             fs::write(path, value)?;

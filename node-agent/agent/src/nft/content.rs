@@ -1,6 +1,9 @@
 //! What a table can hold, and the messages that make or change it.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
 use ipnet::Ipv4Net;
 
@@ -16,11 +19,17 @@ use crate::netlink::wire::{APPEND, CREATE, Message};
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 /// `NFT_SET_INTERVAL`.
 const INTERVAL: u32 = 4;
+/// `NFT_SET_MAP`.
+const MAP: u32 = 8;
 /// `NFT_SET_ELEM_INTERVAL_END`.
 const INTERVAL_END: u32 = 1;
 /// nft's numbers for types of keys, so that `nft list` prints them as such.
 const TYPE_IPV4: u32 = 7;
 const TYPE_IFNAME: u32 = 41;
+const TYPE_PROTOCOL: u32 = 12;
+const TYPE_PORT: u32 = 13;
+/// Bits of each type of a concatenation.
+const TYPE_BITS: u32 = 6;
 
 /// A hook of netfilter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +75,17 @@ impl Chain {
     }
 }
 
-/// What a set consists of.
+/// A port of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// Of this address; `None`: of all.
+    pub(super) address: Option<Ipv4Addr>,
+    /// Number of the protocol.
+    pub(super) protocol: u8,
+    pub(super) port: u16,
+}
+
+/// What a set or a map consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Elements {
     /// Single addresses.
@@ -75,10 +94,31 @@ pub(super) enum Elements {
     Blocks(Vec<Ipv4Net>),
     /// Names of devices.
     Devices(BTreeSet<String>),
+    /// Single addresses, each as source and destination.
+    Twice(BTreeSet<Ipv4Addr>),
+    /// Where ports of the node lead that are of no certain address.
+    Targets(BTreeMap<Place, SocketAddrV4>),
+    /// The same of those that are of a certain one.
+    TargetsAt(BTreeMap<Place, SocketAddrV4>),
 }
 
-/// A key and whether it is the end (exclusive) of an interval.
-type Element = (Vec<u8>, bool);
+/// An element as the kernel takes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Element {
+    key: Vec<u8>,
+    /// It is the end (exclusive) of an interval.
+    end: bool,
+    /// What a map has for it.
+    data: Vec<u8>,
+}
+
+/// Types, lengths and flags of a set.
+struct Shape {
+    flags: u32,
+    key: &'static [u32],
+    length: u32,
+    data: &'static [u32],
+}
 
 impl Elements {
     /// All elements but those that `other` has too.
@@ -92,22 +132,78 @@ impl Elements {
                 own.difference(other).map(device).collect()
             }
             (Self::Devices(own), _) => own.iter().map(device).collect(),
+            (Self::Twice(own), Some(Self::Twice(other))) => {
+                own.difference(other).copied().map(twice).collect()
+            }
+            (Self::Twice(own), _) => own.iter().copied().map(twice).collect(),
+            (Self::Targets(own), Some(Self::Targets(other)))
+            | (Self::TargetsAt(own), Some(Self::TargetsAt(other))) => {
+                let new = own
+                    .iter()
+                    .filter(|(place, to)| other.get(place) != Some(to));
+                new.map(target).collect()
+            }
+            (Self::Targets(own) | Self::TargetsAt(own), _) => own.iter().map(target).collect(),
             (Self::Blocks(own), _) => intervals(own),
         }
     }
 
-    /// Flags, type and length of the keys.
-    fn kind(&self) -> (u32, u32, u32) {
-        match self {
-            Self::Addresses(_) => (0, TYPE_IPV4, 4),
-            Self::Blocks(_) => (INTERVAL, TYPE_IPV4, 4),
-            Self::Devices(_) => (0, TYPE_IFNAME, 16),
+    fn shape(&self) -> Shape {
+        const TARGET: &[u32] = &[TYPE_IPV4, TYPE_PORT];
+        let (flags, key, length, data): (_, &[u32], _, &[u32]) = match self {
+            Self::Addresses(_) => (0, &[TYPE_IPV4], 4, &[]),
+            Self::Blocks(_) => (INTERVAL, &[TYPE_IPV4], 4, &[]),
+            Self::Devices(_) => (0, &[TYPE_IFNAME], 16, &[]),
+            Self::Twice(_) => (0, &[TYPE_IPV4, TYPE_IPV4], 8, &[]),
+            Self::Targets(_) => (MAP, &[TYPE_PROTOCOL, TYPE_PORT], 8, TARGET),
+            Self::TargetsAt(_) => (MAP, &[TYPE_PROTOCOL, TYPE_IPV4, TYPE_PORT], 12, TARGET),
+        };
+        Shape {
+            flags,
+            key,
+            length,
+            data,
         }
     }
 }
 
+/// The number of a concatenation of types.
+fn concatenated(types: &[u32]) -> u32 {
+    types.iter().fold(0, |all, one| (all << TYPE_BITS) | one)
+}
+
+fn key(key: Vec<u8>) -> Element {
+    Element {
+        key,
+        ..Element::default()
+    }
+}
+
 fn address(address: Ipv4Addr) -> Element {
-    (address.octets().to_vec(), false)
+    key(address.octets().to_vec())
+}
+
+fn twice(address: Ipv4Addr) -> Element {
+    key(address.octets().repeat(2))
+}
+
+/// Every part of a concatenation takes a whole register of four bytes.
+fn target((place, to): (&Place, &SocketAddrV4)) -> Element {
+    let port = |port: u16| {
+        let [high, low] = port.to_be_bytes();
+        [high, low, 0, 0]
+    };
+    let address = place.address.map(|a| a.octets());
+    let key = [
+        Some([place.protocol, 0, 0, 0]),
+        address,
+        Some(port(place.port)),
+    ];
+    Element {
+        key: key.into_iter().flatten().flatten().collect(),
+        end: false,
+        data: [to.ip().octets(), port(to.port())].concat(),
+    }
 }
 
 #[expect(
@@ -115,7 +211,7 @@ fn address(address: Ipv4Addr) -> Element {
     reason = "what an iterator over a set of strings gives"
 )]
 fn device(name: &String) -> Element {
-    (padded(name).to_vec(), false)
+    key(padded(name).to_vec())
 }
 
 /// Beginnings and ends (exclusive) of blocks.
@@ -124,8 +220,11 @@ fn intervals(blocks: &[Ipv4Net]) -> Vec<Element> {
         .iter()
         .flat_map(|b| {
             let end = u32::from(b.broadcast()).checked_add(1);
-            let end = end.map(|e| (e.to_be_bytes().to_vec(), true));
-            [Some((b.network().octets().to_vec(), false)), end]
+            let end = end.map(|e| Element {
+                end: true,
+                ..address(e.into())
+            });
+            [Some(address(b.network())), end]
         })
         .flatten()
         .collect()
@@ -136,6 +235,16 @@ fn intervals(blocks: &[Ipv4Net]) -> Vec<Element> {
 pub(super) struct Set {
     pub(super) name: &'static str,
     pub(super) elements: Elements,
+}
+
+impl Set {
+    /// The messages that make it this, whatever it holds.
+    pub(super) fn refilled(&self) -> Vec<Message> {
+        let mut all = vec![elements(DELETE_ELEMENT, self.name)];
+        let come = self.elements.without(None);
+        all.extend(change(NEW_ELEMENT, self.name, None, &come));
+        all
+    }
 }
 
 /// Packets and bytes.
@@ -165,7 +274,10 @@ impl Ruleset {
             .any(|s| match &s.elements {
                 Elements::Addresses(all) => all.contains(&address),
                 Elements::Blocks(all) => all.iter().any(|b| b.contains(&address)),
-                Elements::Devices(_) => false,
+                Elements::Devices(_)
+                | Elements::Twice(_)
+                | Elements::Targets(_)
+                | Elements::TargetsAt(_) => false,
             })
     }
 
@@ -179,14 +291,18 @@ impl Ruleset {
             table(NEW_TABLE, CREATE),
         ];
         for (id, set) in (1..).zip(&self.sets) {
-            let (flags, kind, length) = set.elements.kind();
+            let shape = set.elements.shape();
             let mut m = message(NEW_SET, CREATE);
             m.string(TABLE_NAME, TABLE)
                 .string(2, set.name)
-                .be32(3, flags)
-                .be32(4, kind)
-                .be32(5, length)
-                .be32(10, id);
+                .be32(3, shape.flags)
+                .be32(4, concatenated(shape.key))
+                .be32(5, shape.length);
+            if !shape.data.is_empty() {
+                let length = u32::try_from(4 * shape.data.len()).unwrap_or(0);
+                m.be32(6, concatenated(shape.data)).be32(7, length);
+            }
+            m.be32(10, id);
             all.push(m);
             let elements = set.elements.without(None);
             all.extend(change(NEW_ELEMENT, set.name, Some(id), &elements));
@@ -238,11 +354,11 @@ impl Ruleset {
             if matches!(new.elements, Elements::Blocks(_)) {
                 // Intervals are cut and joined: the set is emptied and filled,
                 // which nobody sees in between.
-                all.push(elements(DELETE_ELEMENT, new.name));
-            } else {
-                let gone = old.elements.without(Some(&new.elements));
-                all.extend(change(DELETE_ELEMENT, new.name, None, &gone));
+                all.extend(new.refilled());
+                continue;
             }
+            let gone = old.elements.without(Some(&new.elements));
+            all.extend(change(DELETE_ELEMENT, new.name, None, &gone));
             let come = new.elements.without(Some(&old.elements));
             all.extend(change(NEW_ELEMENT, new.name, None, &come));
         }
@@ -275,12 +391,17 @@ fn change(command: u16, set: &str, id: Option<u32>, all: &[Element]) -> Vec<Mess
             m.be32(4, id);
         }
         m.nest(3, |m| {
-            for (key, end) in part {
+            for element in part {
                 m.nest(1, |m| {
                     m.nest(1, |m| {
-                        m.attr(1, key);
+                        m.attr(1, &element.key);
                     });
-                    if *end {
+                    if command == NEW_ELEMENT && !element.data.is_empty() {
+                        m.nest(2, |m| {
+                            m.attr(1, &element.data);
+                        });
+                    }
+                    if element.end {
                         m.be32(3, INTERVAL_END);
                     }
                 });
@@ -298,7 +419,7 @@ mod tests {
     #[test]
     fn a_block_up_to_the_last_address_has_no_end() {
         let all = intervals(&["255.255.255.0/24".parse().unwrap()]);
-        assert_eq!(all, [(vec![255, 255, 255, 0], false)]);
+        assert_eq!(all, [key(vec![255, 255, 255, 0])]);
     }
 
     #[test]

@@ -6,8 +6,12 @@ use ipnet::Ipv4Net;
 
 use crate::netlink::wire::Message;
 
-/// `NFT_REG_1`, the only data register used here.
+/// `NFT_REG_1`. Its first four bytes are those of `NFT_REG32_00`.
 const REGISTER: u32 = 1;
+/// `NFT_REG32_01` and `NFT_REG32_02`: the four bytes after the first four of
+/// [`REGISTER`], and those after them, for concatenations.
+const SECOND: u32 = 9;
+const THIRD: u32 = 10;
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
 
@@ -38,6 +42,14 @@ pub(super) enum Expr {
     NoWayBack,
     /// Its destination is in a set.
     DestinationIn(&'static str),
+    /// Source and destination, one after the other, are in a set.
+    EndsIn(&'static str),
+    /// Its destination is an address of the node.
+    ToOwn,
+    /// A map has a target for its protocol and destination port.
+    Target(&'static str),
+    /// A map has a target for its protocol, destination and destination port.
+    TargetAt(&'static str),
     /// It is UDP to this port.
     UdpTo(u16),
     /// It is TCP.
@@ -60,6 +72,8 @@ pub(super) enum Expr {
     Masquerade,
     /// Translate the source to this address.
     SourceNat(Ipv4Addr),
+    /// Translate the destination, with its port, to the target found before.
+    DestinationNat,
 }
 
 const META_MARK: u32 = 3;
@@ -84,6 +98,15 @@ pub(super) const ACCEPT: u32 = 1;
 const FIB_RESULT_DEVICE: u32 = 1;
 /// `NFTA_FIB_F_SADDR` and `NFTA_FIB_F_IIF`.
 const FIB_SOURCE_BY_DEVICE: u32 = 1 | 8;
+/// `NFT_FIB_RESULT_ADDRTYPE`.
+const FIB_RESULT_TYPE: u32 = 3;
+/// `NFTA_FIB_F_DADDR`.
+const FIB_DESTINATION: u32 = 2;
+/// `RTN_LOCAL`.
+const LOCAL: u32 = 2;
+/// `NFT_NAT_SNAT` and `NFT_NAT_DNAT`.
+const SOURCE_NAT: u32 = 0;
+const DESTINATION_NAT: u32 = 1;
 /// `NFT_CT_STATE` and `NF_CT_STATE_INVALID_BIT`.
 const CT_STATE: u32 = 0;
 const CT_INVALID: u32 = 1;
@@ -120,8 +143,12 @@ fn compare(m: &mut Message, op: u32, bytes: &[u8]) {
 }
 
 fn payload(m: &mut Message, base: u32, offset: u32, length: u32) {
+    payload_to(m, REGISTER, base, offset, length);
+}
+
+fn payload_to(m: &mut Message, register: u32, base: u32, offset: u32, length: u32) {
     expr(m, "payload", |m| {
-        m.be32(1, REGISTER)
+        m.be32(1, register)
             .be32(2, base)
             .be32(3, offset)
             .be32(4, length);
@@ -142,6 +169,41 @@ fn lookup(m: &mut Message, set: &str) {
     expr(m, "lookup", |m| {
         m.string(1, set).be32(2, REGISTER);
     });
+}
+
+/// Looks protocol, destination (with `address`) and destination port up in a map;
+/// what it has for them replaces them from [`REGISTER`] on.
+fn target(m: &mut Message, address: bool, map: &str) {
+    meta(m, META_L4PROTO);
+    let mut port = SECOND;
+    if address {
+        payload_to(m, SECOND, NETWORK_HEADER, DESTINATION, 4);
+        port = THIRD;
+    }
+    payload_to(m, port, TRANSPORT_HEADER, 2, 2);
+    expr(m, "lookup", |m| {
+        m.string(1, map).be32(2, REGISTER).be32(3, REGISTER);
+    });
+}
+
+fn source_nat(m: &mut Message, address: Ipv4Addr) {
+    expr(m, "immediate", |m| {
+        m.be32(1, REGISTER);
+        value(m, 2, &address.octets());
+    });
+    expr(m, "nat", |m| {
+        m.be32(1, SOURCE_NAT)
+            .be32(2, u32::from(NFPROTO_IPV4))
+            .be32(3, REGISTER)
+            .be32(7, FULLY_RANDOM);
+    });
+}
+
+fn fib(m: &mut Message, result: u32, flags: u32, expected: [u8; 4]) {
+    expr(m, "fib", |m| {
+        m.be32(1, REGISTER).be32(2, result).be32(3, flags);
+    });
+    compare(m, CMP_EQ, &expected);
 }
 
 fn verdict(m: &mut Message, code: u32) {
@@ -218,14 +280,15 @@ impl Expr {
                 payload(m, NETWORK_HEADER, SOURCE, 4);
                 lookup(m, set);
             }
-            Self::NoWayBack => {
-                expr(m, "fib", |m| {
-                    m.be32(1, REGISTER)
-                        .be32(2, FIB_RESULT_DEVICE)
-                        .be32(3, FIB_SOURCE_BY_DEVICE);
-                });
-                compare(m, CMP_EQ, &[0; 4]);
+            Self::NoWayBack => fib(m, FIB_RESULT_DEVICE, FIB_SOURCE_BY_DEVICE, [0; 4]),
+            Self::ToOwn => fib(m, FIB_RESULT_TYPE, FIB_DESTINATION, LOCAL.to_ne_bytes()),
+            Self::EndsIn(set) => {
+                payload(m, NETWORK_HEADER, SOURCE, 4);
+                payload_to(m, SECOND, NETWORK_HEADER, DESTINATION, 4);
+                lookup(m, set);
             }
+            Self::Target(map) => target(m, false, map),
+            Self::TargetAt(map) => target(m, true, map),
             Self::DestinationIn(set) => {
                 payload(m, NETWORK_HEADER, DESTINATION, 4);
                 lookup(m, set);
@@ -254,18 +317,13 @@ impl Expr {
             Self::Masquerade => expr(m, "masq", |m| {
                 m.be32(1, FULLY_RANDOM);
             }),
-            Self::SourceNat(address) => {
-                expr(m, "immediate", |m| {
-                    m.be32(1, REGISTER);
-                    value(m, 2, &address.octets());
-                });
-                expr(m, "nat", |m| {
-                    m.be32(1, 0)
-                        .be32(2, u32::from(NFPROTO_IPV4))
-                        .be32(3, REGISTER)
-                        .be32(7, FULLY_RANDOM);
-                });
-            }
+            Self::SourceNat(address) => source_nat(m, *address),
+            Self::DestinationNat => expr(m, "nat", |m| {
+                m.be32(1, DESTINATION_NAT)
+                    .be32(2, u32::from(NFPROTO_IPV4))
+                    .be32(3, REGISTER)
+                    .be32(5, SECOND);
+            }),
         }
     }
 }

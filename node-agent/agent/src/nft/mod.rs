@@ -7,6 +7,7 @@
 mod content;
 mod expr;
 mod forward;
+mod host_ports;
 mod ruleset;
 #[cfg(test)]
 mod tests;
@@ -27,8 +28,9 @@ use crate::{
 };
 
 pub(crate) use content::Count;
-use content::Ruleset;
+use content::{Ruleset, Set};
 pub(crate) use forward::Forward;
+use host_ports::HostPorts;
 use ruleset::Inputs;
 
 /// Name of the table, of family inet.
@@ -100,6 +102,8 @@ pub(crate) struct Table {
     written: Option<Written>,
     /// The kernel can ask its routes in a rule.
     fib: bool,
+    /// Of what is written; none after a start.
+    host_ports: HostPorts,
 }
 
 #[derive(Debug)]
@@ -115,14 +119,15 @@ impl Default for Table {
         Self {
             written: None,
             fib: true,
+            host_ports: HostPorts::default(),
         }
     }
 }
 
 impl Table {
     /// Writes the table if it should differ from what was written, or does. While
-    /// lists of nodes are not complete, the table of an earlier agent stays: it
-    /// knew more. `uplinks` are the devices with programs that are not veer's own.
+    /// lists of nodes are not complete, the table of an earlier agent stays but for
+    /// hostPorts: it knew more. `uplinks` are the devices with programs that are not veer's own.
     pub(crate) fn converge(
         &mut self,
         shared: &Shared,
@@ -130,11 +135,14 @@ impl Table {
         step: &Step,
         uplinks: &BTreeSet<String>,
     ) -> io::Result<()> {
-        let block = shared.store().block();
+        let (block, host_ports) = {
+            let store = shared.store();
+            (store.block(), HostPorts::of(store.iter()))
+        };
         let mut socket = Socket::netfilter()?;
         let complete = shared.index().complete.nodes;
         if self.written.is_none() && !complete && exists(&mut socket)? {
-            return Ok(());
+            return self.host_ports_alone(&mut socket, host_ports, facts);
         }
         loop {
             let wanted = {
@@ -146,6 +154,7 @@ impl Table {
                     block,
                     uplinks,
                     fib: self.fib,
+                    host_ports: &host_ports,
                 })
             };
             // What an incremental change misses the whole table has.
@@ -162,6 +171,9 @@ impl Table {
                         });
                         tell(ended, "that began without the nftables table");
                     }
+                    if restored || host_ports != self.host_ports {
+                        self.wrote_host_ports(host_ports, facts);
+                    }
                     return Ok(());
                 }
                 Err(e) if e.raw_os_error() != Some(nix::libc::ENOENT) => return Err(e),
@@ -172,6 +184,36 @@ impl Table {
                 }
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// Writes hostPorts into the table of an earlier agent. One of a release without
+    /// them stays as it is.
+    fn host_ports_alone(
+        &mut self,
+        socket: &mut Socket,
+        host_ports: HostPorts,
+        facts: &Facts,
+    ) -> io::Result<()> {
+        if host_ports == self.host_ports {
+            return Ok(());
+        }
+        let sets = host_ports.sets(facts);
+        match commit(socket, sets.iter().flat_map(Set::refilled).collect()) {
+            Ok(()) => self.wrote_host_ports(host_ports, facts),
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// Ends flows that go on to where a hostPort led before.
+    fn wrote_host_ports(&mut self, now: HostPorts, facts: &Facts) {
+        let before = std::mem::replace(&mut self.host_ports, now);
+        let now = &self.host_ports;
+        if before.outlive_pods() || now.outlive_pods() {
+            let ended = conntrack::end(|flow| now.is_stale(&before, facts, &flow));
+            tell(ended, "of hostPorts that lead elsewhere now");
         }
     }
 
@@ -223,6 +265,7 @@ impl Table {
     /// Removes the table; fine when there is none.
     pub(crate) fn remove(&mut self) -> io::Result<()> {
         self.written = None;
+        self.host_ports = HostPorts::default();
         let mut socket = Socket::netfilter()?;
         commit(
             &mut socket,
@@ -335,7 +378,7 @@ fn fingerprint(socket: &mut Socket) -> io::Result<Prints> {
         found.body.get(NFGENMSG..).hash(&mut rules);
     }
     let mut elements = DefaultHasher::new();
-    for set in ruleset::SETS {
+    for set in ruleset::SETS.into_iter().chain(host_ports::SETS) {
         let mut message = table(GET_ELEMENT, 0);
         message.string(2, set);
         let found = get(message)?;

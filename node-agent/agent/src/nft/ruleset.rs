@@ -11,6 +11,7 @@ use veer_bpf_common::mark;
 use super::{
     content::{Chain, Elements, HookPoint, Ruleset, Set},
     expr::Expr,
+    host_ports::{self, HostPorts},
 };
 use crate::{
     desired::{Facts, Step, tunnel_port},
@@ -27,7 +28,7 @@ const EXCLUDED: &str = "excluded4";
 /// Devices other than veer's own that have its programs.
 const UPLINKS: &str = "uplinks";
 
-/// All sets.
+/// All sets, but those of hostPorts.
 pub(super) const SETS: [&str; 4] = [NODES, PODS, EXCLUDED, UPLINKS];
 
 /// What all devices of veer are named like, pods' and the tunnel's.
@@ -55,7 +56,7 @@ const FILTER: i32 = 0;
 /// Before kube-proxy's chains at `NF_IP_PRI_NAT_SRC` (100).
 const BEFORE_SOURCE_NAT: i32 = 99;
 
-fn v4(nets: impl IntoIterator<Item = IpNet>) -> Vec<Ipv4Net> {
+pub(super) fn v4(nets: impl IntoIterator<Item = IpNet>) -> Vec<Ipv4Net> {
     let all: Vec<Ipv4Net> = nets
         .into_iter()
         .filter_map(|n| match n {
@@ -82,6 +83,8 @@ pub(super) struct Inputs<'a> {
     pub(super) uplinks: &'a BTreeSet<String>,
     /// Whether the kernel can ask its routes in a rule.
     pub(super) fib: bool,
+    /// Ports of the node that lead to pods.
+    pub(super) host_ports: &'a HostPorts,
 }
 
 /// What the table is to hold.
@@ -93,6 +96,7 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         block,
         uplinks,
         fib,
+        host_ports,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
@@ -124,13 +128,16 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         IpAddr::V6(_) => None,
     });
     let set = |name, elements| Set { name, elements };
+    let mut sets = vec![
+        set(NODES, Elements::Addresses(nodes)),
+        set(PODS, Elements::Blocks(pods)),
+        set(EXCLUDED, Elements::Blocks(excluded)),
+        set(UPLINKS, Elements::Devices(uplinks.clone())),
+    ];
+    sets.extend(host_ports.sets(facts));
+    let [prerouting, output] = host_ports::chains(fib);
     Ruleset {
-        sets: vec![
-            set(NODES, Elements::Addresses(nodes)),
-            set(PODS, Elements::Blocks(pods)),
-            set(EXCLUDED, Elements::Blocks(excluded)),
-            set(UPLINKS, Elements::Devices(uplinks.clone())),
-        ],
+        sets,
         counters: vec![
             POD_ELSEWHERE,
             NODE_ELSEWHERE,
@@ -161,6 +168,8 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
                 Expr::Drop,
             ]),
             filter("input", HookPoint::Input, port),
+            prerouting,
+            output,
             postrouting(block, primary, masquerade, !step.all_native()),
         ],
     }
@@ -239,6 +248,7 @@ fn postrouting(
     let (Some(block), Some(primary)) = (block, primary) else {
         return c;
     };
+    c = host_ports::clients(c, primary);
     let by_vxlan = || Expr::OutDevice(VXLAN);
     // veer_vxlan has no address, so a masquerade there would take just any.
     c = c
@@ -300,6 +310,7 @@ mod tests {
             block: Some("10.1.0.0/24".parse().unwrap()),
             uplinks: &BTreeSet::new(),
             fib: true,
+            host_ports: &HostPorts::default(),
         })
     }
 

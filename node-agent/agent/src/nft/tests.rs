@@ -1,5 +1,7 @@
 //! The table at work in the kernel, as root.
 
+pub(super) mod host_ports;
+
 use std::{
     net::{Ipv4Addr, UdpSocket},
     time::Duration,
@@ -15,6 +17,7 @@ use super::{
 };
 use crate::{
     desired::Facts,
+    endpoint::LocalEndpoint,
     index::{Change, Event, Index, NodeRecord},
     netlink::{
         lab::{self, FAR, NEAR},
@@ -39,6 +42,10 @@ struct Lab {
 }
 
 fn content(uplinks: &[&str]) -> Ruleset {
+    with_ports(uplinks, &[], true)
+}
+
+fn with_ports(uplinks: &[&str], endpoints: &[LocalEndpoint], fib: bool) -> Ruleset {
     let mut index = Index::new("a");
     index.handle(Event::Node(Change::Apply(NodeRecord {
         name: "b".into(),
@@ -56,7 +63,8 @@ fn content(uplinks: &[&str]) -> Ruleset {
         step: &Step::default(),
         block: Some("10.1.0.0/24".parse().unwrap()),
         uplinks: &uplinks.iter().map(ToString::to_string).collect(),
-        fib: true,
+        fib,
+        host_ports: &HostPorts::of(endpoints.iter()),
     })
 }
 

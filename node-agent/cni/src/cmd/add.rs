@@ -18,6 +18,12 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<String, 
             "veer-cni makes the pod's interface and must be the first plugin of the list",
         ));
     }
+    let subject = environment.subject();
+    let host_ports = config.host_ports();
+    let host_ports = host_ports.map_err(|problem| Error::HostPorts {
+        pod: subject.clone(),
+        problem: problem.0,
+    })?;
     let path = super::resolve_netns(config, netns, environment)?;
     let ifname = attachment.ifname.clone();
     let request = Request::Add(Add {
@@ -26,8 +32,9 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<String, 
         pod_namespace: pod.namespace,
         pod_name: pod.name,
         pod_uid: pod.uid,
+        host_ports,
     });
-    let added: Added = agent::ask(config, &request, &environment.subject(), super::LONG)?;
+    let added: Added = agent::ask(config, &request, &subject, super::LONG)?;
     // The runtime gets back the path that it gave.
     let result = AddResult::new(&config.cni_version, &ifname, netns, added);
     serde_json::to_string(&result).map_err(Error::Encode)

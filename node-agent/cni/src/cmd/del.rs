@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::farewell;
+use crate::portmap;
 use crate::queue::{self, Kept};
 
 /// Unwires the sandbox.
@@ -21,19 +22,21 @@ pub(super) fn run(environment: &Environment, config: &Config) -> Result<(), Erro
     let netns = environment
         .netns()
         .and_then(|netns| super::resolve_netns(config, netns, environment).ok());
+    // Its failure keeps nothing else from being undone; the DEL comes again.
+    let portmap = portmap::remove(config, &attachment);
     let request = Request::Del(Del {
         attachment: attachment.clone(),
         netns,
     });
     let answer = agent::ask::<IgnoredAny>(config, &request, &environment.subject(), super::LONG);
     match answer {
-        Ok(IgnoredAny) => Ok(()),
+        Ok(IgnoredAny) => portmap,
         Err(Error::AgentAbsent { .. } | Error::DecodeAnswer { .. }) => {
             match queue::keep(&config.on_node(DELETE_QUEUE), &attachment, &request)? {
                 Kept::Queued => {}
                 Kept::Uninstalled => farewell::after_last(config, &attachment),
             }
-            Ok(())
+            portmap
         }
         Err(error) => Err(error),
     }

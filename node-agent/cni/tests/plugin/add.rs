@@ -20,6 +20,7 @@ fn add_names_the_pod_to_the_agent_and_prints_its_address() {
             pod_namespace: "shop".to_owned(),
             pod_name: "cart-0".to_owned(),
             pod_uid: "u-1".to_owned(),
+            host_ports: None,
         })
     );
     assert!(outcome.success);
@@ -144,4 +145,31 @@ fn namespace_of_a_process_is_refused_with_the_paths_that_can_be_wired() {
     for word in ["shop/cart-0", netns.as_str(), "/run/netns", "cri-dockerd"] {
         assert!(message.contains(word), "{message}");
     }
+}
+
+#[test]
+fn add_passes_host_ports_on_and_refuses_what_is_none() {
+    let node = Node::new();
+    let agent = node.double(&added());
+    let mut config = node.config("1.0.0");
+    config["runtimeConfig"] = json!({"portMappings": [
+        {"hostPort": 8088, "containerPort": 8080, "protocol": "tcp", "hostIP": ""}]});
+    assert!(node.call("ADD", &config).success);
+    let asked = agent.join().unwrap();
+    let Request::Add(add) = &asked else {
+        panic!("{asked:?}");
+    };
+    let ports = add.host_ports.as_ref().unwrap();
+    assert_eq!(ports.len(), 1);
+    assert_eq!(ports[0].to_string(), "tcp/8088");
+    config["runtimeConfig"]["portMappings"][0]["hostIP"] = json!("::");
+    let error = node.call("ADD", &config).error();
+    assert_eq!(error["code"], code::INVALID_CONFIG);
+    let text = error["msg"].as_str().unwrap();
+    assert!(
+        text.contains("shop/cart-0") && text.contains("hostIP"),
+        "{text}"
+    );
+    // What an ADD refuses a DEL does not look at.
+    node.call("DEL", &config).silent_success();
 }

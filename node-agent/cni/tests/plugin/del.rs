@@ -1,12 +1,13 @@
 //! DEL: with an agent, without one, and after veer is uninstalled.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use serde_json::json;
-use veer_agent_api::{Answer, Del, Request};
+use veer_agent_api::{Answer, Del, PORTMAP_RULES, Request};
 
-use crate::node::{CONFLIST, Node, attachment, run_plugin};
+use crate::node::{CONFLIST, Node, attachment, run, run_plugin};
 
 #[test]
 fn del_goes_to_the_agent_and_prints_nothing() {
@@ -125,4 +126,48 @@ fn del_that_can_be_neither_done_nor_kept_fails() {
         error["msg"].as_str().unwrap().contains("cannot be kept"),
         "{error}"
     );
+}
+
+/// As the plugin portmap behaves that keeps what it was told and what for.
+const PORTMAP: &str =
+    "#!/bin/sh\necho \"$CNI_COMMAND $CNI_CONTAINERID $(cat)\" >\"${0%/*}/told\"\n";
+
+#[test]
+fn del_has_portmap_remove_what_it_made_for_an_earlier_release() {
+    let node = Node::new();
+    let rules = node
+        .path(PORTMAP_RULES.trim_start_matches('/'))
+        .join(attachment().file_name());
+    fs::create_dir_all(rules.parent().unwrap()).unwrap();
+    fs::write(&rules, "{\"name\":\"veer\"}").unwrap();
+    let bin = node.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let variables = [
+        ("CNI_COMMAND", "DEL"),
+        ("CNI_CONTAINERID", "ab12"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", bin.to_str().unwrap()),
+        ("PATH", "/usr/bin:/bin"),
+    ];
+    let config = node.config("1.0.0").to_string();
+    let del = || run(&variables, config.as_bytes());
+    // Where it is gone for a while, the DEL comes again.
+    let error = del().error();
+    assert!(
+        error["msg"].as_str().unwrap().contains("CNI_PATH"),
+        "{error}"
+    );
+    assert!(rules.exists());
+    for (program, done) in [("#!/bin/sh\necho locked; exit 1\n", false), (PORTMAP, true)] {
+        fs::write(bin.join("portmap"), program).unwrap();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(bin.join("portmap"), mode).unwrap();
+        let outcome = del();
+        assert_eq!((outcome.success, !rules.exists()), (done, done));
+    }
+    let told = fs::read_to_string(bin.join("told")).unwrap();
+    assert_eq!(told.trim(), "DEL ab12 {\"name\":\"veer\"}");
+    fs::remove_file(bin.join("told")).unwrap();
+    del().silent_success();
+    assert!(!bin.join("told").exists(), "once is enough");
 }

@@ -1,6 +1,8 @@
 //! What other software does to a node: package managers, firewalls, hardening, other
 //! networks' leftovers.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use veer_e2e_cluster::await_condition;
@@ -11,7 +13,7 @@ use veer_e2e_tests::{
     scene::Scene,
     snapshot,
     told::{self, DEGRADED, READY},
-    workloads::{HOST_HTTP, STARTED},
+    workloads::{HOST_HTTP, HOST_UDP, STARTED},
 };
 
 use super::{Foreign, Made, NODE, OTHER, asked, await_works, works};
@@ -411,20 +413,48 @@ fn old_bridge(scene: &Scene) -> Result<Held> {
 }
 
 fn flushed(scene: &Scene) -> Result<Held> {
+    scene.lab.node(NODE)?.exec(&["nft", "flush", "ruleset"])?;
+    await_host_ports(scene)?;
+    // In nftables mode kube-proxy sees that its table is gone when it is to change it.
+    let kubectl = scene.lab.kubectl();
+    let service = ["service", "after-flush"];
+    kubectl.run(&["create", service[0], "clusterip", service[1], "--tcp=80:80"])?;
+    let mut pods = scene.demo.iter();
+    let works = pods.try_for_each(|pod| await_works(scene, pod));
+    kubectl.run(&["delete", service[0], service[1]])?;
+    works?;
+    Ok(held("hostPorts, services and the world are back"))
+}
+
+/// Until the hostPorts of a running pod lead to it: from the world, from another
+/// node's pod and by the node's loopback.
+fn await_host_ports(scene: &Scene) -> Result<()> {
     let lab = &scene.lab;
-    lab.node(NODE)?.exec(&["nft", "flush", "ruleset"])?;
     let pod = scene.fixed_on(NODE)?;
-    let to = (scene.address(NODE)?, HOST_HTTP).into();
+    let to = SocketAddr::from((scene.address(NODE)?, HOST_HTTP));
     let world = lab.world()?;
     await_condition("the hostPort of a running pod is back", STARTED, || {
         let answer = client::http_get(&world, to, "/hostname");
         let answer = answer.map_err(|e| format!("{e:#}"))?;
         Ok((answer.trim() == pod.name).then_some(()))
     })?;
-    for pod in &scene.demo {
-        await_works(scene, pod)?;
-    }
-    Ok(held("hostPorts, services and the world are back"))
+    let right = |name: String| {
+        ensure!(name.trim() == pod.name, "{name} answered for {}", pod.name);
+        Ok(())
+    };
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, HOST_HTTP));
+    right(client::http_get(
+        &lab.node_site(NODE)?,
+        loopback,
+        "/hostname",
+    )?)?;
+    right(client::http_get(
+        &scene.demo_on(OTHER)?.site,
+        to,
+        "/hostname",
+    )?)?;
+    let udp = SocketAddr::new(to.ip(), HOST_UDP);
+    right(client::udp_ask(&world, udp, "hostname")?)
 }
 
 fn port_taken(scene: &Scene) -> Result<Held> {

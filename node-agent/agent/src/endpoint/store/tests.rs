@@ -39,6 +39,7 @@ fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
         ifindex: n,
         mac: [0; 6],
         node_mac: [0; 6],
+        host_ports: None,
     }
 }
 
@@ -167,4 +168,33 @@ fn a_damaged_record_is_left_aside_and_the_others_are_read() {
     let again = Store::open(dir.path()).unwrap();
     assert!(again.get(&a.attachment).is_none());
     assert_eq!(again.get(&b.attachment), Some(&b));
+}
+
+#[test]
+fn a_port_that_another_pod_has_is_found_and_the_own_earlier_sandbox_is_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path()).unwrap();
+    store.set_block("10.0.1.0/24".parse().unwrap());
+    let with_port = |mut endpoint: LocalEndpoint, ip: &str| {
+        let mapping = serde_json::json!([
+            {"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ip}]);
+        endpoint.host_ports = Some(veer_agent_api::host_port::parse(&mapping).unwrap());
+        endpoint
+    };
+    let holder = with_port(wire(&mut store, 1), "192.0.2.1");
+    store.insert(holder.clone());
+    let other = wire(&mut store, 2);
+    assert_eq!(store.holder_of_ports(&other), None);
+    let elsewhere = with_port(other.clone(), "192.0.2.2");
+    assert_eq!(store.holder_of_ports(&elsewhere), None);
+    let (port, pod) = store.holder_of_ports(&with_port(other, "")).unwrap();
+    assert_eq!(
+        (port.to_string().as_str(), pod),
+        ("tcp/192.0.2.1:80", holder.pod())
+    );
+    let again = LocalEndpoint {
+        attachment: attachment(3),
+        ..holder
+    };
+    assert_eq!(store.holder_of_ports(&again), None);
 }

@@ -1,0 +1,23 @@
+//! hostPorts between two rounds: a pod's ADD waits for their rules.
+
+use std::sync::mpsc::Sender;
+
+use super::Engine;
+
+impl Engine {
+    /// Writes the rules of hostPorts, and tells those who wait for them.
+    pub(super) fn host_ports(&mut self, waiting: Vec<Sender<Result<(), String>>>) {
+        if self.converger.decommissioned || self.told_to_go() {
+            return;
+        }
+        let outcome = self.converger.host_ports(&self.shared);
+        let outcome = outcome.map_err(|error| crate::chain(&error));
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "cannot write hostPorts; the next round will");
+        }
+        for one in waiting {
+            // Who has given up meanwhile takes back what it did.
+            let _ = one.send(outcome.clone());
+        }
+    }
+}

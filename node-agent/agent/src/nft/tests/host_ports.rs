@@ -1,0 +1,199 @@
+//! hostPorts at work: a pod on one side of the node, the world on the other.
+
+use std::{net::SocketAddr, thread};
+
+use super::*;
+use crate::endpoint::LocalEndpoint;
+
+/// The pod's device.
+const DEVICE: &str = "veer0123456789";
+/// What the pod listens on.
+const TO: u16 = 8080;
+
+/// A pod with address 10.1.0.`last` whose port [`TO`] a port of the node leads to. Its
+/// record is of a release that knew of no hostPorts.
+pub(in crate::nft) fn pod_with_port(
+    last: u8,
+    protocol: &str,
+    ip: &str,
+    port: u16,
+) -> LocalEndpoint {
+    let mut endpoint: LocalEndpoint = serde_json::from_value(serde_json::json!({
+        "container_id": format!("c{last}"), "ifname": "eth0", "netns": "", "netns_inode": 0,
+        "namespace": "shop", "pod_name": format!("cart-{last}"), "pod_uid": format!("u{last}"),
+        "address": format!("10.1.0.{last}"), "gateway": "10.1.0.1", "endpoint_id": last,
+        "serial": 1, "identity": 5, "host_ifname": DEVICE, "ifindex": 7,
+        "mac": [2, 0, 0, 0, 0, 2], "node_mac": [2, 0, 0, 0, 0, 1],
+    }))
+    .unwrap();
+    assert!(endpoint.host_ports.is_none() && endpoint.host_ports().is_empty());
+    let mapping = serde_json::json!([{
+        "hostPort": port, "containerPort": TO, "protocol": protocol, "hostIP": ip}]);
+    endpoint.host_ports = Some(veer_agent_api::host_port::parse(&mapping).unwrap());
+    endpoint
+}
+
+/// A lab with a pod 10.1.0.5 that tells everybody by whom it was asked.
+fn with_pod() -> (Lab, Netns) {
+    let lab = Lab::new();
+    let pod = lab::namespace();
+    lab::pair(&lab.node, &pod, DEVICE);
+    lab.node.device(DEVICE, "169.254.9.1", "10.1.0.5/32");
+    pod.device(DEVICE, "10.1.0.5", "169.254.9.1/32");
+    pod.command("ip", "route add default via 169.254.9.1");
+    let localnet = format!("/proc/sys/net/ipv4/conf/{DEVICE}/route_localnet");
+    lab.node.run(|| std::fs::write(localnet, "1").unwrap());
+    let listener = pod.run(|| UdpSocket::bind(("0.0.0.0", TO)).unwrap());
+    answer(listener);
+    (lab, pod)
+}
+
+/// Answers until the test ends.
+fn answer(listener: UdpSocket) {
+    thread::spawn(move || {
+        let mut buffer = [0; 8];
+        while let Ok((_, from)) = listener.recv_from(&mut buffer) {
+            let _ = listener.send_to(from.ip().to_string().as_bytes(), from);
+        }
+    });
+}
+
+fn client(from: &Netns) -> UdpSocket {
+    let socket = from.run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// What the answer to a question says; `None`: the port was closed.
+fn ask(socket: &UdpSocket, to: &str) -> Option<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    socket.connect(to).unwrap();
+    socket.send(b"?").unwrap();
+    let mut buffer = [0; 32];
+    match socket.recv(&mut buffer) {
+        Ok(length) => Some(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => None,
+        Err(e) => panic!("{to}: {e}"),
+    }
+}
+
+#[test]
+fn a_host_port_answers_world_node_loopback_and_the_pod_itself_also_after_a_flush() {
+    for fib in [true, false] {
+        let (lab, pod) = with_pod();
+        let endpoints = [
+            pod_with_port(5, "udp", "", 8088),
+            pod_with_port(5, "udp", "192.0.2.1", 8089),
+        ];
+        let content = with_ports(&["far0"], &endpoints, fib);
+        let mut table = Table::default();
+        let mut round = || {
+            let mut socket = Socket::netfilter().unwrap();
+            table.write(&mut socket, &content).unwrap()
+        };
+        let answers = || {
+            for port in [8088, 8089] {
+                let own = format!("192.0.2.1:{port}");
+                let seen = |from: &Netns| ask(&client(from), &own).unwrap();
+                assert_eq!(seen(&lab.outside), "192.0.2.2", "the world's own address");
+                assert_eq!(seen(&pod), "192.0.2.1", "not the pod's own");
+                seen(&lab.node);
+            }
+            let loopback = |port: u16| ask(&client(&lab.node), &format!("127.0.0.1:{port}"));
+            assert_eq!(loopback(8088).as_deref(), Some("192.0.2.1"));
+            assert_eq!(loopback(8089), None, "of another address");
+            assert_eq!(ask(&client(&lab.outside), "192.0.2.1:8090"), None);
+        };
+        lab.node.run(&mut round);
+        answers();
+        lab.node.command("nft", "flush ruleset");
+        let wrote = lab.node.run(&mut round);
+        assert!(wrote.restored && wrote.changed.is_some());
+        answers();
+    }
+}
+
+#[test]
+fn one_pods_host_port_comes_moves_and_goes_by_elements_alone() {
+    let node = lab::namespace();
+    let of = |pods: &[u8]| {
+        let all: Vec<_> = pods
+            .iter()
+            .map(|last| pod_with_port(*last, "tcp", "", 8000 + u16::from(*last) % 10))
+            .collect();
+        with_ports(&["far0"], &all, true)
+    };
+    let mut table = Table::default();
+    // 10.1.0.15 has the port that 10.1.0.5 had.
+    for (pods, messages) in [(&[5, 6][..], None), (&[15, 6], Some(4)), (&[6], Some(2))] {
+        let content = of(pods);
+        let written = table.written.as_ref().map(|w| &w.content);
+        let changes = written.and_then(|old| content.changes(old));
+        assert_eq!(changes.map(|c| c.len()), messages);
+        node.run(|| {
+            let mut socket = Socket::netfilter().unwrap();
+            assert_eq!(table.write(&mut socket, &content).unwrap().changed, None);
+        });
+        let listed = node.command("nft", "list map inet veer hostports");
+        assert_eq!(listed.matches("tcp .").count(), pods.len(), "{listed}");
+        for last in pods {
+            let to = format!("10.1.0.{last} . {TO}");
+            assert!(listed.contains(&to), "{listed}");
+        }
+    }
+    node.command("nft", "flush map inet veer hostports");
+    node.run(|| {
+        let mut socket = Socket::netfilter().unwrap();
+        let wrote = table.write(&mut socket, &of(&[6])).unwrap();
+        assert_eq!(wrote.changed.as_deref(), Some("elements"));
+    });
+}
+
+#[test]
+fn datagrams_that_began_before_the_host_port_reach_the_pod_once_it_is_there() {
+    let (lab, _pod) = with_pod();
+    let mut table = Table::default();
+    let mut write = |endpoints: &[LocalEndpoint]| {
+        let content = with_ports(&["far0"], endpoints, true);
+        lab.node.run(|| {
+            let mut socket = Socket::netfilter().unwrap();
+            table.write(&mut socket, &content).unwrap();
+            table.wrote_host_ports(HostPorts::of(endpoints.iter()), &facts());
+        });
+    };
+    write(&[]);
+    // One socket, so one flow for connection tracking.
+    let one = client(&lab.outside);
+    assert_eq!(ask(&one, "192.0.2.1:8088"), None);
+    write(&[pod_with_port(5, "udp", "", 8088)]);
+    assert_eq!(ask(&one, "192.0.2.1:8088").as_deref(), Some("192.0.2.2"));
+    write(&[]);
+    assert_eq!(ask(&one, "192.0.2.1:8088"), None);
+}
+
+#[test]
+fn a_table_of_an_earlier_agent_takes_host_ports_while_the_rest_is_not_known() {
+    let node = lab::namespace();
+    node.run(|| {
+        let mut socket = Socket::netfilter().unwrap();
+        let earlier = with_ports(&["far0"], &[pod_with_port(5, "tcp", "", 80)], true);
+        commit(&mut socket, earlier.messages(|_| Count::default())).unwrap();
+        let mut table = Table::default();
+        let now = HostPorts::of([pod_with_port(6, "tcp", "", 80)].iter());
+        table
+            .host_ports_alone(&mut socket, now.clone(), &facts())
+            .unwrap();
+        assert_eq!(table.host_ports, now);
+    });
+    let listed = node.command("nft", "list map inet veer hostports");
+    assert!(listed.contains("10.1.0.6") && !listed.contains("10.1.0.5"));
+    // A table without them is of a release that left them to a plugin.
+    node.command("nft", "flush ruleset");
+    node.command("nft", "add table inet veer");
+    node.run(|| {
+        let mut socket = Socket::netfilter().unwrap();
+        let mut table = Table::default();
+        let now = HostPorts::of([pod_with_port(6, "tcp", "", 80)].iter());
+        table.host_ports_alone(&mut socket, now, &facts()).unwrap();
+    });
+}
