@@ -1,14 +1,15 @@
 //! Nodes under other names, and the objects of nodes deleted.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use veer_e2e_cluster::{Role, await_condition};
 use veer_e2e_tests::{
     client,
     lab::{Lab, Mode},
     pods,
-    scene::Scene,
+    scene::{DEMO, Scene},
     snapshot,
     workloads::STARTED,
 };
@@ -16,8 +17,8 @@ use veer_e2e_tests::{
 use super::{NODE, works};
 use crate::{
     fault::{Fault, Held},
-    node::{PATIENCE, VICTIM, join, load_images},
-    survive::{SETTLED, changeable, unharmed},
+    node::{PATIENCE, VICTIM, await_pod, connected, join, load_images, with_victim},
+    survive::{SETTLED, changeable, seconds, unharmed},
 };
 
 pub(super) fn faults() -> Vec<Fault> {
@@ -33,6 +34,13 @@ pub(super) fn faults() -> Vec<Fault> {
             "kubectl delete nodenetworks --all",
             Mode::Tunnel,
             networks_deleted,
+        ),
+        Fault::new(
+            "members::power_cut_while_a_closed_webhook_refuses_veers_writes",
+            "a webhook that nobody serves, with failurePolicy Fail, for all of veer's resources; \
+             then a node's power cut",
+            Mode::Tunnel,
+            |scene| with_victim(scene, writes_refused),
         ),
     ]
 }
@@ -51,7 +59,7 @@ fn renamed(scene: &Scene) -> Result<Held> {
         );
         load_images(&lab)?;
         lab.cluster.await_nodes_ready(PATIENCE)?;
-        let pod = pods::await_ready(&lab, veer_e2e_tests::scene::DEMO, "app=demo", 4, PATIENCE)?;
+        let pod = pods::await_ready(&lab, DEMO, "app=demo", 4, PATIENCE)?;
         let pod = pod.into_iter().find(|p| p.node == NEW).context("no pod")?;
         await_condition("the node works under its new name", STARTED, || {
             let all = works(scene, &pod)
@@ -106,4 +114,70 @@ fn networks_deleted(scene: &Scene) -> Result<Held> {
         |()| format!("{} nodes", before.len()),
     )?;
     Ok(held)
+}
+
+/// A webhook for every write of veer's resources that nobody serves, with
+/// `failurePolicy` Fail; it goes when this is dropped.
+struct Closed<'a>(&'a Lab);
+
+impl<'a> Closed<'a> {
+    const NAME: &'static str = "e2e-closed";
+
+    fn put(lab: &'a Lab) -> Result<Self> {
+        let webhook = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": Self::NAME},
+            "webhooks": [{
+                "name": "closed.e2e.veer.dev", "failurePolicy": "Fail", "sideEffects": "None",
+                "admissionReviewVersions": ["v1"], "timeoutSeconds": 1,
+                "clientConfig": {"service": {"namespace": DEMO, "name": Self::NAME}},
+                "rules": [{"apiGroups": ["veer.dev"], "apiVersions": ["*"],
+                    "operations": ["*"], "resources": ["*/*"]}],
+            }],
+        });
+        lab.kubectl().apply(&webhook.to_string())?;
+        let closed = Self(lab);
+        await_condition("veer's resources cannot be written", STARTED, || {
+            let words = ["annotate", "--overwrite", "nodenetwork", NODE];
+            let words = [&words[..], &["e2e.veer.dev/probe=1", "--dry-run=server"]].concat();
+            Ok(lab.kubectl().run(&words).is_err().then_some(()))
+        })?;
+        Ok(closed)
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let kind = "validatingwebhookconfiguration";
+        let words = ["delete", kind, Self::NAME, "--ignore-not-found"];
+        let _gone = self.0.kubectl().run(&words);
+    }
+}
+
+fn writes_refused(scene: &Scene, lab: &mut Lab) -> Result<Held> {
+    let closed = Closed::put(lab)?;
+    lab.cluster.reboot_node(VICTIM)?;
+    let start = Instant::now();
+    await_condition("the victim's pod is back", PATIENCE, || {
+        // By its process: the API knows it as Ready from before.
+        let all = await_pod(lab).and_then(|pod| connected(scene, &pod));
+        all.map(Some).map_err(|e| format!("{e:#}"))
+    })?;
+    let took = start.elapsed();
+    let made = super::Made::on(lab, VICTIM, "made-meanwhile")?;
+    await_condition("the new pod is reached by its node", STARTED, || {
+        let all = lab
+            .node_site(VICTIM)
+            .and_then(|n| super::asked(&n, &made.pod));
+        all.map(Some).map_err(|e| format!("{e:#}"))
+    })?;
+    drop(closed);
+    snapshot::await_agrees(lab, PATIENCE)?;
+    works(scene, &made.pod)?;
+    made.deleted()?;
+    Ok(Held::new(
+        "pods of the node were back, a new one started; all known when writes were allowed",
+        format!("back after {}", seconds(took)),
+    ))
 }
