@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use veer_e2e_cluster::{attempt, await_condition};
 use veer_e2e_tests::{
+    broken::pod_cidr,
     client::{self, ping_during},
     lab::{Lab, Mode},
     pods::{self, Pod},
@@ -47,6 +48,12 @@ pub(super) fn faults() -> Vec<Fault> {
             smaller_uplink,
         ));
     }
+    all.push(Fault::new(
+        "flows::narrow_link_behind_a_router_in_native",
+        "a router's link to one node with MTU 1400, the nodes' own with 1500",
+        Mode::Tunnel,
+        narrow_link,
+    ));
     all
 }
 
@@ -241,4 +248,64 @@ fn smaller_uplink(scene: &Scene) -> Result<Held> {
             .map_err(|e| format!("{e:#}"))
     })?;
     Ok(Held::new("what fits passes; what does not is answered", ""))
+}
+
+/// The router tells a pod of a size, and the ICMP error belongs to a flow that
+/// connection tracking never saw.
+fn narrow_link(scene: &Scene) -> Result<Held> {
+    const SMALL: u32 = 1_400;
+    const OCTETS: usize = 5_000_000;
+    let lab = &scene.lab;
+    let switch = lab.cluster.switch();
+    let route = |words: &[&str]| switch.exec(&[&["ip", "route"], words].concat());
+    let nodes = lab.cluster.node_names();
+    for node in &nodes {
+        let via = lab.cluster.address(node)?.to_string();
+        route(&["replace", &pod_cidr(lab, node)?, "via", &via])?;
+    }
+    let uplink = lab.cluster.state().config.mtu.to_string();
+    let port = format!("{OTHER}-0");
+    let port_mtu = |mtu: &str| switch.exec(&["ip", "link", "set", &port, "mtu", mtu]);
+    let (from, to) = (scene.demo_on(NODE)?, scene.demo_on(OTHER)?);
+    let outcome = lab.set_mode(Mode::Native).and_then(|()| {
+        port_mtu(&SMALL.to_string())?;
+        let listener = to
+            .site
+            .within(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+        let target = SocketAddr::from((to.address, listener.local_addr()?.port()));
+        let mut stream = from
+            .site
+            .within(|| Ok(TcpStream::connect_timeout(&target, attempt())?))?;
+        let (mut other, _) = listener.accept()?;
+        stream.set_write_timeout(Some(STARTED))?;
+        other.set_read_timeout(Some(STARTED))?;
+        thread::scope(|scope| {
+            let server = scope.spawn(move || {
+                let mut all = Vec::new();
+                other.read_to_end(&mut all).map(|_| all.len())
+            });
+            let sent = stream.write_all(&vec![0; OCTETS]).context("send");
+            drop(stream);
+            let got = server.join().map_err(|_| anyhow!("the server panicked"))?;
+            sent?;
+            ensure!(got? == OCTETS, "not all arrived");
+            Ok(())
+        })?;
+        let learnt = from
+            .site
+            .exec(&["ip", "route", "get", &to.address.to_string()])?
+            .stdout;
+        ensure!(learnt.contains("mtu 1400"), "not learnt: {learnt}");
+        Ok(())
+    });
+    port_mtu(&uplink)?;
+    lab.set_mode(Mode::Tunnel)?;
+    for node in &nodes {
+        route(&["del", &pod_cidr(lab, node)?])?;
+    }
+    outcome?;
+    Ok(Held::new(
+        "a bulk transfer came through; the pod learnt the size",
+        format!("{OCTETS} octets"),
+    ))
 }
