@@ -1,5 +1,6 @@
 //! What an agent says, or who has its token: nothing of it may harm other nodes.
 
+use ipnet::IpNet;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use veer_crds::manifests::SCHEMA_VERSION_KEY;
 use veer_crds::v1alpha1::{NodeNetwork, NodeReport};
 
+use crate::nodes::assert_sound;
 use crate::play::NETWORK;
 use crate::server::{Server, eventually};
 
@@ -63,6 +65,73 @@ impl Server {
         let params = PostParams::default();
         crds.replace(kind, &params, &crd).await.unwrap();
     }
+}
+
+/// Blocks claimed, and blocks that nodes are told, in order.
+async fn given(server: &Server) -> (Vec<IpNet>, Vec<IpNet>) {
+    let claims = server.all_claims().await;
+    let mut claimed: Vec<IpNet> = claims.iter().map(|c| c.spec.cidr).collect();
+    let all = server.networks().list(&ListParams::default()).await;
+    let all = all.unwrap().items;
+    let mut told: Vec<IpNet> = all.into_iter().flat_map(|n| n.spec.pod_cidrs).collect();
+    claimed.sort();
+    told.sort();
+    (claimed, told)
+}
+
+#[tokio::test]
+async fn a_block_that_is_no_share_of_the_network_is_given_to_nobody_who_says_he_holds_it() {
+    let server = Server::start().await;
+    let _operator = server.operator("podCIDRs: [{cidr: 10.8.0.0/22, nodeMaskSize: 24}]", &[]);
+    for name in ["a", "b"] {
+        server.add_node(name).await;
+        server.kubelet(name, true).await;
+        server.network_of(name).await;
+        let boot = json!({ "bootID": format!("boot-{name}") });
+        server.report(name, boot).await;
+        server.block_of(name).await;
+        server.agent(name).await;
+    }
+    let before = given(&server).await;
+    let (a, b) = (server.block_of("a").await, server.block_of("b").await);
+    let says = async |blocks: &[&str]| {
+        let status = json!({ "heldPodCIDRs": blocks });
+        server.says("NodeNetwork", "a", status).await.unwrap();
+    };
+    // Services' addresses, the nodes' own, half of the network and the whole, parts of
+    // a share, another node's block, a second share: next to its own block.
+    let (own, others) = (a.to_string(), b.to_string());
+    let claims = [
+        own.as_str(),
+        "10.96.0.0/12",
+        "192.0.2.0/24",
+        "10.8.0.0/23",
+        "10.8.0.0/22",
+        "10.8.3.0/25",
+        "10.8.3.9/32",
+        &others,
+        "10.8.2.0/24",
+    ];
+    says(&claims).await;
+    let said = server.event_on("a", "BlockRefused").await;
+    assert!(said.contains("10.8.0.0/22, 10.8.0.0/23"), "{said}");
+    // What is not believed takes no room from the next.
+    server.add_node("c").await;
+    let c = server.block_of("c").await;
+    server.add_node("d").await;
+    let d = server.block_of("d").await;
+    let mut expected = before.clone();
+    for list in [&mut expected.0, &mut expected.1] {
+        list.extend([c, d]);
+        list.sort();
+    }
+    assert_eq!(given(&server).await, expected);
+    // Another node's block in place of its own: that is no block of this node's.
+    says(&[&others]).await;
+    server.event_on("a", "HeldByOther").await;
+    assert_eq!(server.network_of("a").await.spec.pod_cidrs, [a]);
+    assert_eq!(given(&server).await, expected);
+    assert_sound(&server).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use super::epoch::Plan;
 use super::rollout::{self, LISTED};
 use crate::condition::Report;
 use crate::controllers::node::allocate::capacity;
+use crate::controllers::node::held::is_share;
 
 /// How many names a message lists.
 const NAMES: usize = 5;
@@ -86,9 +87,13 @@ fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
         .count();
     // What a node holds without a claim is in use all the same.
     let held = seen.networks.values().any(|network| {
-        let held = network.status.iter().flat_map(|s| &s.held_pod_cidrs);
-        held.chain(&network.spec.pod_cidrs)
-            .any(|b: &IpNet| entry.cidr.contains(b))
+        let mut held = network.status.iter().flat_map(|s| &s.held_pod_cidrs);
+        held.any(|b| is_share(entry, b))
+            || network
+                .spec
+                .pod_cidrs
+                .iter()
+                .any(|b| entry.cidr.contains(b))
     });
     let prefix = u8::try_from(entry.node_mask_size).unwrap_or(u8::MAX);
     PodCidrStatus {

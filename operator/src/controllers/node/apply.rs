@@ -8,6 +8,7 @@
 //! that do this at once see each other's claim, both or one of them: both may
 //! fail, never both succeed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,9 +16,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, ResourceExt};
 use veer_crds::names::pod_cidr_name;
-use veer_crds::v1alpha1::{ClusterNetworkSpec, PodCIDR, PodCIDRSpec, PodCidrState};
+use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork, PodCIDR, PodCIDRSpec, PodCidrState};
 
 use super::allocate::{Taken, capacity, lowest_free};
+use super::held;
 use super::ledger::Ledger;
 use super::validate::{Family, ValidatedNode};
 use crate::context::Context;
@@ -131,9 +133,12 @@ pub(crate) async fn settle(
             outcome.blocks.push(block);
             continue;
         }
-        // What it holds is disputed: another block would cut off its pods.
+        // What it holds is disputed: another block would cut off its pods. Its
+        // agent's word alone is not passed on.
         if let Some(block) = node.holds.iter().find(|b| Family::of(b) == *family) {
-            outcome.blocks.push(*block);
+            outcome
+                .blocks
+                .extend(node.told.contains(block).then_some(*block));
             continue;
         }
         let unheard = context.unheard();
@@ -186,11 +191,23 @@ async fn reclaim(
 ) -> Result<Option<Problem>, Error> {
     let claims = ledger.claims(context.claims.all());
     let overlapping = claims.iter().find(|c| overlap(&c.spec.cidr, block));
+    // Where all claims were deleted, who was told a block goes before who says that
+    // it holds it.
+    let anothers = || {
+        let told = |n: &Arc<NodeNetwork>| n.spec.pod_cidrs.iter().any(|b| overlap(b, block));
+        let mut others = context.node_networks.all().into_iter();
+        others.find(|n| n.name_any() != node.name && told(n))
+    };
     let owner = match overlapping {
         Some(claim) if claim.spec.node_name == node.name && claim.spec.cidr == *block => {
             return Ok(None);
         }
         Some(claim) => claim.spec.node_name.clone(),
+        None if !node.told.contains(block)
+            && let Some(other) = anothers() =>
+        {
+            other.name_any()
+        }
         None => match claim(context, ledger, node, block).await? {
             Claimed::Ours => {
                 tracing::info!(node = node.name, %block, "claimed again what the node holds");
@@ -219,17 +236,18 @@ async fn allocate(
         .filter(|e| e.state == PodCidrState::Active && Family::of(&e.cidr) == family)
         .filter_map(|e| Some((e.cidr, u8::try_from(e.node_mask_size).ok()?)))
         .collect();
-    let mut taken: Taken = ledger
-        .claims(context.claims.all())
-        .iter()
-        .map(|claim| &claim.spec.cidr)
-        .collect();
+    let claims = ledger.claims(context.claims.all());
+    let mut taken: Taken = claims.iter().map(|claim| &claim.spec.cidr).collect();
+    let mut owners: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
+    for claim in &claims {
+        let of = owners.entry(&claim.spec.node_name).or_default();
+        of.push(claim.spec.cidr);
+    }
     for other in context.node_networks.all() {
-        let held = other
-            .status
-            .iter()
-            .flat_map(|status| &status.held_pod_cidrs);
-        for block in held.chain(&other.spec.pod_cidrs) {
+        let its = owners.get(other.name_any().as_str());
+        let claimed = |block: &IpNet| its.is_some_and(|all| all.contains(block));
+        let held = held::judge(Some(&other), &spec.pod_cidrs, claimed);
+        for block in held.counts.iter().chain(&other.spec.pod_cidrs) {
             taken.insert(block);
         }
     }
@@ -324,6 +342,8 @@ pub(crate) async fn keep(context: &Context, name: &str, block: &IpNet) -> Result
         name: name.to_owned(),
         uid: String::new(),
         holds: Vec::new(),
+        told: Vec::new(),
+        refused: BTreeSet::new(),
         families: Vec::new(),
         leaves: Vec::new(),
     };

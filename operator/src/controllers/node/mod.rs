@@ -11,6 +11,7 @@ pub(crate) mod apply;
 pub(crate) mod believed;
 pub(crate) mod build;
 mod condition;
+pub(crate) mod held;
 pub(crate) mod ledger;
 mod report;
 mod taint;
@@ -19,6 +20,7 @@ mod validate;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use kube::{Api, ResourceExt};
 use kube_runtime::controller::Action;
 use kube_runtime::events::EventType;
@@ -70,7 +72,12 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
         return Ok(Action::requeue(SLOW));
     };
     let said = spoken(report.as_deref());
-    let wanted = validate::validate(&node, held.as_deref(), &said, &network.spec);
+    let claims = context.claims.all();
+    let claimed = |block: &IpNet| {
+        let mut claims = claims.iter().map(|claim| &claim.spec);
+        claims.any(|claim| claim.cidr == *block && claim.node_name == name)
+    };
+    let wanted = validate::validate(&node, held.as_deref(), &said, &network.spec, claimed);
     let outcome = apply::settle(&context, &wanted, &network.spec).await?;
 
     let nodes = context.nodes.all();
@@ -104,6 +111,17 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
         tracing::info!(node = name, %block, "allocated");
         context
             .event(node.as_ref(), EventType::Normal, "PodCIDRAllocated", text)
+            .await;
+    }
+    if !wanted.refused.is_empty() {
+        let text = format!(
+            "this node's agent says that it holds {}; refused, since each block must be a share \
+             of an entry of spec.podCIDRs of ClusterNetwork default, one of each family: see who \
+             has this agent's token; where the block is meant, add its entry",
+            held::listed(&wanted.refused)
+        );
+        context
+            .event(node.as_ref(), EventType::Warning, "BlockRefused", text)
             .await;
     }
     Ok(match &outcome.problem {

@@ -1,8 +1,11 @@
 //! What a Node should have, from what it has: pure.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork, PodCidrState};
 
+use super::held::{self, Held};
 use crate::slim::{SlimNode, SlimReportStatus};
 
 /// A Node, with what it holds and what it should get.
@@ -12,8 +15,13 @@ pub(crate) struct ValidatedNode {
     pub(crate) name: String,
     /// Its UID.
     pub(crate) uid: String,
-    /// Blocks that its agent holds or was told, whether claimed or not.
+    /// Blocks that its agent holds, as far as that counts, or was told; whether
+    /// claimed or not.
     pub(crate) holds: Vec<IpNet>,
+    /// Those of them that it was told.
+    pub(crate) told: Vec<IpNet>,
+    /// Blocks that its agent says it holds, and that do not count.
+    pub(crate) refused: BTreeSet<IpNet>,
     /// Families it should have a block of, IPv4 first.
     pub(crate) families: Vec<Family>,
     /// Entries whose blocks it should give up: those that drain, once it has no pod.
@@ -54,22 +62,24 @@ impl std::fmt::Display for Family {
 }
 
 /// Puts together what a Node holds and should have. What the agent holds comes
-/// before what it was told.
+/// before what it was told. `claimed`: whether a block is the node's by a claim.
 pub(crate) fn validate(
     node: &SlimNode,
     network: Option<&NodeNetwork>,
     said: &SlimReportStatus,
     spec: &ClusterNetworkSpec,
+    claimed: impl Fn(&IpNet) -> bool,
 ) -> ValidatedNode {
-    let status = network.and_then(|n| n.status.as_ref());
-    let held = status
-        .map(|s| s.held_pod_cidrs.as_slice())
-        .unwrap_or_default();
+    let Held { counts, refused } = held::judge(network, &spec.pod_cidrs, claimed);
     let told = network
         .map(|n| n.spec.pod_cidrs.as_slice())
         .unwrap_or_default();
-    let mut holds = held.to_vec();
-    holds.extend(told.iter().filter(|block| !held.contains(block)));
+    let mut holds = counts;
+    for block in told {
+        if !holds.contains(block) {
+            holds.push(*block);
+        }
+    }
     let mut families: Vec<Family> = spec
         .pod_cidrs
         .iter()
@@ -89,6 +99,8 @@ pub(crate) fn validate(
         name: node.name().to_owned(),
         uid: node.uid().to_owned(),
         holds,
+        told: told.to_vec(),
+        refused,
         families,
         leaves,
     }
