@@ -110,10 +110,19 @@ fn merge(found: Option<&Value>, chain: &Chain, before: &[Value]) -> (Value, Vec<
     if first != Some(&own) && !upgraded {
         wrong.push(format!("the entry {PLUGIN} was changed, moved or removed"));
     }
+    // In veer's place and veer's but for its type: an entry of no program.
+    let damaged = first.filter(|f| {
+        let mut retyped = (*f).clone();
+        let fields = retyped.as_object_mut();
+        fields.map(|e| e.insert("type".to_owned(), json!(PLUGIN)));
+        retyped == own && !chain.extra.contains(f)
+    });
+    let damaged = damaged.cloned();
     let mut plugins = vec![own];
     for entry in there.unwrap_or_default() {
         match kind(&entry) {
             Some(PLUGIN) => {}
+            Some(_) if damaged.as_ref() == Some(&entry) => {}
             Some(_) if chain.extra.contains(&entry) => {
                 if !plugins.contains(&entry) {
                     plugins.push(entry);
@@ -285,6 +294,22 @@ mod tests {
         assert_eq!(node.kinds(), ["veer-cni", "linkerd-cni"]);
         assert_eq!(node.list()["plugins"][0], good["plugins"][0]);
         assert_eq!(node.list()["name"], "veer");
+    }
+
+    #[test]
+    fn an_entry_in_veers_place_that_is_veers_but_for_its_type_is_veers() {
+        let node = Node::new();
+        node.write("");
+        let good = node.list();
+        let mut list = good.clone();
+        list["plugins"][0]["type"] = json!("veer-cnx");
+        node.put(&list);
+        assert!(node.write("").unwrap().contains("veer-cni"));
+        assert_eq!(node.list(), good);
+        list["plugins"][0] = json!("no object");
+        node.put(&list);
+        assert!(node.write("").is_some());
+        assert_eq!(node.list(), good);
     }
 
     #[test]
