@@ -17,7 +17,7 @@ use crate::cache::Cached;
 use crate::controllers::node::ledger::Ledger;
 use crate::controllers::security_identity::index::Usage;
 use crate::metrics::Metrics;
-use crate::selection::Selection;
+use crate::selection::{Part, Selection};
 use crate::slim::{SlimNode, SlimReport};
 
 /// After how many different events the memory of them starts anew.
@@ -115,11 +115,11 @@ impl Context {
         Selection::of(self.network().as_ref().map(|network| &network.spec))
     }
 
-    /// The Node of this name, if it takes part.
+    /// The Node of this name, unless it takes no part.
     pub(crate) fn member(&self, name: &str) -> Option<Arc<SlimNode>> {
         let known = self.node_networks.get(name).is_some();
         let node = self.nodes.get(name)?;
-        self.selection().takes(&node, known).then_some(node)
+        (self.selection().part(&node, known) != Part::Leaves).then_some(node)
     }
 
     /// Which object of a node cannot be read, and why.
@@ -147,7 +147,7 @@ impl Context {
             .filter(|node| {
                 let network = self.node_networks.get(node.name());
                 // One that cannot be read says nothing, and holds nobody up.
-                selection.takes(node, network.is_some())
+                selection.part(node, network.is_some()) == Part::Takes
                     && self.node_networks.unreadable(node.name()).is_none()
                     && network.is_none_or(|network| network.status.is_none())
             })

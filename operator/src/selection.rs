@@ -12,25 +12,43 @@ pub(crate) enum Selection {
     All,
     /// Those that match.
     By(Selector),
-    /// It cannot be read: those that take part already.
-    Unreadable,
+    /// Nobody can say: there is no ClusterNetwork, or it or the selector cannot be
+    /// read.
+    Unknown,
+}
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// It does.
+    Takes,
+    /// It does not, and what it has is taken from it.
+    Leaves,
+    /// Nobody can say: it is left as it is.
+    Unknown,
 }
 
 impl Selection {
-    /// That of a spec; all, as long as there is none.
+    /// That of the cluster's network; `None`: there is none that can be read.
     pub(crate) fn of(spec: Option<&ClusterNetworkSpec>) -> Self {
-        let Some(labels) = spec.and_then(|spec| spec.node_selector.clone()) else {
+        let Some(spec) = spec else {
+            return Self::Unknown;
+        };
+        let Some(labels) = spec.node_selector.clone() else {
             return Self::All;
         };
-        Selector::try_from(labels).map_or(Self::Unreadable, Self::By)
+        Selector::try_from(labels).map_or(Self::Unknown, Self::By)
     }
 
-    /// Whether a node takes part. `known`: it has a NodeNetwork.
-    pub(crate) fn takes(&self, node: &SlimNode, known: bool) -> bool {
+    /// Whether a node takes part. `known`: it has a NodeNetwork; such a one goes on
+    /// as before while nobody can say.
+    pub(crate) fn part(&self, node: &SlimNode, known: bool) -> Part {
         match self {
-            Self::All => true,
-            Self::By(selector) => selector.matches(&node.labels()),
-            Self::Unreadable => known,
+            Self::All => Part::Takes,
+            Self::By(selector) if selector.matches(&node.labels()) => Part::Takes,
+            Self::By(_) => Part::Leaves,
+            Self::Unknown if known => Part::Takes,
+            Self::Unknown => Part::Unknown,
         }
     }
 }
@@ -42,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selector_that_cannot_be_read_changes_nothing_for_anybody() {
+    fn what_cannot_be_read_changes_nothing_for_anybody() {
         let of = |selector: serde_json::Value| {
             let spec = json!({
                 "podCIDRs": [{ "cidr": "10.0.0.0/8", "nodeMaskSize": 24 }],
@@ -55,9 +73,18 @@ mod tests {
             serde_json::from_value(json!({ "metadata": { "labels": labels } })).unwrap()
         };
         let linux = of(json!({ "matchLabels": { "kubernetes.io/os": "linux" } }));
-        assert!(linux.takes(&node("linux"), false) && !linux.takes(&node("windows"), true));
+        assert_eq!(linux.part(&node("linux"), false), Part::Takes);
+        assert_eq!(linux.part(&node("windows"), true), Part::Leaves);
         let broken = of(json!({ "matchExpressions": [{ "key": "a", "operator": "Maybe" }] }));
-        assert!(broken.takes(&node("linux"), true) && !broken.takes(&node("linux"), false));
-        assert!(Selection::of(None).takes(&node("linux"), false));
+        for unknown in [broken, Selection::of(None)] {
+            assert_eq!(unknown.part(&node("linux"), true), Part::Takes);
+            assert_eq!(unknown.part(&node("windows"), false), Part::Unknown);
+        }
+        let network = json!({ "podCIDRs": [{ "cidr": "10.0.0.0/8", "nodeMaskSize": 24 }] });
+        let network = serde_json::from_value(network).unwrap();
+        assert_eq!(
+            Selection::of(Some(&network)).part(&node("windows"), false),
+            Part::Takes
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Nodes that take no part, and nodes on which no agent ever runs.
 
-use kube::api::ListParams;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 use veer_crds::v1alpha1::{Phase, TAINT_AGENT_NOT_READY};
 
@@ -71,6 +72,36 @@ async fn a_node_that_is_not_selected_gets_nothing_and_delays_nothing() {
     is_untouched(&server, "linux").await;
     let left = server.networks().list(&ListParams::default()).await;
     assert!(left.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn while_there_is_no_network_no_node_is_added_and_none_is_dropped() {
+    let server = Server::start().await;
+    let _operator = server.operator(LINUX, &[]);
+    server.add_node("linux").await;
+    server.label("linux", "os", Some("linux")).await;
+    let block = server.block_of("linux").await;
+    let networks = server.cluster_networks();
+    let how = DeleteParams::default();
+    networks.delete("default", &how).await.unwrap();
+    server.add_node("windows").await;
+    server.kubelet("windows", true).await;
+    server.label("linux", "os", None).await;
+    // What was there before is looked after, and later than the other came.
+    let first = server.report_of("linux").await.uid();
+    server.reports().delete("linux", &how).await.unwrap();
+    eventually("the report is made anew", async || {
+        let report = server.report_of("linux").await;
+        if report.uid() == first {
+            Err(format!("{report:?}"))
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    assert_eq!(server.network_of("linux").await.spec.pod_cidrs, [block]);
+    is_untouched(&server, "windows").await;
+    assert_eq!(server.all_claims().await.len(), 1);
 }
 
 #[tokio::test]

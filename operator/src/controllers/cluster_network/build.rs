@@ -9,7 +9,7 @@ use veer_crds::v1alpha1::{ClusterNetwork, ClusterNetworkSpec, NodeNetwork, PodCI
 use super::epoch::{Member, Wish};
 use crate::condition::is_true;
 use crate::context::Context;
-use crate::selection::Selection;
+use crate::selection::{Part, Selection};
 use crate::slim::{SlimNode, SlimReport};
 use crate::spoken::spoken;
 
@@ -37,7 +37,7 @@ impl Seen {
         let selection = Selection::of(Some(spec));
         let takes = |node: &Arc<SlimNode>| {
             let known = context.node_networks.get(node.name()).is_some();
-            selection.takes(node, known)
+            selection.part(node, known) == Part::Takes
         };
         let name = |n: &NodeNetwork| n.metadata.name.clone().unwrap_or_default();
         let reports = context.reports.all();

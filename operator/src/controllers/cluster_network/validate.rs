@@ -19,7 +19,7 @@ pub(crate) fn problems(spec: &ClusterNetworkSpec, nodes: &[Arc<SlimNode>]) -> Ve
              is told to switch"
         ));
     }
-    if Selection::of(Some(spec)) == Selection::Unreadable {
+    if Selection::of(Some(spec)) == Selection::Unknown {
         problems.push(
             "spec.nodeSelector is not a selector: correct it; until then the nodes that take part \
              stay, and no other is added"

@@ -28,7 +28,7 @@ use veer_crds::v1alpha1::NodeNetwork;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::selection::Selection;
+use crate::selection::{Part, Selection};
 use crate::slim::SlimNode;
 use crate::spoken::spoken;
 
@@ -46,10 +46,15 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     let held = context.node_networks.get(&name);
     let network = context.network();
     let selection = Selection::of(network.as_ref().map(|network| &network.spec));
-    if !selection.takes(&node, held.is_some()) {
-        // What it has goes with its last pod, as that of a Node that is gone.
-        taint::leave(&context, &node).await?;
-        return Ok(Action::requeue(SLOW));
+    match selection.part(&node, held.is_some()) {
+        Part::Takes => {}
+        Part::Leaves => {
+            // What it has goes with its last pod, as that of a Node that is gone.
+            taint::leave(&context, &node).await?;
+            return Ok(Action::requeue(SLOW));
+        }
+        // The ClusterNetwork's appearance queues every node.
+        Part::Unknown => return Ok(Action::requeue(SLOW)),
     }
     if let Some((kind, why)) = context.unreadable(&name) {
         // Its correction queues this node.
@@ -68,7 +73,6 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     condition::settle(&context, &node, report.as_deref()).await?;
 
     let Some(network) = network else {
-        // The ClusterNetwork's appearance queues every node.
         return Ok(Action::requeue(SLOW));
     };
     let said = spoken(report.as_deref());
