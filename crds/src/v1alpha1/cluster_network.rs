@@ -78,8 +78,9 @@ pub struct ClusterNetworkSpec {
     /// The nodes that take part, by their labels; absent: all. The chart gives the
     /// agents' DaemonSet the same selector. Other nodes get no block and no taint,
     /// and no change of mode waits for them. A node that matches no more keeps its
-    /// block until no pod with a network of its own is bound to it; move them away
-    /// by `kubectl drain`.
+    /// block until no pod with a network of its own is bound to it (move them away by
+    /// `kubectl drain`), and then until its agent has removed veer, or where none
+    /// answers for as long as that of a Node that is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = rules(&[rules::SELECTOR])))]
     pub node_selector: Option<LabelSelector>,

@@ -48,15 +48,16 @@ pub struct PodCIDRSpec {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct PodCIDRStatus {
-    /// `Bound`; `Orphaned` once the Node is gone; `Leaving` while pods still run on a
-    /// Node that takes no part any more.
+    /// `Bound`; `Orphaned` once the Node is gone; `Leaving` on a Node that takes no part
+    /// any more, while pods run there and until its agent has removed veer.
     #[serde(default)]
     pub state: String,
     /// UID of the Node that holds it now, where that is a later one than the
     /// spec's (the Node came back under its name).
     #[serde(default, rename = "heldByUID", skip_serializing_if = "Option::is_none")]
     pub held_by_uid: Option<String>,
-    /// When the Node was first seen to be gone (RFC 3339).
+    /// When the Node was first seen to be gone, or to take no part and have no pods
+    /// (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orphaned_since: Option<String>,
     /// Conditions.

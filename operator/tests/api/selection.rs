@@ -29,6 +29,18 @@ async fn is_untouched(server: &Server, node: &str) {
     .await;
 }
 
+async fn asked_to_leave(server: &Server, node: &str, wanted: bool) {
+    eventually(&format!("{node} is asked to leave: {wanted}"), async || {
+        let network = server.network_of(node).await;
+        if network.spec.decommission == wanted {
+            Ok(())
+        } else {
+            Err(format!("{network:?}"))
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_node_that_is_not_selected_gets_nothing_and_delays_nothing() {
     let server = Server::start().await;
@@ -69,6 +81,18 @@ async fn a_node_that_is_not_selected_gets_nothing_and_delays_nothing() {
     let spec = server.network_of("linux").await.spec;
     assert_eq!(spec.pod_cidrs, [block]);
     server.delete_pod("shop", "web").await;
+    // Its agent may still wire pods: the block is nobody else's before it has removed
+    // veer, and the node's own if it takes part again.
+    asked_to_leave(&server, "linux", true).await;
+    server.label("linux", "os", Some("linux")).await;
+    asked_to_leave(&server, "linux", false).await;
+    let claims = server.all_claims().await;
+    assert!(claims.iter().any(|c| c.spec.cidr == block), "{claims:?}");
+    server.label("linux", "os", None).await;
+    asked_to_leave(&server, "linux", true).await;
+    assert_eq!(server.network_of("linux").await.spec.pod_cidrs, [block]);
+    let gone = json!({ "bootID": "boot-linux", "decommissioned": true });
+    server.report("linux", gone).await;
     is_untouched(&server, "linux").await;
     let left = server.networks().list(&ListParams::default()).await;
     assert!(left.unwrap().items.is_empty());

@@ -27,6 +27,7 @@ use kube_runtime::events::EventType;
 use veer_crds::v1alpha1::NodeNetwork;
 
 use crate::context::Context;
+use crate::controllers::pod_cidr::leaving;
 use crate::error::Error;
 use crate::selection::{Part, Selection};
 use crate::slim::SlimNode;
@@ -66,6 +67,9 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
             .event(node.as_ref(), EventType::Warning, "Unreadable", text)
             .await;
         return Ok(Action::requeue(SLOW));
+    }
+    if let Some(held) = held.as_deref().filter(|held| held.spec.decommission) {
+        leaving::take_back(&context, held).await?;
     }
     let report = context.reports.get(&name);
     report::ensure(&context, &node, report.as_deref()).await?;

@@ -12,13 +12,15 @@ pub(super) const BOUND: &str = "Bound";
 /// State of a claim whose Node is gone.
 pub(crate) const ORPHANED: &str = "Orphaned";
 /// State of a claim whose Node is there and takes no part any more.
-pub(super) const LEAVING: &str = "Leaving";
+const LEAVING: &str = "Leaving";
 
 /// What a claim is judged by.
 pub(crate) struct View<'a> {
     pub(crate) claim: &'a PodCIDR,
-    /// UID of the Node of that name, if there is one.
+    /// UID of the Node of that name, if there is one and it takes part.
     pub(crate) node_uid: Option<&'a str>,
+    /// The Node is there and takes no part any more.
+    pub(crate) leaving: bool,
     /// That node's NodeNetwork.
     pub(crate) network: Option<&'a NodeNetwork>,
     /// How many pods its agent reports.
@@ -36,7 +38,8 @@ pub(crate) enum Life {
     Is(PodCIDRStatus, Option<Duration>),
     /// The node has another of this family and never had this one.
     Surplus,
-    /// The Node is gone and the time is up.
+    /// The Node is gone or takes no part any more, and its agent confirmed that or
+    /// the time is up.
     Over,
 }
 
@@ -59,7 +62,9 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
     let confirmed = view
         .network
         .and_then(|n| n.status.as_ref())
-        .is_some_and(|s| s.decommissioned && view.endpoints == 0);
+        .is_some_and(|s| s.decommissioned && view.endpoints == 0)
+        // Not a confirmation of an earlier time.
+        && (!view.leaving || view.network.is_some_and(|n| n.spec.decommission));
     if confirmed {
         return Life::Over;
     }
@@ -74,12 +79,22 @@ pub(crate) fn decide(view: &View<'_>) -> Life {
         return Life::Over;
     }
     let status = PodCIDRStatus {
-        state: ORPHANED.to_owned(),
+        state: if view.leaving { LEAVING } else { ORPHANED }.to_owned(),
         held_by_uid: old.held_by_uid,
         orphaned_since: Some(since.to_string()),
         conditions: old.conditions,
     };
     Life::Is(status, Some(left))
+}
+
+/// The status of a claim whose Node takes no part any more and still has pods: no
+/// time passes.
+pub(super) fn used(claim: &PodCIDR) -> PodCIDRStatus {
+    PodCIDRStatus {
+        state: LEAVING.to_owned(),
+        orphaned_since: None,
+        ..claim.status.clone().unwrap_or_default()
+    }
 }
 
 /// Two leaders at once may have given one node two blocks of a family. The one
@@ -139,6 +154,7 @@ mod tests {
         View {
             claim,
             node_uid: uid,
+            leaving: false,
             network: None,
             endpoints: 0,
             siblings: &[],
@@ -192,6 +208,33 @@ mod tests {
             }),
             Life::Is(..)
         ));
+    }
+
+    #[test]
+    fn a_node_that_leaves_gives_its_block_back_when_its_agent_confirms_or_time_is_up() {
+        let leaving = claim("10.0.0.0/24", None);
+        let mut asked = network(&[], &["10.0.0.0/24"], true);
+        asked.spec.decommission = true;
+        let serving = network(&["10.0.0.0/24"], &["10.0.0.0/24"], false);
+        let before = network(&[], &["10.0.0.0/24"], true);
+        let of = |claim: &PodCIDR, network: Option<&NodeNetwork>, now: &str| {
+            decide(&View {
+                leaving: true,
+                network,
+                ..view(claim, None, now)
+            })
+        };
+        let now = "2026-01-01T00:00:00Z";
+        assert_eq!(of(&leaving, Some(&asked), now), Life::Over);
+        // An agent may serve, or nobody knows; an old confirmation is none.
+        for network in [Some(&serving), Some(&before), None] {
+            let Life::Is(status, again) = of(&leaving, network, now) else {
+                panic!("the claim went at once");
+            };
+            assert_eq!((status.state.as_str(), again), ("Leaving", Some(HOUR)));
+            let left = claim("10.0.0.0/24", status.orphaned_since.as_deref());
+            assert_eq!(of(&left, network, "2026-01-01T01:00:00Z"), Life::Over);
+        }
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! `kubectl delete node` under running pods must not free their addresses: a
 //! claim whose Node is gone is kept for the quarantine, unless the node's agent
 //! confirmed that everything of veer is gone from it. A Node that comes back
-//! under its name, whatever its UID, takes its claim with it.
+//! under its name, whatever its UID, takes its claim with it. A Node that takes no
+//! part any more is treated alike once no pod needs its block.
 
+pub(crate) mod leaving;
 pub(crate) mod life;
 pub(crate) mod release;
 
@@ -14,7 +16,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use kube_runtime::controller::Action;
-use veer_crds::v1alpha1::{PodCIDR, PodCIDRStatus};
+use veer_crds::v1alpha1::PodCIDR;
 
 use crate::context::Context;
 use crate::error::{self, Error, found};
@@ -32,8 +34,9 @@ const LOOK: Duration = Duration::from_secs(15);
 pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Result<Action, Error> {
     let node_name = claim.spec.node_name.clone();
     let node = context.member(&node_name);
-    if node.is_none() && context.nodes.get(&node_name).is_some() {
-        return leave(&claim, &context).await;
+    let leaving = node.is_none() && context.nodes.get(&node_name).is_some();
+    if leaving && !may_end(&claim, &context).await? {
+        return Ok(Action::requeue(LOOK));
     }
     let network = context.node_networks.get(&node_name);
     let report = context.reports.get(&node_name);
@@ -46,6 +49,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
     let view = View {
         claim: &claim,
         node_uid: node.as_ref().map(|n| n.uid()),
+        leaving,
         network: network.as_deref(),
         endpoints: spoken(report.as_deref()).endpoints,
         siblings: &siblings,
@@ -59,7 +63,12 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
             if claim.status.as_ref() != Some(&status) {
                 crate::apply::status(&api, &name, MANAGER, &status, None).await?;
             }
-            Ok(Action::requeue(again.unwrap_or(Duration::from_mins(10))))
+            let again = again.unwrap_or(Duration::from_mins(10));
+            Ok(Action::requeue(if leaving {
+                LOOK.min(again)
+            } else {
+                again
+            }))
         }
         Life::Surplus => {
             let mut ledger = context.ledger.lock().await;
@@ -70,10 +79,8 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
         Life::Over => {
             let nodes: Api<SlimNode> = Api::all(context.client.clone());
             let what = format!("look for node {node_name}");
-            if found(nodes.get(&node_name).await)
-                .map_err(error::api(what))?
-                .is_some()
-            {
+            let there = found(nodes.get(&node_name).await).map_err(error::api(what))?;
+            if there.is_some() != leaving {
                 return Ok(Action::requeue(Duration::from_secs(5)));
             }
             let mut ledger = context.ledger.lock().await;
@@ -84,25 +91,24 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
     }
 }
 
-/// The Node is there and takes no part any more: its block is kept while a pod with
-/// a network of its own is bound to it, whether its agent still runs or not.
-async fn leave(claim: &PodCIDR, context: &Context) -> Result<Action, Error> {
-    let node = &claim.spec.node_name;
-    if release::is_empty(context, node).await? {
-        let mut ledger = context.ledger.lock().await;
-        release::release(context, &mut ledger, claim).await?;
-        tracing::info!(node, cidr = %claim.spec.cidr, "released: the node takes no part");
-        return Ok(Action::await_change());
+/// The Node is there and takes no part any more: whether its claim's end may be
+/// judged. It is kept while a pod with a network of its own is bound to the node,
+/// whether its agent still runs or not. After that the agent is asked to remove all
+/// of veer, so that it wires no pod with an address that is another node's by then.
+async fn may_end(claim: &PodCIDR, context: &Context) -> Result<bool, Error> {
+    let name = &claim.spec.node_name;
+    if !release::is_empty(context, name).await? {
+        let status = life::used(claim);
+        if claim.status.as_ref() != Some(&status) {
+            let api: Api<PodCIDR> = Api::all(context.client.clone());
+            crate::apply::status(&api, &claim.name_any(), MANAGER, &status, None).await?;
+        }
+        return Ok(false);
     }
-    let old = claim.status.clone().unwrap_or_default();
-    let status = PodCIDRStatus {
-        state: life::LEAVING.to_owned(),
-        orphaned_since: None,
-        ..old.clone()
-    };
-    if status != old {
-        let api: Api<PodCIDR> = Api::all(context.client.clone());
-        crate::apply::status(&api, &claim.name_any(), MANAGER, &status, None).await?;
+    if let Some(network) = context.node_networks.get(name)
+        && !network.spec.decommission
+    {
+        leaving::ask(context, &network).await?;
     }
-    Ok(Action::requeue(LOOK))
+    Ok(true)
 }
