@@ -28,7 +28,7 @@ use veer_crds::v1alpha1::{NodeReport, PodCIDR, SecurityIdentity, TAINT_AGENT_NOT
 use proof::Seen;
 
 use crate::error::{Error as ApiError, api, code, found};
-use crate::slim::{SlimEndpoint, SlimNetwork};
+use crate::slim::{SlimEndpoint, SlimNetwork, SlimNetworkStatus};
 
 /// Name of the operator's Deployment and Lease, and of its pods' label.
 const OPERATOR: &str = "veer-operator";
@@ -168,7 +168,9 @@ async fn remove(
         let waiting = waiting(&all, &existing);
         for network in &all {
             let name = network.name_any();
-            if !waiting.contains(&name) && told.insert(name.clone()) {
+            let there = existing.contains(&name);
+            let gone = !there || answer(network) == Answer::Given;
+            if gone && told.insert(name.clone()) {
                 info!(
                     node = name,
                     "veer is gone from this node, or the node itself is"
@@ -176,6 +178,14 @@ async fn remove(
             }
         }
         if waiting.is_empty() {
+            let silent = silent(&all, &existing);
+            if !silent.is_empty() {
+                warn!(
+                    nodes = silent.join(", "),
+                    "no agent ever ran on these nodes, or they take no part any more: not waited \
+                     for"
+                );
+            }
             break;
         }
         if Instant::now() >= deadline {
@@ -225,17 +235,39 @@ fn reason(release: &str, seen: &Seen) -> String {
     }
 }
 
-/// Nodes that still have to answer: they exist and have not confirmed.
+/// Nodes that still have to answer.
 fn waiting(networks: &[SlimNetwork], existing: &BTreeSet<String>) -> Vec<String> {
-    let confirmed = |network: &SlimNetwork| {
-        network
-            .status
-            .as_ref()
-            .is_some_and(|status| status.decommissioned)
-    };
+    of(networks, existing, Answer::Owed)
+}
+
+/// Nodes on which, as far as anybody knows, no agent runs that could answer.
+fn silent(networks: &[SlimNetwork], existing: &BTreeSet<String>) -> Vec<String> {
+    of(networks, existing, Answer::NobodyThere)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Owed,
+    Given,
+    /// No agent ever spoke for the node, or the node takes no part any more and its
+    /// agent's pod went with that.
+    NobodyThere,
+}
+
+fn answer(network: &SlimNetwork) -> Answer {
+    let confirmed = |status: &SlimNetworkStatus| status.decommissioned;
+    match &network.status {
+        Some(status) if confirmed(status) && network.spec.decommission => Answer::Given,
+        Some(_) if !network.spec.node_uid.is_empty() => Answer::Owed,
+        _ => Answer::NobodyThere,
+    }
+}
+
+/// Nodes that exist, and from which this answer is had.
+fn of(networks: &[SlimNetwork], existing: &BTreeSet<String>, which: Answer) -> Vec<String> {
     let mut nodes: Vec<_> = networks
         .iter()
-        .filter(|network| !(network.spec.decommission && confirmed(network)))
+        .filter(|network| answer(network) == which)
         .map(ResourceExt::name_any)
         .filter(|name| existing.contains(name))
         .collect();
@@ -380,7 +412,7 @@ mod tests {
 
     fn network(name: &str, asked: bool, confirmed: bool) -> SlimNetwork {
         serde_json::from_value(json!({
-            "metadata": { "name": name }, "spec": { "decommission": asked },
+            "metadata": { "name": name }, "spec": { "nodeUid": "u", "decommission": asked },
             "status": { "decommissioned": confirmed },
         }))
         .unwrap()
@@ -414,5 +446,18 @@ mod tests {
         ];
         // b confirmed something that it was not asked this time.
         assert_eq!(waiting(&networks, &existing), ["b", "c"]);
+        assert!(silent(&networks, &existing).is_empty());
+    }
+
+    #[test]
+    fn a_node_without_an_agent_is_named_and_not_waited_for() {
+        let existing = ["bare", "left", "runs"].map(str::to_owned).into();
+        let mut bare = network("bare", true, false);
+        bare.status = None;
+        let mut left = network("left", true, false);
+        left.spec.node_uid.clear();
+        let networks = [bare, left, network("runs", true, false)];
+        assert_eq!(waiting(&networks, &existing), ["runs"]);
+        assert_eq!(silent(&networks, &existing), ["bare", "left"]);
     }
 }

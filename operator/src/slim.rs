@@ -183,7 +183,10 @@ pub(crate) struct SlimNetwork {
 
 /// Of a NodeNetwork's spec.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct SlimNetworkSpec {
+    #[serde(default)]
+    pub(crate) node_uid: String,
     #[serde(default)]
     pub(crate) decommission: bool,
 }

@@ -4,9 +4,10 @@
 use std::process::{Command, ExitStatus};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
-use veer_crds::v1alpha1::CLUSTER_NETWORK;
+use veer_crds::v1alpha1::{CLUSTER_NETWORK, NodeNetwork, NodeNetworkSpec};
 
 use crate::play::NETWORK;
 use crate::server::{Process, Server, eventually, free_port};
@@ -25,6 +26,7 @@ async fn installed() -> Server {
     let operator = server.operator(NETWORK, &[]);
     for node in NODES {
         server.block_of(node).await;
+        server.agent(node).await;
     }
     operator.terminate();
     server
@@ -153,6 +155,37 @@ async fn helm_uninstall_removes_veer() {
     server.revision(1, "superseded").await;
     server.revision(2, "uninstalling").await;
     server.removes().await;
+}
+
+#[tokio::test]
+async fn a_node_that_never_ran_an_agent_does_not_stop_the_removal() {
+    let server = installed().await;
+    server.add_node("bare").await;
+    let mut bare = NodeNetwork::new("bare", NodeNetworkSpec::default());
+    bare.spec.node_uid = server.nodes().get("bare").await.unwrap().uid().unwrap();
+    let params = PostParams::default();
+    server.networks().create(&params, &bare).await.unwrap();
+    server.revision(1, "uninstalling").await;
+    let mut job = server.decommission();
+    for node in NODES {
+        eventually("it is asked", async || {
+            let network = server.network_of(node).await;
+            network
+                .spec
+                .decommission
+                .then_some(())
+                .ok_or_else(|| job.said())
+        })
+        .await;
+        server.report(node, json!({ "decommissioned": true })).await;
+    }
+    let status = ended(&mut job).await;
+    assert!(status.success(), "{}", job.said());
+    let said = job.said();
+    assert!(
+        said.contains("no agent ever ran") && said.contains("bare"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
