@@ -1,5 +1,6 @@
 //! What the admission policy refuses: who asks, and deletion.
 
+use k8s_openapi::api::events::v1::Event;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -181,6 +182,54 @@ async fn an_agent_writes_only_its_own_nodes_objects() {
     let nowhere = server.as_account("veer", "veer-agent", None).await;
     let said = report(&nowhere, "a").await.unwrap_err();
     assert!(said.contains("does not say which node it is of"), "{said}");
+}
+
+#[tokio::test]
+async fn an_agent_writes_events_on_its_own_node_and_on_pods_only() {
+    let server = guarded().await;
+    let agent = server.as_account("veer", "veer-agent", Some("a")).await;
+    let event = |name: &str, regarding: Value| -> Event {
+        serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "default" },
+            "eventTime": "2026-01-01T00:00:00.000000Z", "action": "R", "reason": "R",
+            "type": "Warning", "note": "n", "regarding": regarding,
+            "reportingController": "veer.dev/agent", "reportingInstance": "a",
+        }))
+        .unwrap()
+    };
+    let events: Api<Event> = Api::namespaced(agent, "default");
+    let params = PostParams::default();
+    for (name, regarding) in [
+        ("node", json!({ "kind": "Node", "name": "a", "uid": "a" })),
+        (
+            "pod",
+            json!({ "kind": "Pod", "name": "p", "namespace": "default" }),
+        ),
+    ] {
+        let done = events.create(&params, &event(name, regarding)).await;
+        done.unwrap();
+        let again = Patch::Merge(json!({ "note": "again" }));
+        let done = events.patch(name, &PatchParams::default(), &again).await;
+        done.unwrap();
+    }
+    for regarding in [
+        json!({ "kind": "Node", "name": "b" }),
+        json!({ "kind": "ClusterNetwork", "name": "default" }),
+        json!({}),
+    ] {
+        let done = events.create(&params, &event("other", regarding)).await;
+        let said = done.unwrap_err().to_string();
+        assert!(said.contains("on its own Node and on Pods only"), "{said}");
+    }
+    // Nor may it rewrite what the operator said of another node.
+    let operators: Api<Event> = Api::namespaced(server.client.clone(), "default");
+    let others = event("operators", json!({ "kind": "Node", "name": "b" }));
+    operators.create(&params, &others).await.unwrap();
+    let lie = Patch::Merge(json!({ "note": "a lie" }));
+    let said = events
+        .patch("operators", &PatchParams::default(), &lie)
+        .await;
+    assert!(said.is_err(), "{said:?}");
 }
 
 #[tokio::test]
