@@ -199,6 +199,8 @@ async fn an_agent_writes_events_on_its_own_node_and_on_pods_only() {
     };
     let events: Api<Event> = Api::namespaced(agent, "default");
     let params = PostParams::default();
+    let again = Patch::Merge(json!({ "series": {
+        "count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z" } }));
     for (name, regarding) in [
         ("node", json!({ "kind": "Node", "name": "a", "uid": "a" })),
         (
@@ -208,7 +210,6 @@ async fn an_agent_writes_events_on_its_own_node_and_on_pods_only() {
     ] {
         let done = events.create(&params, &event(name, regarding)).await;
         done.unwrap();
-        let again = Patch::Merge(json!({ "note": "again" }));
         let done = events.patch(name, &PatchParams::default(), &again).await;
         done.unwrap();
     }
@@ -225,11 +226,10 @@ async fn an_agent_writes_events_on_its_own_node_and_on_pods_only() {
     let operators: Api<Event> = Api::namespaced(server.client.clone(), "default");
     let others = event("operators", json!({ "kind": "Node", "name": "b" }));
     operators.create(&params, &others).await.unwrap();
-    let lie = Patch::Merge(json!({ "note": "a lie" }));
-    let said = events
-        .patch("operators", &PatchParams::default(), &lie)
-        .await;
-    assert!(said.is_err(), "{said:?}");
+    let merge = PatchParams::default();
+    let done = events.patch("operators", &merge, &again).await;
+    let said = done.unwrap_err().to_string();
+    assert!(said.contains("on its own Node and on Pods only"), "{said}");
 }
 
 #[tokio::test]
