@@ -65,9 +65,16 @@ pub(crate) struct LocalEndpoint {
     /// MAC of the host side.
     pub(crate) node_mac: Mac,
     /// Ports of the node that lead to it; `None`: not known yet, and asked of what
-    /// the runtime's CNI library keeps (`cni::portmap`).
-    #[serde(default)]
+    /// the runtime's CNI library keeps (`cni::portmap`). On disk the record of a pod
+    /// without any is the same, whether that is known or not.
+    #[serde(default, skip_serializing_if = "none_known")]
     pub(crate) host_ports: Option<Vec<HostPort>>,
+}
+
+/// Whether there is no port to keep.
+#[expect(clippy::ref_option, reason = "serde passes the field")]
+fn none_known(ports: &Option<Vec<HostPort>>) -> bool {
+    ports.as_ref().is_none_or(Vec::is_empty)
 }
 
 impl LocalEndpoint {
