@@ -36,12 +36,7 @@ async fn blocks_are(server: &Server, wanted: &BTreeMap<String, Vec<IpNet>>) {
 /// chance; their agents hold them.
 async fn two_nodes(server: &Server) -> BTreeMap<String, Vec<IpNet>> {
     for name in ["b", "a"] {
-        server.add_node(name).await;
-        server.kubelet(name, true).await;
-        server.network_of(name).await;
-        server
-            .report(name, json!({ "bootID": format!("boot-{name}") }))
-            .await;
+        server.join(name).await;
         server.block_of(name).await;
         server.agent(name).await;
     }

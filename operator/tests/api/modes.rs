@@ -25,12 +25,7 @@ pub(crate) async fn ready_cluster() -> (Server, crate::server::Process) {
     let server = Server::start().await;
     let operator = server.operator(NETWORK, &[]);
     for name in ["a", "b", "c"] {
-        server.add_node(name).await;
-        server.kubelet(name, true).await;
-        server.network_of(name).await;
-        server
-            .report(name, json!({ "bootID": format!("boot-{name}") }))
-            .await;
+        server.join(name).await;
     }
     for name in ["a", "b", "c"] {
         server.block_of(name).await;

@@ -219,6 +219,15 @@ impl Server {
         .await
     }
 
+    /// A node whose kubelet is ready and whose agent has reported once.
+    pub(crate) async fn join(&self, name: &str) {
+        self.add_node(name).await;
+        self.kubelet(name, true).await;
+        self.network_of(name).await;
+        let boot = json!({ "bootID": format!("boot-{name}") });
+        self.report(name, boot).await;
+    }
+
     /// The NodeNetwork of a node, once it exists.
     pub(crate) async fn network_of(&self, name: &str) -> NodeNetwork {
         eventually(&format!("node {name} has a NodeNetwork"), async || {

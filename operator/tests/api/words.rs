@@ -209,12 +209,7 @@ async fn an_object_that_cannot_be_read_delays_no_other_node() {
         .await;
     let operator = server.operator(NETWORK, &[]);
     for name in ["a", "b"] {
-        server.add_node(name).await;
-        server.kubelet(name, true).await;
-        server.network_of(name).await;
-        server
-            .report(name, json!({ "bootID": format!("boot-{name}") }))
-            .await;
+        server.join(name).await;
         server.block_of(name).await;
         server.agent(name).await;
     }
