@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use intake::Intake;
+use intake::{Doubts, Intake};
 use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard};
 use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
@@ -33,7 +33,7 @@ use crate::{
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
-/// How long a node that a doubtful list lacks is kept: without its entry nothing
+/// How long a node whose loss is doubted is kept: without its entry nothing
 /// reaches it.
 const CONFIRM_NODES: Duration = Duration::from_mins(5);
 /// How long a pod that a doubtful list lacks is kept. Its own agent writes it
@@ -67,11 +67,13 @@ pub(crate) fn start(
             &reached,
         ),
         (to.clone(), events.clone()),
-        Intake::doubting(
-            Box::new(move |n| (named_key(n), named_key(n) == name)),
-            earlier.nodes,
-            CONFIRM_NODES,
-        ),
+        Intake::doubting(Doubts {
+            naming: Box::new(move |n| (named_key(n), named_key(n) == name)),
+            // The operator says first that the Node is gone, or that it leaves.
+            was_to_go: |n: &NodeNetwork| n.spec.node_uid.is_empty() || n.spec.decommission,
+            earlier: earlier.nodes,
+            confirm: CONFIRM_NODES,
+        }),
         move |change| {
             vec![Event::Node(map(
                 change,
@@ -88,11 +90,13 @@ pub(crate) fn start(
             &reached,
         ),
         (to.clone(), events.clone()),
-        Intake::doubting(
-            Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
-            earlier.pods,
-            CONFIRM_PODS,
-        ),
+        Intake::doubting(Doubts {
+            naming: Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
+            // Its agent deletes it with the pod.
+            was_to_go: |_| true,
+            earlier: earlier.pods,
+            confirm: CONFIRM_PODS,
+        }),
         move |change| {
             let record = |e| Some(endpoint_row(e, &own));
             vec![Event::Endpoint(map(change, record, endpoint_key))]
@@ -190,7 +194,7 @@ fn spawn<K>(
                 tracing::error!("{why}");
                 doubts.warn("ListDoubted", why);
             }
-            for event in events(change) {
+            for event in change.map(&events).into_iter().flatten() {
                 if to.send(Input::Api(event)).is_err() {
                     return;
                 }
