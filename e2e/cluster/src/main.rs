@@ -38,6 +38,9 @@ enum Action {
         /// How kube-proxy translates services
         #[arg(long, value_enum, default_value_t = ProxyArg::Nftables)]
         proxy_mode: ProxyArg,
+        /// Let kube-proxy know its own node's pods by devices whose names begin so
+        #[arg(long, value_name = "PREFIX")]
+        pod_devices: Option<String>,
         /// Give each node an eth1 in a second network
         #[arg(long)]
         second_uplink: bool,
@@ -133,6 +136,7 @@ fn act(action: Action) -> Result<ExitCode> {
             underlay,
             mtu,
             proxy_mode,
+            pod_devices,
             second_uplink,
             zones,
         } => {
@@ -151,6 +155,7 @@ fn act(action: Action) -> Result<ExitCode> {
                 underlay,
                 mtu,
                 proxy_mode,
+                pod_devices,
                 second_uplink,
                 zones,
             })?;

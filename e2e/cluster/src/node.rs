@@ -175,6 +175,13 @@ pub(crate) fn start_proxy(node: &Machine, info: &NodeInfo, config: &Config) -> R
         ProxyMode::None => return Ok(()),
     };
     let program = paths::programs().join("kube-proxy").display().to_string();
+    let (local, which) = match &config.pod_devices {
+        None => ("ClusterCIDR", format!("--cluster-cidr={POD_CIDR}")),
+        Some(prefix) => (
+            "InterfaceNamePrefix",
+            format!("--pod-interface-name-prefix={prefix}"),
+        ),
+    };
     node.daemon(
         "kube-proxy",
         &[
@@ -182,8 +189,8 @@ pub(crate) fn start_proxy(node: &Machine, info: &NodeInfo, config: &Config) -> R
             "--kubeconfig=/etc/kubernetes/kube-proxy.conf",
             &format!("--proxy-mode={mode}"),
             &format!("--hostname-override={}", info.name),
-            &format!("--cluster-cidr={POD_CIDR}"),
-            "--detect-local-mode=ClusterCIDR",
+            &format!("--detect-local-mode={local}"),
+            &which,
             // The limit belongs to the whole machine.
             "--conntrack-max-per-core=0",
         ],

@@ -47,6 +47,11 @@ pub struct Config {
     pub mtu: u16,
     /// kube-proxy's mode.
     pub proxy_mode: ProxyMode,
+    /// How the names of pods' devices on a node begin: by them kube-proxy knows its
+    /// own node's pods. `None`: by the addresses of the cluster's pods, as kubeadm
+    /// sets it up, which takes those of other nodes for its own node's.
+    #[serde(default)]
+    pub pod_devices: Option<String>,
     /// Whether each node has a second uplink, eth1, in a network of its own.
     pub second_uplink: bool,
     /// Zones that the workers belong to in turn, by their label; 0: nobody has one.
@@ -63,6 +68,7 @@ impl Config {
             underlay: Underlay::Bridge,
             mtu: 1500,
             proxy_mode: ProxyMode::Nftables,
+            pod_devices: None,
             second_uplink: false,
             zones: 0,
         }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use veer_e2e_cluster::{Config, paths};
 
-use crate::lab::{Lab, Mode};
+use crate::lab::{Lab, Mode, POD_DEVICES};
 
 /// Which specs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +121,8 @@ pub fn config(name: &str, scope: Scope) -> Config {
         Scope::Wide => Config {
             workers: 6,
             zones: 3,
+            // One spec tells the pods of other nodes from those of the own.
+            pod_devices: Some(POD_DEVICES.to_owned()),
             ..plain
         },
     }

@@ -17,6 +17,8 @@ use crate::site::Site;
 
 /// Namespace and name of the release.
 pub const NAMESPACE: &str = "kube-system";
+/// How the names of the host sides of pods' veths begin.
+pub const POD_DEVICES: &str = "veerp";
 /// Name of the release.
 pub const RELEASE: &str = "veer";
 /// The agents' `DaemonSet`.

@@ -121,6 +121,9 @@ fn judge(cli: &Cli) -> Result<()> {
             ProxyArg::Nftables => ProxyMode::Nftables,
             ProxyArg::Iptables => ProxyMode::Iptables,
         };
+        if cli.baseline {
+            config.pod_devices = None;
+        }
         Lab::new(Cluster::up_with(config, Progress::start())?)
     };
     let judged = judge_on(cli, &lab, &plan, &folder);

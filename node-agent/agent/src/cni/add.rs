@@ -167,7 +167,7 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
         .iter()
         .filter(|e| {
             // By the device: a rebuilt record may not know its sandbox's id.
-            let same = e.host_ifname == endpoint::host_ifname(&add.attachment);
+            let same = endpoint::is_device_of(&e.host_ifname, &add.attachment);
             let same_pod = !add.pod_uid.is_empty()
                 && e.pod_uid == add.pod_uid
                 && e.attachment.ifname == add.attachment.ifname;

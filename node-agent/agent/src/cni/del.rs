@@ -29,10 +29,12 @@ pub(super) fn forget(
     shared: &Shared,
     attachment: &Attachment,
 ) -> io::Result<Option<LocalEndpoint>> {
-    let device = host_ifname(attachment);
     let known_as = shared.store().known_as(attachment);
     // Before the device goes: one that a record lacks is made again.
     let endpoint = shared.store().leave(&known_as);
+    let device = endpoint
+        .as_ref()
+        .map_or_else(|| host_ifname(attachment), |e| e.host_ifname.clone());
     link::delete_veth(&mut Socket::route()?, &device)?;
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();

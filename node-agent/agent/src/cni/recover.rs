@@ -18,7 +18,7 @@ use crate::{
     endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
     engine::Input,
     netlink::{
-        address, is_host_veth,
+        address, host_veth_digits, is_host_veth,
         link::{self, Link},
         netns, route,
         wire::Socket,
@@ -110,7 +110,7 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
                 host,
                 pod,
                 row,
-                kept: kept.get(&host.name),
+                kept: host_veth_digits(&host.name).and_then(|digits| kept.get(digits)),
                 gateway,
             })
             .find(Evidence::fits);

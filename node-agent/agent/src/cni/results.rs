@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use veer_agent_api::{Attachment, HostPort, host_port};
 
-use crate::endpoint::host_ifname;
+use crate::endpoint::device_digits;
 
 /// The network's name in veer's configuration.
 pub(super) const NETWORK: &str = "veer";
@@ -60,14 +60,14 @@ struct Ip {
     gateway: Option<IpAddr>,
 }
 
-/// All of veer's, by the name of the host side of the sandbox's veth. Files that
+/// All of veer's, by the digits in the name of the host side of the sandbox's veth. Files that
 /// cannot be read are none.
 pub(crate) fn read(folder: &Path) -> HashMap<String, Kept> {
     fs::read_dir(folder)
         .into_iter()
         .flatten()
         .filter_map(|entry| parse(&fs::read(entry.ok()?.path()).ok()?))
-        .map(|kept| (host_ifname(&kept.attachment), kept))
+        .map(|kept| (device_digits(&kept.attachment), kept))
         .collect()
 }
 
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(kept.gateway, Some("10.0.1.1".parse().unwrap()));
         assert_eq!(kept.host_ports[0].to_string(), "tcp/8088");
         assert_eq!(of(folder.path(), &kept.attachment).as_ref(), Some(kept));
-        assert!(found.contains_key(&host_ifname(&kept.attachment)));
+        assert!(found.contains_key(&device_digits(&kept.attachment)));
         assert!(read(Path::new("/does/not/exist")).is_empty());
     }
 }

@@ -25,7 +25,7 @@ pub(crate) use pool::{Claims, Pool, gateway_of};
 pub(crate) use rebuild::{Evidence, PodEnd};
 pub(crate) use store::{Reservation, Store, StoreError};
 
-use crate::netlink::link::Mac;
+use crate::netlink::{HOST_VETH, host_veth_digits, link::Mac};
 
 /// A wired pod, as the record on disk holds it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -148,9 +148,19 @@ fn seed(attachment: &Attachment, salt: u8) -> u64 {
     h
 }
 
+/// The digits in the name of the host side of a sandbox's veth.
+pub(crate) fn device_digits(attachment: &Attachment) -> String {
+    format!("{:010x}", seed(attachment, 0) & 0xff_ffff_ffff)
+}
+
 /// Name of the host side of a sandbox's veth.
 pub(crate) fn host_ifname(attachment: &Attachment) -> String {
-    format!("veer{:010x}", seed(attachment, 0) & 0xff_ffff_ffff)
+    format!("{HOST_VETH}{}", device_digits(attachment))
+}
+
+/// Whether a device is the host side of a sandbox's veth, whichever release made it.
+pub(crate) fn is_device_of(name: &str, attachment: &Attachment) -> bool {
+    host_veth_digits(name).is_some_and(|digits| digits == device_digits(attachment))
 }
 
 /// A MAC for one end of a sandbox's veth: locally administered, unicast.
@@ -179,9 +189,23 @@ mod tests {
             ifname: "eth0".into(),
         };
         assert_ne!(host_ifname(&one), host_ifname(&two));
-        assert!(crate::netlink::is_host_veth(&host_ifname(&one)));
+        assert!(is_device_of(&host_ifname(&one), &one));
+        assert!(!is_device_of(&host_ifname(&one), &two));
         assert_ne!(mac(&one, true), mac(&one, false));
         assert_eq!(mac(&one, true)[0] & 3, 2);
         assert_eq!(mac_text([2, 0, 0, 0, 0, 255]), "02:00:00:00:00:ff");
+    }
+
+    #[test]
+    fn a_device_that_an_earlier_release_made_is_its_sandboxes() {
+        let sandbox = Attachment {
+            container_id: "a".into(),
+            ifname: "eth0".into(),
+        };
+        let earlier = format!("veer{}", device_digits(&sandbox));
+        assert!(is_device_of(&earlier, &sandbox));
+        for foreign in ["veer_vxlan", "veer0123", "veerp0123456789a", "eth0", ""] {
+            assert!(!crate::netlink::is_host_veth(foreign), "{foreign}");
+        }
     }
 }

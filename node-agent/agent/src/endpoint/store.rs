@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::maps::FIRST_FOREIGN_SHARE;
 
-use super::{Claims, LocalEndpoint, Pool, gateway_of, host_ifname, pool::Released};
+use super::{Claims, LocalEndpoint, Pool, gateway_of, is_device_of, pool::Released};
 
 /// Why no address could be reserved.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -249,10 +249,9 @@ impl Store {
         if self.endpoints.contains_key(attachment) {
             return attachment.clone();
         }
-        let device = host_ifname(attachment);
         self.endpoints
             .values()
-            .find(|e| e.host_ifname == device)
+            .find(|e| is_device_of(&e.host_ifname, attachment))
             .map_or_else(|| attachment.clone(), |e| e.attachment.clone())
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::endpoint::device_digits;
 use std::collections::HashSet;
 
 fn attachment(n: u32) -> Attachment {
@@ -145,7 +146,8 @@ fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
     let mut e = wire(&mut store, 1);
     forget(&mut store, &e.attachment);
     let runtimes = e.attachment.clone();
-    e.host_ifname = host_ifname(&runtimes);
+    // As an earlier release named it.
+    e.host_ifname = format!("veer{}", device_digits(&runtimes));
     e.attachment.container_id = format!("rebuilt-{}", e.host_ifname);
     e.endpoint_id = 0;
     let adopted = store.adopt(e.clone()).unwrap();
