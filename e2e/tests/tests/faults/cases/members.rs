@@ -7,7 +7,7 @@ use serde_json::json;
 use veer_e2e_cluster::{Role, await_condition};
 use veer_e2e_tests::{
     client,
-    lab::{Lab, Mode},
+    lab::{Lab, Mode, repository},
     pods,
     scene::{DEMO, Scene},
     snapshot,
@@ -34,6 +34,18 @@ pub(super) fn faults() -> Vec<Fault> {
             "kubectl delete nodenetworks --all",
             Mode::Tunnel,
             networks_deleted,
+        ),
+        Fault::new(
+            "members::all_objects_of_the_other_kinds_deleted",
+            "kubectl delete --all of podendpoints, securityidentities, podcidrs, nodereports",
+            Mode::Native,
+            others_deleted,
+        ),
+        Fault::new(
+            "members::crd_of_node_networks_deleted",
+            "kubectl delete crd nodenetworks.veer.dev; a pod made meanwhile; the CRD applied again",
+            Mode::Tunnel,
+            crd_deleted,
         ),
         Fault::new(
             "members::power_cut_while_a_closed_webhook_refuses_veers_writes",
@@ -85,35 +97,121 @@ fn blocks(lab: &Lab) -> Result<BTreeMap<String, String>> {
     Ok(all)
 }
 
+/// The block of every node that is.
+fn own_blocks(lab: &Lab) -> Result<BTreeMap<String, String>> {
+    let nodes = lab.cluster.node_names();
+    let mut all = blocks(lab)?;
+    all.retain(|node, _| nodes.contains(node));
+    Ok(all)
+}
+
+fn await_blocks(lab: &Lab, before: &BTreeMap<String, String>) -> Result<()> {
+    await_condition("every node has its former block", STARTED, || {
+        let now = own_blocks(lab).map_err(|e| format!("{e:#}"))?;
+        if now == *before {
+            Ok(Some(()))
+        } else {
+            Err(format!("{before:?}, now {now:?}"))
+        }
+    })?;
+    Ok(())
+}
+
+/// A pod that is made works.
+fn new_pod_works(scene: &Scene, name: &str) -> Result<()> {
+    let made = super::Made::on(&scene.lab, NODE, name)?;
+    await_condition("the new pod works", STARTED, || {
+        let all = works(scene, &made.pod);
+        all.map(Some).map_err(|e| format!("{e:#}"))
+    })?;
+    made.deleted()
+}
+
 fn networks_deleted(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
-    let nodes = lab.cluster.node_names();
-    let own = |all: BTreeMap<String, String>| -> BTreeMap<String, String> {
-        all.into_iter().filter(|(n, _)| nodes.contains(n)).collect()
-    };
-    let before = own(blocks(lab)?);
-    let held = unharmed(
+    let before = own_blocks(lab)?;
+    unharmed(
         scene,
         "all traffic; every node has its former block",
         || {
             lab.kubectl()
                 .run(&["delete", "nodenetworks", "--all", "--wait=false"])?;
-            await_condition("every node has its former block", STARTED, || {
-                let now = own(blocks(lab).map_err(|e| format!("{e:#}"))?);
-                if now == before {
-                    Ok(Some(()))
-                } else {
-                    Err(format!("{before:?}, now {now:?}"))
-                }
-            })?;
+            await_blocks(lab, &before)?;
             snapshot::await_agrees(lab, SETTLED)?;
-            let made = super::Made::on(lab, NODE, "after-deletion")?;
-            works(scene, &made.pod)?;
-            made.deleted()
+            new_pod_works(scene, "after-deletion")
         },
         |()| format!("{} nodes", before.len()),
-    )?;
-    Ok(held)
+    )
+}
+
+fn others_deleted(scene: &Scene) -> Result<Held> {
+    const KINDS: [&str; 4] = [
+        "podendpoints",
+        "securityidentities",
+        "podcidrs",
+        "nodereports",
+    ];
+    let lab = &scene.lab;
+    let before = own_blocks(lab)?;
+    let count = |kind| -> Result<usize> {
+        let list = lab.kubectl().json(&["get", kind, "-A"])?;
+        Ok(list["items"].as_array().map_or(0, Vec::len))
+    };
+    unharmed(
+        scene,
+        "all traffic; all of them made again; a new pod works",
+        || {
+            for kind in KINDS {
+                let some = count(kind)?;
+                ensure!(some > 0, "there are no {kind}: nothing was tested");
+                let words = ["delete", kind, "--all", "--wait=false"];
+                let everywhere = ["--all-namespaces"];
+                let everywhere = &everywhere[..usize::from(kind == "podendpoints")];
+                lab.kubectl().run(&[&words[..], everywhere].concat())?;
+                await_condition(&format!("there are {kind} again"), STARTED, || {
+                    let now = count(kind).map_err(|e| format!("{e:#}"))?;
+                    // A number that nobody uses any more need not come back.
+                    let enough = now >= some || (kind == "securityidentities" && now > 0);
+                    if enough {
+                        Ok(Some(()))
+                    } else {
+                        Err(format!("{now} of {some}"))
+                    }
+                })?;
+                snapshot::await_agrees(lab, SETTLED)?;
+                new_pod_works(scene, &format!("without-{kind}"))?;
+            }
+            await_blocks(lab, &before)
+        },
+        |()| KINDS.join(", "),
+    )
+}
+
+fn crd_deleted(scene: &Scene) -> Result<Held> {
+    const CRD: &str = "nodenetworks.veer.dev";
+    let lab = &scene.lab;
+    let before = own_blocks(lab)?;
+    let crds = repository().join("charts/veer/crds").display().to_string();
+    let apply = ["apply", "--server-side", "--force-conflicts", "-f", &crds];
+    let held = unharmed(
+        scene,
+        "all traffic; pods start; every node has its former block afterwards",
+        || {
+            lab.kubectl().run(&["delete", "crd", CRD, "--wait=true"])?;
+            new_pod_works(scene, "without-the-crd")?;
+            snapshot::await_agrees(lab, SETTLED)?;
+            lab.kubectl().run(&apply)?;
+            await_blocks(lab, &before)?;
+            snapshot::await_agrees(lab, SETTLED)?;
+            new_pod_works(scene, "after-the-crd")
+        },
+        |()| format!("{} nodes", before.len()),
+    );
+    if held.is_err() {
+        // For the faults after this one.
+        lab.kubectl().run(&apply)?;
+    }
+    held
 }
 
 /// A webhook for every write of veer's resources that nobody serves, with
