@@ -133,15 +133,33 @@ impl Cluster {
         self.stop_process(name, "kubelet")?;
         underlay::readdress(plan, &machine, info.number, info.address, new)?;
         info.address = new;
+        self.start_kubelet_at(&info)?;
+        Ok(new)
+    }
+
+    /// Restarts a worker's kubelet with another address that the node has, whatever
+    /// link that is on.
+    ///
+    /// # Errors
+    /// It is the control plane's node, or a step fails.
+    pub fn announce_address(&mut self, name: &str, address: Ipv4Addr) -> Result<()> {
+        let mut info = self.worker(name)?;
+        self.stop_process(name, "kubelet")?;
+        info.address = address;
+        self.start_kubelet_at(&info)
+    }
+
+    /// Records a node's new address and starts its kubelet with it.
+    fn start_kubelet_at(&mut self, info: &NodeInfo) -> Result<()> {
         for node in &mut self.state.nodes {
-            if node.name == name {
-                node.address = new;
+            if node.name == info.name {
+                node.address = info.address;
             }
         }
         self.state.save(&self.paths)?;
-        node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, &info)?;
-        node::start_kubelet(&machine, &info, &self.state.config)?;
-        Ok(new)
+        let machine = self.machine(&info.name);
+        node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, info)?;
+        node::start_kubelet(&machine, info, &self.state.config)
     }
 
     /// Ends a daemon of a node (kubelet, kube-proxy, containerd, or one of

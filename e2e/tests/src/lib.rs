@@ -29,5 +29,6 @@ pub mod scene;
 pub mod site;
 pub mod snapshot;
 pub mod told;
+pub mod tun;
 pub mod wire;
 pub mod workloads;

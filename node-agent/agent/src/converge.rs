@@ -236,7 +236,7 @@ impl Converger {
     }
 
     fn observe(&mut self, shared: &Shared, socket: &mut Socket) -> Result<(), Error> {
-        let (uplinks, direct, peers, pods) = {
+        let (uplinks, direct, peers, pods, hint) = {
             let index = shared.index();
             for node in index.nodes.iter().filter(|n| n.name != index.own()) {
                 self.ids.recover(&node.name, &node.pod_cidrs);
@@ -252,6 +252,8 @@ impl Converger {
                     all.copied().find(IpAddr::is_ipv4)
                 })
                 .collect();
+            let own = index.nodes.get(index.own());
+            let said = own.map_or(&[][..], |own| &own.addresses);
             let of_nodes = index.nodes.iter().flat_map(|n| &n.pod_cidrs).copied();
             let of_cluster = cluster.into_iter().flat_map(|c| &c.pod_cidrs);
             (
@@ -262,13 +264,14 @@ impl Converger {
                     .map(|e| e.cidr)
                     .chain(of_nodes)
                     .collect::<Vec<_>>(),
+                facts::hint(said, &self.facts.addresses, shared.options.node_ip),
             )
         };
         let found = facts::gather(
             socket,
             Wanted {
                 uplinks: &uplinks,
-                hint: shared.options.node_ip,
+                hint,
                 peers: &peers,
                 direct,
                 pods: &pods,

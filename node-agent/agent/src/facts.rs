@@ -35,7 +35,7 @@ const TURNS: usize = 30;
 pub(crate) struct Wanted<'a> {
     /// Uplinks by name; empty: those of the default routes.
     pub(crate) uplinks: &'a [String],
-    /// The kubelet's idea of the node's address.
+    /// The kubelet's idea of the node's address ([`hint`]).
     pub(crate) hint: Option<IpAddr>,
     /// Other nodes' addresses.
     pub(crate) peers: &'a [IpAddr],
@@ -43,6 +43,14 @@ pub(crate) struct Wanted<'a> {
     pub(crate) direct: bool,
     /// Blocks of pods of the whole cluster.
     pub(crate) pods: &'a [IpNet],
+}
+
+/// The kubelet's idea of the node's address: what the operator has found in the Node,
+/// if the node has it, for a kubelet may be started anew with another; else what it was
+/// when this agent started.
+pub(crate) fn hint(said: &[IpAddr], known: &[IpAddr], at_start: Option<IpAddr>) -> Option<IpAddr> {
+    let first = said.iter().find(|a| a.is_ipv4());
+    first.filter(|a| known.contains(a)).copied().or(at_start)
 }
 
 /// Whether a device's addresses can stand for the node. kube-ipvs0 holds the
@@ -296,6 +304,17 @@ mod tests {
         let gone = Some("192.0.2.77".parse().unwrap());
         assert_eq!(primary(&own, gone, &defaults), Some(a.ip));
         assert_eq!(primary(&own, None, &[]), Some(b.ip));
+    }
+
+    #[test]
+    fn a_kubelet_started_anew_with_another_address_of_the_node_is_followed() {
+        let [a, b, gone] = ["192.0.2.5", "10.9.9.9", "192.0.2.77"].map(|a| a.parse().unwrap());
+        let at_start = Some(a);
+        assert_eq!(hint(&[b, a], &[a, b], at_start), Some(b));
+        assert_eq!(hint(&[gone], &[a, b], at_start), at_start);
+        assert_eq!(hint(&[], &[a, b], at_start), at_start);
+        let v6 = "2001:db8::5".parse().unwrap();
+        assert_eq!(hint(&[v6, b], &[v6, a, b], None), Some(b));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod flows;
 mod host;
 mod members;
 mod translated;
+mod uplinks;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -37,6 +38,7 @@ pub(crate) fn faults() -> Vec<Fault> {
     all.extend(flows::faults());
     all.extend(members::faults());
     all.extend(translated::faults());
+    all.extend(uplinks::faults());
     all
 }
 
