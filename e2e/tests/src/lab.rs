@@ -18,7 +18,7 @@ use crate::site::Site;
 /// Namespace and name of the release.
 pub const NAMESPACE: &str = "kube-system";
 /// How the names of the host sides of pods' veths begin.
-pub const POD_DEVICES: &str = "veerp";
+pub const POD_DEVICES: &str = "veer0";
 /// Name of the release.
 pub const RELEASE: &str = "veer";
 /// The agents' `DaemonSet`.

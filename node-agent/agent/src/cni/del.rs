@@ -6,7 +6,7 @@ use veer_agent_api::Attachment;
 
 use super::remove_rows;
 use crate::{
-    endpoint::{LocalEndpoint, host_ifname},
+    endpoint::{LocalEndpoint, former_ifname, host_ifname},
     engine::Input,
     netlink::{link, wire::Socket},
     publish,
@@ -32,16 +32,22 @@ pub(super) fn forget(
     let known_as = shared.store().known_as(attachment);
     // Before the device goes: one that a record lacks is made again.
     let endpoint = shared.store().leave(&known_as);
-    let device = endpoint
-        .as_ref()
-        .map_or_else(|| host_ifname(attachment), |e| e.host_ifname.clone());
-    link::delete_veth(&mut Socket::route()?, &device)?;
+    let devices = match &endpoint {
+        Some(known) => vec![known.host_ifname.clone()],
+        None => vec![host_ifname(attachment), former_ifname(attachment)],
+    };
+    let mut socket = Socket::route()?;
+    for device in &devices {
+        link::delete_veth(&mut socket, device)?;
+    }
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();
     if let Some(endpoint) = &endpoint {
         remove_rows(&mut datapath, endpoint).map_err(io::Error::other)?;
     }
-    datapath.detach(&device)?;
+    for device in &devices {
+        datapath.detach(device)?;
+    }
     shared.store().remove(&known_as);
     if endpoint
         .as_ref()

@@ -150,7 +150,12 @@ fn seed(attachment: &Attachment, salt: u8) -> u64 {
 
 /// The digits in the name of the host side of a sandbox's veth.
 pub(crate) fn device_digits(attachment: &Attachment) -> String {
-    format!("{:010x}", seed(attachment, 0) & 0xff_ffff_ffff)
+    format!("{:09x}", seed(attachment, 0) & 0xf_ffff_ffff)
+}
+
+/// Its name as earlier releases had it.
+pub(crate) fn former_ifname(attachment: &Attachment) -> String {
+    format!("veer{:010x}", seed(attachment, 0) & 0xff_ffff_ffff)
 }
 
 /// Name of the host side of a sandbox's veth.
@@ -202,9 +207,10 @@ mod tests {
             container_id: "a".into(),
             ifname: "eth0".into(),
         };
-        let earlier = format!("veer{}", device_digits(&sandbox));
-        assert!(is_device_of(&earlier, &sandbox));
-        for foreign in ["veer_vxlan", "veer0123", "veerp0123456789a", "eth0", ""] {
+        assert!(is_device_of(&former_ifname(&sandbox), &sandbox));
+        // 15 characters are the most; earlier releases know it too.
+        assert_eq!(host_ifname(&sandbox).len(), former_ifname(&sandbox).len());
+        for foreign in ["veer_vxlan", "veer0123", "veer0123456789a", "eth0", ""] {
             assert!(!crate::netlink::is_host_veth(foreign), "{foreign}");
         }
     }

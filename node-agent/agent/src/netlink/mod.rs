@@ -19,20 +19,20 @@ pub(crate) mod wire;
 /// Name of the one VXLAN device.
 pub(crate) const VXLAN: &str = "veer_vxlan";
 
-/// How the name of the host side of a pod's veth begins. No other device's does, so
+/// How the name of the host side of a pod's veth begins. The tunnel's device does not, so
 /// that what selects by it (kube-proxy's `InterfaceNamePrefix`) finds pods alone.
-pub(crate) const HOST_VETH: &str = "veerp";
+pub(crate) const HOST_VETH: &str = "veer0";
 
-/// What tells one host side of a pod's veth from another: ten hexadecimal digits at
-/// the end of its name. `None`: the name is none of those.
-pub(crate) fn host_veth_digits(name: &str) -> Option<&str> {
-    // Pods that an earlier release wired keep the name that they had.
-    let rest = name.strip_prefix(HOST_VETH);
-    rest.or_else(|| name.strip_prefix("veer"))
-        .filter(|rest| rest.len() == 10 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+/// Whether a device name is that of the host side of a pod's veth: nine hexadecimal
+/// digits behind [`HOST_VETH`], or ten behind `veer` as earlier releases had it, which
+/// so know the names of this one.
+pub(crate) fn is_host_veth(name: &str) -> bool {
+    name.strip_prefix("veer")
+        .is_some_and(|rest| rest.len() == 10 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Whether a device name is that of the host side of a pod's veth.
-pub(crate) fn is_host_veth(name: &str) -> bool {
-    host_veth_digits(name).is_some()
+/// What tells one host side from another: the last nine digits, whichever release made
+/// it. `None`: the name is none of those.
+pub(crate) fn host_veth_digits(name: &str) -> Option<&str> {
+    name.get(5..).filter(|_| is_host_veth(name))
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::endpoint::device_digits;
+use crate::endpoint::former_ifname;
 use std::collections::HashSet;
 
 fn attachment(n: u32) -> Attachment {
@@ -147,7 +147,7 @@ fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
     forget(&mut store, &e.attachment);
     let runtimes = e.attachment.clone();
     // As an earlier release named it.
-    e.host_ifname = format!("veer{}", device_digits(&runtimes));
+    e.host_ifname = former_ifname(&runtimes);
     e.attachment.container_id = format!("rebuilt-{}", e.host_ifname);
     e.endpoint_id = 0;
     let adopted = store.adopt(e.clone()).unwrap();
