@@ -12,17 +12,40 @@ pub fn pod_cidr_name(cidr: &IpNet) -> String {
     }
 }
 
-/// The name of a pod's endpoint: the pod's name, cut to fit, and eight hex
+/// Bytes of an object's name.
+const NAME_MAX: usize = 253;
+/// Digits of a UID in a name.
+const DIGITS: usize = 8;
+/// End of the names that are one node's. No other name of an endpoint ends so: those
+/// end in a dash and digits.
+const OF_NODE: &str = ".node";
+
+/// The usual name of a pod's endpoint: the pod's name, cut to fit, and eight hex
 /// digits of its UID, because a pod's name alone comes back.
 pub fn pod_endpoint_name(pod_name: &str, pod_uid: &str) -> String {
-    const MAX: usize = 253 - 9;
+    cut_name(pod_name, pod_uid, NAME_MAX)
+}
+
+/// The name of a pod's endpoint that the agent of no other node may give
+/// (`charts/veer/templates/admission-policy.yaml`): the usual one with dashes for its
+/// dots, and after the first dot the node. `None`: the node's name leaves no room.
+pub fn pod_endpoint_name_of_node(pod_name: &str, pod_uid: &str, node: &str) -> Option<String> {
+    let room = NAME_MAX.checked_sub(1 + node.len() + OF_NODE.len())?;
+    // At least one character of the pod's name.
+    (room > DIGITS + 1).then(|| {
+        let pod = cut_name(&pod_name.replace('.', "-"), pod_uid, room);
+        format!("{pod}.{node}{OF_NODE}")
+    })
+}
+
+fn cut_name(pod_name: &str, pod_uid: &str, max: usize) -> String {
     let digits: String = pod_uid
         .chars()
         .filter(char::is_ascii_hexdigit)
-        .take(8)
+        .take(DIGITS)
         .collect();
     let cut = pod_name
-        .get(..MAX)
+        .get(..max - DIGITS - 1)
         .unwrap_or(pod_name)
         .trim_end_matches(['-', '.']);
     format!("{cut}-{}", digits.to_lowercase())
@@ -45,5 +68,24 @@ mod tests {
         let name = pod_endpoint_name(&"a".repeat(253), "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0");
         assert_eq!(name.len(), 253);
         assert!(name.ends_with("-0f1e2d3c"));
+    }
+
+    #[test]
+    fn of_a_nodes_own_name_only_the_part_before_the_first_dot_is_the_pods() {
+        let uid = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+        let own = |pod: &str, node: &str| pod_endpoint_name_of_node(pod, uid, node);
+        assert_eq!(
+            own("etcd-x.y", "x.y").unwrap(),
+            "etcd-x-y-0f1e2d3c.x.y.node"
+        );
+        let long = own(&"a".repeat(253), "worker-2").unwrap();
+        assert_eq!(long.len(), 253);
+        assert!(long.ends_with("a-0f1e2d3c.worker-2.node"));
+        let longest = "n".repeat(237);
+        assert_eq!(own("pod", &longest).unwrap().len(), 253);
+        assert_eq!(own("pod", &"n".repeat(238)), None);
+        assert_eq!(own("pod", &"n".repeat(253)), None);
+        // A pod cannot be called so that its usual name is a node's.
+        assert!(!pod_endpoint_name("a.worker-2.node", uid).ends_with(OF_NODE));
     }
 }

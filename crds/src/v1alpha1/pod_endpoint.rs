@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use crate::rules::{self, NUMBER_MAX, rules};
 
 /// A wired pod, in the pod's namespace, named by the pod's name and eight
-/// digits of its UID. Written by the pod's node's agent only.
+/// digits of its UID; where another node's agent took that name, by the node's too.
+/// Written by the pod's node's agent only.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
 #[kube(
     group = "veer.dev",

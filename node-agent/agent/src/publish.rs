@@ -1,6 +1,8 @@
 //! Writes this node's PodEndpoints: asynchronously, the last word per object
 //! counts, what fails is tried again.
 
+pub(crate) mod place;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,12 +16,15 @@ use kube::{
 };
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
-use veer_crds::{
-    names::pod_endpoint_name,
-    v1alpha1::{PodEndpoint, PodEndpointSpec, PodEndpointState},
-};
+use veer_crds::v1alpha1::{PodEndpoint, PodEndpointSpec, PodEndpointState};
 
-use crate::{endpoint::LocalEndpoint, index::PodEndpointRow, retry, watch::version};
+use crate::{
+    endpoint::LocalEndpoint,
+    index::{Endpoints, PodEndpointRow},
+    retry,
+    watch::version,
+};
+use place::Key;
 
 /// Field manager of everything the agent writes.
 pub(crate) const FIELD_MANAGER: &str = "veer-agent";
@@ -32,9 +37,6 @@ const ECHO: Duration = Duration::from_secs(10);
 /// How long an object is left alone that could not be: its namespace is going, or
 /// nobody knows its kind.
 const REFUSED: Duration = Duration::from_mins(1);
-
-/// An object: namespace and name.
-type Key = (String, String);
 
 /// What a PodEndpoint is to say.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +91,8 @@ enum Wish {
     Be(Box<Entry>),
     /// Gone.
     Gone,
+    /// Whatever it is: no more of it.
+    Any,
 }
 
 /// What this agent did with an object.
@@ -130,15 +134,6 @@ fn lock(done: &Ledger) -> MutexGuard<'_, HashMap<Key, Done>> {
     done.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The object's namespace and name.
-pub(crate) fn key(endpoint: &LocalEndpoint) -> (String, String) {
-    let uid = endpoint.object_uid.as_ref().unwrap_or(&endpoint.pod_uid);
-    (
-        endpoint.namespace.clone(),
-        pod_endpoint_name(&endpoint.pod_name, uid),
-    )
-}
-
 impl Publisher {
     /// A handle and what the task needs.
     pub(crate) fn new() -> (Self, Wishes) {
@@ -152,14 +147,26 @@ impl Publisher {
     }
 
     /// The object of a wired pod is to be there.
-    pub(crate) fn publish(&self, node: &str, endpoint: &LocalEndpoint) {
-        let entry = Box::new(Entry::of(node, endpoint));
-        self.wish(key(endpoint), Wish::Be(entry));
+    pub(crate) fn publish(&self, endpoints: &Endpoints, endpoint: &LocalEndpoint) {
+        let entry = Box::new(Entry::of(endpoints.node(), endpoint));
+        self.wish(place::key(endpoints, endpoint), Wish::Be(entry));
     }
 
     /// An object is to be gone.
-    pub(crate) fn withdraw(&self, key: (String, String)) {
+    pub(crate) fn withdraw(&self, key: Key) {
         self.wish(key, Wish::Gone);
+    }
+
+    /// Objects for which something is under way, and which turned out not to be this
+    /// node's, are left alone: that would fail for as long as they are there.
+    pub(crate) fn leave(&self, is_others: impl Fn(&Key) -> bool) {
+        let mut done = lock(&self.done);
+        let left = done
+            .extract_if(|key, done| matches!(done, Done::Writing) && is_others(key))
+            .map(|(key, _)| key);
+        for key in left {
+            let _ = self.to.send((key, Wish::Any));
+        }
     }
 
     fn wish(&self, key: Key, wish: Wish) {
@@ -210,7 +217,7 @@ impl Publisher {
     }
 
     /// Forgets objects that are gone and not to be there.
-    pub(crate) fn forget(&self, wanted: impl Fn(&(String, String)) -> bool) {
+    pub(crate) fn forget(&self, wanted: impl Fn(&Key) -> bool) {
         lock(&self.done).retain(|key, done| match done {
             Done::Writing => true,
             Done::Written { at, .. } | Done::Refused { at, .. } => {
@@ -327,7 +334,9 @@ impl Wishes {
                 Some((key, wish, result)) = running.next(), if !running.is_empty() => {
                     match result {
                         Ok(outcome) if queue.through(&key) => {
-                            lock(&self.done).insert(key, done(wish, &outcome));
+                            if let Some(done) = done(wish, &outcome) {
+                                lock(&self.done).insert(key, done);
+                            }
                         }
                         Ok(_) => {}
                         Err(error) => resting.extend(queue.failed(key, wish, &error).map(rest)),
@@ -343,9 +352,9 @@ async fn rest((key, until): (Key, Instant)) -> (Key, Instant) {
     (key, until)
 }
 
-fn done(wish: Wish, outcome: &Outcome) -> Done {
+fn done(wish: Wish, outcome: &Outcome) -> Option<Done> {
     let at = Instant::now();
-    match (wish, outcome) {
+    Some(match (wish, outcome) {
         (Wish::Be(entry), Outcome::Refused) => Done::Refused { entry, at },
         (Wish::Be(entry), Outcome::Written(version)) => Done::Written {
             entry: Some(entry),
@@ -358,7 +367,8 @@ fn done(wish: Wish, outcome: &Outcome) -> Done {
             version: 0,
             at,
         },
-    }
+        (Wish::Any, _) => return None,
+    })
 }
 
 /// One try.
@@ -370,6 +380,7 @@ async fn attempt(client: Client, key: Key, wish: Wish) -> (Key, Wish, kube::Resu
             .delete(&key.1, &DeleteParams::default())
             .await
             .map(|_| Outcome::Written(0)),
+        Wish::Any => Ok(Outcome::Refused),
     };
     let result = match result {
         Err(kube::Error::Api(e)) if e.is_final() => Ok(Outcome::Refused),

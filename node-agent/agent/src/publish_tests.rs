@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use kube::client::Body;
 
 use super::*;
-use crate::index::OwnRow;
+use crate::index::{Change, OwnRow};
 
 fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
     LocalEndpoint {
@@ -30,6 +30,11 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
         node_mac: [0; 6],
         host_ports: None,
     }
+}
+
+/// Where the pod's object is if nobody took its name.
+fn key(endpoint: &LocalEndpoint) -> Key {
+    place::key(&Endpoints::new("a"), endpoint)
 }
 
 /// The row that the watch shows of an object.
@@ -107,7 +112,7 @@ async fn a_pod_that_starts_is_one_write_however_late_the_watch_shows_it() {
     tokio::spawn(wishes.run(client));
     let pod = endpoint("p", 300);
     let (key, wanted) = (key(&pod), Entry::of("a", &pod));
-    publisher.publish("a", &pod);
+    publisher.publish(&Endpoints::new("a"), &pod);
     assert_eq!(
         publisher.todo(&key, Some(&wanted), None),
         Todo::Nothing,
@@ -134,7 +139,7 @@ async fn whatever_somebody_else_changes_in_an_own_object_is_put_back() {
     tokio::spawn(wishes.run(client));
     let pod = endpoint("p", 300);
     let (key, wanted) = (key(&pod), Entry::of("a", &pod));
-    publisher.publish("a", &pod);
+    publisher.publish(&Endpoints::new("a"), &pod);
     idle().await;
     let edits: [fn(&mut OwnRow); 5] = [
         |own| own.spec.identity = 400,
@@ -182,10 +187,10 @@ async fn objects_that_fail_keep_no_other_waiting_and_the_last_word_counts() {
     let (client, asked) = server(PARALLEL);
     tokio::spawn(wishes.run(client));
     for i in 0..PARALLEL {
-        publisher.publish("a", &endpoint(&format!("fails{i}"), 300));
+        publisher.publish(&Endpoints::new("a"), &endpoint(&format!("fails{i}"), 300));
     }
     tokio::time::sleep(Duration::from_millis(1)).await;
-    publisher.publish("a", &endpoint("later", 300));
+    publisher.publish(&Endpoints::new("a"), &endpoint("later", 300));
     tokio::time::sleep(Duration::from_millis(1)).await;
     let sent = asked.lock().unwrap().len();
     assert_eq!(sent, PARALLEL + 1, "while those rest");
@@ -222,7 +227,7 @@ async fn an_object_whose_namespace_is_going_is_left_alone_and_nobody_is_blamed()
     tokio::spawn(wishes.run(Client::new(service, "default")));
     let pod = endpoint("p", 300);
     let (key, wanted) = (key(&pod), Entry::of("a", &pod));
-    publisher.publish("a", &pod);
+    publisher.publish(&Endpoints::new("a"), &pod);
     idle().await;
     for _round in 0..20 {
         let todo = publisher.todo(&key, Some(&wanted), None);
@@ -255,6 +260,96 @@ async fn retries_after_an_outage_come_a_few_at_a_time() {
     }
     let at_once: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
     assert_eq!(at_once.len(), PARALLEL);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_objects_name_another_node_took_gets_an_object_that_no_other_node_can_take() {
+    let (publisher, wishes) = Publisher::new();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let path = request.uri().path().to_owned();
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let method = request.method().clone();
+        log.lock().unwrap().push(format!("{method} {name}"));
+        async move {
+            let (code, answer) = if method == http::Method::DELETE {
+                (200, json!({"kind": "Status", "status": "Success"}))
+            } else if name.contains(".a.") {
+                let body = request.into_body().collect_bytes().await;
+                let object = serde_json::from_slice(&body.unwrap_or_default());
+                (200, object.unwrap_or_default())
+            } else {
+                // The schema's own rule comes before the admission policy.
+                let message = "podName, podUID and nodeName cannot be changed";
+                let refusal = json!({"status": "Failure", "code": 422, "message": message});
+                (422, refusal)
+            };
+            let body = Body::from(answer.to_string().into_bytes());
+            Ok::<_, Infallible>(http::Response::builder().status(code).body(body).unwrap())
+        }
+    });
+    tokio::spawn(wishes.run(Client::new(service, "default")));
+    let (mut endpoints, pod) = (Endpoints::new("a"), endpoint("p", 300));
+    let (usual, wanted) = (key(&pod), Entry::of("a", &pod));
+    // The index does not show it yet.
+    publisher.publish(&endpoints, &pod);
+    idle().await;
+    assert_eq!(publisher.todo(&usual, Some(&wanted), None), Todo::Nothing);
+    let mut theirs = shown(&pod, 5);
+    (theirs.node, theirs.own) = ("b".into(), None);
+    endpoints.handle(Change::Apply(theirs));
+
+    let second = place::key(&endpoints, &pod);
+    assert_eq!(second, ("x".into(), "p-d.a.node".into()));
+    assert_eq!(publisher.todo(&second, Some(&wanted), None), Todo::Write);
+    publisher.publish(&endpoints, &pod);
+    publisher.leave(|key| *key != second && endpoints.taken_by(&place::path(key)).is_some());
+    idle().await;
+    let before = asked.lock().unwrap().clone();
+    let made = format!("PATCH {}", second.1);
+    assert_eq!(before.iter().filter(|line| **line == made).count(), 1);
+    tokio::time::sleep(REFUSED).await;
+    assert_eq!(*asked.lock().unwrap(), before, "the other is left alone");
+    // The pod ends, and what it had goes.
+    publisher.withdraw(place::key(&endpoints, &pod));
+    idle().await;
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked[before.len()..], [format!("DELETE {}", second.1)]);
+}
+
+#[test]
+fn a_pod_keeps_its_object_whoever_takes_its_usual_name_and_lets_go_of_it() {
+    let (mut endpoints, pod) = (Endpoints::new("a"), endpoint("p", 300));
+    let usual = key(&pod);
+    let at = |key: &Key, node: &str| {
+        let mut row = shown(&pod, 5);
+        (row.key, row.node) = (place::path(key), node.into());
+        Change::Apply(row)
+    };
+    endpoints.handle(at(&usual, "b"));
+    let second = place::key(&endpoints, &pod);
+    assert_ne!(second, usual);
+    assert_eq!(place::taken(&endpoints, &pod), [(place::path(&usual), "b")]);
+    endpoints.handle(at(&second, "a"));
+    endpoints.handle(Change::Delete(place::path(&usual)));
+    assert_eq!(place::key(&endpoints, &pod), second);
+    assert_eq!(place::taken(&endpoints, &pod), []);
+    // Of two, as after a request that was long under way, the usual one stays.
+    endpoints.handle(at(&usual, "a"));
+    assert_eq!(place::key(&endpoints, &pod), usual);
+    endpoints.handle(Change::Delete(place::path(&second)));
+    assert_eq!(place::key(&endpoints, &pod), usual);
+}
+
+#[test]
+fn of_many_taken_names_some_are_named_and_the_rest_is_counted() {
+    let names: Vec<String> = (0..7).map(|i| format!("x/p{i} (node b)")).collect();
+    let words = place::words("a", names.iter());
+    assert!(words.contains("end in .a.node"), "{words}");
+    let end = "delete x/p0 (node b), x/p1 (node b), x/p2 (node b), x/p3 (node b), x/p4 (node b) \
+               and 2 more";
+    assert!(words.ends_with(end), "{words}");
 }
 
 fn refusal(code: u16, message: &str) -> kube::core::Status {

@@ -4,6 +4,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
+use veer_crds::names::{pod_endpoint_name, pod_endpoint_name_of_node};
 use veer_crds::v1alpha1::{ClusterNetwork, NodeNetwork, NodeReport, PodEndpoint};
 
 use crate::server::{Server, eventually};
@@ -182,6 +183,50 @@ async fn an_agent_writes_only_its_own_nodes_objects() {
     let nowhere = server.as_account("veer", "veer-agent", None).await;
     let said = report(&nowhere, "a").await.unwrap_err();
     assert!(said.contains("does not say which node it is of"), "{said}");
+}
+
+#[tokio::test]
+async fn a_pods_agent_has_a_name_for_its_object_that_no_other_agent_can_take() {
+    let server = guarded().await;
+    let of = async |node: &str| -> Api<PodEndpoint> {
+        let agent = server.as_account("veer", "veer-agent", Some(node)).await;
+        Api::namespaced(agent, "veer")
+    };
+    let (theirs, own) = (of("a").await, of("b").await);
+    let params = PatchParams::apply("veer-agent").force();
+    let write = async |api: &Api<PodEndpoint>, name: &str, node: &str| {
+        let mut object = endpoint(node);
+        object.metadata.name = Some(name.into());
+        object.spec.pod_name = "shop.cart".into();
+        let done = api.patch(name, &params, &Patch::Apply(&object)).await;
+        done.map_err(|e| e.to_string())
+    };
+    let uid = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+    // The agent of node a takes the usual name of a pod of node b.
+    let usual = pod_endpoint_name("shop.cart", uid);
+    write(&theirs, &usual, "a").await.unwrap();
+    let said = write(&own, &usual, "b").await.unwrap_err();
+    assert!(said.contains("nodeName cannot be changed"), "{said}");
+    // The other name it cannot take, nor may it be part of another node's.
+    let second = pod_endpoint_name_of_node("shop.cart", uid, "b").unwrap();
+    for name in [&second, "shop-cart-0f1e2d3c.b.a.node", "b.node"] {
+        let said = write(&theirs, name, "a").await.unwrap_err();
+        assert!(said.contains("is of the node that it names"), "{said}");
+    }
+    let made = PodEndpoint::new(&second, endpoint("a").spec);
+    let done = theirs.create(&PostParams::default(), &made).await;
+    let said = done.unwrap_err().to_string();
+    assert!(said.contains("is of the node that it names"), "{said}");
+    write(&own, &second, "b").await.unwrap();
+    write(&own, &second, "b").await.unwrap();
+    let said = write(&theirs, &second, "b").await.unwrap_err();
+    assert!(said.contains("PodEndpoint of another node"), "{said}");
+    let said = write(&theirs, &second, "a").await.unwrap_err();
+    assert!(said.contains("nodeName cannot be changed"), "{said}");
+    let now = DeleteParams::default();
+    let said = theirs.delete(&second, &now).await.unwrap_err().to_string();
+    assert!(said.contains("PodEndpoint of another node"), "{said}");
+    own.delete(&second, &now).await.unwrap();
 }
 
 #[tokio::test]

@@ -320,7 +320,9 @@ fn wire(
     shared
         .persist(&add.attachment)
         .map_err(step("write the endpoint's record"))?;
-    shared.publisher.publish(&shared.options.node, &endpoint);
+    shared
+        .publisher
+        .publish(&shared.index().endpoints, &endpoint);
     if endpoint.is_init() || endpoint.object_uid.is_none() {
         // The number may have come between the last look and the record.
         let _ = shared.engine.send(Input::Identities);

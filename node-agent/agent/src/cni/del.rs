@@ -9,7 +9,7 @@ use crate::{
     endpoint::{LocalEndpoint, former_ifname, host_ifname},
     engine::Input,
     netlink::{link, wire::Socket},
-    publish,
+    publish::place,
     shared::Shared,
 };
 
@@ -18,7 +18,8 @@ use crate::{
 pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> io::Result<()> {
     let removed = forget(shared, attachment)?;
     if let Some(endpoint) = removed.filter(|e| !e.is_nameless()) {
-        shared.publisher.withdraw(publish::key(&endpoint));
+        let key = place::key(&shared.index().endpoints, &endpoint);
+        shared.publisher.withdraw(key);
     }
     Ok(())
 }

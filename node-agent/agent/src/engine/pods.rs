@@ -11,7 +11,7 @@ use super::{Engine, Error};
 use crate::{
     cni,
     index::Resolution,
-    publish::{self, Entry, Todo},
+    publish::{Entry, Todo, place},
     repair::Kind,
 };
 
@@ -24,6 +24,9 @@ pub(super) struct Noticed {
     strangers_told: BTreeSet<String>,
     /// UIDs of pods of which it was told that nobody limits their bandwidth.
     bandwidth_told: HashSet<String>,
+    /// Objects with names of this node's pods that other nodes have, and the nodes,
+    /// of which it was told.
+    taken_told: BTreeSet<String>,
 }
 
 impl Engine {
@@ -180,17 +183,18 @@ impl Engine {
         tracing::info!(pod = endpoint.pod(), identity = number, "identity");
         self.shared
             .publisher
-            .publish(&self.shared.options.node, &endpoint);
+            .publish(&self.shared.index().endpoints, &endpoint);
         Ok(())
     }
 
     /// Compares this node's PodEndpoint objects with its wired pods.
-    pub(super) fn sync_objects(&self) {
+    pub(super) fn sync_objects(&mut self) {
         let index = self.shared.index();
         if !index.complete.endpoints_listed {
             return;
         }
-        let node = &self.shared.options.node;
+        let endpoints = &index.endpoints;
+        let node = endpoints.node();
         let publisher = &self.shared.publisher;
         let put_back = |todo, (namespace, name): &(String, String), how| {
             if todo == Todo::PutBack {
@@ -199,24 +203,27 @@ impl Engine {
             }
             todo != Todo::Nothing
         };
-        let mut wanted: HashSet<(String, String)> = HashSet::new();
+        let mut wanted: HashSet<place::Key> = HashSet::new();
+        let mut taken: BTreeSet<String> = BTreeSet::new();
         let mut nameless: Vec<IpAddr> = Vec::new();
         {
             let store = self.shared.store();
             // Whose they are is known in a moment; until then the objects stay.
             nameless.extend(store.iter().filter(|e| e.is_nameless()).map(|e| e.address));
             for endpoint in store.iter().filter(|e| !e.is_nameless()) {
-                let key = publish::key(endpoint);
-                let seen = index.endpoints.get(&format!("{}/{}", key.0, key.1));
+                let key = place::key(endpoints, endpoint);
+                let seen = endpoints.get(&place::path(&key));
                 let todo = publisher.todo(&key, Some(&Entry::of(node, endpoint)), seen);
                 let how = if seen.is_some() { "changed" } else { "removed" };
                 if put_back(todo, &key, how) {
-                    publisher.publish(node, endpoint);
+                    publisher.publish(endpoints, endpoint);
                 }
                 wanted.insert(key);
+                let of_others = place::taken(endpoints, endpoint);
+                taken.extend(of_others.iter().map(|(at, by)| format!("{at} (node {by})")));
             }
         }
-        for row in index.endpoints.own() {
+        for row in endpoints.own() {
             let Some((namespace, name)) = row.key.split_once('/') else {
                 continue;
             };
@@ -228,6 +235,14 @@ impl Engine {
                 publisher.withdraw(key);
             }
         }
+        publisher
+            .leave(|key| !wanted.contains(key) && endpoints.taken_by(&place::path(key)).is_some());
         publisher.forget(|key| wanted.contains(key));
+        if !taken.is_subset(&self.noticed.taken_told) {
+            let words = place::words(node, taken.iter());
+            tracing::warn!("{words}");
+            self.shared.events.warn("PodEndpointTaken", words);
+        }
+        self.noticed.taken_told = taken;
     }
 }

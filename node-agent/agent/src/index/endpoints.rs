@@ -59,7 +59,7 @@ pub(crate) struct Endpoints {
 
 impl Endpoints {
     /// None yet; of the node with this name.
-    pub(super) fn new(node: &str) -> Self {
+    pub(crate) fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
             ..Self::default()
@@ -67,7 +67,7 @@ impl Endpoints {
     }
 
     /// Takes a change in and returns the addresses whose rows may differ now.
-    pub(super) fn handle(&mut self, change: Change<String, PodEndpointRow>) -> HashSet<IpAddr> {
+    pub(crate) fn handle(&mut self, change: Change<String, PodEndpointRow>) -> HashSet<IpAddr> {
         match change {
             Change::Apply(row) => self.apply(row),
             Change::Delete(key) => self.remove(&key),
@@ -151,6 +151,22 @@ impl Endpoints {
     /// All addresses that any object names.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.by_address.keys().copied()
+    }
+
+    /// Name of the own node.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Whether the object is there and says that it is the own node's.
+    pub(crate) fn is_own(&self, key: &str) -> bool {
+        self.own.contains(key)
+    }
+
+    /// The other node that the object, if it is there, says it is of.
+    pub(crate) fn taken_by(&self, key: &str) -> Option<&str> {
+        let row = self.by_key.get(key)?;
+        (row.node != self.node).then_some(&*row.node)
     }
 
     /// One object.

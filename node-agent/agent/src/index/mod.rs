@@ -13,12 +13,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use endpoints::{OwnRow, PodEndpointRow, RemotePod};
+pub(crate) use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
 pub(crate) use identities::{IdentityRecord, PodRecord, Resolution};
 pub(crate) use nodes::{Networks, NodeRecord, Seen};
 
 use crate::endpoint::Claims;
-use endpoints::Endpoints;
 use identities::Identities;
 use nodes::{Extent, Nodes};
 
