@@ -45,12 +45,17 @@ pub(crate) struct Wanted<'a> {
     pub(crate) pods: &'a [IpNet],
 }
 
-/// The kubelet's idea of the node's address: what the operator has found in the Node,
-/// if the node has it, for a kubelet may be started anew with another; else what it was
-/// when this agent started.
+/// The kubelet's idea of the node's address: what it was when this agent started, unless
+/// the Node does not have that any more (`said`: what the operator has found there) and
+/// has another that this node has: a kubelet may be started anew with another.
+///
+/// The order of `said` is that in which the agent reports them, so it decides only where
+/// the first choice is none.
 pub(crate) fn hint(said: &[IpAddr], known: &[IpAddr], at_start: Option<IpAddr>) -> Option<IpAddr> {
-    let first = said.iter().find(|a| a.is_ipv4());
-    first.filter(|a| known.contains(a)).copied().or(at_start)
+    let left = at_start.is_none_or(|at_start| !said.contains(&at_start));
+    let usable = |a: &&IpAddr| a.is_ipv4() && known.contains(a);
+    let other = said.iter().find(usable).filter(|_| left);
+    other.copied().or(at_start)
 }
 
 /// Whether a device's addresses can stand for the node. kube-ipvs0 holds the
@@ -310,7 +315,13 @@ mod tests {
     fn a_kubelet_started_anew_with_another_address_of_the_node_is_followed() {
         let [a, b, gone] = ["192.0.2.5", "10.9.9.9", "192.0.2.77"].map(|a| a.parse().unwrap());
         let at_start = Some(a);
-        assert_eq!(hint(&[b, a], &[a, b], at_start), Some(b));
+        assert_eq!(hint(&[b], &[a, b], at_start), Some(b));
+        assert_eq!(
+            hint(&[b, a], &[a, b], at_start),
+            at_start,
+            "it was told first once"
+        );
+        assert_eq!(hint(&[gone, b], &[a, b], at_start), Some(b));
         assert_eq!(hint(&[gone], &[a, b], at_start), at_start);
         assert_eq!(hint(&[], &[a, b], at_start), at_start);
         let v6 = "2001:db8::5".parse().unwrap();

@@ -11,6 +11,7 @@ use veer_crds::v1alpha1::{Epoch, NodeNetworkStatus};
 use super::Change;
 
 /// What counts of a NodeNetwork.
+#[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct NodeRecord {
     /// Name of node and object.
@@ -27,6 +28,8 @@ pub(crate) struct NodeRecord {
     pub(crate) remembered: bool,
     /// `spec.epoch`; kept of the own node only.
     pub(crate) epoch: Option<Epoch>,
+    /// Its agent has written no status into the object yet.
+    pub(crate) silent: bool,
     /// `status.applied`: number, phase and mode decide what it accepts.
     pub(crate) applied: Option<Epoch>,
     /// Number of the epoch in which the node reports that it keeps the old form
@@ -201,6 +204,14 @@ impl Nodes {
             node.addresses.clone_from(&known.addresses);
             node.remembered = !node.addresses.is_empty();
         }
+        // An object that was made again says nothing until the node's agent has.
+        if node.silent
+            && let Some(known) = known
+        {
+            node.applied.clone_from(&known.applied);
+            node.keeps_form_to_us = known.keeps_form_to_us;
+            node.path_mtu = known.path_mtu;
+        }
         let extent = match known {
             Some(known) if *known == node => return Extent::Nothing,
             Some(known)
@@ -301,6 +312,38 @@ mod tests {
         assert!(!inside(&nodes, "10.1.0.9") && inside(&nodes, "10.1.5.9"));
         nodes.handle(Change::Snapshot(Vec::new()), "a");
         assert!(!inside(&nodes, "10.1.5.9"));
+    }
+
+    #[test]
+    fn an_object_made_again_keeps_what_its_node_said_until_it_says_something() {
+        let mut nodes = Nodes::default();
+        let before = NodeRecord {
+            name: "b".into(),
+            born: (1, "one".into()),
+            applied: Some(Epoch::default()),
+            keeps_form_to_us: Some(3),
+            path_mtu: 1400,
+            ..NodeRecord::default()
+        };
+        nodes.handle(Change::Apply(before.clone()), "a");
+        let again = NodeRecord {
+            name: "b".into(),
+            born: (2, "two".into()),
+            silent: true,
+            ..NodeRecord::default()
+        };
+        nodes.handle(Change::Apply(again.clone()), "a");
+        let kept = nodes.get("b").unwrap();
+        assert_eq!(
+            (&kept.applied, kept.keeps_form_to_us, kept.path_mtu),
+            (&before.applied, before.keeps_form_to_us, before.path_mtu)
+        );
+        let silent = NodeRecord {
+            silent: false,
+            ..again
+        };
+        nodes.handle(Change::Apply(silent.clone()), "a");
+        assert_eq!(nodes.get("b"), Some(&silent));
     }
 
     #[test]

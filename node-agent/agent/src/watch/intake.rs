@@ -3,12 +3,13 @@
 //! A list is believed unless it lacks more than half of what is known, or is
 //! older than what was seen before and lacks anything at all: so does the list of
 //! an API server that starts empty or from a snapshot. Then what it has is taken
-//! in, and what it lacks is kept until a list some minutes later lacks it too, or
-//! until it is deleted by name.
+//! in, and what it lacks is kept until it is deleted by name, or until a list some
+//! minutes later lacks it too and the server answered all that time.
 //!
 //! Of some kinds the last state of an object tells whether it was to go. A deletion
 //! of one that was not (`kubectl delete --all`, a CRD that was deleted) is doubted in
-//! the same way, until the object is made again.
+//! the same way, until the object is made again. A new agent does not know what was
+//! deleted before it started, so it doubts the first list that lacks any of them.
 //!
 //! What is this node's own follows every list and deletion, for of that this node
 //! knows better and writes it again.
@@ -30,8 +31,9 @@ pub(super) type Naming<K> = Box<dyn Fn(&K) -> (String, bool) + Send>;
 pub(super) struct Doubts<K> {
     /// Which object it is.
     pub(super) naming: Naming<K>,
-    /// Whether the last state of a deleted object says that it was to go.
-    pub(super) was_to_go: fn(&K) -> bool,
+    /// Whether the last state of a deleted object says that it was to go. `None`: all
+    /// were.
+    pub(super) was_to_go: Option<fn(&K) -> bool>,
     /// How many objects of other nodes an earlier agent knew of.
     pub(super) earlier: usize,
     /// How long what is doubted is kept.
@@ -49,8 +51,10 @@ pub(super) struct Intake<K> {
     own: HashMap<String, K>,
     /// The newest resourceVersion seen.
     newest: u64,
-    /// When the first of the doubtful lists came, or the last doubted deletion.
+    /// Since when lists have lacked all of these, and no others.
     since: Option<Instant>,
+    /// When a doubted deletion was told last.
+    told: Option<Instant>,
     /// When to list again.
     again: Option<Instant>,
 }
@@ -65,6 +69,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
             own: HashMap::new(),
             newest: 0,
             since: None,
+            told: None,
             again: None,
         }
     }
@@ -84,6 +89,11 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
             self.again = None;
         }
         due
+    }
+
+    /// The server did not answer: what is missing may have been there meanwhile.
+    pub(super) fn interrupted(&mut self) {
+        self.since = None;
     }
 
     /// When [`Self::take_again`] is true.
@@ -115,17 +125,22 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         self.newest = self.newest.max(version(&object));
         if let Some(doubts) = &self.doubts {
             let (name, own) = (doubts.naming)(&object);
-            if !own && !(doubts.was_to_go)(&object) && self.others.contains(&name) {
+            let was_to_go = doubts.was_to_go.is_none_or(|was| was(&object));
+            if !own && !was_to_go && self.others.contains(&name) {
                 // One message for all that are deleted together.
-                let why = self.missed.is_empty().then(|| {
+                let told = self.told.is_some_and(|at| now - at < doubts.confirm);
+                let why = (!told).then(|| {
+                    self.told = Some(now);
                     format!(
-                        "{} {name} was deleted although its node takes part: keeping it until it \
-                         is made again, or is still missing in {} s",
+                        "{} {name} was deleted, perhaps with others, although its node takes part: \
+                         keeping what is deleted so until it is made again, or two lists that are \
+                         {} s apart lack it",
                         K::kind(&()),
                         doubts.confirm.as_secs()
                     )
                 });
-                self.since = Some(now);
+                // The lists to come tell how long it is missing.
+                self.since = None;
                 self.again = Some(now + doubts.confirm);
                 self.missed.insert(name);
                 return (None, why);
@@ -176,15 +191,18 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         }
         let (earlier, confirm) = (doubts.earlier, doubts.confirm);
         let known = self.others.len().max(earlier);
+        let lacking: HashSet<String> = self.others.difference(&names).cloned().collect();
         let lost = if earlier > 0 {
             earlier.saturating_sub(names.len())
         } else {
-            self.others.difference(&names).count()
+            lacking.len()
         };
         let newest = all.iter().map(version).max().unwrap_or(0);
-        let doubtful = lost * 2 > known
-            || (lost > 0 && newest < self.newest)
-            || !self.missed.is_subset(&names);
+        let any = newest < self.newest || (earlier > 0 && doubts.was_to_go.is_some());
+        let doubtful = lost * 2 > known || (lost > 0 && any) || !self.missed.is_subset(&names);
+        if !lacking.is_subset(&self.missed) {
+            self.since = None;
+        }
         let confirmed = self
             .since
             .is_some_and(|since| now.duration_since(since) >= confirm);
@@ -206,7 +224,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
             .extract_if(|name, _| !own.contains(name))
             .map(|(_, object)| object)
             .collect();
-        self.missed = self.others.difference(&names).cloned().collect();
+        self.missed = lacking;
         self.know_all(&all);
         let why = format!(
             "the API server lists {} objects of {} and lacks {lost} of {known} known ones of other \
@@ -236,9 +254,13 @@ mod tests {
 
     /// The own object is called "own"; one that is immutable was to go.
     fn doubting(earlier: usize) -> Intake<ConfigMap> {
+        of_kind(Some(|o| o.immutable == Some(true)), earlier)
+    }
+
+    fn of_kind(was_to_go: Option<fn(&ConfigMap) -> bool>, earlier: usize) -> Intake<ConfigMap> {
         Intake::doubting(Doubts {
             naming: Box::new(|o: &ConfigMap| (o.name_any(), o.name_any() == "own")),
-            was_to_go: |o| o.immutable == Some(true),
+            was_to_go,
             earlier,
             confirm: CONFIRM,
         })
@@ -370,24 +392,67 @@ mod tests {
     }
 
     #[test]
-    fn a_doubted_deletion_is_believed_once_a_later_list_confirms_it() {
+    fn a_doubted_deletion_is_believed_after_two_lists_without_it() {
         let now = Instant::now();
         let mut intake = doubting(0);
         list(&mut intake, &FOUR, now);
         delete(&mut intake, ("a", 6), false, now);
         let rest = [("own", 5), ("b", 2), ("c", 3), ("d", 7)];
         let names = ["own", "b", "c", "d"];
-        assert_eq!(list(&mut intake, &rest, now), doubted(&names, &[]));
-        let later = now + CONFIRM / 2;
-        delete(&mut intake, ("b", 8), false, later);
+        let mut at = now + CONFIRM;
+        assert!(intake.take_again(at));
+        assert_eq!(list(&mut intake, &rest, at), doubted(&names, &[]));
+        // Another one begins it again for both.
+        delete(&mut intake, ("b", 8), false, at);
         let rest = [("own", 5), ("c", 3), ("d", 9)];
         let names = ["own", "c", "d"];
-        let early = now + CONFIRM;
-        assert!(!intake.take_again(early), "b was seen some minutes ago");
-        assert_eq!(list(&mut intake, &rest, early), doubted(&names, &[]));
-        let late = later + CONFIRM;
-        assert!(intake.take_again(late));
-        assert_eq!(list(&mut intake, &rest, late), believed(&names));
+        for _ in 0..2 {
+            assert!(!intake.take_again(at));
+            at += CONFIRM;
+            assert!(intake.take_again(at));
+            let change = list(&mut intake, &rest, at);
+            if change == believed(&names) {
+                return;
+            }
+            assert_eq!(change, doubted(&names, &[]));
+        }
+        panic!("never believed");
+    }
+
+    #[test]
+    fn time_in_which_the_server_does_not_answer_confirms_nothing() {
+        let now = Instant::now();
+        let mut intake = doubting(0);
+        list(&mut intake, &FOUR, now);
+        for name in ["a", "b", "c", "d"] {
+            delete(&mut intake, (name, 6), false, now);
+        }
+        // The kind itself is deleted, and comes back empty an hour later.
+        let later = now + CONFIRM * 12;
+        intake.interrupted();
+        assert!(intake.take_again(later));
+        assert_eq!(list(&mut intake, &[], later), doubted(&[], &["own"]));
+        intake.interrupted();
+        let later = later + CONFIRM;
+        assert_eq!(list(&mut intake, &[], later), doubted(&[], &[]));
+        for (name, version) in &FOUR[1..] {
+            intake.take(Seen::Apply(object(name, version + 9)), later);
+        }
+        assert_eq!(intake.again(), None);
+    }
+
+    #[test]
+    fn deletions_one_by_one_are_told_once() {
+        let now = Instant::now();
+        let mut intake = doubting(0);
+        list(&mut intake, &FOUR, now);
+        let told = ["a", "b", "c"].map(|name| {
+            let (kept, told) = delete(&mut intake, (name, 6), false, now);
+            assert!(!kept);
+            intake.take(Seen::Apply(object(name, 7)), now);
+            told
+        });
+        assert_eq!(told, [true, false, false]);
     }
 
     #[test]
@@ -398,8 +463,20 @@ mod tests {
             list(&mut intake, &[("own", 1), ("a", 2)], now),
             doubted(&["own", "a"], &[])
         );
-        let mut intake = doubting(4);
         let some = [("own", 1), ("a", 2), ("b", 3)];
+        let mut intake = of_kind(None, 4);
         assert_eq!(list(&mut intake, &some, now), believed(&["own", "a", "b"]));
+    }
+
+    #[test]
+    fn a_new_agent_doubts_the_lack_of_one_whose_deletion_it_may_have_missed() {
+        let now = Instant::now();
+        let mut intake = doubting(4);
+        let some = [("own", 1), ("a", 2), ("b", 3), ("c", 4)];
+        let names = ["own", "a", "b", "c"];
+        assert_eq!(list(&mut intake, &some, now), doubted(&names, &[]));
+        let late = now + CONFIRM;
+        assert!(intake.take_again(late));
+        assert_eq!(list(&mut intake, &some, late), believed(&names));
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     engine::Input,
     events::Events,
     index::{Change, Event, IdentityRecord, NodeRecord, OwnRow, PodEndpointRow, PodRecord, Seen},
+    retry,
 };
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
@@ -36,6 +37,8 @@ const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 /// How long a node whose loss is doubted is kept: without its entry nothing
 /// reaches it.
 const CONFIRM_NODES: Duration = Duration::from_mins(5);
+/// By how much the times differ at which agents list what they doubt.
+const SPREAD: Duration = Duration::from_secs(20);
 /// How long a pod that a doubtful list lacks is kept. Its own agent writes it
 /// again within seconds if it is there; without its row it is `init`.
 const CONFIRM_PODS: Duration = Duration::from_mins(1);
@@ -69,8 +72,8 @@ pub(crate) fn start(
         (to.clone(), events.clone()),
         Intake::doubting(Doubts {
             naming: Box::new(move |n| (named_key(n), named_key(n) == name)),
-            // The operator says first that the Node is gone, or that it leaves.
-            was_to_go: |n: &NodeNetwork| n.spec.node_uid.is_empty() || n.spec.decommission,
+            // The operator says so before it deletes one.
+            was_to_go: Some(|n: &NodeNetwork| n.spec.node_uid.is_empty() || n.spec.decommission),
             earlier: earlier.nodes,
             confirm: CONFIRM_NODES,
         }),
@@ -92,8 +95,8 @@ pub(crate) fn start(
         (to.clone(), events.clone()),
         Intake::doubting(Doubts {
             naming: Box::new(move |e| (endpoint_key(e), e.spec.node_name == name)),
-            // Its agent deletes it with the pod.
-            was_to_go: |_| true,
+            // Its agent deletes it with the pod, and writes it again if it is there.
+            was_to_go: None,
             earlier: earlier.pods,
             confirm: CONFIRM_PODS,
         }),
@@ -167,10 +170,12 @@ fn spawn<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    // What all agents doubt they do not all list at once.
+    let spread = retry::between((Duration::ZERO, SPREAD));
     tokio::spawn(async move {
         loop {
             let next = match intake.again() {
-                Some(at) => tokio::time::timeout_at(at.into(), source.next()).await,
+                Some(at) => tokio::time::timeout_at((at + spread).into(), source.next()).await,
                 None => Ok(source.next().await),
             };
             let Ok(next) = next else {
@@ -182,6 +187,7 @@ fn spawn<K>(
             let (change, doubt) = match next {
                 Ok(seen) => intake.take(seen, Instant::now()),
                 Err(error) => {
+                    intake.interrupted();
                     tracing::warn!(
                         kind = %K::kind(&()),
                         error = %crate::chain(&error),
@@ -242,6 +248,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
             status: node.status.clone().unwrap_or_default(),
         })
     });
+    let silent = node.status.is_none();
     let created = node.metadata.creation_timestamp.as_ref();
     let born = (created.map_or(0, |t| t.0.as_second()), uid);
     let status = node.status.unwrap_or_default();
@@ -256,6 +263,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
         keeps_form_to_us: kept
             .filter(|k| k.all || k.peers.iter().any(|peer| peer == own))
             .map(|k| k.number),
+        silent,
         applied: status.applied,
         path_mtu: u32::try_from(status.path_mtu).unwrap_or(0),
         decommission: mine && node.spec.decommission,

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
@@ -126,13 +126,18 @@ fn without_ethernet(scene: &Scene) -> Result<Held> {
         await_known(lab, new, old)?;
         let carried = await_carried(scene, &network)?;
         let refused = refused(lab);
-        lab.set_mode(Mode::Tunnel)?;
+        let back = lab.set_mode(Mode::Tunnel);
         refused?;
+        back?;
         await_carried(scene, &network)?;
         Ok(carried)
     });
-    announce(old)?;
+    let back = announce(old);
     drop(network);
+    if let Err(error) = back {
+        outcome?;
+        return Err(error).context("kubelets back at their former addresses");
+    }
     await_known(&scene.lab, old, new)?;
     for pod in &scene.demo {
         await_works(scene, pod)?;
