@@ -12,6 +12,7 @@ use veer_crds::v1alpha1::NodeNetwork;
 use super::node::apply::keep;
 use super::node::believed::uncontested;
 use super::node::{MANAGER, build};
+use super::pod_cidr::release::remove;
 use crate::context::Context;
 use crate::error::{Error, api, found};
 use crate::slim::SlimNode;
@@ -68,7 +69,7 @@ pub(crate) async fn reconcile(
         tracing::info!(node = name, "claimed again what a Node that is gone had");
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
-    crate::apply::delete(&networks, &there).await?;
+    remove(&networks, there).await?;
     tracing::info!(
         node = name,
         "removed the NodeNetwork of a Node that is gone"

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::nodes::assert_sound;
 use crate::play::NETWORK;
-use crate::server::{Server, eventually};
+use crate::server::{PATIENCE, Server, eventually};
 
 async fn blocks(server: &Server) -> BTreeMap<String, Vec<IpNet>> {
     let list = server.networks().list(&ListParams::default()).await;
@@ -167,6 +168,54 @@ async fn a_claim_deleted_under_a_node_that_is_gone_comes_back_for_the_quarantine
     })
     .await;
     assert_eq!(server.network_of("a").await.spec.pod_cidrs, [block]);
+}
+
+#[tokio::test]
+async fn a_node_network_deleted_under_a_node_that_is_gone_is_made_again_with_its_block() {
+    let server = Server::start().await;
+    let _operator = server.operator(NETWORK, &[]);
+    server.add_node("a").await;
+    let block = server.block_of("a").await;
+    server.delete_node("a").await;
+    eventually("a is marked as gone", async || {
+        let told = server.network_of("a").await.spec;
+        let gone = told.node_uid.is_empty().then_some(());
+        gone.ok_or_else(|| format!("{told:?}"))
+    })
+    .await;
+    let uid = server.network_of("a").await.uid();
+    let how = DeleteParams::default();
+    server.networks().delete("a", &how).await.unwrap();
+    eventually("it is there again", async || {
+        let there = server.networks().get_opt("a").await.unwrap();
+        let again = there.filter(|n| n.uid() != uid && n.spec.pod_cidrs == [block]);
+        again.map(|_| ()).ok_or_else(|| "not there".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn agents_see_the_blocks_of_a_node_go_before_its_object() {
+    let server = Server::start().await;
+    let _operator = server.operator(NETWORK, &["--cidr-quarantine-seconds", "1"]);
+    server.add_node("a").await;
+    server.block_of("a").await;
+    let networks = server.networks();
+    let from = server.network_of("a").await.resource_version().unwrap();
+    let events = networks.watch(&WatchParams::default(), &from).await;
+    let mut events = std::pin::pin!(events.unwrap());
+    server.delete_node("a").await;
+    let deleted = async {
+        loop {
+            let event = events.next().await.expect("the watch goes on").unwrap();
+            if let WatchEvent::Deleted(network) = event {
+                break network;
+            }
+        }
+    };
+    let deleted = tokio::time::timeout(PATIENCE, deleted).await;
+    let deleted = deleted.expect("its NodeNetwork is deleted");
+    assert_eq!(deleted.spec.pod_cidrs, []);
 }
 
 #[tokio::test]

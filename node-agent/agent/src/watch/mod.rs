@@ -72,8 +72,8 @@ pub(crate) fn start(
         (to.clone(), events.clone()),
         Intake::doubting(Doubts {
             naming: Box::new(move |n| (named_key(n), named_key(n) == name)),
-            // The operator says so before it deletes one.
-            was_to_go: Some(|n: &NodeNetwork| n.spec.node_uid.is_empty() || n.spec.decommission),
+            // The operator takes the blocks back before it deletes one.
+            was_to_go: Some(|n: &NodeNetwork| n.spec.pod_cidrs.is_empty() || n.spec.decommission),
             earlier: earlier.nodes,
             confirm: CONFIRM_NODES,
         }),

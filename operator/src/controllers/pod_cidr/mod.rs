@@ -35,17 +35,24 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
     let node_name = claim.spec.node_name.clone();
     let node = context.member(&node_name);
     let leaving = node.is_none() && context.nodes.get(&node_name).is_some();
-    if leaving && !may_end(&claim, &context).await? {
-        return Ok(Action::requeue(LOOK));
-    }
     let network = context.node_networks.get(&node_name);
-    let report = context.reports.get(&node_name);
-    let siblings: Vec<Arc<PodCIDR>> = context
+    let claims: Vec<Arc<PodCIDR>> = context
         .claims
         .all()
         .into_iter()
-        .filter(|c| c.spec.node_name == node_name && c.name_any() != claim.name_any())
+        .filter(|c| c.spec.node_name == node_name)
         .collect();
+    // A node that has a part makes its own again.
+    let lost = node.is_none() && network.is_none();
+    if leaving && !may_end(&claim, &context).await? {
+        if lost {
+            release::make_again(&context, &node_name, &claims).await?;
+        }
+        return Ok(Action::requeue(LOOK));
+    }
+    let report = context.reports.get(&node_name);
+    let others = claims.iter().filter(|c| c.name_any() != claim.name_any());
+    let siblings: Vec<Arc<PodCIDR>> = others.cloned().collect();
     let view = View {
         claim: &claim,
         node_uid: node.as_ref().map(|n| n.uid()),
@@ -62,6 +69,9 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
         Life::Is(status, again) => {
             if claim.status.as_ref() != Some(&status) {
                 crate::apply::status(&api, &name, MANAGER, &status, None).await?;
+            }
+            if lost {
+                release::make_again(&context, &node_name, &claims).await?;
             }
             let again = again.unwrap_or(Duration::from_mins(10));
             Ok(Action::requeue(if leaving {

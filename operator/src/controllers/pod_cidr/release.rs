@@ -4,11 +4,14 @@
 //! packets from there, until that is gone. Then the claim, and with it the block is
 //! free.
 
+use std::sync::Arc;
+
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use veer_crds::v1alpha1::{NodeNetwork, PodCIDR};
 
 use crate::context::Context;
+use crate::controllers::node::believed::uncontested;
 use crate::controllers::node::ledger::Ledger;
 use crate::controllers::node::{MANAGER, build};
 use crate::error::{Error, api, found};
@@ -29,7 +32,7 @@ pub(crate) async fn release(
         let mut left = network.spec.pod_cidrs.clone();
         left.retain(|block| *block != claim.spec.cidr);
         if left.is_empty() {
-            crate::apply::delete(&networks, &network).await?;
+            remove(&networks, network).await?;
         } else {
             let spec = build::spec("", &left, &network.spec.addresses);
             let version = network.resource_version();
@@ -37,6 +40,41 @@ pub(crate) async fn release(
         }
     }
     forget(context, ledger, claim).await
+}
+
+/// Deletes a NodeNetwork. Agents doubt the deletion of one that has blocks and whose
+/// node was not asked to remove veer, so the blocks go first.
+pub(crate) async fn remove(
+    networks: &Api<NodeNetwork>,
+    mut network: NodeNetwork,
+) -> Result<(), Error> {
+    if !network.spec.decommission && !network.spec.pod_cidrs.is_empty() {
+        let (name, version) = (network.name_any(), network.resource_version());
+        let spec = build::spec("", &[], &network.spec.addresses);
+        network = crate::apply::spec(networks, &name, MANAGER, &spec, version.as_deref()).await?;
+    }
+    crate::apply::delete(networks, &network).await
+}
+
+/// Makes the NodeNetwork of a node that is gone, or takes no part any more, again from
+/// its claims, where somebody deleted it: pods may run there.
+pub(super) async fn make_again(
+    context: &Context,
+    name: &str,
+    claims: &[Arc<PodCIDR>],
+) -> Result<(), Error> {
+    let node = context.nodes.get(name);
+    let addresses: Vec<_> = node.iter().flat_map(|node| node.addresses()).collect();
+    let addresses = uncontested(&addresses, node.as_deref(), &context.nodes.all());
+    let blocks: Vec<_> = claims.iter().map(|claim| claim.spec.cidr).collect();
+    let object = build::object(name, &build::spec("", &blocks, &addresses));
+    let networks: Api<NodeNetwork> = Api::all(context.client.clone());
+    crate::apply::create(&networks, MANAGER, &object).await?;
+    tracing::info!(
+        node = name,
+        "made the NodeNetwork of a Node without a part again"
+    );
+    Ok(())
 }
 
 /// Deletes a claim that its node neither has nor is told of.
