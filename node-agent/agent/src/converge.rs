@@ -394,7 +394,7 @@ impl Converger {
             }
             Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
         }
-        let blocked = self.forward.concern();
+        let blocked = self.forward.concerns();
         self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
         let deaf = shared
             .options

@@ -15,6 +15,7 @@ use super::{
     content::write,
     expr::{ACCEPT, DROP, Expr},
     generation,
+    legacy::Legacy,
     ruleset::OWN_DEVICES,
 };
 use crate::netlink::wire::{APPEND, Attrs, CREATE, Message, Received, Socket, text, u32_at};
@@ -71,6 +72,7 @@ pub(crate) struct Forward {
     generation: Option<u32>,
     /// Chains that keep pods' packets from the stack, and why nothing helps.
     blocked: BTreeMap<Key, String>,
+    legacy: Legacy,
 }
 
 /// What a round did.
@@ -85,6 +87,7 @@ pub(crate) struct Changes {
 impl Forward {
     /// Looks at all chains, and adds or removes veer's rules.
     pub(crate) fn converge(&mut self) -> io::Result<Changes> {
+        self.legacy.look()?;
         let mut socket = Socket::netfilter()?;
         let now = generation(&mut socket).ok();
         // Something that could not be done may be possible without a change.
@@ -127,7 +130,11 @@ impl Forward {
     }
 
     /// What is dropped although it should not be, and what to do.
-    pub(crate) fn concern(&self) -> Option<String> {
+    pub(crate) fn concerns(&self) -> impl Iterator<Item = String> {
+        self.concern().into_iter().chain(self.legacy.concern())
+    }
+
+    fn concern(&self) -> Option<String> {
         let named = self.blocked.iter().map(|(chain, why)| {
             format!("{chain} drops what it does not know, and veer cannot add a rule ({why})")
         });

@@ -8,6 +8,7 @@ mod content;
 mod expr;
 mod forward;
 mod host_ports;
+mod legacy;
 mod ruleset;
 #[cfg(test)]
 mod tests;

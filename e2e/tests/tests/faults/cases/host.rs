@@ -1,6 +1,8 @@
 //! What other software does to a node: package managers, firewalls, hardening, other
 //! networks' leftovers.
 
+mod forward;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
@@ -49,13 +51,18 @@ pub(super) fn faults() -> Vec<Fault> {
         tunnel(
             "foreign_forward_chain_drops",
             "an nftables chain with policy drop on the forward hook",
-            forward_drops,
+            forward::forward_drops,
         )
         .short(),
         tunnel(
             "iptables_forward_policy_is_drop",
             "iptables -P FORWARD DROP, as Docker does",
-            iptables_drops,
+            forward::iptables_drops,
+        ),
+        tunnel(
+            "legacy_iptables_forward_policy_is_drop",
+            "iptables-legacy -P FORWARD DROP; then what the status says to run",
+            forward::legacy_drops,
         ),
         tunnel(
             "state_directory_emptied",
@@ -209,51 +216,10 @@ fn chained(scene: &Scene) -> Result<Held> {
     Ok(held("the foreign entry stayed, veer's was mended"))
 }
 
-/// Pods of the node work, or its `NodeReport` names all of `words`.
-fn works_or_told(scene: &Scene, words: &[&str]) -> Result<Held> {
-    let lab = &scene.lab;
-    let pod = scene.demo_on(NODE)?;
-    let seen = await_condition("pods work, or the cause is named", STARTED, || {
-        let Err(error) = works(scene, pod) else {
-            return Ok(Some("all traffic of pods"));
-        };
-        let now = told::condition(lab, NODE, DEGRADED).map_err(|e| format!("{e:#}"))?;
-        if now.0 == "True" && words.iter().all(|w| now.1.contains(w)) {
-            Ok(Some("named in status: table, chain, and what to do"))
-        } else {
-            Err(format!("{error:#}; Degraded {} {}", now.0, now.1))
-        }
-    })?;
-    Ok(held(seen))
-}
-
 /// Afterwards all is well, and said to be.
 fn well_again(scene: &Scene) -> Result<()> {
     told::await_told(&scene.lab, NODE, DEGRADED, "False", &[])?;
     await_works(scene, scene.demo_on(NODE)?)
-}
-
-fn forward_drops(scene: &Scene) -> Result<Held> {
-    let foreign = Foreign::put(
-        &scene.lab,
-        NODE,
-        "nft add table inet e2e_firewall; nft add chain inet e2e_firewall e2e_forward \
-         '{ type filter hook forward priority 0; policy drop; }'",
-        "nft delete table inet e2e_firewall 2>/dev/null || true",
-    )?;
-    let held = works_or_told(scene, &["e2e_firewall", "e2e_forward"]);
-    foreign.undone()?;
-    well_again(scene)?;
-    held
-}
-
-fn iptables_drops(scene: &Scene) -> Result<Held> {
-    let undo = "iptables -P FORWARD ACCEPT";
-    let foreign = Foreign::put(&scene.lab, NODE, "iptables -P FORWARD DROP", undo)?;
-    let held = works_or_told(scene, &["filter", "FORWARD"]);
-    foreign.undone()?;
-    well_again(scene)?;
-    held
 }
 
 fn state_lost(scene: &Scene) -> Result<Held> {

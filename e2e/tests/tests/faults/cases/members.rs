@@ -36,6 +36,12 @@ pub(super) fn faults() -> Vec<Fault> {
             networks_deleted,
         ),
         Fault::new(
+            "members::all_node_networks_deleted_in_native",
+            "kubectl delete nodenetworks --all",
+            Mode::Native,
+            networks_deleted,
+        ),
+        Fault::new(
             "members::all_objects_of_the_other_kinds_deleted",
             "kubectl delete --all of podendpoints, securityidentities, podcidrs, nodereports",
             Mode::Native,
