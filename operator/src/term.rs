@@ -196,15 +196,14 @@ fn gather(changes: impl Stream<Item = ()> + Send + 'static) -> BoxStream<'static
     .boxed()
 }
 
-/// The claims of a node, whenever the Node or its NodeNetwork changes.
+/// The claims of a node, whenever the Node or its NodeNetwork changes or goes.
 fn claims_of_nodes(context: &Arc<Context>) -> impl Stream<Item = ObjectRef<PodCIDR>> + use<> {
+    let networks = &context.node_networks;
     let nodes = context
         .nodes
-        .queue_for(&context.node_networks, |node| node.name().to_owned());
-    let names = stream::select(
-        nodes.map(|node| node.name),
-        context.node_networks.queue().map(|network| network.name),
-    );
+        .queue_for(networks, |node| node.name().to_owned());
+    let names = stream::select(nodes, networks.queue_for(networks, ResourceExt::name_any));
+    let names = names.map(|network| network.name);
     let context = Arc::clone(context);
     names.flat_map(move |name| {
         let claims = context

@@ -218,25 +218,66 @@ impl Drop for Policy<'_> {
 /// Asks for a mode and holds the change, paused, in one of its phases. Returns
 /// the ClusterNetwork as it is held.
 ///
-/// An agent is frozen for the moment it takes to pause, so that the phase
-/// cannot be over before.
+/// It goes from phase to phase, paused in each. An agent is frozen from before a phase
+/// begins until it is paused, so that none can be over before, however busy the machine
+/// is.
 pub fn hold(lab: &Lab, mode: Mode, phase: Phase) -> Result<Value> {
-    const GATE: [&str; 1] = ["worker2"];
     let mut follow = Follow::network(lab)?;
     let before = number(&network(lab)?);
-    ask(lab, mode)?;
-    let what = format!("the change to {} is in {}", mode.name(), phase.name());
-    follow.until(&what, |n| is_in(n, before, phase))?;
-    signal_agents(lab, &GATE, Signal::Stop)?;
-    let paused = pause(lab, true);
-    signal_agents(lab, &GATE, Signal::Continue)?;
-    paused?;
+    let mut at = None;
+    for next in Phase::CHANGE {
+        if let Some(at) = at {
+            until_done(&mut follow, before, at)?;
+        }
+        step(lab, &mut follow, before, next, || match at {
+            None => ask(lab, mode),
+            Some(_) => pause(lab, false),
+        })?;
+        if next == phase {
+            break;
+        }
+        at = Some(next);
+    }
     let held = network(lab)?;
     ensure!(
         is_in(&held, before, phase),
-        "the change went on from {} before it was paused: {}",
+        "the change is not held in {}: {}",
         phase.name(),
         held["status"]
     );
     Ok(held)
+}
+
+/// Waits until a paused phase has nothing left to do.
+fn until_done(follow: &mut Follow, before: i64, phase: Phase) -> Result<()> {
+    let what = format!("phase {} is done, and the change paused", phase.name());
+    let done = format!("phase {} is done on ", phase.name());
+    follow.until(&what, |n| {
+        let all = n["status"]["progress"].as_str().unwrap_or_default();
+        let all = all.split_once('/').is_some_and(|(some, all)| some == all);
+        let conditions = n["status"]["conditions"].as_array().into_iter().flatten();
+        let mut said = conditions.filter_map(|c| c["message"].as_str());
+        is_in(n, before, phase) && all && said.any(|m| m.starts_with("paused") && m.contains(&done))
+    })?;
+    Ok(())
+}
+
+/// Lets a change on, and pauses it in the phase that it comes to.
+fn step(
+    lab: &Lab,
+    follow: &mut Follow,
+    before: i64,
+    to: Phase,
+    go: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    const GATE: [&str; 1] = ["worker2"];
+    signal_agents(lab, &GATE, Signal::Stop)?;
+    let paused = go()
+        .and_then(|()| {
+            let what = format!("the change is in {}", to.name());
+            follow.until(&what, |n| is_in(n, before, to)).map(drop)
+        })
+        .and_then(|()| pause(lab, true));
+    signal_agents(lab, &GATE, Signal::Continue)?;
+    paused
 }

@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use veer_crds::v1alpha1::PodCIDR;
 
 use crate::nodes::assert_sound;
 use crate::play::NETWORK;
@@ -177,12 +178,21 @@ async fn a_node_network_deleted_under_a_node_that_is_gone_is_made_again_with_its
     server.add_node("a").await;
     let block = server.block_of("a").await;
     server.delete_node("a").await;
-    eventually("a is marked as gone", async || {
-        let told = server.network_of("a").await.spec;
-        let gone = told.node_uid.is_empty().then_some(());
-        gone.ok_or_else(|| format!("{told:?}"))
-    })
+    eventually(
+        "a is marked as gone, and its claim as orphaned",
+        async || {
+            let told = server.network_of("a").await.spec;
+            let claims = server.all_claims().await;
+            let orphaned = |c: &PodCIDR| c.status.as_ref().is_some_and(|s| s.state == "Orphaned");
+            let all = told.node_uid.is_empty() && claims.iter().all(orphaned);
+            all.then_some(())
+                .ok_or_else(|| format!("{told:?} {claims:?}"))
+        },
+    )
     .await;
+    // By then nothing else is under way for the claim, until the quarantine ends.
+    server.add_node("mark").await;
+    server.block_of("mark").await;
     let uid = server.network_of("a").await.uid();
     let how = DeleteParams::default();
     server.networks().delete("a", &how).await.unwrap();
