@@ -27,6 +27,10 @@ use crate::index::Change;
 /// What an object is called in the index, and whether it is this node's own.
 pub(super) type Naming<K> = Box<dyn Fn(&K) -> (String, bool) + Send>;
 
+/// How long what a new agent's first list lacks is kept, if that is not much: until it is
+/// sure, an agent removes nothing of anybody's.
+const FEW: Duration = Duration::from_secs(30);
+
 /// What is doubted of a kind.
 pub(super) struct Doubts<K> {
     /// Which object it is.
@@ -198,8 +202,11 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
             lacking.len()
         };
         let newest = all.iter().map(version).max().unwrap_or(0);
-        let any = newest < self.newest || (earlier > 0 && doubts.was_to_go.is_some());
-        let doubtful = lost * 2 > known || (lost > 0 && any) || !self.missed.is_subset(&names);
+        let much = lost * 2 > known
+            || (lost > 0 && newest < self.newest)
+            || !self.missed.is_subset(&names);
+        let doubtful = much || (lost > 0 && earlier > 0 && doubts.was_to_go.is_some());
+        let confirm = if much { confirm } else { confirm.min(FEW) };
         if !lacking.is_subset(&self.missed) {
             self.since = None;
         }
@@ -475,7 +482,7 @@ mod tests {
         let some = [("own", 1), ("a", 2), ("b", 3), ("c", 4)];
         let names = ["own", "a", "b", "c"];
         assert_eq!(list(&mut intake, &some, now), doubted(&names, &[]));
-        let late = now + CONFIRM;
+        let late = now + FEW;
         assert!(intake.take_again(late));
         assert_eq!(list(&mut intake, &some, late), believed(&names));
     }
