@@ -140,6 +140,24 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Whether the last switch was not confirmed in time, so that `previous_form`
+    /// holds again. `now` gives nanoseconds as `revert_at` counts them; it is not
+    /// called where nothing can revert.
+    #[inline(always)]
+    pub fn has_reverted(&self, now: impl FnOnce() -> u64) -> bool {
+        self.revert_at != 0 && now() > self.revert_at
+    }
+
+    /// The `FORM_*` that holds now; `now` as in [`Self::has_reverted`].
+    #[inline(always)]
+    pub fn form_now(&self, now: impl FnOnce() -> u64) -> u8 {
+        if self.has_reverted(now) {
+            self.previous_form
+        } else {
+            self.form
+        }
+    }
+
     /// Largest inner IP packet, in bytes, for the tunnel to this node.
     #[inline(always)]
     pub fn tunnel_mtu(&self, config: &Config) -> u32 {

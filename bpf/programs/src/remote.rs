@@ -16,17 +16,6 @@ use crate::{
     skb::{Outer, Skb},
 };
 
-/// The form that holds now: once `revert_at` has passed, the one before the
-/// last switch.
-#[inline(always)]
-fn form(remote: &Remote) -> u8 {
-    if remote.revert_at != 0 && now() > remote.revert_at {
-        remote.previous_form
-    } else {
-        remote.form
-    }
-}
-
 #[inline(always)]
 const fn v4(address: &[u8; 16]) -> [u8; 4] {
     [address[0], address[1], address[2], address[3]]
@@ -43,7 +32,7 @@ const fn v4(address: &[u8; 16]) -> [u8; 4] {
 pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outcome {
     let remote = find(skb, id)?;
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
-    match form(remote) {
+    match remote.form_now(now) {
         FORM_TUNNEL => {
             let mtu = remote.tunnel_mtu(config);
             if (ip.dont_fragment() || mtu < config.tunnel_mtu)
@@ -88,7 +77,7 @@ pub(crate) fn from_stack(
     let remote = find(skb, id)?;
     let (form, outer) = match probe {
         Some(form) => (form, Outer::DontFragment),
-        None => (form(remote), Outer::MayFragment),
+        None => (remote.form_now(now), Outer::MayFragment),
     };
     match form {
         FORM_TUNNEL => {

@@ -171,12 +171,7 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
     let mut rows = vec![own];
     for (name, id) in &plan.peers.by_name {
         let entry = entries.get(id).copied().unwrap_or_default();
-        let form = if entry.revert_at != 0 && now > entry.revert_at {
-            entry.previous_form
-        } else {
-            entry.form
-        };
-        let form = match form {
+        let form = match entry.form_now(|| now) {
             FORM_TUNNEL => "tunnel",
             FORM_NATIVE => "native",
             _ => "none",

@@ -155,26 +155,13 @@ impl Pair<'_> {
                 epoch: 0,
             };
         };
-        let as_is = Form {
-            now: p.form,
+        let now = || self.now;
+        let over = p.has_reverted(now) || self.view.confirmed == Some(p.form);
+        Form {
+            now: p.form_now(now),
             previous: p.previous_form,
-            revert_at: p.revert_at,
+            revert_at: if over { 0 } else { p.revert_at },
             epoch: p.epoch,
-        };
-        if p.revert_at != 0 && self.now > p.revert_at {
-            // What the program does by itself since then.
-            Form {
-                now: p.previous_form,
-                revert_at: 0,
-                ..as_is
-            }
-        } else if p.revert_at != 0 && self.view.confirmed == Some(p.form) {
-            Form {
-                revert_at: 0,
-                ..as_is
-            }
-        } else {
-            as_is
         }
     }
 

@@ -96,7 +96,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// It has switched, waits to be confirmed, and still may be.
     fn pending(&self, now: u64) -> bool {
-        self.entry.revert_at != 0 && now <= self.entry.revert_at
+        self.entry.revert_at != 0 && !self.entry.has_reverted(|| now)
     }
 
     fn arrived(&self) -> bool {
@@ -197,7 +197,7 @@ impl Pairs {
     pub(crate) fn expire(&mut self, inputs: Inputs<'_>) -> Vec<String> {
         let mut fell = Vec::new();
         for peer in inputs.peers {
-            let late = peer.entry.revert_at != 0 && !peer.pending(inputs.now);
+            let late = peer.entry.has_reverted(|| inputs.now);
             // What an earlier epoch began is not this one's failure.
             if late && i64::from(peer.entry.epoch) == self.key.number & 0xffff_ffff {
                 let why = "it did not answer in the new form before the confirm timeout";
