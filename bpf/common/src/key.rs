@@ -83,12 +83,18 @@ impl IpKey {
     /// The address for people; `None` where the tag is neither family (a map
     /// written by something else).
     pub fn to_ip(&self) -> Option<core::net::IpAddr> {
-        let a = &self.addr;
-        match self.family {
-            FAMILY_V4 => Some(core::net::IpAddr::from([a[0], a[1], a[2], a[3]])),
-            FAMILY_V6 => Some(core::net::IpAddr::from(*a)),
-            _ => None,
-        }
+        to_ip(self.family, self.addr)
+    }
+}
+
+/// The address of a family that keys and values hold in sixteen bytes, see
+/// [`IpKey`]; `None` where the tag is neither family.
+pub fn to_ip(family: u8, bytes: [u8; 16]) -> Option<core::net::IpAddr> {
+    let [a, b, c, d, ..] = bytes;
+    match family {
+        FAMILY_V4 => Some(core::net::IpAddr::from([a, b, c, d])),
+        FAMILY_V6 => Some(core::net::IpAddr::from(bytes)),
+        _ => None,
     }
 }
 

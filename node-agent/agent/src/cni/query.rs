@@ -10,7 +10,7 @@ use veer_agent_api::{
 };
 use veer_bpf_common::{
     identity::RESERVED,
-    key::{FAMILY_V4, FlowKey},
+    key::{FlowKey, to_ip},
     maps::{COUNTERS, ENDPOINTS, FLOWS},
     outcome::{FIRST_REASON, OUTCOMES_PER_PROGRAM, Program, counter_index, outcome_name},
     value::{FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
@@ -188,7 +188,7 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
             pod_cidrs: cidrs(name),
             address: plan.peers.primaries.get(name).copied().unwrap_or(none),
             form: form.into(),
-            next_hop: address(entry.next_hop_family, entry.next_hop),
+            next_hop: to_ip(entry.next_hop_family, entry.next_hop),
             uplink: uplink.unwrap_or_default(),
             accept_native: entry.flags & REMOTE_ACCEPT_NATIVE != 0,
             epoch: entry.epoch,
@@ -198,14 +198,6 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         });
     }
     Ok(rows)
-}
-
-fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
-    match family {
-        0 => None,
-        FAMILY_V4 => Some(IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])),
-        _ => Some(IpAddr::from(bytes)),
-    }
 }
 
 /// What the nftables table dropped.
@@ -277,7 +269,7 @@ pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
 }
 
 fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {
-    let address = address(key.family, bytes);
+    let address = to_ip(key.family, bytes);
     let end = address.map(|a| SocketAddr::new(a, u16::from_be_bytes(port)).to_string());
     end.unwrap_or_else(|| String::from("?"))
 }

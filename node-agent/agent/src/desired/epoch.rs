@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use veer_bpf_common::{
-    key::{FAMILY_V4, FAMILY_V6},
+    key::IpKey,
     value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE, Remote},
 };
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
 use super::{Facts, Path, tunnel_mtu};
-use crate::{index::NodeRecord, netlink::address::octets, probe::View};
+use crate::{index::NodeRecord, probe::View};
 
 /// What the epoch asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -232,12 +232,12 @@ pub(super) fn remote(pair: &Pair<'_>) -> Remote {
         revert_at,
         epoch,
     } = pair.form();
-    let (tunnel_address, tunnel_family) = widen(pair.address);
-    let (next_hop, next_hop_family) = pair.path.map_or(([0; 16], 0), |p| widen(p.next_hop));
+    let tunnel = IpKey::from(pair.address);
+    let next_hop = pair.path.map(|p| IpKey::from(p.next_hop));
     Remote {
         revert_at,
-        tunnel_address,
-        next_hop,
+        tunnel_address: *tunnel.addr(),
+        next_hop: next_hop.map_or([0; 16], |hop| *hop.addr()),
         ifindex: pair.path.map_or(0, |p| p.index),
         flags: if pair.accepts_native() {
             REMOTE_ACCEPT_NATIVE
@@ -247,8 +247,8 @@ pub(super) fn remote(pair: &Pair<'_>) -> Remote {
         epoch,
         form,
         previous_form: previous,
-        tunnel_family,
-        next_hop_family,
+        tunnel_family: tunnel.family(),
+        next_hop_family: next_hop.map_or(0, |hop| hop.family()),
         path_mtu: if pair.mtu < pair.step.native_mtu {
             pair.mtu
         } else {
@@ -256,18 +256,4 @@ pub(super) fn remote(pair: &Pair<'_>) -> Remote {
         },
         pad: 0,
     }
-}
-
-fn widen(address: IpAddr) -> ([u8; 16], u8) {
-    let bytes = octets(address);
-    let mut wide = [0; 16];
-    wide[..bytes.len()].copy_from_slice(&bytes);
-    (
-        wide,
-        if address.is_ipv4() {
-            FAMILY_V4
-        } else {
-            FAMILY_V6
-        },
-    )
 }

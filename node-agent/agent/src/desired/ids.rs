@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::{
     identity::INIT,
-    key::{FAMILY_V4, FAMILY_V6, IpKey},
+    key::{IpKey, to_ip},
     maps::REMOTES_MAX,
     value::{IpcacheEntry, NODE_ID_FIRST_REMOTE, Remote},
 };
@@ -52,12 +52,7 @@ struct Earlier {
 
 /// The address in a remote's entry.
 pub(crate) fn tunnel_address(remote: &Remote) -> Option<IpAddr> {
-    let a = remote.tunnel_address;
-    match remote.tunnel_family {
-        FAMILY_V4 => Some(IpAddr::from([a[0], a[1], a[2], a[3]])),
-        FAMILY_V6 => Some(IpAddr::from(a)),
-        _ => None,
-    }
+    to_ip(remote.tunnel_family, remote.tunnel_address)
 }
 
 impl Ids {
@@ -163,11 +158,10 @@ mod tests {
     use super::*;
 
     fn at(address: [u8; 4]) -> Remote {
-        let mut tunnel_address = [0; 16];
-        tunnel_address[..4].copy_from_slice(&address);
+        let key = IpKey::v4(address);
         Remote {
-            tunnel_address,
-            tunnel_family: FAMILY_V4,
+            tunnel_address: *key.addr(),
+            tunnel_family: key.family(),
             ..Remote::default()
         }
     }
