@@ -164,16 +164,18 @@ pub const fn sample_index(program: Program, reason: DropReason, window: u64) -> 
     reason * SAMPLES_PER_REASON + window as u32 % SAMPLES_PER_REASON
 }
 
-/// The name of an outcome's number, of any kind.
-pub fn outcome_name(outcome: u32) -> Option<&'static str> {
+/// Number and name of every outcome of any kind, in the order of the numbers.
+pub fn outcomes() -> impl Iterator<Item = (u32, &'static str)> {
     let verdicts = Verdict::ALL.iter().map(|v| (*v as u32, v.name()));
     let observations = Observation::ALL.iter().map(|o| (*o as u32, o.name()));
     let reasons = DropReason::ALL.iter().map(|r| (*r as u32, r.name()));
-    verdicts
-        .chain(observations)
-        .chain(reasons)
-        .find(|(number, _)| *number == outcome)
-        .map(|(_, name)| name)
+    verdicts.chain(observations).chain(reasons)
+}
+
+/// The name of an outcome's number, of any kind.
+pub fn outcome_name(outcome: u32) -> Option<&'static str> {
+    let named = outcomes().find(|(number, _)| *number == outcome);
+    named.map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -191,10 +193,7 @@ mod tests {
         assert!(DropReason::ALL.iter().all(|r| {
             (FIRST_REASON..FIRST_REASON + REASONS_PER_PROGRAM).contains(&(*r as u32))
         }));
-        let mut numbers: Vec<u32> = DropReason::ALL.iter().map(|r| *r as u32).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        assert_eq!(numbers.len(), DropReason::ALL.len());
+        assert!(outcomes().is_sorted_by(|(a, _), (b, _)| a < b));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use veer_agent_api::{
 use veer_bpf_common::{
     identity::RESERVED,
     key::{FlowKey, to_ip},
-    maps::{COUNTERS, ENDPOINTS, FLOWS},
-    outcome::{FIRST_REASON, OUTCOMES_PER_PROGRAM, Program, counter_index, outcome_name},
+    maps::{ENDPOINTS, FLOWS},
+    outcome::FIRST_REASON,
     value::{FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
 };
 
@@ -220,37 +220,21 @@ pub(crate) fn nftables() -> Vec<CounterRow> {
 }
 
 pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
-    let datapath = shared.datapath();
-    let mut rows = Vec::new();
-    for program in Program::ALL {
-        for outcome in 0..OUTCOMES_PER_PROGRAM {
-            let Some(name) = outcome_name(outcome) else {
-                continue;
-            };
-            let values = datapath
-                .maps
-                .counters
-                .get(&counter_index(*program, outcome), 0)
-                .map_err(|source| Error::Map {
-                    name: COUNTERS,
-                    source,
-                })?;
-            let packets = values.iter().map(|c| c.packets).sum();
-            if packets == 0 {
-                continue;
-            }
-            rows.push(CounterRow {
-                program: program.name().into(),
-                outcome: name.into(),
-                drop: outcome >= FIRST_REASON,
-                packets,
-                bytes: values.iter().map(|c| c.bytes).sum(),
-            });
-        }
-    }
-    drop(datapath);
-    rows.extend(nftables());
-    Ok(rows)
+    let counted = shared
+        .datapath()
+        .maps
+        .counted()
+        .collect::<Result<Vec<_>, _>>()?;
+    let rows = counted
+        .into_iter()
+        .map(|(program, outcome, name, counter)| CounterRow {
+            program: program.name().into(),
+            outcome: name.into(),
+            drop: outcome >= FIRST_REASON,
+            packets: counter.packets,
+            bytes: counter.bytes,
+        });
+    Ok(rows.chain(nftables()).collect())
 }
 
 pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {

@@ -16,7 +16,7 @@ use veer_bpf_common::{
         CONFIG, COUNTERS, ENDPOINTS, FLOWS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES,
         REMOTES_MAX, SAMPLES,
     },
-    outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, sample_index},
+    outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, outcomes, sample_index},
     value::{Config, Counter, DropSample, Endpoint, FlowNote, Interface, IpcacheEntry, Remote},
 };
 
@@ -123,11 +123,29 @@ impl Maps {
         Ok(found)
     }
 
-    /// How many packets a program ended so, on all CPUs.
-    pub(crate) fn packets(&self, program: Program, outcome: u32) -> Result<u64, Error> {
+    /// The packets that a program ended so, on all CPUs.
+    pub(crate) fn counter(&self, program: Program, outcome: u32) -> Result<Counter, Error> {
         let index = counter_index(program, outcome);
         let values = self.counters.get(&index, 0).map_err(error(COUNTERS))?;
-        Ok(values.iter().map(|c| c.packets).sum())
+        Ok(Counter {
+            packets: values.iter().map(|c| c.packets).sum(),
+            bytes: values.iter().map(|c| c.bytes).sum(),
+        })
+    }
+
+    /// All counters that are not zero, by program and outcome.
+    pub(crate) fn counted(
+        &self,
+    ) -> impl Iterator<Item = Result<(Program, u32, &'static str, Counter), Error>> + '_ {
+        let all = Program::ALL
+            .iter()
+            .flat_map(|program| outcomes().map(move |(outcome, name)| (*program, outcome, name)));
+        all.filter_map(
+            |(program, outcome, name)| match self.counter(program, outcome) {
+                Ok(counter) if counter.packets == 0 => None,
+                counter => Some(counter.map(|counter| (program, outcome, name, counter))),
+            },
+        )
     }
 
     /// All samples of drops, of all CPUs.

@@ -135,7 +135,7 @@ fn dropped(datapath: &Datapath) -> Result<u64, datapath::Error> {
     let mut packets = 0;
     for program in [Program::UplinkIngress, Program::UplinkXdp] {
         for reason in DROPPED_EARLIER {
-            packets += datapath.maps.packets(program, reason as u32)?;
+            packets += datapath.maps.counter(program, reason as u32)?.packets;
         }
     }
     Ok(packets)
