@@ -1,37 +1,29 @@
-//! Files that survive a crash at any instruction.
+//! Files of the agent's own.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs,
     io::{self, Write},
     path::Path,
 };
 
-/// Writes a file so that a reader, also after a crash, sees the old content or
-/// the new one: a temporary file beside it, fsync, rename, fsync of the folder.
+use veer_agent_api::file;
+
+/// What the agent's temporary files end in. The agent writes each file from one place
+/// at a time.
+pub(crate) const WRITER: &str = "tmp";
+
+/// Replaces a file as [`file::replace`] does, in a folder that is made where it is
+/// missing.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    let temporary = folder.join(format!(".{}.tmp", name.to_string_lossy()));
-    let open = || {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&temporary)
-    };
-    let mut file = match open() {
+    let write = || file::replace(path, WRITER, |file| file.write_all(content));
+    match (write(), path.parent()) {
         // Somebody emptied the folder above.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        (Err(error), Some(folder)) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir_all(folder)?;
-            open()
+            write()
         }
-        other => other,
-    }?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(folder)?.sync_all()
+        (written, _) => written,
+    }
 }
 
 /// Removes a file; fine when there is none.

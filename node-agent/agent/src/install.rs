@@ -4,10 +4,15 @@
 use std::{
     collections::HashMap,
     ffi::OsString,
-    fs, io,
+    fs::{self, File, Permissions},
+    io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
+
+use veer_agent_api::file;
+
+use crate::files::WRITER;
 
 /// Where the image has veer-cni.
 const VEER_CNI: &str = "/veer-cni";
@@ -57,7 +62,7 @@ fn plugins(own: &Path, standard: &Path) -> Vec<Plugin> {
 }
 
 impl Plugin {
-    /// Copies it beside its target and renames it over, if need be.
+    /// Puts it there in one step, if need be.
     fn put(&self, folder: &Path) -> io::Result<Option<PathBuf>> {
         let to = folder.join(&self.name);
         let fine = Stamp::of(&to).is_some_and(|stamp| stamp.runs())
@@ -65,14 +70,14 @@ impl Plugin {
         if fine {
             return Ok(None);
         }
-        let temporary = folder.join(format!(".{}.tmp", self.name.to_string_lossy()));
-        fs::copy(&self.from, &temporary)?;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755))?;
-        fs::File::open(&temporary)?.sync_all()?;
-        if to.is_dir() {
-            fs::remove_dir_all(&to)?;
-        }
-        fs::rename(&temporary, &to)?;
+        file::replace(&to, WRITER, |file| {
+            io::copy(&mut File::open(&self.from)?, file)?;
+            file.set_permissions(Permissions::from_mode(0o755))?;
+            if to.is_dir() {
+                fs::remove_dir_all(&to)?;
+            }
+            Ok(())
+        })?;
         Ok(Some(to))
     }
 }

@@ -4,6 +4,7 @@
 //! object on one line. The socket is root's alone (mode 0600).
 
 pub mod client;
+pub mod file;
 pub mod host_port;
 
 use std::net::IpAddr;

@@ -1,13 +1,13 @@
 //! DELs that found no agent, kept as files until it is back.
 //!
 //! One file per attachment, so that a DEL repeated is kept once. A file appears
-//! whole or not at all: it is written under a temporary name, synced and renamed.
+//! whole or not at all.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use veer_agent_api::{Attachment, Request};
+use veer_agent_api::{Attachment, Request, file};
 
 use crate::error::Error;
 
@@ -40,7 +40,9 @@ pub(crate) fn keep(
     }
     let name = format!("{}-{}.json", attachment.container_id, attachment.ifname);
     let body = serde_json::to_vec(request).map_err(Error::Encode)?;
-    write_whole(queue, &name, &body).map_err(failed)?;
+    // A second DEL of the same sandbox may come at the same time.
+    let writer = std::process::id().to_string();
+    file::replace(&queue.join(name), &writer, |file| file.write_all(&body)).map_err(failed)?;
     Ok(Kept::Queued)
 }
 
@@ -53,24 +55,6 @@ fn is_uninstalled(queue: &Path) -> bool {
         Some(Err(error)) => error.kind() == io::ErrorKind::NotFound,
         None => false,
     }
-}
-
-fn write_whole(directory: &Path, name: &str, body: &[u8]) -> io::Result<()> {
-    // The leading dot and the process id keep readers and a second DEL of the
-    // same sandbox away from a file that is half written.
-    let temporary = directory.join(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.write_all(body)?;
-        file.sync_all()?;
-        fs::rename(&temporary, directory.join(name))
-    })();
-    if written.is_err() {
-        // What is left of it is of no use; the first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-        return written;
-    }
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]
