@@ -43,6 +43,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use veer_agent_api::CONF_DIR;
 
 use cni::conflist::Chain;
 
@@ -83,7 +84,7 @@ struct RunArgs {
     #[arg(long, env = "VEER_CNI_BIN_DIR", default_value = "/host/opt/cni/bin")]
     cni_bin_dir: PathBuf,
     /// The former as the node has it.
-    #[arg(long, env = "VEER_CNI_HOST_CONF_DIR", default_value = "/etc/cni/net.d")]
+    #[arg(long, env = "VEER_CNI_HOST_CONF_DIR", default_value = CONF_DIR)]
     cni_host_conf_dir: String,
     /// Entries that the CNI configuration gets behind veer's own: a JSON list.
     #[arg(long, env = "VEER_CNI_PLUGINS", default_value = "")]

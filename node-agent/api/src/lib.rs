@@ -23,6 +23,10 @@ pub const DELETE_QUEUE: &str = "/var/lib/veer/queue";
 /// files that are the standard input of its DEL. A reboot empties the folder, and
 /// takes those rules as well.
 pub const PORTMAP_RULES: &str = "/run/veer/portmap";
+/// Where runtimes look for CNI configurations, unless they are told otherwise.
+pub const CONF_DIR: &str = "/etc/cni/net.d";
+/// veer's own there: early in the alphabet, since the first file counts.
+pub const CONFLIST: &str = "05-veer.conflist";
 /// Longest request or answer, in bytes, the newline included.
 pub const MAX_MESSAGE: usize = 16 << 20;
 

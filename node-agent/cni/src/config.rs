@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 use veer_agent_api::host_port::{self, BadPorts};
-use veer_agent_api::{Attachment, HostPort};
+use veer_agent_api::{Attachment, CONF_DIR, CONFLIST, HostPort};
 
 use crate::error::Error;
 
@@ -74,8 +74,8 @@ impl Config {
 
     /// veer's own configuration.
     pub(crate) fn conflist(&self) -> PathBuf {
-        let folder = self.conf_dir.as_deref().unwrap_or("/etc/cni/net.d");
-        self.on_node(folder).join("05-veer.conflist")
+        let folder = self.conf_dir.as_deref().unwrap_or(CONF_DIR);
+        self.on_node(folder).join(CONFLIST)
     }
 
     /// The attachments to keep. Their absence is an error and not an empty list,

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use veer_agent_api::{Failure, code};
+use veer_agent_api::{CONF_DIR, CONFLIST, Failure, code};
 
 use crate::version;
 
@@ -72,7 +72,7 @@ pub(crate) enum Error {
     /// Standard input goes on and on.
     #[error(
         "the network configuration on standard input is longer than {limit} bytes: check the \
-         files in /etc/cni/net.d"
+         files in {CONF_DIR}"
     )]
     OversizedConfig {
         /// The most that is read.
@@ -81,7 +81,7 @@ pub(crate) enum Error {
     /// Standard input is not a network configuration.
     #[error(
         "the network configuration on standard input is not valid JSON of its kind: check \
-         /etc/cni/net.d/05-veer.conflist, or delete the file, the agent writes it again"
+         {CONF_DIR}/{CONFLIST}, or delete the file, the agent writes it again"
     )]
     DecodeConfig(#[source] serde_json::Error),
     /// The network configuration says something that cannot be.

@@ -10,13 +10,12 @@
 use std::{fs, io, path::Path};
 
 use serde_json::{Map, Value, json};
+use veer_agent_api::{CONF_DIR, CONFLIST};
 
 use crate::{files, shared::Shared};
 
-/// Its file name: early in the alphabet, since the first file counts.
-pub(crate) const NAME: &str = "05-veer.conflist";
 /// `type` of veer's own plugin.
-pub(super) const PLUGIN: &str = "veer-cni";
+pub(crate) const PLUGIN: &str = "veer-cni";
 /// What of the chart's entries is in the file, in the state folder: an entry
 /// that the chart names no longer is told from a foreign one by it.
 const CHAINED: &str = "cni-plugins.json";
@@ -55,7 +54,7 @@ impl Chain {
         {
             return Err(ChainError::Entry);
         }
-        let default = matches!(conf_dir, "" | "/etc/cni/net.d");
+        let default = matches!(conf_dir, "" | CONF_DIR);
         Ok(Self {
             extra,
             conf_dir: (!default).then(|| conf_dir.to_owned()),
@@ -150,7 +149,7 @@ fn merge(found: Option<&Value>, chain: &Chain, before: &[Value]) -> (Value, Vec<
 /// differs. Returns what somebody else had done to it: nothing when the chart is
 /// what changed.
 pub(crate) fn write(folder: &Path, state: &Path, chain: &Chain) -> io::Result<Option<String>> {
-    let path = folder.join(NAME);
+    let path = folder.join(CONFLIST);
     let noted = state.join(CHAINED);
     let before: Vec<Value> = fs::read(&noted)
         .ok()
@@ -172,16 +171,16 @@ pub(crate) fn write(folder: &Path, state: &Path, chain: &Chain) -> io::Result<Op
         files::write_atomically(&noted, &serde_json::to_vec(&chain.extra)?)?;
     }
     Ok(match (bytes, found) {
-        (Err(_), _) => Some(format!("{NAME} was removed")),
-        (Ok(_), None) => Some(format!("{NAME} was no configuration of CNI")),
+        (Err(_), _) => Some(format!("{CONFLIST} was removed")),
+        (Ok(_), None) => Some(format!("{CONFLIST} was no configuration of CNI")),
         (Ok(_), Some(_)) if wrong.is_empty() => None,
-        (Ok(_), Some(_)) => Some(format!("{NAME}: {}", wrong.join(", "))),
+        (Ok(_), Some(_)) => Some(format!("{CONFLIST}: {}", wrong.join(", "))),
     })
 }
 
 /// Whether a plugin is in the chain as the file says it.
 pub(crate) fn chains(folder: &Path, plugin: &str) -> bool {
-    let list: Option<Value> = fs::read(folder.join(NAME))
+    let list: Option<Value> = fs::read(folder.join(CONFLIST))
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     list.as_ref()
@@ -197,7 +196,7 @@ pub(crate) fn remove_with_the_last(shared: &Shared) {
         return;
     }
     for path in [
-        shared.options.cni_conf_dir.join(NAME),
+        shared.options.cni_conf_dir.join(CONFLIST),
         shared.options.cni_bin_dir.join(PLUGIN),
     ] {
         if let Err(error) = files::remove(&path) {
@@ -223,12 +222,12 @@ mod tests {
         }
 
         fn list(&self) -> Value {
-            serde_json::from_slice(&fs::read(self.0.path().join(NAME)).unwrap()).unwrap()
+            serde_json::from_slice(&fs::read(self.0.path().join(CONFLIST)).unwrap()).unwrap()
         }
 
         fn put(&self, list: &Value) {
             // As other programs write it: in one line.
-            fs::write(self.0.path().join(NAME), list.to_string()).unwrap();
+            fs::write(self.0.path().join(CONFLIST), list.to_string()).unwrap();
         }
 
         fn kinds(&self) -> Vec<String> {
@@ -245,7 +244,7 @@ mod tests {
     fn the_file_is_written_once_and_put_back_when_removed_or_garbled() {
         let node = Node::new();
         assert!(node.write("").is_some());
-        let path = node.0.path().join(NAME);
+        let path = node.0.path().join(CONFLIST);
         let first = fs::metadata(&path).unwrap().modified().unwrap();
         assert_eq!(node.write(""), None);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), first);

@@ -10,8 +10,9 @@ use std::{
 };
 
 use serde_json::Value;
+use veer_agent_api::CONFLIST;
 
-use super::conflist::{NAME, PLUGIN};
+use super::conflist::PLUGIN;
 
 /// What is appended to the name of a file that is moved aside: no runtime reads
 /// a file of that kind.
@@ -31,7 +32,7 @@ pub(crate) fn first_ones(folder: &Path) -> io::Result<Vec<String>> {
         let read = path
             .extension()
             .is_some_and(|kind| KINDS.iter().any(|k| kind == *k));
-        if name.as_str() < NAME && read && !path.is_dir() && !leads_to_veer(&path) {
+        if name.as_str() < CONFLIST && read && !path.is_dir() && !leads_to_veer(&path) {
             found.push(name);
         }
     }
@@ -54,7 +55,7 @@ fn names_veer(value: &Value) -> bool {
                 ("type", Some(kind)) => kind == PLUGIN,
                 // Multus: a network's name, or the path of its file.
                 ("clusterNetwork" | "defaultNetwork", Some(network)) => {
-                    network == "veer" || network.ends_with(NAME)
+                    network == "veer" || network.ends_with(CONFLIST)
                 }
                 _ => false,
             };
@@ -111,7 +112,7 @@ mod tests {
             ("00-broken.conf", "{"),
             ("03-note.txt", OLD),
             ("04-old.conflist.bak", OLD),
-            (NAME, OLD),
+            (CONFLIST, OLD),
             ("10-other.conflist", OLD),
         ]);
         fs::create_dir(folder.path().join("01-folder.conf")).unwrap();

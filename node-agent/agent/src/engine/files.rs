@@ -3,6 +3,8 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
+use veer_agent_api::{CONFLIST, SERVED_NAME};
+
 use super::Engine;
 use crate::{
     cni::{conflist, foreign},
@@ -66,8 +68,7 @@ impl NodeFiles {
             match foreign::move_aside(folder, &found) {
                 Ok(()) => {
                     for name in found.drain(..) {
-                        let what =
-                            format!("{name}, which sorts before {}, was there", conflist::NAME);
+                        let what = format!("{name}, which sorts before {CONFLIST}, was there");
                         shared.repaired(Kind::Conflist, what);
                     }
                 }
@@ -77,7 +78,7 @@ impl NodeFiles {
         let text = sentence(&found);
         if text != self.told {
             if text.is_empty() {
-                let note = format!("no file sorts before {} any more", conflist::NAME);
+                let note = format!("no file sorts before {CONFLIST} any more");
                 shared.events.normal("ForeignConflistGone", note);
             } else {
                 tracing::error!("{text}");
@@ -127,17 +128,16 @@ fn sentence(found: &[String]) -> String {
         return String::new();
     }
     format!(
-        "the container runtime takes {} instead of {}, so new pods get another network: remove \
+        "the container runtime takes {} instead of {CONFLIST}, so new pods get another network: remove \
          it from the node, or set cni.exclusive in the chart",
-        found.join(", "),
-        conflist::NAME
+        found.join(", ")
     )
 }
 
 /// The file whose time says when pods could last be wired: veer-cni answers
 /// STATUS by it while no agent does.
 fn served(options: &Options) -> std::path::PathBuf {
-    options.socket.with_file_name(veer_agent_api::SERVED_NAME)
+    options.socket.with_file_name(SERVED_NAME)
 }
 
 /// The node is being cleaned up: it serves no more, and what was moved aside for

@@ -9,7 +9,7 @@
 
 use std::{fs, io, path::Path};
 
-use crate::{files, held::HeldFile};
+use crate::{cni::conflist::PLUGIN, files, held::HeldFile};
 
 /// Removes the agent's files if the node is decommissioned. `state` and `run` are
 /// its directories, `plugins` is the node's directory of CNI plugins, `sandboxes` is
@@ -24,7 +24,7 @@ pub(super) fn leave(
         return Ok(false);
     }
     if sandboxes == 0 {
-        files::remove(&plugins.join("veer-cni"))?;
+        files::remove(&plugins.join(PLUGIN))?;
     }
     empty(state)?;
     empty(run)?;
