@@ -1,14 +1,16 @@
 //! Pods and Namespaces with only the fields that count, so that a watch keeps
 //! and parses little.
 
-use std::borrow::Cow;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::Resource;
 use serde::Deserialize;
 
 /// A Pod of the own node.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "Pod")]
 pub(crate) struct SlimPod {
     /// Metadata.
     #[serde(default)]
@@ -53,45 +55,10 @@ pub(crate) struct SlimPodSpec {
 }
 
 /// A Namespace.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "Namespace")]
 pub(crate) struct SlimNamespace {
     /// Metadata.
     #[serde(default)]
     pub(crate) metadata: ObjectMeta,
 }
-
-macro_rules! core_resource {
-    ($type:ty, $kind:literal, $plural:literal, $scope:ty) => {
-        impl Resource for $type {
-            type DynamicType = ();
-            type Scope = $scope;
-
-            fn kind((): &()) -> Cow<'_, str> {
-                $kind.into()
-            }
-            fn group((): &()) -> Cow<'_, str> {
-                "".into()
-            }
-            fn version((): &()) -> Cow<'_, str> {
-                "v1".into()
-            }
-            fn plural((): &()) -> Cow<'_, str> {
-                $plural.into()
-            }
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
-}
-
-core_resource!(SlimPod, "Pod", "pods", k8s_openapi::NamespaceResourceScope);
-core_resource!(
-    SlimNamespace,
-    "Namespace",
-    "namespaces",
-    k8s_openapi::ClusterResourceScope
-);
