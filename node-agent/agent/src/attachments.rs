@@ -21,7 +21,6 @@ use crate::{
 /// anew, before its programs are taken off.
 const NO_UPLINK: Duration = Duration::from_secs(10);
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
     /// Devices and hooks that this agent has attached to or found in order.

@@ -93,7 +93,6 @@ pub(crate) enum Input {
     },
 }
 
-/// See the module.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     from: Receiver<Input>,

@@ -14,7 +14,6 @@ use crate::{
     shared::Shared,
 };
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     /// The address that was there after the last round.

@@ -12,7 +12,6 @@ use veer_crds::v1alpha1::{ClusterNetworkSpec, Epoch};
 
 use crate::{files, probe::Pairs};
 
-/// See the module.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Held {

@@ -24,7 +24,6 @@ use crate::{
     shared::Shared,
 };
 
-/// See the module.
 pub(crate) struct Host {
     routes: Last<IpNet, Route>,
     neighbours: Last<(u32, IpAddr), Mac>,

@@ -79,7 +79,6 @@ pub(crate) struct Plan {
     pub(crate) decommission: bool,
 }
 
-/// See the module.
 pub(crate) struct Shared {
     /// Where things are.
     pub(crate) options: Options,

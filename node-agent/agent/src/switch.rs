@@ -18,7 +18,6 @@ use crate::{
     status::kept_form,
 };
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Switch {
     /// What probes of other nodes found.

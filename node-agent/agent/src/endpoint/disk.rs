@@ -10,7 +10,6 @@ use std::{
 /// As many files can be written at once.
 const LANES: usize = 16;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     lanes: [Mutex<()>; LANES],

@@ -14,7 +14,6 @@ use crate::{
     shared::{Options, Shared},
 };
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct NodeFiles {
     plugins: Keeper,

@@ -63,7 +63,6 @@ struct Rule {
     own: bool,
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Forward {
     /// Chains that veer's rules are in.

@@ -45,7 +45,6 @@ struct Key {
     mode: RoutingMode,
 }
 
-/// See the module.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Pairs {
     key: Key,

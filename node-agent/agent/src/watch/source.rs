@@ -70,7 +70,7 @@ impl Reached {
     }
 }
 
-/// See the module. An object that cannot be read (somebody wrote nonsense into one of
+/// An object that cannot be read (somebody wrote nonsense into one of
 /// its fields) is told and left out, and keeps nobody from the others.
 pub(super) struct Source<K> {
     api: Api<DeserializeGuard<K>>,

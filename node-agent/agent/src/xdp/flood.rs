@@ -24,7 +24,6 @@ pub(super) enum Change {
     Ended,
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Flood {
     /// When the counter was looked at last, and what it was.

@@ -38,7 +38,6 @@ const DROPPED_EARLIER: [DropReason; 3] = [
 /// Why generic mode is on in Auto.
 const UNDER_FLOOD: &str = "under a flood of packets that are dropped earlier so";
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Xdp {
     /// Mode and why, by uplink.
