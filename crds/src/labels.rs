@@ -108,19 +108,19 @@ pub fn counts(key: &str, filter: &IdentityLabels) -> bool {
 /// A 64-bit hash of a canonical set, the same in every process and version
 /// (FNV-1a over length-prefixed keys and values); the seed of its number.
 pub fn hash(set: &BTreeMap<String, String>) -> u64 {
+    let texts = set.iter().flat_map(|(key, value)| [key, value]);
+    fnv1a(texts.flat_map(|text| {
+        let length = (text.len() as u64).to_le_bytes();
+        length.into_iter().chain(text.bytes())
+    }))
+}
+
+/// The 64-bit FNV-1a hash of these bytes, the same in every process and version.
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let mut h = OFFSET;
-    let mut eat = |bytes: &[u8]| {
-        for b in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-            h = (h ^ u64::from(*b)).wrapping_mul(PRIME);
-        }
-    };
-    for (key, value) in set {
-        eat(key.as_bytes());
-        eat(value.as_bytes());
-    }
-    h
+    let next = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(PRIME);
+    bytes.into_iter().fold(OFFSET, next)
 }
 
 #[cfg(test)]
@@ -132,6 +132,14 @@ mod tests {
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect()
+    }
+
+    #[test]
+    fn the_hash_is_fnv1a() {
+        let of = |text: &str| fnv1a(text.bytes());
+        assert_eq!(of(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(of("a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(of("foobar"), 0x8594_4171_f739_67e8);
     }
 
     fn set(labels: &[(&str, &str)], filter: &IdentityLabels) -> BTreeMap<String, String> {

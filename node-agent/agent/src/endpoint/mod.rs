@@ -19,6 +19,7 @@ use veer_bpf_common::{
     key::IpKey,
     value::{Endpoint as EndpointValue, Interface as InterfaceValue},
 };
+use veer_crds::labels::fnv1a;
 
 pub(crate) use disk::Disk;
 pub(crate) use pool::{Claims, Pool, gateway_of};
@@ -135,17 +136,9 @@ impl LocalEndpoint {
 
 /// 64 bits that follow from a sandbox's interface (FNV-1a).
 fn seed(attachment: &Attachment, salt: u8) -> u64 {
-    let mut h = 0xcbf2_9ce4_8422_2325_u64;
-    let bytes = attachment
-        .container_id
-        .bytes()
-        .chain([0])
-        .chain(attachment.ifname.bytes())
-        .chain([0, salt]);
-    for b in bytes {
-        h = (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    h
+    let (container, interface) = (&attachment.container_id, &attachment.ifname);
+    let ends = container.bytes().chain([0]).chain(interface.bytes());
+    fnv1a(ends.chain([0, salt]))
 }
 
 /// The digits in the name of the host side of a sandbox's veth.
