@@ -1,5 +1,5 @@
-//! How operator and agents reach the Kubernetes API, and how they tell it that they
-//! live.
+//! How operator and agents reach the Kubernetes API, how they tell it that they
+//! live, and how they say in a log what went wrong.
 //!
 //! An API server whose machine lost power, or that a load balancer gave up,
 //! says no goodbye: a watch on such a connection is silent for ever, and kube's
@@ -99,6 +99,26 @@ fn client(config: Config) -> kube::Result<Client> {
         .map_err(BoxError::from)
         .service(http.build::<_, Body>(timed));
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// An error with its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    // The client's own text holds the whole answer of the API server.
+    if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+        return status.message.clone();
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let next = cause.to_string();
+        // Some libraries repeat their source in their own text.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// A wait of three quarters to five quarters of this, by chance.

@@ -44,6 +44,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use veer_agent_api::CONF_DIR;
+use veer_api_client::chain;
 
 use cni::conflist::Chain;
 
@@ -150,26 +151,6 @@ impl RunArgs {
         };
         Ok((options, self.metrics_addr))
     }
-}
-
-/// An error with its causes in one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    // The client's own text holds the whole answer of the API server.
-    if let Some(kube::Error::Api(status)) = error.downcast_ref() {
-        return status.message.clone();
-    }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let next = cause.to_string();
-        // Some libraries repeat their source in their own text.
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn main() -> anyhow::Result<()> {
