@@ -1,9 +1,10 @@
-//! The API of veer: resource types with their validation, and the one function
-//! that makes a pod's canonical label set.
+//! The API of veer: resource types with their validation, conditions, and the one
+//! function that makes a pod's canonical label set.
 //!
 //! Users write `ClusterNetwork`; everything else is written by the operator or
 //! the agents (each type says by whom). Nothing here talks to a cluster.
 
+pub mod condition;
 pub mod labels;
 pub mod manifests;
 pub mod names;

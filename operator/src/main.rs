@@ -5,7 +5,6 @@
 mod apply;
 mod args;
 mod cache;
-mod condition;
 mod context;
 mod controllers;
 mod crd;

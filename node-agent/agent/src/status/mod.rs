@@ -13,13 +13,14 @@ mod keep;
 mod network;
 mod report;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use veer_crds::v1alpha1::{FOREIGN_CONFLIST, KeptForm, NodeNetworkStatus, NodeReportStatus};
+use veer_crds::{
+    condition::Judgement,
+    v1alpha1::{FOREIGN_CONFLIST, KeptForm, NodeNetworkStatus, NodeReportStatus},
+};
 
 use crate::{
     attachments::Attachments,
@@ -45,15 +46,6 @@ pub(crate) struct Report {
     judgements: Vec<Judgement>,
     /// Not reported: the own NodeNetwork as the API server has it.
     seen: Option<Seen>,
-}
-
-/// A condition without its time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Judgement {
-    kind: &'static str,
-    status: bool,
-    reason: &'static str,
-    message: String,
 }
 
 /// What a report is made of.
@@ -150,7 +142,7 @@ impl Report {
     fn urgent(&self) -> Urgent {
         let told = self.judgements.iter();
         Urgent {
-            conditions: told.map(|j| (j.kind, j.status, j.reason)).collect(),
+            conditions: told.map(|j| (j.type_, j.status, j.reason)).collect(),
             rest: NodeReportStatus {
                 addresses: self.node.addresses.clone(),
                 probes: self.node.probes.clone(),
@@ -184,7 +176,7 @@ fn ready(not_ready: String, foreign: String, decommissioned: bool) -> Judgement 
         (true, "Serving", "pods can be wired".to_owned())
     };
     Judgement {
-        kind: "Ready",
+        type_: "Ready",
         status,
         reason,
         message,
@@ -194,7 +186,7 @@ fn ready(not_ready: String, foreign: String, decommissioned: bool) -> Judgement 
 fn degraded_of((reason, why): (&'static str, &str)) -> Judgement {
     let well = why.is_empty();
     Judgement {
-        kind: "Degraded",
+        type_: "Degraded",
         status: !well,
         reason: if well { "AsDesired" } else { reason },
         message: if well {
@@ -207,7 +199,7 @@ fn degraded_of((reason, why): (&'static str, &str)) -> Judgement {
 
 fn uniform(odd: Option<String>) -> Judgement {
     Judgement {
-        kind: "UniformMTU",
+        type_: "UniformMTU",
         status: odd.is_none(),
         reason: if odd.is_none() {
             "AsOthers"
@@ -252,52 +244,6 @@ pub(crate) fn kept_form((number, peers): (i64, Vec<String>)) -> Option<KeptForm>
 
 /// Peers that `status.keptForm` names.
 const KEPT_NAMED: usize = 256;
-
-/// Times of the conditions' last changes.
-#[derive(Default)]
-struct Transitions(BTreeMap<&'static str, (bool, Time)>);
-
-impl Transitions {
-    fn conditions(&mut self, judgements: &[Judgement]) -> Vec<Condition> {
-        judgements
-            .iter()
-            .map(|judgement| {
-                let Judgement {
-                    kind,
-                    status,
-                    reason,
-                    message,
-                } = judgement;
-                let since = match self.0.get(kind) {
-                    Some((old, since)) if old == status => since.clone(),
-                    _ => Time(Timestamp::now()),
-                };
-                self.0.insert(*kind, (*status, since.clone()));
-                Condition {
-                    type_: (*kind).to_owned(),
-                    status: if *status { "True" } else { "False" }.to_owned(),
-                    reason: (*reason).to_owned(),
-                    message: message.clone(),
-                    last_transition_time: since,
-                    observed_generation: None,
-                }
-            })
-            .collect()
-    }
-
-    /// Takes over what an earlier agent reported.
-    fn adopt(&mut self, conditions: &[Condition]) {
-        for condition in conditions {
-            for kind in ["Ready", "Degraded", "UniformMTU"] {
-                if condition.type_ == kind {
-                    let status = condition.status == "True";
-                    self.0
-                        .insert(kind, (status, condition.last_transition_time.clone()));
-                }
-            }
-        }
-    }
-}
 
 /// Keeps both statuses as the engine reports, until it ends.
 pub(crate) async fn run(client: Client, shared: Arc<Shared>, reports: watch::Receiver<Report>) {

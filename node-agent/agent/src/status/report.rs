@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 use veer_crds::v1alpha1::{NodeReport, NodeReportStatus};
 
 use super::{
-    Report, Transitions, Urgent,
+    Report, Urgent,
     keep::{self, Todo, Written, own_part, todo},
 };
 use crate::retry;
@@ -32,7 +33,8 @@ fn status_of(report: &NodeReport) -> Value {
 /// What the task remembers.
 #[derive(Default)]
 struct Memory {
-    transitions: Transitions,
+    /// The conditions as last reported, by an earlier agent too.
+    conditions: Vec<Condition>,
     written: Option<Written>,
     urgent: Option<Urgent>,
     failures: u32,
@@ -40,8 +42,12 @@ struct Memory {
 
 impl Memory {
     fn wanted(&mut self, report: &Report) -> Value {
+        let judgements = report.judgements.iter().cloned();
+        self.conditions = judgements
+            .map(|judgement| judgement.over(&self.conditions, None))
+            .collect();
         let status = NodeReportStatus {
-            conditions: self.transitions.conditions(&report.judgements),
+            conditions: self.conditions.clone(),
             ..report.node.clone()
         };
         own_part(&status, &KINDS)
@@ -59,7 +65,7 @@ pub(super) async fn keep(
     if let Ok(Some(found)) = api.get_opt(name).await
         && let Some(status) = found.status
     {
-        memory.transitions.adopt(&status.conditions);
+        memory.conditions = status.conditions;
     }
     if reports.changed().await.is_err() {
         return;

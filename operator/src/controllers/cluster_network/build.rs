@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::core::{Selector, SelectorExt};
+use veer_crds::condition::is_true;
 use veer_crds::v1alpha1::{ClusterNetwork, ClusterNetworkSpec, NodeNetwork, PodCIDR};
 
 use super::epoch::{Member, Wish};
-use crate::condition::is_true;
 use crate::context::Context;
 use crate::selection::{Part, Selection};
 use crate::slim::{SlimNode, SlimReport};

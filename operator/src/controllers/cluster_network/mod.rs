@@ -19,11 +19,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kube::{Api, Resource, ResourceExt};
 use kube_runtime::controller::Action;
 use kube_runtime::events::EventType;
+use veer_crds::condition;
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, ClusterNetworkStatus, Epoch, NodeNetwork,
 };
 
-use crate::condition;
 use crate::context::{Context, GuardedNetwork};
 use crate::error::Error;
 use build::Seen;

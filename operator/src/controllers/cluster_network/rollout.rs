@@ -2,11 +2,11 @@
 //! alone, so that a look at a cluster where nothing happens writes nothing.
 
 use k8s_openapi::jiff::Timestamp;
+use veer_crds::condition::Judgement;
 use veer_crds::v1alpha1::{ClusterNetwork, FailedPairs, NodeReason, Phase};
 
 use super::epoch::{Awaited, Plan};
 use super::status::{names, report};
-use crate::condition::Report;
 
 /// How many nodes the status lists of each sort.
 pub(super) const LISTED: usize = 16;
@@ -77,7 +77,7 @@ pub(super) fn remedy(plan: &Plan) -> String {
 }
 
 /// The condition `Ready`.
-pub(super) fn ready(plan: &Plan, problems: &[String]) -> Report {
+pub(super) fn ready(plan: &Plan, problems: &[String]) -> Judgement {
     let report = |status, reason, message| report("Ready", status, reason, message);
     let mode = plan.epoch.mode;
     if let Some(problem) = problems.first() {
@@ -102,7 +102,7 @@ pub(super) fn ready(plan: &Plan, problems: &[String]) -> Report {
 }
 
 /// The condition `Progressing`: what the change waits for, and what to do.
-pub(super) fn progressing(network: &ClusterNetwork, plan: &Plan) -> Report {
+pub(super) fn progressing(network: &ClusterNetwork, plan: &Plan) -> Judgement {
     let report = |status, reason, message| report("Progressing", status, reason, message);
     let (phase, number) = (plan.epoch.phase, plan.epoch.number);
     let (policy, target) = (&network.spec.rollout, network.spec.routing.mode);

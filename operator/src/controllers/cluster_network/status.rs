@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
+use veer_crds::condition::Judgement;
 use veer_crds::v1alpha1::{
     ClusterNetwork, ClusterNetworkStatus, PodCidrEntry, PodCidrState, PodCidrStatus,
 };
@@ -10,7 +11,6 @@ use veer_crds::v1alpha1::{
 use super::build::Seen;
 use super::epoch::Plan;
 use super::rollout::{self, LISTED};
-use crate::condition::Report;
 use crate::controllers::node::allocate::capacity;
 use crate::controllers::node::held::is_share;
 
@@ -70,7 +70,7 @@ pub(crate) fn unreadable(why: &str, generation: Option<i64>) -> Condition {
     let message = format!(
         "the spec cannot be read ({why}): correct that field; until then nodes keep what they have"
     );
-    Report {
+    Judgement {
         type_: "Ready",
         status: false,
         reason: "Unreadable",
@@ -125,8 +125,8 @@ pub(super) fn report(
     status: bool,
     reason: &'static str,
     message: String,
-) -> Report {
-    Report {
+) -> Judgement {
+    Judgement {
         type_,
         status,
         reason,
@@ -135,7 +135,7 @@ pub(super) fn report(
 }
 
 /// Which nodes keep a block from being drained, and what to do.
-fn draining(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {
+fn draining(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Judgement {
     let report = |status, reason, message| report("Draining", status, reason, message);
     let entries = network.spec.pod_cidrs.iter().zip(blocks);
     let open: Vec<&IpNet> = entries
@@ -165,7 +165,7 @@ fn draining(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> 
     report(true, "InUse", message)
 }
 
-fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Report {
+fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Judgement {
     let report = |status, reason, message| report("CIDRsAvailable", status, reason, message);
     if !seen.unheard.is_empty() {
         let message = format!(
@@ -216,7 +216,7 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
     }
 }
 
-fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Report {
+fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Judgement {
     let report = |status, reason, message| report("Degraded", status, reason, message);
     if !problems.is_empty() {
         return report(true, "Invalid", problems.join("; "));

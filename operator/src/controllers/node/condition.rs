@@ -4,8 +4,8 @@
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
+use veer_crds::condition::{is_true, now};
 
-use crate::condition::{is_true, now};
 use crate::context::Context;
 use crate::error::{Error, api};
 use crate::slim::{SlimNode, SlimReport};

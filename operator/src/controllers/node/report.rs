@@ -4,9 +4,9 @@
 use ipnet::IpNet;
 use kube::Api;
 use serde_json::json;
+use veer_crds::condition::Judgement;
 use veer_crds::v1alpha1::{NodeReport, NodeReportSpec};
 
-use crate::condition::Report;
 use crate::context::Context;
 use crate::error::Error;
 use crate::slim::{SlimNode, SlimReport};
@@ -21,9 +21,9 @@ const CONDITION_MANAGER: &str = "veer-operator/node-condition";
 /// Type of the condition.
 pub(crate) const CIDR_ALLOCATED: &str = "CIDRAllocated";
 
-fn condition(outcome: &Outcome) -> Report {
+fn condition(outcome: &Outcome) -> Judgement {
     match &outcome.problem {
-        None => Report {
+        None => Judgement {
             type_: CIDR_ALLOCATED,
             status: true,
             reason: "Allocated",
@@ -34,7 +34,7 @@ fn condition(outcome: &Outcome) -> Report {
                 .collect::<Vec<_>>()
                 .join(", "),
         },
-        Some(problem) => Report {
+        Some(problem) => Judgement {
             type_: CIDR_ALLOCATED,
             status: false,
             reason: problem.reason(),

@@ -8,9 +8,9 @@
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
+use veer_crds::condition::is_true;
 use veer_crds::v1alpha1::{FOREIGN_CONFLIST, NodeNetwork, TAINT_AGENT_NOT_READY};
 
-use crate::condition::is_true;
 use crate::context::Context;
 use crate::error::{Error, api};
 use crate::slim::{SlimNode, SlimReport};

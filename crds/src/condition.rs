@@ -4,22 +4,23 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-/// A condition to be reported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Report {
+/// A condition to be reported, without its time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
     /// Its type.
-    pub(crate) type_: &'static str,
+    pub type_: &'static str,
     /// Whether it is met.
-    pub(crate) status: bool,
+    pub status: bool,
     /// A fixed word.
-    pub(crate) reason: &'static str,
+    pub reason: &'static str,
     /// A sentence for people; where something is wrong, with the next step.
-    pub(crate) message: String,
+    pub message: String,
 }
 
-impl Report {
-    /// The condition to write, given those there are.
-    pub(crate) fn over(self, old: &[Condition], generation: Option<i64>) -> Condition {
+impl Judgement {
+    /// The condition to write, given those that were there; `generation` is the
+    /// object's that it is about.
+    pub fn over(self, old: &[Condition], generation: Option<i64>) -> Condition {
         let status = if self.status { "True" } else { "False" };
         let before = old
             .iter()
@@ -37,14 +38,14 @@ impl Report {
 }
 
 /// Whether the condition of this type is met.
-pub(crate) fn is_true(conditions: &[Condition], type_: &str) -> bool {
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
     conditions
         .iter()
         .any(|c| c.type_ == type_ && c.status == "True")
 }
 
 /// The current time, in whole seconds as the API keeps it.
-pub(crate) fn now() -> Time {
+pub fn now() -> Time {
     let now = Timestamp::now();
     Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
 }
@@ -55,21 +56,21 @@ mod tests {
 
     #[test]
     fn the_transition_time_changes_only_when_the_status_flips() {
-        let report = |status, reason| Report {
+        let judged = |status, reason| Judgement {
             type_: "Ready",
             status,
             reason,
             message: String::new(),
         };
-        let mut first = report(false, "A").over(&[], Some(1));
+        let mut first = judged(false, "A").over(&[], Some(1));
         first.last_transition_time = Time(Timestamp::from_second(1).unwrap());
-        let same = report(false, "B").over(&[first.clone()], Some(2));
+        let same = judged(false, "B").over(&[first.clone()], Some(2));
         assert_eq!(same.last_transition_time, first.last_transition_time);
         assert_eq!(
             (same.reason.as_str(), same.observed_generation),
             ("B", Some(2))
         );
-        let flipped = report(true, "C").over(&[first.clone()], Some(3));
+        let flipped = judged(true, "C").over(&[first.clone()], Some(3));
         assert_ne!(flipped.last_transition_time, first.last_transition_time);
     }
 }
