@@ -14,6 +14,8 @@
 //! growing waits; and whoever waits of his own accord does it by [`jittered`], so
 //! that a thousand agents do not come back in the same second.
 
+#![forbid(unsafe_code)]
+
 mod pulse;
 
 use std::{

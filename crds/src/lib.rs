@@ -4,6 +4,8 @@
 //! Users write `ClusterNetwork`; everything else is written by the operator or
 //! the agents (each type says by whom). Nothing here talks to a cluster.
 
+#![forbid(unsafe_code)]
+
 pub mod condition;
 pub mod labels;
 pub mod manifests;

@@ -2,6 +2,8 @@
 //! routing mode. One replica leads at a time; see `leader` for what that is
 //! worth and `controllers` for what a leader does.
 
+#![forbid(unsafe_code)]
+
 mod apply;
 mod args;
 mod cache;

@@ -8,6 +8,7 @@
 //! Invariants: no read beyond what the frame *and* the headers' own lengths
 //! allow; nothing is believed of a packet that is shorter than it says.
 
+#![forbid(unsafe_code)]
 #![no_std]
 #![allow(
     clippy::inline_always,

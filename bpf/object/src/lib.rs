@@ -4,6 +4,8 @@
 //! With `VEER_BPF_SKIP=1` in the build's environment [`OBJECT`] is empty, so
 //! that a linter's run needs no BPF toolchain.
 
+#![forbid(unsafe_code)]
+
 /// ELF headers are read in place; they want the alignment of their integers.
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);

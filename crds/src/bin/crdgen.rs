@@ -2,6 +2,8 @@
 //! the chart's `crds/`. With `--check` it writes nothing and fails when a file
 //! differs from what the types say.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

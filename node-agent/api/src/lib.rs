@@ -3,6 +3,8 @@
 //! One request per connection: a JSON object on one line, answered by a JSON
 //! object on one line. The socket is root's alone (mode 0600).
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 pub mod file;
 pub mod host_port;

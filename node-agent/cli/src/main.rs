@@ -6,6 +6,8 @@
 //!
 //! Invariant: it changes nothing.
 
+#![forbid(unsafe_code)]
+
 mod arguments;
 mod command;
 mod output;

@@ -11,6 +11,8 @@
 //! portmap, for a pod whose hostPorts that made; DEL succeeds when veer is gone, and the last
 //! one then takes away what is left of veer.
 
+#![forbid(unsafe_code)]
+
 mod agent;
 mod cmd;
 mod config;
