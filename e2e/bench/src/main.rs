@@ -6,6 +6,8 @@
 //! moods fall on all alike. Client and server of a round trip share one CPU, so
 //! that the length of the path is measured and not the waking of a CPU; streams
 //! have one CPU each.
+
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "its table is its result")]
 
 mod figures;

@@ -9,6 +9,8 @@
 //! remembered to remove it (processes are found by control group, and all
 //! else ends with them); nothing leaves the machine.
 
+#![forbid(unsafe_code)]
+
 mod addons;
 mod capture;
 mod cgroup;

@@ -1,4 +1,6 @@
 //! veer-cluster: makes, describes and removes test clusters by hand.
+
+#![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,
     reason = "a command line program prints its result"

@@ -5,6 +5,8 @@
 //! each path, first in the tunnel, then, after one `kubectl patch`, natively
 //! routed. What it prints was measured in this run; what does not hold makes
 //! it fail.
+
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the demo prints its result")]
 
 mod scenes;

@@ -12,6 +12,8 @@
 //! datagrams are timed by the kernel; a datagram has a number, so that each
 //! lost, doubled or late one is known, in each direction by itself.
 
+#![forbid(unsafe_code)]
+
 mod control;
 mod datagrams;
 mod engine;

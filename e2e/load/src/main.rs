@@ -1,5 +1,7 @@
 //! veer-load: serves and waits for orders until it is killed.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use veer_e2e_load::Engine;
