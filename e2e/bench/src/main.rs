@@ -23,7 +23,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::Parser;
 use figures::Figures;
-use veer_e2e_cluster::{Cluster, Config, Progress};
+use veer_e2e_cluster::{Cluster, Config, Progress, own_name};
 use veer_e2e_tests::lab::{Lab, NAMESPACE};
 
 #[derive(Parser)]
@@ -59,12 +59,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Kind of the runs' own clusters.
+const KIND: &str = "bench";
+
 fn bench(cli: &Cli) -> Result<()> {
-    let own = format!("bench{}", std::process::id());
-    let lab = Lab::new(match &cli.cluster {
-        Some(name) => Cluster::attach(name)?,
-        None => Cluster::up_with(Config::new(&own), Progress::start())?,
-    });
+    let own = own_name(KIND);
+    let cluster = if let Some(name) = &cli.cluster {
+        Cluster::attach(name)?
+    } else {
+        Cluster::remove_abandoned(KIND)?;
+        Cluster::up_with(Config::new(&own), Progress::start())?
+    };
+    let lab = Lab::new(cluster);
     let measured = measure_all(cli, &lab);
     if cli.cluster.is_none() {
         Cluster::down_by_name(&own)?;

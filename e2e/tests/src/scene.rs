@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
-use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay, await_condition};
+use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay, await_condition, own_name};
 
 use crate::{
     baseline, client, evidence,
@@ -66,6 +66,9 @@ pub struct Scene {
     pub fixed: Vec<Pod>,
 }
 
+/// Kind of the runs' own clusters.
+const KIND: &str = "e2e";
+
 static SCENE: OnceLock<Result<Mutex<Scene>, String>> = OnceLock::new();
 
 /// Runs a test on the shared cluster, which the first one starts.
@@ -85,15 +88,12 @@ pub fn end() -> Result<()> {
         return Ok(());
     }
     if is_set("VEER_E2E_KEEP") {
-        eprintln!("the cluster {} is left up", own_name());
+        let name = own_name(KIND);
+        Cluster::keep(&name)?;
+        eprintln!("the cluster {name} is left up");
         return Ok(());
     }
-    Ok(Cluster::down_by_name(&own_name())?)
-}
-
-/// The name of this run's own cluster.
-fn own_name() -> String {
-    format!("e2e{}", std::process::id())
+    Ok(Cluster::down_by_name(&own_name(KIND))?)
 }
 
 /// Whether a variable says something.
@@ -108,7 +108,7 @@ fn is_control() -> bool {
 }
 
 fn config() -> Result<Config> {
-    let mut config = Config::new(&own_name());
+    let mut config = Config::new(&own_name(KIND));
     config.proxy_mode = match env::var("VEER_E2E_PROXY").as_deref() {
         Err(_) | Ok("nftables") => ProxyMode::Nftables,
         Ok("iptables") => ProxyMode::Iptables,
@@ -123,9 +123,11 @@ fn config() -> Result<Config> {
 }
 
 fn start() -> Result<Scene> {
-    let cluster = match env::var("VEER_E2E_CLUSTER") {
-        Ok(name) => Cluster::attach(&name)?,
-        Err(_) => Cluster::up_with(config()?, Progress::quiet())?,
+    let cluster = if let Ok(name) = env::var("VEER_E2E_CLUSTER") {
+        Cluster::attach(&name)?
+    } else {
+        Cluster::remove_abandoned(KIND)?;
+        Cluster::up_with(config()?, Progress::quiet())?
     };
     let lab = Lab::new(cluster);
     let control = is_control();

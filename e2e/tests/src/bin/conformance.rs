@@ -13,12 +13,15 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
-use veer_e2e_cluster::{Cluster, Progress, ProxyMode};
+use veer_e2e_cluster::{Cluster, Progress, ProxyMode, own_name};
 use veer_e2e_tests::{
     baseline,
     conformance::{self, Plan, Scope, Spec},
     lab::{Lab, Mode},
 };
+
+/// Kind of the runs' own clusters.
+const KIND: &str = "conf";
 
 const HEAD: &str = "\
 # Kubernetes' own network suite: what runs, and what does not
@@ -112,7 +115,7 @@ fn judge(cli: &Cli) -> Result<()> {
         only: cli.only.clone(),
         processes: cli.processes,
     };
-    let own = format!("conf{}", std::process::id());
+    let own = own_name(KIND);
     let lab = if let Some(name) = &cli.cluster {
         Lab::new(Cluster::attach(name)?)
     } else {
@@ -124,6 +127,7 @@ fn judge(cli: &Cli) -> Result<()> {
         if cli.baseline {
             config.pod_devices = None;
         }
+        Cluster::remove_abandoned(KIND)?;
         Lab::new(Cluster::up_with(config, Progress::start())?)
     };
     let judged = judge_on(cli, &lab, &plan, &folder);
