@@ -280,7 +280,7 @@ impl Lab {
         let name = mode.name();
         let wanted = self.cluster.node_names();
         let what = format!("every node routes by {name}");
-        await_condition(&what, Duration::from_mins(1), || {
+        await_condition(&what, Duration::from_mins(3), || {
             let kubectl = self.kubectl();
             let network = kubectl
                 .json(&["get", "clusternetwork", "default"])
