@@ -232,6 +232,7 @@ fn falls_back(scene: &Scene, agents: Agents) -> Result<Held> {
     let lab = &scene.lab;
     let _policy = Policy::set(lab, &json!({"confirmTimeoutSeconds": CONFIRM}))?;
     rollout::hold(lab, Mode::Native, Phase::Prepare)?;
+    let mut follow = Follow::network(lab)?;
     let mut load = Load::start(lab, &Path::ALL)?;
     let broken = Broken::between(lab, PAIR, Form::Bare)?;
     rollout::pause(lab, false)?;
@@ -268,7 +269,7 @@ fn falls_back(scene: &Scene, agents: Agents) -> Result<Held> {
         "connections broke: {}",
         dark.losses()
     );
-    named_after(lab, agents)?;
+    named_since(&mut follow, agents)?;
     broken.mend()?;
     await_mode(lab, Mode::Native)?;
     let longest = dark.longest_gap().map_or(0.0, |gap| gap.as_secs_f64());
@@ -296,11 +297,10 @@ fn afterwards(scene: &Scene, agents: Agents) -> Result<String> {
     Ok(report.figure())
 }
 
-/// The user is told. Where agents were away for longer than the operator waits
-/// between attempts, the next attempt begins as soon as they are back: the pair
-/// is then named as one that fails, and the nodes as fallen back for a moment only.
-fn named_after(lab: &Lab, agents: Agents) -> Result<()> {
-    let mut follow = Follow::network(lab)?;
+/// The user was told since the watch began: with the next attempt the pair is named as
+/// one that fails, and the nodes as fallen back no longer. Where agents were away for
+/// longer than the operator waits between attempts, that begins as soon as they are back.
+fn named_since(follow: &mut Follow, agents: Agents) -> Result<()> {
     follow.until("the pair that fell back is named", |n| {
         let nodes = n["status"]["failedNodes"].as_array();
         let listed = |node: &&str| nodes.is_some_and(|l| l.iter().any(|f| f["node"] == **node));
