@@ -21,7 +21,7 @@ use veer_e2e_tests::{
 use super::{Foreign, Made, NODE, OTHER, asked, await_works, works};
 use crate::{
     fault::{Fault, Held},
-    survive::{SETTLED, unharmed},
+    survive::{SETTLED, unchanged, unharmed},
 };
 
 /// veer's own file for the container runtime.
@@ -98,6 +98,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "firewall_reloaded",
             "nft flush ruleset, as a firewall's reload does",
             flushed,
+        ),
+        tunnel(
+            "gc_of_a_second_runtime",
+            "CNI GC that names no pod, as of a runtime that has none",
+            collected,
         ),
         tunnel(
             "another_vxlan_device_on_the_tunnels_port",
@@ -179,6 +184,30 @@ fn conflist_first(scene: &Scene) -> Result<Held> {
 fn conflist(lab: &Lab) -> Result<Value> {
     let text = lab.node(NODE)?.exec(&["cat", CONFLIST])?.stdout;
     serde_json::from_str(&text).with_context(|| format!("{CONFLIST}: {text}"))
+}
+
+fn collected(scene: &Scene) -> Result<Held> {
+    const CALL: &str = "CNI_COMMAND=GC CNI_PATH=/opt/cni/bin /opt/cni/bin/veer-cni";
+    let lab = &scene.lab;
+    let list = conflist(lab)?;
+    let plugins = list["plugins"].as_array().into_iter().flatten();
+    let mut own = plugins.filter(|p| p["type"] == "veer-cni");
+    let mut config = own.next().context("no entry of veer's")?.clone();
+    config["name"] = list["name"].clone();
+    // The first that has the verb.
+    config["cniVersion"] = "1.1.0".into();
+    config["cni.dev/valid-attachments"] = Value::Array(Vec::new());
+    let before = maps::endpoints(&lab.node(NODE)?)?;
+    unchanged(
+        scene,
+        "all traffic; every pod of the node as before",
+        || {
+            let node = lab.node(NODE)?;
+            node.exec_with_input(&["sh", "-ec", CALL], config.to_string().as_bytes())?;
+            Ok(())
+        },
+        |()| format!("{} pods", before.len()),
+    )
 }
 
 fn chained(scene: &Scene) -> Result<Held> {
