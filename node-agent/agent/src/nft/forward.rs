@@ -86,7 +86,7 @@ pub(crate) struct Changes {
 impl Forward {
     /// Looks at all chains, and adds or removes veer's rules.
     pub(crate) fn converge(&mut self) -> io::Result<Changes> {
-        self.legacy.look()?;
+        self.legacy.look();
         let mut socket = Socket::netfilter()?;
         let now = generation(&mut socket).ok();
         // Something that could not be done may be possible without a change.

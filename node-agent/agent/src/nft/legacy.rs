@@ -22,6 +22,8 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
+use crate::netlink::wire::{u16_at, u32_at};
+
 /// The tables that are there.
 const NAMES: &str = "/proc/thread-self/net/ip_tables_names";
 const FILTER: &str = "filter";
@@ -55,15 +57,17 @@ pub(super) struct Legacy {
 }
 
 impl Legacy {
-    /// Looks, if the last time is long enough ago.
-    pub(super) fn look(&mut self) -> io::Result<()> {
+    /// Looks, if the last time is long enough ago. What cannot be read here keeps no
+    /// other chain from its repair.
+    pub(super) fn look(&mut self) {
         if self.looked.is_some_and(|at| at.elapsed() < AGAIN) {
-            return Ok(());
+            return;
         }
         self.looked = Some(Instant::now());
-        self.drops = false;
-        self.drops = drops()?;
-        Ok(())
+        self.drops = drops().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read iptables' legacy tables");
+            false
+        });
     }
 
     /// What is dropped although it should not be, and what to do.
@@ -140,16 +144,6 @@ fn ask(socket: &impl AsRawFd, option: libc::c_int, buffer: &mut [u8]) -> io::Res
     Ok(())
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
-}
-
 /// Whether a chain whose rules are in these bytes from `begin` to its policy at `end`
 /// drops what veer's devices carry. Jumps are not followed. `None`: the bytes are no
 /// table.
@@ -222,7 +216,7 @@ mod tests {
         iptables("-A FORWARD -j REJECT");
         assert!(seen());
         let mut legacy = Legacy::default();
-        node.run(|| legacy.look().unwrap());
+        node.run(|| legacy.look());
         let told = legacy.concern().unwrap();
         assert!(
             told.contains("iptables-legacy -I FORWARD -o veer+ -j ACCEPT"),
