@@ -1,5 +1,5 @@
-//! How operator and agents reach the Kubernetes API, how they tell it that they
-//! live, and how they say in a log what went wrong.
+//! How operator and agents reach the Kubernetes API, and how they write in a log what
+//! went wrong.
 //!
 //! An API server whose machine lost power, or that a load balancer gave up,
 //! says no goodbye: a watch on such a connection is silent for ever, and kube's
@@ -16,14 +16,10 @@
 
 #![forbid(unsafe_code)]
 
-mod pulse;
-
 use std::{
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
-
-pub use pulse::{Pulse, STUCK};
 
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{

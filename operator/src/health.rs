@@ -1,18 +1,13 @@
-//! `/healthz`, `/readyz` and `/metrics`.
+//! The state behind the operator's probes, and the server of probes and `/metrics`.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use veer_api_client::Pulse;
-
-use crate::metrics::Metrics;
+use veer_monitoring::{Probed, Pulse, pages};
 
 /// What the probes answer from.
 #[derive(Debug, Default)]
@@ -33,6 +28,20 @@ impl Health {
     }
 }
 
+impl Probed for Health {
+    fn healthy(&self) -> Result<(), String> {
+        self.pulse.check("the loop that holds the Lease")
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.ready.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err("the API server has not answered yet".into())
+        }
+    }
+}
+
 /// Serves until the process ends.
 ///
 /// # Errors
@@ -40,34 +49,8 @@ impl Health {
 pub(crate) async fn serve(
     listen: SocketAddr,
     health: Arc<Health>,
-    metrics: Arc<Metrics>,
-) -> std::io::Result<()> {
-    let app = Router::new()
-        .route("/healthz", get(healthz).with_state(Arc::clone(&health)))
-        .route("/readyz", get(readyz).with_state(health))
-        .route("/metrics", get(text).with_state(metrics));
-    axum::serve(TcpListener::bind(listen).await?, app).await
-}
-
-async fn healthz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
-    match health.pulse.check("the loop that holds the Lease") {
-        Ok(()) => (StatusCode::OK, "ok\n".into()),
-        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text + "\n"),
-    }
-}
-
-async fn readyz(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) {
-    if health.ready.load(Ordering::Relaxed) {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the API server has not answered yet\n",
-        )
-    }
-}
-
-async fn text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics.encode())
+    metrics: Registry,
+) -> std::io::Result<Infallible> {
+    let listener = TcpListener::bind(listen).await?;
+    Ok(veer_monitoring::serve(listener, pages(health, metrics)).await)
 }

@@ -59,7 +59,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         decommission::run(client, &args.namespace, arguments).await?;
         return Ok(());
     }
-    let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::new()));
+    let health = Arc::new(Health::default());
+    let (metrics, registry) = Metrics::new();
     let identity = args.identity();
     let mut candidate = Candidate::new(
         client.clone(),
@@ -73,14 +74,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let setup = term::Setup {
         client,
         settings: args.settings(),
-        metrics: Arc::clone(&metrics),
+        metrics: Arc::new(metrics),
         identity,
         initial,
     };
-    let served = health::serve(args.listen, Arc::clone(&health), Arc::clone(&metrics));
+    let served = health::serve(args.listen, Arc::clone(&health), registry);
     tokio::select! {
-        result = served => {
-            return result.with_context(|| {
+        Err(error) = served => {
+            return Err(error).with_context(|| {
                 format!("cannot serve on {}: choose a free port by --listen", args.listen)
             });
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -18,7 +18,6 @@ struct Run {
 /// All metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
     runs: Family<Run, Counter>,
     leader: Gauge<i64, AtomicI64>,
     claims: Gauge<i64, AtomicI64>,
@@ -26,8 +25,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
-    pub(crate) fn new() -> Self {
+    /// All at zero, and where they are read.
+    pub(crate) fn new() -> (Self, Registry) {
         let mut registry = Registry::with_prefix("veer_operator");
         let (runs, leader) = (Family::default(), Gauge::default());
         let (claims, identities) = (Gauge::default(), Gauge::default());
@@ -43,13 +42,13 @@ impl Metrics {
             claims.clone(),
         );
         registry.register("identities", "Security identities", identities.clone());
-        Self {
-            registry,
+        let metrics = Self {
             runs,
             leader,
             claims,
             identities,
-        }
+        };
+        (metrics, registry)
     }
 
     /// Counts a reconciliation.
@@ -71,15 +70,5 @@ impl Metrics {
     pub(crate) fn identities(&self, count: usize) {
         self.identities
             .set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
-    /// All, in the text format.
-    pub(crate) fn encode(&self) -> String {
-        let mut out = String::new();
-        if text::encode(&mut out, &self.registry).is_err() {
-            // Writing to a string does not fail; an empty page would say so.
-            out.clear();
-        }
-        out
     }
 }

@@ -22,6 +22,7 @@ mod host;
 mod http;
 mod index;
 mod install;
+mod metrics;
 mod netlink;
 mod nft;
 mod probe;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use veer_agent_api::Attachment;
-use veer_api_client::Pulse;
+use veer_monitoring::Pulse;
 
 use crate::{
     cni::conflist::Chain,

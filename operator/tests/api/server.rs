@@ -239,9 +239,7 @@ impl Server {
                 apiserver = Process::start(&self.commands[1], &at("apiserver.log"));
                 return Err(format!("it ended with {status}: {said}"));
             }
-            let ask = axum::http::Request::get("/readyz")
-                .body(Vec::new())
-                .unwrap();
+            let ask = http::Request::get("/readyz").body(Vec::new()).unwrap();
             let answer = self.client.request_text(ask).await;
             answer.map_err(|e| format!("{e}; {}", apiserver.said()))
         })

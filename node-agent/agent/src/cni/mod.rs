@@ -15,7 +15,7 @@ pub(crate) mod results;
 pub(crate) mod rewire;
 pub(crate) mod server;
 
-pub(crate) use query::nftables;
+pub(crate) use query::readable_counters;
 
 use veer_agent_api::{Failure, code};
 

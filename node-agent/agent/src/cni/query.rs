@@ -12,8 +12,8 @@ use veer_bpf_common::{
     identity::RESERVED,
     key::{FlowKey, to_ip},
     maps::{ENDPOINTS, FLOWS},
-    outcome::FIRST_REASON,
-    value::{FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
+    outcome::{FIRST_REASON, Program},
+    value::{Counter, FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
 };
 
 use crate::{
@@ -201,7 +201,7 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
 }
 
 /// What the nftables table dropped.
-pub(crate) fn nftables() -> Vec<CounterRow> {
+fn nftables() -> Vec<CounterRow> {
     let counts = nft::counts().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the counters of the nftables table");
         BTreeMap::new()
@@ -220,12 +220,19 @@ pub(crate) fn nftables() -> Vec<CounterRow> {
 }
 
 pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
-    let counted = shared
-        .datapath()
-        .maps
-        .counted()
-        .collect::<Result<Vec<_>, _>>()?;
-    let rows = counted
+    let counted: Vec<_> = shared.datapath().maps.counted().collect::<Result<_, _>>()?;
+    Ok(rows(counted))
+}
+
+/// As [`counters`], without those that cannot be read.
+pub(crate) fn readable_counters(shared: &Shared) -> Vec<CounterRow> {
+    let counted: Vec<_> = shared.datapath().maps.counted().flatten().collect();
+    rows(counted)
+}
+
+/// What the programs counted, and what the nftables table dropped.
+fn rows(counted: Vec<(Program, u32, &'static str, Counter)>) -> Vec<CounterRow> {
+    let programs = counted
         .into_iter()
         .map(|(program, outcome, name, counter)| CounterRow {
             program: program.name().into(),
@@ -234,7 +241,7 @@ pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
             packets: counter.packets,
             bytes: counter.bytes,
         });
-    Ok(rows.chain(nftables()).collect())
+    programs.chain(nftables()).collect()
 }
 
 pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
