@@ -1,6 +1,5 @@
-//! What kernel and user space share, defined once: keys and values of every
-//! map, the list of the maps themselves, identities, packet marks, verdicts and
-//! drop reasons.
+//! What kernel and user space share, defined once: the maps with their keys,
+//! values and rules, identities, packet marks, verdicts and drop reasons.
 //!
 //! Invariants: every type is `#[repr(C)]`, made of integers and byte arrays
 //! only, with named zeroed padding, because kernel hash maps compare padding
@@ -14,11 +13,25 @@
     reason = "a call across BPF functions costs registers and verifier state"
 )]
 
+/// Says that a type is plain old data of this size.
+macro_rules! plain {
+    ($type:ty, $size:expr) => {
+        const _: () = assert!(size_of::<$type>() == $size);
+
+        // SAFETY: repr(C), integers and byte arrays only, and no hidden padding: the
+        // size asserted above is the sum of the fields.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $type {}
+    };
+}
+
+pub mod address;
 pub mod identity;
 pub mod key;
 pub mod maps;
 pub mod mark;
 pub mod outcome;
+pub mod tables;
 pub mod value;
 
 /// Version of the layout of all maps together. Part of the pin path

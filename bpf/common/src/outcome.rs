@@ -1,6 +1,8 @@
 //! How a program ends: a verdict or a drop with a reason, and the numbers under
 //! which both are counted.
 
+use crate::tables::{Counters, Samples};
+
 /// Makes a `#[repr(u32)]` enum with its names and its list in one place.
 macro_rules! numbered {
     ($(#[$attr:meta])* $name:ident { $($(#[$vattr:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
@@ -132,36 +134,23 @@ numbered! {
 /// below [`FIRST_REASON`], reasons from there to here.
 pub const OUTCOMES_PER_PROGRAM: u32 = 192;
 
-/// Index of a counter in [`crate::maps::COUNTERS`].
-#[inline(always)]
-pub const fn counter_index(program: Program, outcome: u32) -> u32 {
-    program as u32 * OUTCOMES_PER_PROGRAM + outcome
-}
-
 /// The lowest number of a reason.
 pub const FIRST_REASON: u32 = 128;
 /// How many reasons one program can have.
 pub const REASONS_PER_PROGRAM: u32 = 32;
 const _: () = assert!(FIRST_REASON + REASONS_PER_PROGRAM <= OUTCOMES_PER_PROGRAM);
-/// Samples of drops that are kept per program, reason and CPU.
-pub const SAMPLES_PER_REASON: u32 = 4;
 
-/// The window of time, some 134 ms long, in which `at` nanoseconds lie. At most one
-/// drop per program, reason and CPU is sampled in each.
-#[inline(always)]
-pub const fn sample_window(at: u64) -> u64 {
-    at >> 27
+/// See [`Samples::PER_REASON`].
+pub const SAMPLES_PER_REASON: u32 = Samples::PER_REASON;
+
+/// See [`Counters::index`].
+pub const fn counter_index(program: Program, outcome: u32) -> u32 {
+    Counters::index(program, outcome)
 }
 
-/// Index in [`crate::maps::SAMPLES`] of the drop of a window: windows take turns.
-#[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low bits tell windows apart"
-)]
+/// See [`Samples::index`].
 pub const fn sample_index(program: Program, reason: DropReason, window: u64) -> u32 {
-    let reason = program as u32 * REASONS_PER_PROGRAM + (reason as u32 - FIRST_REASON);
-    reason * SAMPLES_PER_REASON + window as u32 % SAMPLES_PER_REASON
+    Samples::index(program, reason, window)
 }
 
 /// Number and name of every outcome of any kind, in the order of the numbers.
@@ -195,28 +184,4 @@ mod tests {
         }));
         assert!(outcomes().is_sorted_by(|(a, _), (b, _)| a < b));
     }
-
-    #[test]
-    fn samples_of_all_programs_reasons_and_windows_have_places_of_their_own() {
-        let mut places = Vec::new();
-        for program in Program::ALL {
-            for reason in DropReason::ALL {
-                for window in 9..9 + u64::from(SAMPLES_PER_REASON) {
-                    places.push(sample_index(*program, *reason, window));
-                }
-            }
-        }
-        assert!(
-            places
-                .iter()
-                .all(|p| (*p as usize) < crate::maps::SAMPLES_MAX)
-        );
-        let all = places.len();
-        places.sort_unstable();
-        places.dedup();
-        assert_eq!(places.len(), all);
-    }
-
-    extern crate std;
-    use std::vec::Vec;
 }

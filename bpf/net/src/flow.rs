@@ -6,9 +6,8 @@ use crate::{
     ipv4::{DCCP, ICMP, Ipv4, SCTP, TCP, UDP, UDP_LITE},
 };
 use veer_bpf_common::{
-    key::{FlowKey, FragmentKey},
     outcome::DropReason,
-    value::FragmentPorts,
+    tables::{FlowKey, FragmentKey, FragmentPorts},
 };
 
 /// TCP flag: no more data from the sender.

@@ -2,8 +2,9 @@
 
 use crate::{bytes::Bytes, ethernet};
 use veer_bpf_common::{
-    key::{FAMILY_V4, FragmentKey, IpKey},
+    address::{FAMILY_V4, IpKey},
     outcome::DropReason,
+    tables::FragmentKey,
 };
 
 /// Bytes of a header without options.

@@ -6,11 +6,7 @@ use crate::{
     flow::{FIN, Flow, RST},
     ipv4::{ICMP, TCP, UDP},
 };
-use veer_bpf_common::{
-    key::FlowKey,
-    maps::{FIRST_FOREIGN_SHARE, FOREIGN_SHARES, NOTES_PER_ENDPOINT, NOTES_PER_FOREIGN_SHARE},
-    value::{FLOW_CLOSING, FLOW_FIN_BACK, FLOW_FIN_THERE, FLOW_REPLIED, FlowNote},
-};
+use veer_bpf_common::tables::{FlowKey, FlowNote, FlowSlots};
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;
@@ -19,7 +15,7 @@ pub const SECOND: u64 = 1_000_000_000;
 const COARSENESS: u64 = SECOND;
 
 /// Both ends' FINs.
-const FINS: u32 = FLOW_FIN_THERE | FLOW_FIN_BACK;
+const FINS: u32 = FlowNote::FIN_THERE | FlowNote::FIN_BACK;
 
 /// After how many ticks of [`tick`] an answered UDP flow is a stream: conntrack waits
 /// two seconds, so more than two whole seconds must lie between.
@@ -36,9 +32,9 @@ const fn tick(now: u64) -> u32 {
 /// been there for some seconds.
 #[inline(always)]
 const fn lifetime(protocol: u8, state: u32, stream: bool) -> u64 {
-    let replied = state & FLOW_REPLIED != 0;
+    let replied = state & FlowNote::REPLIED != 0;
     let seconds = match protocol {
-        TCP if state & FLOW_CLOSING != 0 => 120,
+        TCP if state & FlowNote::CLOSING != 0 => 120,
         // One end has said all, and the other may take its time: what kube-proxy sets
         // `nf_conntrack_tcp_timeout_close_wait` to.
         TCP if state & FINS != 0 => 3600,
@@ -57,17 +53,21 @@ const fn lifetime(protocol: u8, state: u32, stream: bool) -> u64 {
 #[inline(always)]
 const fn next_state(state: u32, flow: &Flow, reply: bool) -> u32 {
     let mut state = if reply {
-        state | FLOW_REPLIED
+        state | FlowNote::REPLIED
     } else if flow.opens() {
         0
     } else {
         state
     };
     if flow.tcp_flags & FIN != 0 {
-        state |= if reply { FLOW_FIN_BACK } else { FLOW_FIN_THERE };
+        state |= if reply {
+            FlowNote::FIN_BACK
+        } else {
+            FlowNote::FIN_THERE
+        };
     }
     if flow.tcp_flags & RST != 0 || state & FINS == FINS {
-        state |= FLOW_CLOSING;
+        state |= FlowNote::CLOSING;
     }
     state
 }
@@ -104,10 +104,11 @@ pub fn new(flow: &Flow, now: u64) -> FlowNote {
 /// by the address. Nobody here pays for strangers, and of them few for each other.
 #[inline(always)]
 pub const fn foreign_share(source: [u8; 4]) -> u16 {
-    const { assert!(FOREIGN_SHARES.is_power_of_two()) };
+    const { assert!(FlowSlots::FOREIGN_SHARES.is_power_of_two()) };
     // Knuth's multiplicative hash; its high bits know of all below.
     let mixed = u32::from_be_bytes(source).wrapping_mul(0x9e37_79b1);
-    FIRST_FOREIGN_SHARE + (mixed >> (32 - FOREIGN_SHARES.trailing_zeros())) as u16
+    FlowSlots::FIRST_FOREIGN_SHARE
+        + (mixed >> (32 - FlowSlots::FOREIGN_SHARES.trailing_zeros())) as u16
 }
 
 /// How many places are looked at for a new note.
@@ -119,13 +120,13 @@ pub const PLACES: u32 = 8;
 #[inline(always)]
 pub const fn place(opener: u16, key: &FlowKey, attempt: u32) -> u16 {
     const {
-        assert!(NOTES_PER_ENDPOINT.is_power_of_two());
-        assert!(NOTES_PER_FOREIGN_SHARE.is_power_of_two());
+        assert!(FlowSlots::PER_ENDPOINT.is_power_of_two());
+        assert!(FlowSlots::PER_FOREIGN_SHARE.is_power_of_two());
     };
-    let mask = if opener < FIRST_FOREIGN_SHARE {
-        NOTES_PER_ENDPOINT as u32 - 1
+    let mask = if opener < FlowSlots::FIRST_FOREIGN_SHARE {
+        FlowSlots::PER_ENDPOINT as u32 - 1
     } else {
-        NOTES_PER_FOREIGN_SHARE as u32 - 1
+        FlowSlots::PER_FOREIGN_SHARE as u32 - 1
     };
     let mixed = key.mixed();
     // An odd step comes back to the same place only after all the others.
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
     use crate::flow::{ACK, SYN};
     use std::vec;
-    use veer_bpf_common::key::FlowKey;
+    use veer_bpf_common::tables::FlowKey;
 
     const NOW: u64 = 1000 * SECOND;
 
@@ -255,8 +256,8 @@ mod tests {
         extern crate std;
         use std::collections::BTreeSet;
         for (opener, count) in [
-            (7, NOTES_PER_ENDPOINT),
-            (FIRST_FOREIGN_SHARE, NOTES_PER_FOREIGN_SHARE),
+            (7, FlowSlots::PER_ENDPOINT),
+            (FlowSlots::FIRST_FOREIGN_SHARE, FlowSlots::PER_FOREIGN_SHARE),
         ] {
             let mut used = BTreeSet::new();
             for port in 0..8000u16 {
@@ -275,8 +276,8 @@ mod tests {
         extern crate std;
         use std::collections::BTreeSet;
         let shares: BTreeSet<u16> = (0..=255).map(|i| foreign_share([10, 0, 2, i])).collect();
-        assert_eq!(shares.len(), usize::from(FOREIGN_SHARES));
-        assert_eq!(shares.first(), Some(&FIRST_FOREIGN_SHARE));
+        assert_eq!(shares.len(), usize::from(FlowSlots::FOREIGN_SHARES));
+        assert_eq!(shares.first(), Some(&FlowSlots::FIRST_FOREIGN_SHARE));
         assert_eq!(shares.last(), Some(&u16::MAX));
     }
 

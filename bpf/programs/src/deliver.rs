@@ -3,7 +3,7 @@
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Verdict},
-    value::Endpoint,
+    tables::Endpoint,
 };
 use veer_bpf_net::ipv4::Ipv4;
 

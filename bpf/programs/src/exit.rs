@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use veer_bpf_common::{
-    outcome::{DropReason, Observation, Program, Verdict, counter_index},
-    value::Decision,
+    outcome::{DropReason, Observation, Program, Verdict},
+    tables::{Counters, Decision},
 };
 
 use crate::{
@@ -80,7 +80,7 @@ pub(crate) fn record(program: Program) -> Option<&'static mut Decision> {
 
 #[inline(always)]
 fn count(program: Program, length: u32, number: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(program, number)) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(Counters::index(program, number)) {
         // SAFETY: as in `record`.
         unsafe {
             (*counter).packets += 1;

@@ -15,13 +15,12 @@
 //! counter, which would have to hear of every note that expires or is pushed
 //! out, and nothing to reset: it works without an agent.
 //!
-//! [`NOTES_PER_ENDPOINT`]: veer_bpf_common::maps::NOTES_PER_ENDPOINT
+//! [`NOTES_PER_ENDPOINT`]: veer_bpf_common::tables::FlowSlots::PER_ENDPOINT
 
 use veer_bpf_common::{
-    key::{FlowKey, FlowSlot, FragmentKey},
     mark,
     outcome::{DropReason, Observation, Verdict},
-    value::{FlowNote, FragmentPorts},
+    tables::{FlowKey, FlowNote, FlowSlot, FragmentKey, FragmentPorts},
 };
 use veer_bpf_net::{
     bytes::Bytes,

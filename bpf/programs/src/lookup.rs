@@ -2,13 +2,10 @@
 
 use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_ns};
 use veer_bpf_common::{
+    address::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
     identity,
-    key::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
-    maps::HEARTBEAT_LASTS,
-    value::{
-        Config, Endpoint, Interface, IpcacheEntry, NODE_ID_DENIED, NODE_ID_FIRST_REMOTE,
-        NODE_ID_LOCAL, NODE_ID_NONE, REMOTE_ACCEPT_NATIVE, Remote,
-    },
+    tables::{Config, Endpoint, Heartbeat, Interface, IpcacheEntry, Remote},
+    value::{NODE_ID_DENIED, NODE_ID_FIRST_REMOTE, NODE_ID_LOCAL, NODE_ID_NONE},
 };
 
 use crate::{
@@ -31,7 +28,7 @@ pub(crate) fn now() -> u64 {
 #[inline(always)]
 pub(crate) fn agent_is_silent() -> bool {
     let last = HEARTBEAT.get(0).copied().unwrap_or(0);
-    last != 0 && now() > last.saturating_add(HEARTBEAT_LASTS)
+    last != 0 && now() > last.saturating_add(Heartbeat::LASTS)
 }
 
 /// The node's configuration. An array's element always exists.
@@ -173,7 +170,7 @@ pub(crate) fn is_gateway(address: [u8; 4]) -> bool {
 /// Whether bare packets from the node `id` and its pods are accepted now.
 #[inline(always)]
 pub(crate) fn accepts_native(id: u32) -> bool {
-    remote(id).is_some_and(|remote| remote.flags & REMOTE_ACCEPT_NATIVE != 0)
+    remote(id).is_some_and(|remote| remote.flags & Remote::ACCEPT_NATIVE != 0)
 }
 
 /// The local pod with an IPv4 address.

@@ -1,61 +1,49 @@
-//! The maps. Names, kinds and sizes are those of [`veer_bpf_common::maps`],
-//! which a kernel test compares with the built object.
+//! The maps, each as its [`Table`] says; a kernel test compares the built object
+//! with that.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     macros::btf_map,
 };
 use veer_bpf_common::{
-    key::{FlowKey, FlowSlot, FragmentKey, IpKey},
-    maps as spec,
-    value::{
-        Config, Counter, Decision, DropSample, Endpoint, FlowNote, FragmentPorts, Interface,
-        IpcacheEntry, Remote,
+    address::IpKey,
+    tables::{
+        Configuration, Counters, Decisions, Endpoints, FlowSlots, Flows, Fragments, Heartbeat,
+        Interfaces, Ipcache, Nodes, Remotes, Samples, Table,
     },
 };
 
-const NO_PREALLOC: usize = spec::NO_PREALLOC as usize;
+/// Defines the map of a table as aya's type for its kind, with what comes first in
+/// that type's parameters.
+macro_rules! map {
+    ($name:ident: $table:ident as $kind:ident<$($parameter:ty),+>) => {
+        #[btf_map]
+        pub(crate) static $name: $kind<
+            $($parameter,)+
+            { $table::CAPACITY },
+            { $table::KIND.flags() as usize },
+        > = $kind::new();
+    };
+}
 
-#[btf_map]
-pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+/// The key of a table.
+type K<T> = <T as Table>::Key;
+/// The value of a table.
+type V<T> = <T as Table>::Value;
 
-#[btf_map]
-pub(crate) static ENDPOINTS: HashMap<IpKey, Endpoint, { spec::ENDPOINTS_MAX }, NO_PREALLOC> =
-    HashMap::new();
+map!(CONFIG: Configuration as Array<V<Configuration>>);
+map!(ENDPOINTS: Endpoints as HashMap<K<Endpoints>, V<Endpoints>>);
+map!(INTERFACES: Interfaces as HashMap<K<Interfaces>, V<Interfaces>>);
+map!(IPCACHE: Ipcache as LpmTrie<IpKey, V<Ipcache>>);
+map!(NODES: Nodes as HashMap<K<Nodes>, V<Nodes>>);
+map!(REMOTES: Remotes as Array<V<Remotes>>);
+map!(FLOWS: Flows as LruHashMap<K<Flows>, V<Flows>>);
+map!(FLOW_SLOTS: FlowSlots as LruHashMap<K<FlowSlots>, V<FlowSlots>>);
+map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);
+map!(COUNTERS: Counters as PerCpuArray<V<Counters>>);
+map!(DECISIONS: Decisions as PerCpuArray<V<Decisions>>);
+map!(SAMPLES: Samples as PerCpuArray<V<Samples>>);
+map!(HEARTBEAT: Heartbeat as Array<V<Heartbeat>>);
 
-#[btf_map]
-pub(crate) static INTERFACES: HashMap<u32, Interface, { spec::INTERFACES_MAX }, NO_PREALLOC> =
-    HashMap::new();
-
-#[btf_map]
-pub(crate) static IPCACHE: LpmTrie<IpKey, IpcacheEntry, { spec::IPCACHE_MAX }, NO_PREALLOC> =
-    LpmTrie::new();
-
-#[btf_map]
-pub(crate) static NODES: HashMap<IpKey, u32, { spec::NODES_MAX }, NO_PREALLOC> = HashMap::new();
-
-#[btf_map]
-pub(crate) static REMOTES: Array<Remote, { spec::REMOTES_MAX }> = Array::new();
-
-#[btf_map]
-pub(crate) static FLOWS: LruHashMap<FlowKey, FlowNote, { spec::FLOWS_MAX }> = LruHashMap::new();
-
-#[btf_map]
-pub(crate) static FLOW_SLOTS: LruHashMap<FlowSlot, FlowKey, { spec::FLOW_SLOTS_MAX }> =
-    LruHashMap::new();
-
-#[btf_map]
-pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { spec::FRAGMENTS_MAX }> =
-    LruHashMap::new();
-
-#[btf_map]
-pub(crate) static COUNTERS: PerCpuArray<Counter, { spec::COUNTERS_MAX }> = PerCpuArray::new();
-
-#[btf_map]
-pub(crate) static DECISIONS: PerCpuArray<Decision, { spec::DECISIONS_MAX }> = PerCpuArray::new();
-
-#[btf_map]
-pub(crate) static SAMPLES: PerCpuArray<DropSample, { spec::SAMPLES_MAX }> = PerCpuArray::new();
-
-#[btf_map]
-pub(crate) static HEARTBEAT: Array<u64, 1> = Array::new();
+// A trie's key is packed there, and has the same fields in the same places.
+const _: () = assert!(size_of::<K<Ipcache>>() == size_of::<Key<IpKey>>());

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity, mark,
     outcome::{DropReason, Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL},
+    tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},

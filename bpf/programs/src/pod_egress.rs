@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Program, Verdict},
-    value::Interface,
+    tables::Interface,
 };
 use veer_bpf_net::{
     arp::Arp,

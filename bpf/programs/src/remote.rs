@@ -1,10 +1,10 @@
 //! To another node, in the form its entry says.
 
 use veer_bpf_common::{
-    key::FAMILY_V4,
+    address::FAMILY_V4,
     mark,
     outcome::{DropReason, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+    tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_net::{ipv4::Ipv4, size};
 

@@ -7,8 +7,8 @@
 //! finds it.
 
 use veer_bpf_common::{
-    outcome::{DropReason, Program, sample_index, sample_window},
-    value::{Decision, DropSample, SAMPLE_BYTES},
+    outcome::{DropReason, Program},
+    tables::{Decision, DropSample, SAMPLE_BYTES, Samples},
 };
 use veer_bpf_net::{
     bytes::{Bytes, HEAD},
@@ -27,14 +27,14 @@ pub(crate) fn keep<P: Bytes>(
     decision: &Decision,
 ) {
     let now = now();
-    let window = sample_window(now);
-    let Some(sample) = SAMPLES.get_ptr_mut(sample_index(program, reason, window)) else {
+    let window = Samples::window(now);
+    let Some(sample) = SAMPLES.get_ptr_mut(Samples::index(program, reason, window)) else {
         return;
     };
     // SAFETY: a slot of this CPU in a preallocated array, which no other program
     // uses; BPF programs do not migrate while they run.
     let sample: &mut DropSample = unsafe { &mut *sample };
-    if sample_window(sample.at) == window {
+    if Samples::window(sample.at) == window {
         return;
     }
     sample.decision = *decision;

@@ -15,7 +15,7 @@ use core::mem::{MaybeUninit, offset_of};
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Program},
-    value::Decision,
+    tables::Decision,
 };
 use veer_bpf_net::{
     arp,

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity,
     outcome::{DropReason, Program, Verdict},
-    value::IpcacheEntry,
+    tables::IpcacheEntry,
 };
 use veer_bpf_net::{
     bytes::Bytes,

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use core::hint::black_box;
 use veer_bpf_common::{
     outcome::{DropReason, Program, Verdict},
-    value::CONFIG_DENIES,
+    tables::Config,
 };
 use veer_bpf_net::{
     bytes::Bytes,
@@ -82,7 +82,7 @@ fn ipv4(frame: &Frame) -> Outcome {
         return Ok(verdict);
     }
     // The one look-up that only this is for is spared where nothing is denied.
-    let denies = lookup::config().is_some_and(|c| c.flags & CONFIG_DENIES != 0);
+    let denies = lookup::config().is_some_and(|c| c.flags & Config::DENIES != 0);
     if denies && lookup::row(ip.source).is_some_and(|row| lookup::denied(*row)) {
         return Err(DropReason::DeniedPrefix);
     }

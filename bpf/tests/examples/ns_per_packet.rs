@@ -21,7 +21,7 @@ use serde_json::json;
 use veer_bpf_common::{
     mark,
     outcome::{Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL, FlowNote, Interface},
+    tables::{FORM_NATIVE, FORM_TUNNEL, FlowNote, Interface},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},

@@ -2,17 +2,18 @@
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie},
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie},
     programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
 use std::{net::Ipv4Addr, time::Duration};
 use veer_bpf_common::{
-    key::{FlowKey, IP_KEY_TAG_BITS, IpKey},
-    maps,
-    outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, outcome_name, sample_index},
-    value::{
-        Config, Counter, Decision, DropSample, Endpoint, FlowNote, Interface, IpcacheEntry, Remote,
+    address::{IP_KEY_TAG_BITS, IpKey},
+    outcome::{DropReason, Program, outcome_name},
+    tables::{
+        Config, Configuration, Counter, Counters, Decision, Decisions, DropSample, Endpoint,
+        Endpoints, FlowKey, FlowNote, Flows, Heartbeat, Interface, Interfaces, Ipcache,
+        IpcacheEntry, Nodes, Remote, Remotes, Samples, Table,
     },
 };
 
@@ -92,49 +93,44 @@ impl Datapath {
         &mut self.ebpf
     }
 
-    fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
-        let map = self
-            .ebpf
+    fn map<T: Table>(&mut self) -> Result<&mut Map> {
+        let name = T::NAME;
+        self.ebpf
             .map_mut(name)
-            .with_context(|| format!("no map {name}"))?;
-        Ok(Array::try_from(map)?)
+            .with_context(|| format!("no map {name}"))
     }
 
-    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
-        let map = self
-            .ebpf
-            .map_mut(name)
-            .with_context(|| format!("no map {name}"))?;
-        Ok(HashMap::try_from(map)?)
+    fn array<T: Table>(&mut self) -> Result<Array<&mut MapData, T::Value>> {
+        Ok(Array::try_from(self.map::<T>()?)?)
     }
 
-    fn per_cpu<T: Pod>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, T>> {
-        let map = self
-            .ebpf
-            .map_mut(name)
-            .with_context(|| format!("no map {name}"))?;
-        Ok(PerCpuArray::try_from(map)?)
+    fn hash<T: Table>(&mut self) -> Result<HashMap<&mut MapData, T::Key, T::Value>> {
+        Ok(HashMap::try_from(self.map::<T>()?)?)
+    }
+
+    fn per_cpu<T: Table>(&mut self) -> Result<PerCpuArray<&mut MapData, T::Value>> {
+        Ok(PerCpuArray::try_from(self.map::<T>()?)?)
     }
 
     /// Writes the node's configuration.
     pub fn set_config(&mut self, config: Config) -> Result<()> {
-        Ok(self.array(maps::CONFIG)?.set(0, config, 0)?)
+        Ok(self.array::<Configuration>()?.set(0, config, 0)?)
     }
 
     /// Says when the agent had its last round, in nanoseconds.
     pub fn set_heartbeat(&mut self, at: u64) -> Result<()> {
-        Ok(self.array(maps::HEARTBEAT)?.set(0, at, 0)?)
+        Ok(self.array::<Heartbeat>()?.set(0, at, 0)?)
     }
 
     /// Adds a local pod.
     pub fn set_endpoint(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<()> {
         let key = IpKey::v4(address.octets());
-        Ok(self.hash(maps::ENDPOINTS)?.insert(key, endpoint, 0)?)
+        Ok(self.hash::<Endpoints>()?.insert(key, endpoint, 0)?)
     }
 
     /// Says what may come from a pod's veth.
     pub fn set_interface(&mut self, ifindex: u32, interface: Interface) -> Result<()> {
-        Ok(self.hash(maps::INTERFACES)?.insert(ifindex, interface, 0)?)
+        Ok(self.hash::<Interfaces>()?.insert(ifindex, interface, 0)?)
     }
 
     /// Adds a row of the ipcache.
@@ -144,8 +140,7 @@ impl Datapath {
         identity: u32,
         node_id: u32,
     ) -> Result<()> {
-        let map = self.ebpf.map_mut(maps::IPCACHE).context("no ipcache")?;
-        let mut trie: LpmTrie<_, IpKey, IpcacheEntry> = LpmTrie::try_from(map)?;
+        let mut trie: LpmTrie<_, IpKey, IpcacheEntry> = LpmTrie::try_from(self.map::<Ipcache>()?)?;
         let key = lpm_trie::Key::new(IP_KEY_TAG_BITS + bits, IpKey::v4(address.octets()));
         Ok(trie.insert(&key, IpcacheEntry { identity, node_id }, 0)?)
     }
@@ -153,22 +148,22 @@ impl Datapath {
     /// Says which node has an address.
     pub fn set_node(&mut self, address: Ipv4Addr, id: u32) -> Result<()> {
         let key = IpKey::v4(address.octets());
-        Ok(self.hash(maps::NODES)?.insert(key, id, 0)?)
+        Ok(self.hash::<Nodes>()?.insert(key, id, 0)?)
     }
 
     /// Writes another node's entry.
     pub fn set_remote(&mut self, id: u32, remote: Remote) -> Result<()> {
-        Ok(self.array(maps::REMOTES)?.set(id, remote, 0)?)
+        Ok(self.array::<Remotes>()?.set(id, remote, 0)?)
     }
 
     /// Writes a note.
     pub fn set_flow(&mut self, key: FlowKey, note: FlowNote) -> Result<()> {
-        Ok(self.hash(maps::FLOWS)?.insert(key, note, 0)?)
+        Ok(self.hash::<Flows>()?.insert(key, note, 0)?)
     }
 
     /// Reads a note.
     pub fn flow(&mut self, key: &FlowKey) -> Result<Option<FlowNote>> {
-        match self.hash::<FlowKey, FlowNote>(maps::FLOWS)?.get(key, 0) {
+        match self.hash::<Flows>()?.get(key, 0) {
             Ok(note) => Ok(Some(note)),
             Err(aya::maps::MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(e.into()),
@@ -177,13 +172,13 @@ impl Datapath {
 
     /// How many notes there are.
     pub fn flow_count(&mut self) -> Result<usize> {
-        let flows = self.hash::<FlowKey, FlowNote>(maps::FLOWS)?;
+        let flows = self.hash::<Flows>()?;
         Ok(flows.keys().collect::<Result<Vec<_>, _>>()?.len())
     }
 
     /// Removes all notes.
     pub fn clear_flows(&mut self) -> Result<()> {
-        let mut flows = self.hash::<FlowKey, FlowNote>(maps::FLOWS)?;
+        let mut flows = self.hash::<Flows>()?;
         let keys = flows.keys().collect::<Result<Vec<_>, _>>()?;
         for key in keys {
             flows.remove(&key)?;
@@ -192,8 +187,8 @@ impl Datapath {
     }
 
     fn counters(&mut self, program: Program, outcome: u32) -> Result<PerCpuValues<Counter>> {
-        let index = counter_index(program, outcome);
-        Ok(self.per_cpu(maps::COUNTERS)?.get(&index, 0)?)
+        let index = Counters::index(program, outcome);
+        Ok(self.per_cpu::<Counters>()?.get(&index, 0)?)
     }
 
     /// How many packets a program ended, or observed, so.
@@ -210,10 +205,10 @@ impl Datapath {
 
     /// What is kept of the packets that a program dropped for a reason.
     pub fn samples(&mut self, program: Program, reason: DropReason) -> Result<Vec<DropSample>> {
-        let map = self.per_cpu::<DropSample>(maps::SAMPLES)?;
+        let map = self.per_cpu::<Samples>()?;
         let mut found = Vec::new();
-        for window in 0..u64::from(SAMPLES_PER_REASON) {
-            let values = map.get(&sample_index(program, reason, window), 0)?;
+        for window in 0..u64::from(Samples::PER_REASON) {
+            let values = map.get(&Samples::index(program, reason, window), 0)?;
             found.extend(values.iter().filter(|sample| sample.at != 0).copied());
         }
         Ok(found)
@@ -315,14 +310,12 @@ impl Datapath {
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
         let values = PerCpuValues::try_from(vec![blank; cpus])?;
         Ok(self
-            .per_cpu(maps::DECISIONS)?
+            .per_cpu::<Decisions>()?
             .set(program as u32, values, 0)?)
     }
 
     fn decision(&mut self, program: Program) -> Result<Decision> {
-        let values = self
-            .per_cpu::<Decision>(maps::DECISIONS)?
-            .get(&(program as u32), 0)?;
+        let values = self.per_cpu::<Decisions>()?.get(&(program as u32), 0)?;
         let mut written = values.iter().filter(|d| d.outcome != NOT_WRITTEN);
         match (written.next(), written.next()) {
             (Some(d), None) => Ok(*d),
@@ -370,7 +363,7 @@ pub fn flow_key(protocol: u8, source: (Ipv4Addr, u16), destination: (Ipv4Addr, u
         source_port: source.1.to_be_bytes(),
         destination_port: destination.1.to_be_bytes(),
         protocol,
-        family: veer_bpf_common::key::FAMILY_V4,
+        family: veer_bpf_common::address::FAMILY_V4,
         pad: [0; 2],
     }
 }

@@ -12,13 +12,12 @@ use std::{
     time::Duration,
 };
 use veer_bpf_common::{
-    DEFAULT_TUNNEL_PORT, VXLAN_OVERHEAD_V4, identity,
-    key::{FAMILY_V4, IpKey},
+    DEFAULT_TUNNEL_PORT, VXLAN_OVERHEAD_V4,
+    address::{FAMILY_V4, IpKey},
+    identity,
     outcome::Program,
-    value::{
-        Config, Endpoint, FORM_NATIVE, FORM_TUNNEL, Interface, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE,
-        Remote,
-    },
+    tables::{Config, Endpoint, FORM_NATIVE, FORM_TUNNEL, Interface, Remote},
+    value::NODE_ID_LOCAL,
 };
 
 use crate::{
@@ -332,7 +331,7 @@ impl Node {
             tunnel_address: hop,
             next_hop: hop,
             ifindex: self.namespace.ifindex(ETH0)?,
-            flags: REMOTE_ACCEPT_NATIVE,
+            flags: Remote::ACCEPT_NATIVE,
             form: FORM_TUNNEL,
             previous_form: FORM_TUNNEL,
             tunnel_family: FAMILY_V4,

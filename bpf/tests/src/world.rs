@@ -8,13 +8,12 @@ use crate::{
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    DEFAULT_TUNNEL_PORT, identity,
-    key::{FAMILY_V4, IpKey},
+    DEFAULT_TUNNEL_PORT,
+    address::{FAMILY_V4, IpKey},
+    identity,
     outcome::{Program, outcome_name},
-    value::{
-        Config, Endpoint, FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Interface, NODE_ID_LOCAL,
-        REMOTE_ACCEPT_NATIVE, Remote,
-    },
+    tables::{Config, Endpoint, FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Interface, Remote},
+    value::NODE_ID_LOCAL,
 };
 
 /// Codes of tc programs.
@@ -88,7 +87,7 @@ pub fn remote(form: u8) -> Remote {
         next_hop: *IpKey::v4(NODE_2.octets()).addr(),
         ifindex: UPLINK,
         flags: if form == FORM_NATIVE {
-            REMOTE_ACCEPT_NATIVE
+            Remote::ACCEPT_NATIVE
         } else {
             0
         },

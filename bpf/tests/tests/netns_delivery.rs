@@ -16,7 +16,7 @@ use std::{
 };
 use veer_bpf_common::{
     outcome::{DropReason, Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL},
+    tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_tests::{
     lab::{ETH0, Pod, TwoNodes, address, exchange, gateway},

@@ -16,7 +16,8 @@ use std::{
 use veer_bpf_common::{
     identity,
     outcome::{DropReason, Program, Verdict, outcome_name},
-    value::{NODE_ID_NONE, REMOTE_ACCEPT_NATIVE, Remote},
+    tables::Remote,
+    value::NODE_ID_NONE,
 };
 use veer_bpf_tests::{
     lab::{ETH0, Node, Pod, Underlay, address, gateway, id},
@@ -111,7 +112,7 @@ impl World {
     fn accept_native(&mut self, accepted: bool) -> Result<()> {
         for node in [2, 3] {
             let entry = Remote {
-                flags: if accepted { REMOTE_ACCEPT_NATIVE } else { 0 },
+                flags: if accepted { Remote::ACCEPT_NATIVE } else { 0 },
                 ..self.one.remote(node)?
             };
             self.one.datapath.set_remote(id(node), entry)?;

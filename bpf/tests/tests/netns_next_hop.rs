@@ -3,9 +3,8 @@
 use anyhow::{Result, ensure};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    key::IpKey,
-    maps::HEARTBEAT_LASTS,
-    value::{FORM_NATIVE, Remote},
+    address::IpKey,
+    tables::{FORM_NATIVE, Heartbeat, Remote},
 };
 use veer_bpf_tests::{
     lab::{ETH0, TwoNodes, address, id},
@@ -38,11 +37,11 @@ fn a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long() -> Resu
     let (a, c) = (lab.a.address, lab.c.address);
     let bare = |f: &[u8]| Seen::of(f).filter(|s| s.source == a && s.destination == c);
     let client = lab.a.udp(1111)?;
-    let long_ago = now()?.saturating_sub(HEARTBEAT_LASTS + 1);
+    let long_ago = now()?.saturating_sub(Heartbeat::LASTS + 1);
     ensure!(long_ago > 0, "the machine has just started");
     for (what, heartbeat, router, other) in [
         ("no agent has told", 0, &old, &new),
-        ("the agent lives", now()? + HEARTBEAT_LASTS, &old, &new),
+        ("the agent lives", now()? + Heartbeat::LASTS, &old, &new),
         ("it is dead for long", long_ago, &new, &old),
     ] {
         lab.one.datapath.set_heartbeat(heartbeat)?;

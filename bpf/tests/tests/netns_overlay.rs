@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT, identity,
     outcome::{DropReason, Observation, Program, Verdict},
-    value::FlowNote,
+    tables::FlowNote,
 };
 use veer_bpf_tests::{
     datapath::flow_key,

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
     VXLAN_OVERHEAD_V4, identity, mark,
-    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+    tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
     echo::Echo,

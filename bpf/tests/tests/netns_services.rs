@@ -11,7 +11,7 @@ use std::{
 };
 use veer_bpf_common::{
     outcome::{Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL},
+    tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_tests::{
     lab::{Node, TwoNodes, VXLAN, address, exchange},

@@ -6,13 +6,13 @@
 )]
 
 use anyhow::{Context as _, Result};
-use veer_bpf_common::{maps, outcome::Program, program};
+use veer_bpf_common::{outcome::Program, program, tables};
 use veer_bpf_tests::datapath::Datapath;
 
 #[test]
 fn every_map_is_as_common_lists_it() -> Result<()> {
     let mut node = Datapath::load(&[])?;
-    for spec in maps::ALL {
+    for spec in tables::ALL {
         let map = node
             .ebpf()
             .map(spec.name)
@@ -49,7 +49,7 @@ fn every_map_is_as_common_lists_it() -> Result<()> {
     }
     let mut names: Vec<&str> = node.ebpf().maps().map(|(name, _)| name).collect();
     names.sort_unstable();
-    let mut listed = maps::ALL.map(|s| s.name);
+    let mut listed = tables::ALL.map(|s| s.name);
     listed.sort_unstable();
     assert_eq!(
         names, listed,

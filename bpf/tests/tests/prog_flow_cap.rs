@@ -10,10 +10,8 @@
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    key::FlowKey,
-    maps::{NOTES_PER_ENDPOINT, NOTES_PER_FOREIGN_SHARE},
     outcome::{Observation, Program, Verdict},
-    value::{FLOW_REPLIED, FlowNote},
+    tables::{FlowKey, FlowNote, FlowSlots},
 };
 use veer_bpf_net::note::foreign_share;
 use veer_bpf_tests::{
@@ -79,7 +77,7 @@ fn a_pod_that_opens_very_many_flows_pushes_out_only_its_own_notes() -> Result<()
     assert_eq!(noted(&mut node, C, B)?, usize::from(others));
     let own = noted(&mut node, A, B)?;
     assert!(
-        (NOTES_PER_ENDPOINT * 9 / 10..=NOTES_PER_ENDPOINT).contains(&own),
+        (FlowSlots::PER_ENDPOINT * 9 / 10..=FlowSlots::PER_ENDPOINT).contains(&own),
         "{own} notes of one pod"
     );
     let counted = given_up(&mut node, Program::PodIngress)?;
@@ -97,7 +95,7 @@ fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
     assert_ne!(foreign_share(C.octets()), foreign_share(client.octets()));
     let own = 500;
     // Not more: where the kernel is emulated, notes would end by their time meanwhile.
-    let many = 4 * u16::try_from(NOTES_PER_FOREIGN_SHARE)?;
+    let many = 4 * u16::try_from(FlowSlots::PER_FOREIGN_SHARE)?;
     queries(&mut node, Program::OverlayEgress, B, D, own)?;
     queries(&mut node, Program::PodIngress, client, B, 300)?;
     queries(&mut node, Program::PodIngress, C, B, many)?;
@@ -106,7 +104,7 @@ fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
     assert_eq!(noted(&mut node, client, B)?, 300);
     let stranger = noted(&mut node, C, B)?;
     assert!(
-        (NOTES_PER_FOREIGN_SHARE * 9 / 10..=NOTES_PER_FOREIGN_SHARE).contains(&stranger),
+        (FlowSlots::PER_FOREIGN_SHARE * 9 / 10..=FlowSlots::PER_FOREIGN_SHARE).contains(&stranger),
         "{stranger} notes of one client"
     );
     assert!(node.flow(&query(many - 1, C, B))?.is_some());
@@ -123,7 +121,7 @@ fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
 #[test]
 fn a_pod_that_has_half_of_what_it_may_gives_up_next_to_nothing() -> Result<()> {
     let mut node = load()?;
-    let half = u16::try_from(NOTES_PER_ENDPOINT / 2)?;
+    let half = u16::try_from(FlowSlots::PER_ENDPOINT / 2)?;
     queries(&mut node, Program::PodIngress, A, B, half)?;
     let counted = given_up(&mut node, Program::PodIngress)?;
     assert!(counted <= u64::from(half) / 200, "{counted} of {half}");
@@ -142,7 +140,7 @@ fn an_answered_connection_outlives_its_own_pods_queries() -> Result<()> {
         let five_days = 5 * 24 * 3600 * 1_000_000_000;
         let answered = FlowNote {
             expires_at: now()? + five_days,
-            state: FLOW_REPLIED,
+            state: FlowNote::REPLIED,
             ..FlowNote::default()
         };
         assert!(node.flow(&key)?.is_some(), "port {port}");

@@ -12,11 +12,9 @@
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    key::FlowKey,
-    maps::FLOWS_MAX,
     mark,
     outcome::{Program, Verdict},
-    value::{FLOW_CLOSING, FLOW_FIN_BACK, FLOW_FIN_THERE, FLOW_REPLIED, FlowNote},
+    tables::{FlowKey, FlowNote, Flows, Table},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -236,7 +234,7 @@ fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
         );
         let note = node.flow(&key)?;
         assert!(
-            note.is_some_and(|n| n.state & FLOW_REPLIED != 0),
+            note.is_some_and(|n| n.state & FlowNote::REPLIED != 0),
             "{what}: {note:?}"
         );
     }
@@ -326,29 +324,35 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
             Program::PodEgress,
             answer(SYN | ACK),
             days,
-            FLOW_REPLIED,
+            FlowNote::REPLIED,
         ),
-        ("ACK", Program::PodIngress, tcp(ACK), days, FLOW_REPLIED),
+        (
+            "ACK",
+            Program::PodIngress,
+            tcp(ACK),
+            days,
+            FlowNote::REPLIED,
+        ),
         (
             "FIN",
             Program::PodIngress,
             tcp(FIN | ACK),
             3600,
-            FLOW_REPLIED | FLOW_FIN_THERE,
+            FlowNote::REPLIED | FlowNote::FIN_THERE,
         ),
         (
             "half-closed",
             Program::PodEgress,
             answer(ACK),
             3600,
-            FLOW_REPLIED | FLOW_FIN_THERE,
+            FlowNote::REPLIED | FlowNote::FIN_THERE,
         ),
         (
             "FIN of the other end",
             Program::PodEgress,
             answer(FIN | ACK),
             120,
-            FLOW_REPLIED | FLOW_FIN_THERE | FLOW_FIN_BACK | FLOW_CLOSING,
+            FlowNote::REPLIED | FlowNote::FIN_THERE | FlowNote::FIN_BACK | FlowNote::CLOSING,
         ),
         ("SYN again", Program::PodIngress, tcp(SYN), 120, 0),
     ] {
@@ -387,7 +391,7 @@ fn a_full_map_loses_nothing_when_notes_are_brought_up_to_date() -> Result<()> {
         expires_at: now()? + 20 * SECOND,
         ..FlowNote::default()
     };
-    for i in 0..FLOWS_MAX {
+    for i in 0..Flows::CAPACITY {
         let port = (i % 65_536) as u16;
         node.set_flow(flow_key(17, (B, port), (A, 1111)), soon)?;
     }

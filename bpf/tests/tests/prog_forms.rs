@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Program, Verdict},
-    value::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
+    tables::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},

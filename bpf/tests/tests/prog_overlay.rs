@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     identity, mark,
     outcome::{DropReason, Program, Verdict},
-    value::{FORM_NATIVE, FORM_TUNNEL, Remote},
+    tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
     datapath::Context,

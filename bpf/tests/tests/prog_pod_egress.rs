@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Program, Verdict},
-    value::Config,
+    tables::Config,
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},

@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT, identity, mark,
     outcome::{DropReason, Program, Verdict},
-    value::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
+    tables::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
     datapath::{Context, flow_key},

@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use veer_bpf_common::{
-    outcome::{DropReason, Program, sample_window},
-    value::{DropSample, SAMPLE_BYTES},
+    outcome::{DropReason, Program},
+    tables::{DropSample, SAMPLE_BYTES, Samples},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
@@ -98,9 +98,9 @@ fn short_frames_are_kept_as_far_as_their_headers_go() -> Result<()> {
 fn of_a_flood_one_packet_per_window_is_kept() -> Result<()> {
     const FLOOD: u32 = 100_000;
     let mut node = world::load(&[Program::PodEgress])?;
-    let before = sample_window(now()?);
+    let before = Samples::window(now()?);
     node.time(Program::PodEgress, &spoofed(0), Context::default(), FLOOD)?;
-    let windows = sample_window(now()?) - before + 1;
+    let windows = Samples::window(now()?) - before + 1;
     let reason = DropReason::SpoofedAddress;
     let counted = node.packets(Program::PodEgress, reason as u32)?;
     assert_eq!(counted, u64::from(FLOOD));

@@ -13,9 +13,8 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     identity,
     outcome::{DropReason, Program, Verdict},
-    value::{
-        CONFIG_DENIES, Config, FORM_NATIVE, FORM_TUNNEL, FlowNote, NODE_ID_DENIED, NODE_ID_NONE,
-    },
+    tables::{Config, FORM_NATIVE, FORM_TUNNEL, FlowNote},
+    value::{NODE_ID_DENIED, NODE_ID_NONE},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -267,7 +266,7 @@ fn xdp_judges_a_priority_tagged_frame_as_an_untagged_one() -> Result<()> {
     let denied = Ipv4Addr::new(203, 0, 113, 9);
     node.set_prefix((denied, 32), identity::WORLD, NODE_ID_DENIED)?;
     node.set_config(Config {
-        flags: CONFIG_DENIES,
+        flags: Config::DENIES,
         ..config()
     })?;
     let tunnel = |source| Packet::vxlan(source, NODE_1, 1, &inner()).frame();
@@ -470,7 +469,7 @@ fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
     deny(&mut node, (Ipv4Addr::new(192, 0, 2, 0), 24))?;
     deny(&mut node, (Ipv4Addr::new(10, 0, 0, 0), 8))?;
     node.set_config(Config {
-        flags: CONFIG_DENIES,
+        flags: Config::DENIES,
         ..config()
     })?;
     judge(&mut node, false)?;

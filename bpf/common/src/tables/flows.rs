@@ -1,0 +1,184 @@
+//! `FLOWS`: flows that the host's stack translated.
+
+use super::{MapKind, Table};
+use crate::address::FAMILY_V4;
+
+/// Notes of translated flows, by tuple.
+#[derive(Debug)]
+pub enum Flows {}
+
+impl Table for Flows {
+    type Key = FlowKey;
+    type Value = FlowNote;
+    const NAME: &'static str = "FLOWS";
+    const KIND: MapKind = MapKind::LruHash;
+    const CAPACITY: usize = 65_536;
+}
+
+/// A flow that the host's stack translated; its replies go up the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowNote {
+    /// Nanoseconds as `bpf_ktime_get_ns` counts, after which the note is void.
+    pub expires_at: u64,
+    /// Bits of what was seen: [`FlowNote::REPLIED`] and the others.
+    pub state: u32,
+    /// When the flow began, by the same clock in units of 67 ms (2²⁶ ns); 0: not
+    /// known.
+    pub began: u32,
+}
+
+impl FlowNote {
+    /// [`FlowNote::state`]: a reply was seen.
+    pub const REPLIED: u32 = 1;
+    /// [`FlowNote::state`]: RST was seen, or the FINs of both ends.
+    pub const CLOSING: u32 = 2;
+    /// [`FlowNote::state`]: the FIN of the end that opened the flow was seen.
+    pub const FIN_THERE: u32 = 4;
+    /// [`FlowNote::state`]: the FIN of the other end was seen.
+    pub const FIN_BACK: u32 = 8;
+}
+
+/// One direction of a flow, exactly as its packets show it. ICMP echo has its
+/// identifier in both ports; other protocols without ports have zeros.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// As in [`crate::address::IpKey`].
+    pub source: [u8; 16],
+    /// As in [`crate::address::IpKey`].
+    pub destination: [u8; 16],
+    /// Network byte order.
+    pub source_port: [u8; 2],
+    /// Network byte order.
+    pub destination_port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+impl FlowKey {
+    /// An IPv4 flow; all in network byte order.
+    #[inline(always)]
+    pub const fn v4(
+        source: [u8; 4],
+        destination: [u8; 4],
+        source_port: [u8; 2],
+        destination_port: [u8; 2],
+        protocol: u8,
+    ) -> Self {
+        let (s, d) = (source_port, destination_port);
+        Self::from_words([
+            u32::from_ne_bytes(source),
+            0,
+            0,
+            0,
+            u32::from_ne_bytes(destination),
+            0,
+            0,
+            0,
+            u32::from_ne_bytes([s[0], s[1], d[0], d[1]]),
+            u32::from_ne_bytes([protocol, FAMILY_V4, 0, 0]),
+        ])
+    }
+
+    /// The source of an IPv4 flow, network byte order.
+    #[inline(always)]
+    pub const fn source_v4(&self) -> [u8; 4] {
+        self.words()[0].to_ne_bytes()
+    }
+
+    /// The destination of an IPv4 flow, network byte order.
+    #[inline(always)]
+    pub const fn destination_v4(&self) -> [u8; 4] {
+        self.words()[4].to_ne_bytes()
+    }
+
+    /// The tuple that a reply to this one shows.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        let w = self.words();
+        let ports = w[8].rotate_left(16);
+        Self::from_words([w[4], w[5], w[6], w[7], w[0], w[1], w[2], w[3], ports, w[9]])
+    }
+
+    /// A number in which every bit of the tuple has a part.
+    #[inline(always)]
+    pub const fn mixed(&self) -> u32 {
+        // FNV's offset and prime, a word at a time, and a last stir, since its
+        // low bits know nothing of the words' high ones.
+        let words = self.words();
+        let mut mixed = 0x811c_9dc5u32;
+        let mut at = 0;
+        while at < words.len() {
+            mixed = (mixed ^ words[at]).wrapping_mul(0x0100_0193);
+            at += 1;
+        }
+        mixed ^= mixed >> 15;
+        mixed = mixed.wrapping_mul(0x2c1b_3c6d);
+        mixed ^ (mixed >> 13)
+    }
+
+    #[inline(always)]
+    const fn words(&self) -> [u32; 10] {
+        // SAFETY: as many bytes, and any of them make integers.
+        unsafe { core::mem::transmute::<Self, [u32; 10]>(*self) }
+    }
+
+    #[inline(always)]
+    const fn from_words(words: [u32; 10]) -> Self {
+        // SAFETY: as many bytes, and all fields are integers. In words for the
+        // same reason as in [`crate::address::IpKey`].
+        unsafe { core::mem::transmute::<[u32; 10], Self>(words) }
+    }
+}
+
+plain!(FlowNote, 16);
+plain!(FlowKey, 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::IpKey;
+
+    #[test]
+    fn words_are_the_fields() {
+        let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], [3, 4], 6);
+        let expected = FlowKey {
+            source: *IpKey::v4([10, 0, 0, 1]).addr(),
+            destination: *IpKey::v4([10, 0, 0, 2]).addr(),
+            source_port: [1, 2],
+            destination_port: [3, 4],
+            protocol: 6,
+            family: FAMILY_V4,
+            pad: [0; 2],
+        };
+        assert_eq!(key, expected);
+        assert_eq!(expected.source[..5], [10, 0, 0, 1, 0]);
+        let back = key.reversed();
+        assert_eq!(
+            (back.source, back.source_port, back.destination_port),
+            (expected.destination, [3, 4], [1, 2])
+        );
+        assert_eq!((back.protocol, back.family), (6, FAMILY_V4));
+    }
+
+    #[test]
+    fn reversed_twice_is_the_same_flow() {
+        let key = FlowKey {
+            source: [1; 16],
+            destination: [2; 16],
+            source_port: [3; 2],
+            destination_port: [4; 2],
+            protocol: 6,
+            family: FAMILY_V4,
+            pad: [0; 2],
+        };
+        assert_ne!(key.reversed(), key);
+        assert_eq!(key.reversed().reversed(), key);
+    }
+}

@@ -1,0 +1,47 @@
+//! `FRAGMENTS`: ports of datagrams that come in fragments.
+
+use super::{MapKind, Table};
+
+/// Datagrams in fragments under way.
+#[derive(Debug)]
+pub enum Fragments {}
+
+impl Table for Fragments {
+    type Key = FragmentKey;
+    type Value = FragmentPorts;
+    const NAME: &'static str = "FRAGMENTS";
+    const KIND: MapKind = MapKind::LruHash;
+    const CAPACITY: usize = 8192;
+}
+
+/// All fragments of one datagram share it (RFC 791, section 3.2; RFC 8200,
+/// section 4.5, without the protocol there).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// As in [`crate::address::IpKey`].
+    pub source: [u8; 16],
+    /// As in [`crate::address::IpKey`].
+    pub destination: [u8; 16],
+    /// Network byte order; the 16 bits of IPv4 are the last two bytes.
+    pub identification: [u8; 4],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`crate::address::FAMILY_V4`] or [`crate::address::FAMILY_V6`].
+    pub family: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Ports of the first fragment of a datagram, network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentPorts {
+    /// As in [`super::FlowKey`].
+    pub source_port: [u8; 2],
+    /// As in [`super::FlowKey`].
+    pub destination_port: [u8; 2],
+}
+
+plain!(FragmentKey, 40);
+plain!(FragmentPorts, 4);

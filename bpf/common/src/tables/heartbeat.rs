@@ -1,0 +1,21 @@
+//! `HEARTBEAT`: when the agent was last heard of.
+
+use super::{MapKind, Table};
+
+/// The time of the agent's last round, as `bpf_ktime_get_ns` counts, at index 0; 0: it
+/// has had none.
+#[derive(Debug)]
+pub enum Heartbeat {}
+
+impl Table for Heartbeat {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "HEARTBEAT";
+    const KIND: MapKind = MapKind::Array;
+    const CAPACITY: usize = 1;
+}
+
+impl Heartbeat {
+    /// Nanoseconds after which an agent without a round is taken for dead.
+    pub const LASTS: u64 = 30_000_000_000;
+}
