@@ -2,24 +2,39 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use veer_crds::v1alpha1::UplinkStatus;
+use veer_crds::v1alpha1::{UplinkStatus, XdpMode};
 
 use crate::{
-    datapath::{self, Hook},
+    datapath::{self, Datapath, Hook},
     desired::Facts,
-    engine::Error,
+    endpoint::LocalEndpoint,
+    error::Error,
+    lock::Lock,
     netlink::{VXLAN, is_host_veth, link::Link},
-    repair::Kind,
-    shared::Shared,
+    repair::{Kind, RoundLog},
     xdp::Xdp,
 };
 
 /// How long a device may be no uplink, such as while its default route is set
 /// anew, before its programs are taken off.
 const NO_UPLINK: Duration = Duration::from_secs(10);
+
+/// What programs are attached by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// All links of the node.
+    pub(crate) links: &'a [Link],
+    /// The node.
+    pub(crate) facts: &'a Facts,
+    /// Local pods.
+    pub(crate) pods: &'a [Arc<LocalEndpoint>],
+    /// See [`Attachments::converge`].
+    pub(crate) xdp: Option<XdpMode>,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
@@ -36,12 +51,21 @@ pub(crate) struct Attachments {
 
 impl Attachments {
     /// Attaches what is not attached. Every program on every device is looked at
-    /// in each round: a link can be taken off its hook by force.
+    /// in each round: a link can be taken off its hook by force. `xdp` is what the
+    /// cluster's settings say; `None`: they are not known yet, and neither is what
+    /// the uplinks are.
+    ///
+    /// The datapath is locked for one device at a time, so that no ADD waits long.
     pub(crate) fn converge(
         &mut self,
-        shared: &Shared,
-        links: &[Link],
-        facts: &Facts,
+        done: &mut RoundLog,
+        datapath: &Lock<Datapath>,
+        Wanted {
+            links,
+            facts,
+            pods,
+            xdp,
+        }: Wanted<'_>,
     ) -> Result<(), Error> {
         let mut wanted: Vec<(String, u32, Hook)> = Vec::new();
         let mut want = |name: &str, index, hooks: [Hook; 2]| {
@@ -62,7 +86,7 @@ impl Attachments {
         }
         let devices: HashSet<(&str, u32)> =
             links.iter().map(|l| (l.name.as_str(), l.index)).collect();
-        for e in shared.store().iter() {
+        for e in pods {
             if devices.contains(&(e.host_ifname.as_str(), e.ifindex)) {
                 want(
                     &e.host_ifname,
@@ -74,7 +98,7 @@ impl Attachments {
         self.not_first.clear();
         let mut failure = None;
         for (device, index, hook) in &wanted {
-            let mut datapath = shared.datapath();
+            let mut datapath = datapath.lock();
             let key = (device.clone(), *index, *hook);
             let known = self.done.contains(&key);
             let mut runs = known.then(|| datapath.runs(device, *hook)).flatten();
@@ -90,7 +114,7 @@ impl Attachments {
                 }
                 if known {
                     let what = format!("program {} on {device} was detached", hook.program());
-                    shared.repaired(Kind::Program, what);
+                    done.repaired(Kind::Program, what);
                 }
                 runs = datapath.runs(device, *hook);
             }
@@ -100,13 +124,21 @@ impl Attachments {
             }
             self.done.insert(key);
         }
-        self.leave_former_uplinks(shared, facts);
+        if xdp.is_some() {
+            self.leave_former_uplinks(&datapath.lock(), facts);
+        }
         let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
-        self.xdp.converge(shared, links, &facts.uplinks);
+        self.xdp.converge(
+            done,
+            datapath,
+            links,
+            &facts.uplinks,
+            xdp.unwrap_or(XdpMode::Off),
+        );
         if !self.pins_swept {
             let names: HashSet<String> = links.iter().map(|l| l.name.clone()).collect();
-            let swept = shared.datapath().unpin_all_but(&names);
+            let swept = datapath.lock().unpin_all_but(&names);
             match swept {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "stale pins"),
@@ -119,12 +151,7 @@ impl Attachments {
 
     /// Takes the programs off devices that are uplinks no longer, also those
     /// that an earlier agent attached to.
-    fn leave_former_uplinks(&mut self, shared: &Shared, facts: &Facts) {
-        // Before the cluster's settings are known, nor is what the uplinks are.
-        if shared.index().cluster.is_none() {
-            return;
-        }
-        let datapath = shared.datapath();
+    fn leave_former_uplinks(&mut self, datapath: &Datapath, facts: &Facts) {
         let mut devices = match datapath.pinned_devices() {
             Ok(devices) => devices,
             Err(error) => {

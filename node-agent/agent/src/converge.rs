@@ -3,12 +3,16 @@
 //!
 //! What is in the kernel is read *before* what should be there is worked out:
 //! whatever an ADD makes in between is then neither missing nor in the way.
+//!
+//! The index is held for reading all along: only the engine's thread, which this is,
+//! writes it. All other locks are held for moments.
 
 mod pod_mtus;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,16 +21,17 @@ use veer_bpf_common::{maps::NODES, value::Remote};
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
-    attachments::Attachments,
+    attachments::{self, Attachments},
     clock::monotonic,
     cni, datapath,
     desired::{self, Desired, Facts, Ids, Inputs, Left, Peers, Step},
     device::Device,
-    engine::{Error, netlink},
+    error::{Error, netlink},
     facts::{self, Wanted},
     health::Health,
     held::Held,
     host::{self, Host},
+    index::Index,
     netlink::{
         VXLAN, is_host_veth,
         link::{self, Link},
@@ -37,7 +42,7 @@ use crate::{
     },
     nft,
     probe::{Answer, Ask},
-    repair::Kind,
+    repair::{Kind, RoundLog},
     shared::Shared,
     status::{self, Report},
     switch::{Now, Switch},
@@ -138,79 +143,119 @@ impl Converger {
         epoch: Option<&Epoch>,
         full: bool,
     ) -> Result<(), Error> {
+        let mut done = RoundLog::default();
+        let outcome = self.round(shared, &mut done, epoch, full);
+        shared.take_in(&mut done);
+        outcome
+    }
+
+    fn round(
+        &mut self,
+        shared: &Shared,
+        done: &mut RoundLog,
+        epoch: Option<&Epoch>,
+        full: bool,
+    ) -> Result<(), Error> {
+        let index = &*shared.index();
+        let cluster = index.cluster.as_ref().map(|(_, c)| c);
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
-        self.observe(shared, &mut socket)?;
-        let underlay = {
-            let index = shared.index();
-            self.facts
-                .underlay_mtu(index.cluster.as_ref().map(|(_, c)| c))
-        };
-        let port = {
-            let index = shared.index();
-            desired::tunnel_port(index.cluster.as_ref().map(|(_, c)| c))
-        };
+        self.observe(index, shared.options.node_ip, &mut socket)?;
+        let underlay = self.facts.underlay_mtu(cluster);
+        let port = desired::tunnel_port(cluster);
         // One part that cannot be put right must not keep the others from it.
-        let device = self.device.converge(shared, &mut socket, port, underlay);
+        let device = self.device.converge(done, &mut socket, port, underlay);
         if let Ok(index) = device {
             self.facts.vxlan_index = index;
         }
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         let strays = self.strays.converge(shared, &mut socket, &links);
         let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
-        host::up(shared, &mut socket, &links);
+        host::up(done, &mut socket, &links, &shared.settled_pods());
+        let address = desired::health_address(&shared.store());
+        let of_pods = |address| index.nodes.in_any_block(address);
         let health = self
             .health
-            .converge(shared, &mut socket, &links)
+            .converge(done, &mut socket, &links, address, of_pods)
             .map_err(netlink("give lo the health address"));
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
 
-        let peers = self.peers(shared);
-        let now = now_of(&peers, &self.facts, &self.present);
+        let pods = shared.settled_pods();
+        let complete = index.complete.nodes;
+        let peers = self.peers(index);
+        let now = now_of(index, &peers, &self.facts, &self.present);
         self.switch
-            .take_up(shared, now, epoch, underlay, self.pod_mtus.route);
+            .take_up(done, now, epoch, underlay, self.pod_mtus.route);
         let step = self.switch.step.clone();
         let smaller_first = self.pod_mtus.route == 0 || step.mtu < self.pod_mtus.route;
         self.publish_plan(shared, &peers, &step, underlay);
 
-        let wanted = self.desired(shared, &peers, &step, false);
+        let wanted = self.desired(shared, index, &peers, &step, false);
+        let mtus = (underlay, wanted.mtu);
         if smaller_first {
             self.host
-                .routes(shared, &mut socket, &routes, &links, &wanted);
+                .routes(done, &mut socket, &routes, &links, &wanted, complete);
             self.pod_mtus
-                .converge(shared, &mut socket, &links, underlay, wanted.mtu);
+                .converge(done, &mut socket, &links, &pods, mtus);
         }
-        let complete = self.maps(shared, &peers, &step, full)?;
-        if !shared.datapath().may_attach(full && complete) {
+        let filled = self.maps(shared, index, done, &peers, &step, full)?;
+        if !shared.datapath().may_attach(full && filled) {
             return Err(Error::OtherLayout);
         }
-        let attached = self.attachments.converge(shared, &links, &self.facts);
+        let attached = self.attachments.converge(
+            done,
+            shared.datapath_lock(),
+            attachments::Wanted {
+                links: &links,
+                facts: &self.facts,
+                pods: &pods,
+                xdp: cluster.map(|c| c.xdp),
+            },
+        );
         let stranded = cni::rewire::lost_devices(shared, &mut socket, &links);
         concerns.extend(stranded.into_iter().map(|s| ("PodWithoutDevice", s)));
         if !smaller_first {
             self.host
-                .routes(shared, &mut socket, &routes, &links, &wanted);
+                .routes(done, &mut socket, &routes, &links, &wanted, complete);
             self.pod_mtus
-                .converge(shared, &mut socket, &links, underlay, wanted.mtu);
+                .converge(done, &mut socket, &links, &pods, mtus);
         }
         self.host
-            .neighbours(shared, &mut socket, &neighbours, &links);
-        let sysctls = self.host.sysctls(shared, &self.facts);
-        let nft = self.nftables(shared, &links);
-        self.look_around(shared, concerns);
+            .neighbours(done, &mut socket, &neighbours, &links, &pods);
+        let sysctls = self.host.sysctls(done, &self.facts, &pods);
+        let nft = self.nftables(shared, index, done, &links);
+        self.look_around(done, &shared.options.proc_sys_net, concerns);
         if attached.is_ok() {
             shared.datapath().all_attached();
         }
         device.and(health).and(attached).and(sysctls).and(nft)?;
         self.switch
-            .acknowledge(shared, now_of(&peers, &self.facts, &self.present));
+            .acknowledge(now_of(index, &peers, &self.facts, &self.present));
         Ok(())
     }
 
-    fn nftables(&mut self, shared: &Shared, links: &[Link]) -> Result<(), Error> {
+    fn nftables(
+        &mut self,
+        shared: &Shared,
+        index: &Index,
+        done: &mut RoundLog,
+        links: &[Link],
+    ) -> Result<(), Error> {
         let guarded = self.attachments.guarded(links);
+        let (block, pods) = {
+            let store = shared.store();
+            (store.block(), store.wired())
+        };
+        let wanted = nft::Wanted {
+            index,
+            facts: &self.facts,
+            step: &self.switch.step,
+            block,
+            uplinks: &guarded,
+            pods: &pods,
+        };
         self.nft
-            .converge(shared, &self.facts, &self.switch.step, &guarded)
+            .converge(done, wanted)
             .map_err(netlink("write the nftables table"))
     }
 
@@ -218,26 +263,35 @@ impl Converger {
     pub(crate) fn host_ports(&mut self, shared: &Shared) -> Result<(), Error> {
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
-        self.nftables(shared, &links)
+        let mut done = RoundLog::default();
+        let outcome = self.nftables(shared, &shared.index(), &mut done, &links);
+        shared.take_in(&mut done);
+        outcome
     }
 
     /// What is to be probed now, see [`Switch::asks`].
     pub(crate) fn asks(&mut self, shared: &Shared) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
         let peers = shared.plan().peers.clone();
-        let now = now_of(&peers, &self.facts, &self.present);
-        self.switch.asks(shared, now)
+        let index = shared.index();
+        let now = now_of(&index, &peers, &self.facts, &self.present);
+        self.switch.asks(&shared.store(), now)
     }
 
     /// Takes in what probes found.
     pub(crate) fn probed(&mut self, shared: &Shared, round: u64, answers: Vec<Answer>) {
         let peers = shared.plan().peers.clone();
-        let now = now_of(&peers, &self.facts, &self.present);
-        self.switch.probed(shared, now, round, answers);
+        let index = shared.index();
+        let now = now_of(&index, &peers, &self.facts, &self.present);
+        self.switch.probed(now, round, answers);
     }
 
-    fn observe(&mut self, shared: &Shared, socket: &mut Socket) -> Result<(), Error> {
+    fn observe(
+        &mut self,
+        index: &Index,
+        node_ip: Option<IpAddr>,
+        socket: &mut Socket,
+    ) -> Result<(), Error> {
         let (uplinks, direct, peers, pods, hint) = {
-            let index = shared.index();
             for node in index.nodes.iter().filter(|n| n.name != index.own()) {
                 self.ids.recover(&node.name, &node.pod_cidrs);
             }
@@ -264,7 +318,7 @@ impl Converger {
                     .map(|e| e.cidr)
                     .chain(of_nodes)
                     .collect::<Vec<_>>(),
-                facts::hint(said, &self.facts.addresses, shared.options.node_ip),
+                facts::hint(said, &self.facts.addresses, node_ip),
             )
         };
         let found = facts::gather(
@@ -297,15 +351,14 @@ impl Converger {
 
     /// Other nodes: worked out when the API server or the own addresses say
     /// something new.
-    fn peers(&mut self, shared: &Shared) -> Arc<Peers> {
-        let index = shared.index();
+    fn peers(&mut self, index: &Index) -> Arc<Peers> {
         let basis = Basis {
             generation: index.nodes.generation(),
             complete: index.complete.nodes,
             addresses: self.facts.addresses.clone(),
         };
         if self.basis.as_ref() != Some(&basis) {
-            self.peers = Arc::new(desired::peers(&index, &self.facts, &mut self.ids));
+            self.peers = Arc::new(desired::peers(index, &self.facts, &mut self.ids));
             self.basis = Some(basis);
         }
         Arc::clone(&self.peers)
@@ -322,11 +375,17 @@ impl Converger {
         plan.link_mtu = underlay;
     }
 
-    fn desired(&self, shared: &Shared, peers: &Peers, step: &Step, rows: bool) -> Desired {
-        let index = shared.index();
+    fn desired(
+        &self,
+        shared: &Shared,
+        index: &Index,
+        peers: &Peers,
+        step: &Step,
+        rows: bool,
+    ) -> Desired {
         let store = shared.store();
         desired::desired(Inputs {
-            index: &index,
+            index,
             store: &store,
             facts: &self.facts,
             peers,
@@ -344,6 +403,8 @@ impl Converger {
     fn maps(
         &mut self,
         shared: &Shared,
+        index: &Index,
+        done: &mut RoundLog,
         peers: &Peers,
         step: &Step,
         full: bool,
@@ -351,19 +412,19 @@ impl Converger {
         let mut datapath = shared.datapath();
         for path in datapath.repin().map_err(netlink("pin a map again"))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            shared.repaired(Kind::Pin, format!("the pin of map {name} was removed"));
+            done.repaired(Kind::Pin, format!("the pin of map {name} was removed"));
         }
         let found = datapath.maps.used_remotes()?;
         self.present = tables::own_remotes(&datapath.maps, &found);
-        let complete = shared.index().complete;
-        let wanted = self.desired(shared, peers, step, full);
+        let complete = index.complete;
+        let wanted = self.desired(shared, index, peers, step, full);
         let scope = Scope {
             nodes: complete.nodes,
             rows: complete.nodes && complete.endpoints,
             ipcache: full,
         };
         tables::converge(&mut datapath, &wanted, found, scope, |what| {
-            shared.repaired(Kind::MapEntry, what);
+            done.repaired(Kind::MapEntry, what);
         })?;
         datapath.maps.beat(monotonic())?;
         if complete.nodes {
@@ -375,7 +436,12 @@ impl Converger {
     }
 
     /// What others have done to the node that keeps packets of pods from their way.
-    fn look_around(&mut self, shared: &Shared, known: Vec<(&'static str, String)>) {
+    fn look_around(
+        &mut self,
+        done: &mut RoundLog,
+        proc_sys_net: &Path,
+        known: Vec<(&'static str, String)>,
+    ) {
         self.concerns = known;
         match self.forward.converge() {
             Ok(changes) => {
@@ -384,22 +450,18 @@ impl Converger {
                         "{chain} drops what it does not know; it has a rule of veer's now that \
                          accepts what comes from and goes to pods"
                     );
-                    tracing::info!("{note}");
-                    shared.events.normal("ForwardOpened", note);
+                    done.inform("ForwardOpened", note);
                 }
                 for chain in changes.again {
                     let what = format!("veer's rules in {chain} were removed");
-                    shared.repaired(Kind::Nftables, what);
+                    done.repaired(Kind::Nftables, what);
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
         }
         let blocked = self.forward.concerns();
         self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
-        let deaf = shared
-            .options
-            .proc_sys_net
-            .join("ipv4/icmp_echo_ignore_all");
+        let deaf = proc_sys_net.join("ipv4/icmp_echo_ignore_all");
         if std::fs::read_to_string(deaf).is_ok_and(|v| v.trim() == "1") {
             let key = "net.ipv4.icmp_echo_ignore_all";
             let concern = format!(
@@ -447,7 +509,7 @@ impl Converger {
         self.host.restore().map_err(netlink("restore sysctls"))?;
         self.device.forget();
         self.health
-            .remove(shared, &mut socket)
+            .remove(&mut socket, desired::health_address(&shared.store()))
             .map_err(netlink("take the health address off lo"))?;
         self.pod_mtus = PodMtus::default();
         self.present.clear();
@@ -470,8 +532,14 @@ impl Converger {
     }
 }
 
-fn now_of<'a>(peers: &'a Peers, facts: &'a Facts, present: &'a HashMap<u32, Remote>) -> Now<'a> {
+fn now_of<'a>(
+    index: &'a Index,
+    peers: &'a Peers,
+    facts: &'a Facts,
+    present: &'a HashMap<u32, Remote>,
+) -> Now<'a> {
     Now {
+        index,
         peers,
         facts,
         present,

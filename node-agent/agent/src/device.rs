@@ -3,14 +3,13 @@
 use nix::libc::{EADDRINUSE, EEXIST};
 
 use crate::{
-    engine::{Error, netlink},
+    error::{Error, netlink},
     netlink::{
         VXLAN,
         link::{self, Link},
         wire::Socket,
     },
-    repair::Kind,
-    shared::Shared,
+    repair::{Kind, RoundLog},
 };
 
 /// What the device was to be like in the last round.
@@ -24,14 +23,14 @@ impl Device {
     /// Makes the device so and returns its interface index.
     pub(crate) fn converge(
         &mut self,
-        shared: &Shared,
+        done: &mut RoundLog,
         socket: &mut Socket,
         port: u16,
         mtu: u32,
     ) -> Result<u32, Error> {
-        let tell = |how: &str, known: bool| {
+        let mut tell = |how: &str, known: bool| {
             if known {
-                shared.repaired(Kind::Device, format!("{VXLAN} {how}"));
+                done.repaired(Kind::Device, format!("{VXLAN} {how}"));
             }
         };
         let known = self.last.is_some();

@@ -4,7 +4,6 @@
 //!
 //! One thread of its own, blocking; the only writer of index and plan.
 
-mod error;
 mod files;
 mod host_ports;
 mod pods;
@@ -28,6 +27,7 @@ use crate::{
     cni,
     converge::Converger,
     desired::{self, host_prefix},
+    error::Error,
     held::{Held, HeldFile},
     index::{Event, Stale},
     probe::Answer,
@@ -35,7 +35,6 @@ use crate::{
     status::Report,
     switch,
 };
-pub(crate) use error::{Error, netlink};
 use files::NodeFiles;
 use pods::Noticed;
 use probing::Probing;
@@ -341,7 +340,7 @@ impl Engine {
         self.files.converge(&self.shared, ready, self.started);
         self.started |= ready;
         self.sync_objects();
-        self.shared.tell_repairs();
+        self.shared.report_repairs();
         if let Err(error) = self.shared.persist_released() {
             tracing::warn!(%error, "cannot note released addresses");
         }

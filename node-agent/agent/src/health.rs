@@ -4,14 +4,12 @@
 use std::{io, net::IpAddr};
 
 use crate::{
-    desired,
     netlink::{
         address,
         link::{self, Link},
         wire::Socket,
     },
-    repair::Kind,
-    shared::Shared,
+    repair::{Kind, RoundLog},
 };
 
 #[derive(Debug, Default)]
@@ -21,18 +19,19 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Brings the address on `lo`, and one of a block that the node had before
-    /// off it.
+    /// Brings the address on `lo`, and others there that are `of_pods` off it: the
+    /// node had another block before.
     pub(crate) fn converge(
         &mut self,
-        shared: &Shared,
+        done: &mut RoundLog,
         socket: &mut Socket,
         links: &[Link],
+        wanted: Option<IpAddr>,
+        of_pods: impl Fn(IpAddr) -> bool,
     ) -> io::Result<()> {
         let Some(lo) = links.iter().find(|l| l.name == "lo").map(|l| l.index) else {
             return Ok(());
         };
-        let wanted = desired::health_address(&shared.store());
         let mut there = false;
         for found in address::list(socket)? {
             if found.index != lo || !found.host {
@@ -40,7 +39,7 @@ impl Health {
             }
             if Some(found.ip) == wanted {
                 there = true;
-            } else if shared.index().nodes.in_any_block(found.ip) {
+            } else if of_pods(found.ip) {
                 address::remove(socket, lo, found.ip)?;
             }
         }
@@ -48,7 +47,7 @@ impl Health {
             address::add_for_host(socket, lo, wanted)?;
             if self.there == Some(wanted) {
                 let what = format!("the health address {wanted} was removed from lo");
-                shared.repaired(Kind::Address, what);
+                done.repaired(Kind::Address, what);
             }
         }
         self.there = wanted;
@@ -56,9 +55,13 @@ impl Health {
     }
 
     /// Takes it off.
-    pub(crate) fn remove(&mut self, shared: &Shared, socket: &mut Socket) -> io::Result<()> {
+    pub(crate) fn remove(
+        &mut self,
+        socket: &mut Socket,
+        address: Option<IpAddr>,
+    ) -> io::Result<()> {
         self.there = None;
-        let Some(health) = desired::health_address(&shared.store()) else {
+        let Some(health) = address else {
             return Ok(());
         };
         let Some(lo) = link::by_name(socket, "lo")? else {

@@ -5,13 +5,15 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use crate::{
     desired::{Desired, Facts},
-    engine::{Error, netlink},
+    endpoint::LocalEndpoint,
+    error::{Error, netlink},
     netlink::{
         VXLAN,
         link::{self, Link, Mac},
@@ -20,8 +22,7 @@ use crate::{
         sysctl::{self, Sysctls},
         wire::Socket,
     },
-    repair::{Kind, Last},
-    shared::Shared,
+    repair::{Kind, Last, RoundLog},
 };
 
 pub(crate) struct Host {
@@ -44,16 +45,16 @@ impl Host {
     }
 
     /// Writes and removes veer's routes. `present` was read before `wanted` was
-    /// worked out.
+    /// worked out. Unless every node is known (`complete`), routes to nodes stay.
     pub(crate) fn routes(
         &mut self,
-        shared: &Shared,
+        done: &mut RoundLog,
         socket: &mut Socket,
         present: &[(u8, Route)],
         links: &[Link],
         wanted: &Desired,
+        complete: bool,
     ) {
-        let complete = shared.index().complete.nodes;
         let own: HashMap<IpNet, &Route> = present
             .iter()
             .filter(|(protocol, _)| *protocol == PROTOCOL)
@@ -78,7 +79,7 @@ impl Host {
                     } else {
                         "removed"
                     };
-                    shared.repaired(Kind::Route, format!("route {to} was {how}"));
+                    done.repaired(Kind::Route, format!("route {to} was {how}"));
                 }
             }
             now.insert(to, route.clone());
@@ -92,7 +93,7 @@ impl Host {
             let to = route.destination;
             match route::delete(socket, route) {
                 Ok(true) if self.routes.foreign(&to) && complete => {
-                    shared.repaired(Kind::Route, format!("route {to} was added"));
+                    done.repaired(Kind::Route, format!("route {to} was added"));
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%to, %error, "cannot remove a route"),
@@ -108,23 +109,18 @@ impl Host {
     /// Writes the permanent neighbour entries of local pods.
     pub(crate) fn neighbours(
         &mut self,
-        shared: &Shared,
+        done: &mut RoundLog,
         socket: &mut Socket,
         present: &[(u32, IpAddr, Mac)],
         links: &[Link],
+        pods: &[Arc<LocalEndpoint>],
     ) {
         let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
         let present: HashMap<(u32, IpAddr), Mac> =
             present.iter().map(|(i, a, m)| ((*i, *a), *m)).collect();
-        let adding = shared.adding().clone();
-        let wired: Vec<_> = shared
-            .store()
-            .iter()
-            .filter(|e| !adding.contains(&e.host_ifname))
-            .map(|e| (e.ifindex, e.address, e.mac))
-            .collect();
         let mut now = HashMap::new();
-        for (index, address, mac) in wired {
+        for pod in pods {
+            let (index, address, mac) = (pod.ifindex, pod.address, pod.mac);
             if !devices.contains(&index) {
                 continue;
             }
@@ -142,7 +138,7 @@ impl Host {
                         "removed"
                     };
                     let what = format!("neighbour entry {address} was {how}");
-                    shared.repaired(Kind::Neighbour, what);
+                    done.repaired(Kind::Neighbour, what);
                 }
             }
             now.insert(key, mac);
@@ -151,19 +147,21 @@ impl Host {
     }
 
     /// Sets the sysctls of node, devices and pods' devices.
-    pub(crate) fn sysctls(&mut self, shared: &Shared, facts: &Facts) -> Result<(), Error> {
+    pub(crate) fn sysctls(
+        &mut self,
+        done: &mut RoundLog,
+        facts: &Facts,
+        pods: &[Arc<LocalEndpoint>],
+    ) -> Result<(), Error> {
         // The first sets all devices' forwarding, so it comes first.
         let mut wanted = vec![("ipv4/ip_forward".to_owned(), "1", true)];
         wanted.extend(of_device(VXLAN, true));
         wanted.extend(facts.uplinks.iter().flat_map(|u| of_device(&u.name, true)));
-        let adding = shared.adding().clone();
         // These go with their pods: there is nothing to restore.
-        for e in shared.store().iter() {
-            if !adding.contains(&e.host_ifname) {
-                wanted.extend(of_device(&e.host_ifname, false));
-                let ports = !e.host_ports().is_empty();
-                wanted.extend(ports.then(|| key(&e.host_ifname, sysctl::LOOPBACK, false)));
-            }
+        for e in pods {
+            wanted.extend(of_device(&e.host_ifname, false));
+            let ports = !e.host_ports().is_empty();
+            wanted.extend(ports.then(|| key(&e.host_ifname, sysctl::LOOPBACK, false)));
         }
         let mut now = HashSet::new();
         let mut failure = None;
@@ -172,7 +170,7 @@ impl Host {
                 Ok(changed) => {
                     if changed && self.set.contains(&key) {
                         let what = format!("sysctl net.{} was changed", key.replace('/', "."));
-                        shared.repaired(Kind::Sysctl, what);
+                        done.repaired(Kind::Sysctl, what);
                     }
                     now.insert(key);
                 }
@@ -211,23 +209,25 @@ fn key(
 
 /// Sets up the host sides of local pods' devices, with the MAC that the pod sends
 /// to. A device that is down has no routes and no neighbours, so this comes first.
-pub(crate) fn up(shared: &Shared, socket: &mut Socket, links: &[Link]) {
-    let adding = shared.adding().clone();
-    let wired: HashMap<(String, u32), Mac> = shared
-        .store()
+pub(crate) fn up(
+    done: &mut RoundLog,
+    socket: &mut Socket,
+    links: &[Link],
+    pods: &[Arc<LocalEndpoint>],
+) {
+    let wired: HashMap<(&str, u32), Mac> = pods
         .iter()
-        .filter(|e| !adding.contains(&e.host_ifname))
-        .map(|e| ((e.host_ifname.clone(), e.ifindex), e.node_mac))
+        .map(|e| ((e.host_ifname.as_str(), e.ifindex), e.node_mac))
         .collect();
     for link in links {
-        let Some(mac) = wired.get(&(link.name.clone(), link.index)) else {
+        let Some(mac) = wired.get(&(link.name.as_str(), link.index)) else {
             continue;
         };
         if link.mac != *mac {
             match link::set_mac(socket, link.index, *mac) {
                 Ok(()) => {
                     let what = format!("the MAC of {} was changed", link.name);
-                    shared.repaired(Kind::Device, what);
+                    done.repaired(Kind::Device, what);
                 }
                 Err(error) => tracing::warn!(device = link.name, %error, "cannot set its MAC"),
             }
@@ -237,7 +237,7 @@ pub(crate) fn up(shared: &Shared, socket: &mut Socket, links: &[Link]) {
         }
         match link::set_up(socket, link.index) {
             Ok(()) => {
-                shared.repaired(Kind::Device, format!("{} was set down", link.name));
+                done.repaired(Kind::Device, format!("{} was set down", link.name));
             }
             Err(error) => tracing::warn!(device = link.name, %error, "cannot set it up"),
         }

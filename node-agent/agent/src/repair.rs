@@ -6,8 +6,6 @@ use std::{
     hash::Hash,
 };
 
-use crate::events::Events;
-
 /// Things named in one message; the rest is counted.
 const NAMED: usize = 5;
 
@@ -69,7 +67,58 @@ impl Kind {
     }
 }
 
-/// Repairs of this agent's life.
+/// Something for the log and the node's Events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    /// Reason of the Event.
+    pub(crate) reason: &'static str,
+    /// The sentence.
+    pub(crate) text: String,
+    /// Whether somebody should look at it.
+    pub(crate) warning: bool,
+}
+
+/// What a round did, reported when it ends.
+#[derive(Debug, Default)]
+pub(crate) struct RoundLog {
+    repairs: Vec<(Kind, String)>,
+    notes: Vec<Note>,
+}
+
+impl RoundLog {
+    /// Adds one repair, see [`Ledger::enter`].
+    pub(crate) fn repaired(&mut self, kind: Kind, what: impl Into<String>) {
+        self.repairs.push((kind, what.into()));
+    }
+
+    /// Adds something that somebody should look at.
+    pub(crate) fn warn(&mut self, reason: &'static str, text: String) {
+        self.notes.push(Note {
+            reason,
+            text,
+            warning: true,
+        });
+    }
+
+    /// Adds something that is good to know.
+    pub(crate) fn inform(&mut self, reason: &'static str, text: String) {
+        self.notes.push(Note {
+            reason,
+            text,
+            warning: false,
+        });
+    }
+
+    /// The repairs and the notes, in the order in which they were added.
+    pub(crate) fn take(&mut self) -> (Vec<(Kind, String)>, Vec<Note>) {
+        (
+            std::mem::take(&mut self.repairs),
+            std::mem::take(&mut self.notes),
+        )
+    }
+}
+
+/// Repairs since the agent started.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     counts: BTreeMap<Kind, u64>,
@@ -97,8 +146,8 @@ impl Ledger {
             .collect()
     }
 
-    /// One sentence per kind for what was not told yet.
-    fn sentences(&mut self) -> Vec<String> {
+    /// One sentence per kind for what was entered since the last call.
+    pub(crate) fn sentences(&mut self) -> Vec<String> {
         std::mem::take(&mut self.untold)
             .into_values()
             .map(|(times, mut named)| {
@@ -114,14 +163,6 @@ impl Ledger {
                 format!("{}{more}; put back", named.join(", "))
             })
             .collect()
-    }
-
-    /// Tells in log and Events what was put back since it was last called.
-    pub(crate) fn tell(&mut self, events: &Events) {
-        for sentence in self.sentences() {
-            tracing::warn!("{sentence}");
-            events.warn("Repaired", sentence);
-        }
     }
 }
 

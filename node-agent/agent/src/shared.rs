@@ -1,16 +1,18 @@
 //! What the agent's parts share, and the order in which its locks are taken:
-//! datapath, index, plan, store. None of them is held over netlink, the disk or
-//! the network, except the datapath's over the maps and pins that it guards. What
-//! is to be on disk is decided under the store's lock and written without it, in
-//! order by [`Disk`], which is taken before the store and by nobody who holds one
-//! of these locks.
+//! datapath, index, plan, store. None of them is held over netlink, the disk or the
+//! network, but for two: the datapath's over the maps and pins that it guards, and
+//! the index for reading by the engine's thread, which alone writes index and plan
+//! and so may hold it all through a round, whatever it takes then. What is to be on
+//! disk is decided under the store's lock and written without it, in order by
+//! [`Disk`], which is taken before the store and by nobody who holds one of these
+//! locks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
 };
 
 use veer_agent_api::Attachment;
@@ -20,13 +22,14 @@ use crate::{
     cni::conflist::Chain,
     datapath::Datapath,
     desired::{Facts, Peers, Step},
-    endpoint::{Disk, Store},
+    endpoint::{Disk, LocalEndpoint, Store},
     engine::Input,
     events::Events,
     files,
     index::Index,
+    lock::Lock,
     publish::Publisher,
-    repair::{Kind, Ledger},
+    repair::{Kind, Ledger, Note, RoundLog},
 };
 
 /// Where things are.
@@ -84,14 +87,14 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     /// The node's boot id as the operator compares it.
     pub(crate) boot_id: String,
-    datapath: Mutex<Datapath>,
+    datapath: Lock<Datapath>,
     index: RwLock<Index>,
     plan: RwLock<Plan>,
-    store: Mutex<Store>,
+    store: Lock<Store>,
     disk: Disk,
     /// Host-side device names of ADDs under way.
-    adding: Mutex<BTreeSet<String>>,
-    repairs: Mutex<Ledger>,
+    adding: Lock<BTreeSet<String>>,
+    repairs: Lock<Ledger>,
     /// Tells what happens on this node as Kubernetes Events.
     pub(crate) events: Events,
     /// Writes PodEndpoints.
@@ -117,16 +120,16 @@ impl Shared {
         Self {
             options,
             boot_id,
-            datapath: Mutex::new(datapath),
+            datapath: Lock::new(datapath),
             index: RwLock::new(index),
             plan: RwLock::new(Plan {
                 not_ready: "the agent is starting".into(),
                 ..Plan::default()
             }),
-            store: Mutex::new(store),
+            store: Lock::new(store),
             disk: Disk::default(),
-            adding: Mutex::default(),
-            repairs: Mutex::default(),
+            adding: Lock::default(),
+            repairs: Lock::default(),
             events,
             publisher,
             pulse: Pulse::default(),
@@ -136,7 +139,12 @@ impl Shared {
 
     /// The maps and programs.
     pub(crate) fn datapath(&self) -> MutexGuard<'_, Datapath> {
-        self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
+        self.datapath.lock()
+    }
+
+    /// Its lock.
+    pub(crate) fn datapath_lock(&self) -> &Lock<Datapath> {
+        &self.datapath
     }
 
     /// The index, to read.
@@ -161,7 +169,7 @@ impl Shared {
 
     /// Wired pods.
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock()
     }
 
     /// Brings the record of an interface on disk to what the store says.
@@ -186,7 +194,7 @@ impl Shared {
 
     /// Host-side device names of ADDs under way.
     pub(crate) fn adding(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.adding.lock().unwrap_or_else(PoisonError::into_inner)
+        self.adding.lock()
     }
 
     /// Counts one thing that somebody else changed or removed and that was put
@@ -195,9 +203,42 @@ impl Shared {
         self.ledger().enter(kind, what);
     }
 
-    /// Tells in log and Events what was put back since the last call.
-    pub(crate) fn tell_repairs(&self) {
-        self.ledger().tell(&self.events);
+    /// Reports in log and Events what was put back since the last call.
+    pub(crate) fn report_repairs(&self) {
+        for sentence in self.ledger().sentences() {
+            tracing::warn!("{sentence}");
+            self.events.warn("Repaired", sentence);
+        }
+    }
+
+    /// Takes over what a round did.
+    pub(crate) fn take_in(&self, done: &mut RoundLog) {
+        let (repairs, notes) = done.take();
+        for (kind, what) in repairs {
+            self.repaired(kind, what);
+        }
+        for Note {
+            reason,
+            text,
+            warning,
+        } in notes
+        {
+            if warning {
+                tracing::warn!("{text}");
+                self.events.warn(reason, text);
+            } else {
+                tracing::info!("{text}");
+                self.events.normal(reason, text);
+            }
+        }
+    }
+
+    /// Wired pods but those whose ADD or DEL is under way.
+    pub(crate) fn settled_pods(&self) -> Vec<Arc<LocalEndpoint>> {
+        let adding = self.adding().clone();
+        let mut pods = self.store().wired();
+        pods.retain(|pod| !adding.contains(&pod.host_ifname));
+        pods
     }
 
     /// How often what was put back since the agent started, by kind.
@@ -206,6 +247,6 @@ impl Shared {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.repairs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.repairs.lock()
     }
 }

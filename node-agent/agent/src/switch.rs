@@ -12,9 +12,11 @@ use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 use crate::{
     clock::monotonic,
     desired::{self, Facts, Peers, Step},
+    endpoint::Store,
     held::Held,
+    index::Index,
     probe::{self, Answer, Ask, Inputs, Pairs},
-    shared::Shared,
+    repair::RoundLog,
     status::kept_form,
 };
 
@@ -33,8 +35,10 @@ pub(crate) struct Switch {
 }
 
 /// What the node and the maps are at this moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Now<'a> {
+    /// What the API server said.
+    pub(crate) index: &'a Index,
     /// Other nodes.
     pub(crate) peers: &'a Peers,
     /// This node.
@@ -55,26 +59,26 @@ impl Switch {
         }
     }
 
-    /// Takes up the epoch: what it asks, and which pairs have fallen back. Returns
-    /// whether any has: what the programs did by themselves is to be in the map
-    /// too. `underlay` and `pods_mtu` are bytes.
+    /// Takes up the epoch: what it asks, and which pairs have fallen back.
+    /// `underlay` and `pods_mtu` are bytes.
     pub(crate) fn take_up(
         &mut self,
-        shared: &Shared,
+        done: &mut RoundLog,
         now: Now<'_>,
         epoch: Option<&Epoch>,
         underlay: u32,
         pods_mtu: u32,
-    ) -> bool {
+    ) {
+        let index = now.index;
         self.pairs.enter(epoch);
-        if shared.index().complete.nodes {
+        if index.complete.nodes {
             let known = &now.peers.by_name;
             self.pairs.retain(|name| known.contains_key(name));
         }
-        let confirm = confirm_timeout(shared);
+        let confirm = confirm_timeout(index);
         let step = |kept| desired::step(epoch, underlay, pods_mtu, kept, confirm);
         let before = step(false);
-        let seen = seen(shared, now, &before);
+        let seen = seen(now, &before);
         let fell = self.pairs.expire(Inputs {
             peers: &seen,
             step: &before,
@@ -86,22 +90,16 @@ impl Switch {
                  confirm timeout",
                 fell.join(", ")
             );
-            tracing::warn!("{note}");
-            shared.events.warn("FellBack", note);
+            done.warn("FellBack", note);
         }
-        let kept = {
-            // Nobody waits with the larger MTU for a node that was taken away.
-            let index = shared.index();
-            let gone = |name: &str| index.nodes.get(name).is_some_and(|n| n.gone);
-            self.pairs.any_kept(|name| !gone(name))
-        };
-        self.step = step(kept);
-        !fell.is_empty()
+        // Nobody waits with the larger MTU for a node that was taken away.
+        let gone = |name: &str| index.nodes.get(name).is_some_and(|n| n.gone);
+        self.step = step(self.pairs.any_kept(|name| !gone(name)));
     }
 
     /// Acknowledges the epoch's step once all of it is done here.
-    pub(crate) fn acknowledge(&mut self, shared: &Shared, now: Now<'_>) {
-        let seen = seen(shared, now, &self.step);
+    pub(crate) fn acknowledge(&mut self, now: Now<'_>) {
+        let seen = seen(now, &self.step);
         let inputs = Inputs {
             peers: &seen,
             step: &self.step,
@@ -122,14 +120,14 @@ impl Switch {
     /// probes.
     pub(crate) fn asks(
         &mut self,
-        shared: &Shared,
+        store: &Store,
         now: Now<'_>,
     ) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
-        let from = match desired::health_address(&shared.store())? {
+        let from = match desired::health_address(store)? {
             IpAddr::V4(address) => address,
             IpAddr::V6(_) => return None,
         };
-        let seen = seen(shared, now, &self.step);
+        let seen = seen(now, &self.step);
         let asks = self.pairs.asks(Inputs {
             peers: &seen,
             step: &self.step,
@@ -139,14 +137,8 @@ impl Switch {
     }
 
     /// Takes in what probes found.
-    pub(crate) fn probed(
-        &mut self,
-        shared: &Shared,
-        now: Now<'_>,
-        round: u64,
-        answers: Vec<Answer>,
-    ) {
-        let seen = seen(shared, now, &self.step);
+    pub(crate) fn probed(&mut self, now: Now<'_>, round: u64, answers: Vec<Answer>) {
+        let seen = seen(now, &self.step);
         self.pairs.take(round, answers, &seen);
     }
 }
@@ -167,8 +159,7 @@ pub(crate) fn newest(told: Option<Epoch>, held: Option<Epoch>) -> Option<Epoch> 
 }
 
 /// Nanoseconds that a switched pair has to be confirmed in.
-fn confirm_timeout(shared: &Shared) -> u64 {
-    let index = shared.index();
+fn confirm_timeout(index: &Index) -> u64 {
     let seconds = index
         .cluster
         .as_ref()
@@ -177,13 +168,13 @@ fn confirm_timeout(shared: &Shared) -> u64 {
 }
 
 /// The other nodes as probing sees them.
-fn seen(shared: &Shared, now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
+fn seen(now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
     let Now {
+        index,
         peers,
         facts,
         present,
     } = now;
-    let index = shared.index();
     peers
         .by_name
         .iter()

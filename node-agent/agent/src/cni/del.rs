@@ -1,6 +1,6 @@
 //! DEL: unwires a sandbox. Succeeds when there is nothing to do.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use veer_agent_api::Attachment;
 
@@ -29,7 +29,7 @@ pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> io::Result<()>
 pub(super) fn forget(
     shared: &Shared,
     attachment: &Attachment,
-) -> io::Result<Option<LocalEndpoint>> {
+) -> io::Result<Option<Arc<LocalEndpoint>>> {
     let known_as = shared.store().known_as(attachment);
     // Before the device goes: one that a record lacks is made again.
     let endpoint = shared.store().leave(&known_as);

@@ -1,6 +1,9 @@
 //! MTUs of running pods.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     endpoint::LocalEndpoint,
@@ -9,8 +12,7 @@ use crate::{
         netns, pod,
         wire::Socket,
     },
-    repair::Kind,
-    shared::Shared,
+    repair::{Kind, RoundLog},
 };
 
 /// What running pods were given last.
@@ -30,26 +32,25 @@ impl PodMtus {
     /// dropped without a word.
     pub(super) fn converge(
         &mut self,
-        shared: &Shared,
+        done: &mut RoundLog,
         socket: &mut Socket,
         links: &[Link],
-        link_mtu: u32,
-        route_mtu: u32,
+        pods: &[Arc<LocalEndpoint>],
+        (link_mtu, route_mtu): (u32, u32),
     ) {
         let all = (self.link, self.route) != (link_mtu, route_mtu);
         let ends: HashMap<(&str, u32), u32> = links
             .iter()
             .map(|l| ((l.name.as_str(), l.index), l.mtu))
             .collect();
-        let adding = shared.adding().clone();
-        let mut endpoints: Vec<(LocalEndpoint, u32)> = Vec::new();
-        for e in shared.store().iter() {
+        let mut endpoints: Vec<(&LocalEndpoint, u32)> = Vec::new();
+        for e in pods {
             let Some(end) = ends.get(&(e.host_ifname.as_str(), e.ifindex)) else {
                 continue;
             };
             let left = self.left.contains(&e.host_ifname);
-            if !adding.contains(&e.host_ifname) && (all || left || *end != link_mtu) {
-                endpoints.push((e.clone(), *end));
+            if all || left || *end != link_mtu {
+                endpoints.push((e, *end));
             }
         }
         self.left.clear();
@@ -70,12 +71,12 @@ impl PodMtus {
             match result {
                 Ok(()) if !all && end != link_mtu => {
                     let what = format!("the MTU of {} was changed", e.host_ifname);
-                    shared.repaired(Kind::Device, what);
+                    done.repaired(Kind::Device, what);
                 }
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(pod = e.pod(), %error, "cannot set the MTUs of the pod");
-                    self.left.insert(e.host_ifname);
+                    self.left.insert(e.host_ifname.clone());
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -53,9 +54,11 @@ pub(crate) struct Reservation {
 pub(crate) struct Store {
     folder: PathBuf,
     released_file: PathBuf,
-    endpoints: BTreeMap<Attachment, LocalEndpoint>,
+    endpoints: BTreeMap<Attachment, Arc<LocalEndpoint>>,
     /// Whose records are to be on disk: from the end of ADD to the begin of DEL.
     recorded: BTreeSet<Attachment>,
+    /// Whose DEL has begun: nothing is wired for them any more.
+    leaving: BTreeSet<Attachment>,
     pool: Option<Pool>,
     /// Released addresses read from disk before the block was known.
     waiting: Vec<Released>,
@@ -82,7 +85,7 @@ impl Store {
                 .and_then(|bytes| Ok(serde_json::from_slice::<LocalEndpoint>(&bytes)?));
             match read {
                 Ok(e) => {
-                    endpoints.insert(e.attachment.clone(), e);
+                    endpoints.insert(e.attachment.clone(), Arc::new(e));
                 }
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "unreadable endpoint record");
@@ -100,6 +103,7 @@ impl Store {
             released_file,
             recorded: endpoints.keys().cloned().collect(),
             endpoints,
+            leaving: BTreeSet::new(),
             pool: None,
             waiting,
             last_id: 0,
@@ -207,7 +211,9 @@ impl Store {
     /// ADD that is killed before it is through leaves none.
     pub(crate) fn insert(&mut self, endpoint: LocalEndpoint) {
         self.reserved_ids.retain(|id| *id != endpoint.endpoint_id);
-        self.endpoints.insert(endpoint.attachment.clone(), endpoint);
+        self.leaving.remove(&endpoint.attachment);
+        self.endpoints
+            .insert(endpoint.attachment.clone(), Arc::new(endpoint));
     }
 
     /// From now on the endpoint's record is to be on disk.
@@ -256,15 +262,18 @@ impl Store {
     }
 
     /// Begins to forget an endpoint: its record is not to be on disk any more.
-    pub(crate) fn leave(&mut self, attachment: &Attachment) -> Option<LocalEndpoint> {
+    pub(crate) fn leave(&mut self, attachment: &Attachment) -> Option<Arc<LocalEndpoint>> {
         self.recorded.remove(attachment);
-        self.endpoints.get(attachment).cloned()
+        let endpoint = self.endpoints.get(attachment)?;
+        self.leaving.insert(attachment.clone());
+        Some(Arc::clone(endpoint))
     }
 
     /// Forgets an endpoint and frees its address: only once its record is off the
     /// disk, or a crash would leave two records with one address.
     pub(crate) fn remove(&mut self, attachment: &Attachment) {
         self.recorded.remove(attachment);
+        self.leaving.remove(attachment);
         let Some(endpoint) = self.endpoints.remove(attachment) else {
             return;
         };
@@ -285,7 +294,7 @@ impl Store {
             .endpoints
             .get(attachment)
             .filter(|_| self.recorded.contains(attachment))
-            .and_then(|e| serde_json::to_vec(e).ok());
+            .and_then(|e| serde_json::to_vec(&**e).ok());
         (self.path(attachment), content)
     }
 
@@ -296,7 +305,7 @@ impl Store {
         identity: u32,
         object_uid: Option<String>,
     ) -> Option<LocalEndpoint> {
-        let endpoint = self.endpoints.get_mut(attachment)?;
+        let endpoint = Arc::make_mut(self.endpoints.get_mut(attachment)?);
         endpoint.identity = identity;
         endpoint.object_uid = object_uid.or(endpoint.object_uid.take());
         Some(endpoint.clone())
@@ -317,7 +326,7 @@ impl Store {
 
     /// Says which hostPorts an endpoint has.
     pub(crate) fn set_host_ports(&mut self, attachment: &Attachment, ports: Vec<HostPort>) {
-        if let Some(endpoint) = self.endpoints.get_mut(attachment) {
+        if let Some(endpoint) = self.endpoints.get_mut(attachment).map(Arc::make_mut) {
             endpoint.host_ports = Some(ports);
         }
     }
@@ -330,7 +339,7 @@ impl Store {
         pod_name: &str,
         pod_uid: &str,
     ) {
-        if let Some(endpoint) = self.endpoints.get_mut(attachment) {
+        if let Some(endpoint) = self.endpoints.get_mut(attachment).map(Arc::make_mut) {
             namespace.clone_into(&mut endpoint.namespace);
             pod_name.clone_into(&mut endpoint.pod_name);
             pod_uid.clone_into(&mut endpoint.pod_uid);
@@ -354,17 +363,26 @@ impl Store {
 
     /// One endpoint.
     pub(crate) fn get(&self, attachment: &Attachment) -> Option<&LocalEndpoint> {
-        self.endpoints.get(attachment)
+        self.endpoints.get(attachment).map(|e| &**e)
     }
 
     /// The endpoint with an address.
     pub(crate) fn by_address(&self, address: IpAddr) -> Option<&LocalEndpoint> {
-        self.endpoints.values().find(|e| e.address == address)
+        self.iter().find(|e| e.address == address)
     }
 
     /// All endpoints.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &LocalEndpoint> {
-        self.endpoints.values()
+        self.endpoints.values().map(|e| &**e)
+    }
+
+    /// Those that the node is to be wired for: no DEL of theirs has begun.
+    pub(crate) fn wired(&self) -> Vec<Arc<LocalEndpoint>> {
+        let wired = self.endpoints.iter();
+        wired
+            .filter(|(attachment, _)| !self.leaving.contains(attachment))
+            .map(|(_, endpoint)| Arc::clone(endpoint))
+            .collect()
     }
 
     /// How many pods are wired.

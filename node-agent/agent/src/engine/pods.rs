@@ -7,9 +7,10 @@ use std::{
 
 use veer_agent_api::Attachment;
 
-use super::{Engine, Error};
+use super::Engine;
 use crate::{
     cni,
+    error::Error,
     index::Resolution,
     publish::{Entry, Todo, place},
     repair::Kind,

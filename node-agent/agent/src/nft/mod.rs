@@ -18,14 +18,18 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io,
     net::IpAddr,
+    sync::Arc,
 };
+
+use ipnet::Ipv4Net;
 
 use crate::{
     desired::{Facts, Step},
+    endpoint::LocalEndpoint,
+    index::Index,
     netlink::conntrack,
     netlink::wire::{Attrs, Message, Received, Socket, text},
-    repair::Kind,
-    shared::Shared,
+    repair::{Kind, RoundLog},
 };
 
 pub(crate) use content::Count;
@@ -97,6 +101,23 @@ fn commit(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
     socket.batch(batch)
 }
 
+/// What the table follows from.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// What the API server said.
+    pub(crate) index: &'a Index,
+    /// The node.
+    pub(crate) facts: &'a Facts,
+    /// What the epoch asks.
+    pub(crate) step: &'a Step,
+    /// The own block of pod addresses.
+    pub(crate) block: Option<Ipv4Net>,
+    /// Devices with programs that are not veer's own.
+    pub(crate) uplinks: &'a BTreeSet<String>,
+    /// Local pods, those whose ADD waits for its hostPorts included.
+    pub(crate) pods: &'a [Arc<LocalEndpoint>],
+}
+
 /// The table as last written.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -128,43 +149,38 @@ impl Default for Table {
 impl Table {
     /// Writes the table if it should differ from what was written, or does. While
     /// lists of nodes are not complete, the table of an earlier agent stays but for
-    /// hostPorts: it knew more. `uplinks` are the devices with programs that are not veer's own.
-    pub(crate) fn converge(
-        &mut self,
-        shared: &Shared,
-        facts: &Facts,
-        step: &Step,
-        uplinks: &BTreeSet<String>,
-    ) -> io::Result<()> {
-        let (block, host_ports) = {
-            let store = shared.store();
-            (store.block(), HostPorts::of(store.iter()))
-        };
+    /// hostPorts: it knew more.
+    pub(crate) fn converge(&mut self, done: &mut RoundLog, wanted: Wanted<'_>) -> io::Result<()> {
+        let Wanted {
+            index,
+            facts,
+            step,
+            block,
+            uplinks,
+            pods,
+        } = wanted;
+        let host_ports = HostPorts::of(pods.iter().map(|pod| &**pod));
         let mut socket = Socket::netfilter()?;
-        let complete = shared.index().complete.nodes;
-        if self.written.is_none() && !complete && exists(&mut socket)? {
+        if self.written.is_none() && !index.complete.nodes && exists(&mut socket)? {
             return self.host_ports_alone(&mut socket, host_ports, facts);
         }
         loop {
-            let wanted = {
-                let index = shared.index();
-                ruleset::ruleset(Inputs {
-                    index: &index,
-                    facts,
-                    step,
-                    block,
-                    uplinks,
-                    fib: self.fib,
-                    host_ports: &host_ports,
-                })
-            };
+            let wanted = ruleset::ruleset(Inputs {
+                index,
+                facts,
+                step,
+                block,
+                uplinks,
+                fib: self.fib,
+                host_ports: &host_ports,
+            });
             // What an incremental change misses the whole table has.
             let incremental = self.written.is_some();
             match self.write(&mut socket, &wanted) {
                 Ok(Wrote { restored, changed }) => {
                     if let Some(parts) = changed {
                         let what = format!("table inet veer was changed or removed ({parts})");
-                        shared.repaired(Kind::Nftables, what);
+                        done.repaired(Kind::Nftables, what);
                     }
                     if restored {
                         let ended = conntrack::end(|flow| {

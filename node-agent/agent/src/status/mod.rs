@@ -250,7 +250,7 @@ pub(crate) async fn run(client: Client, shared: Arc<Shared>, reports: watch::Rec
     let name = shared.options.node.clone();
     let repaired = |what: String| {
         shared.repaired(Kind::Status, what);
-        shared.tell_repairs();
+        shared.report_repairs();
     };
     let (networks, nodes) = (Api::all(client.clone()), Api::all(client));
     tokio::join!(

@@ -17,10 +17,10 @@ use veer_crds::v1alpha1::XdpMode;
 use crate::{
     datapath::{self, Datapath, XdpAttach},
     desired::Uplink,
-    engine::{Error, netlink},
+    error::{Error, netlink},
+    lock::Lock,
     netlink::link::Link,
-    repair::Kind,
-    shared::Shared,
+    repair::{Kind, RoundLog},
 };
 use flood::{Change, Flood};
 
@@ -48,13 +48,16 @@ pub(crate) struct Xdp {
 impl Xdp {
     /// Attaches and takes off what is to be; `links` are all of the node's, as they
     /// are now.
-    pub(crate) fn converge(&mut self, shared: &Shared, links: &[Link], uplinks: &[Uplink]) {
-        let wanted = {
-            let index = shared.index();
-            index.cluster.as_ref().map_or(XdpMode::Off, |(_, c)| c.xdp)
-        };
+    pub(crate) fn converge(
+        &mut self,
+        done: &mut RoundLog,
+        datapath: &Lock<Datapath>,
+        links: &[Link],
+        uplinks: &[Uplink],
+        wanted: XdpMode,
+    ) {
         let change = if wanted == XdpMode::Auto {
-            self.watch(shared, uplinks)
+            self.watch(&datapath.lock(), uplinks)
         } else {
             self.flood = Flood::default();
             None
@@ -75,7 +78,7 @@ impl Xdp {
             };
             let known = self.uplinks.get(&uplink.name);
             let known = known.is_some_and(|(now, _)| *now == mode);
-            let mut datapath = shared.datapath();
+            let mut datapath = datapath.lock();
             if known && (how.is_none() || runs(&datapath, links, uplink)) {
                 continue;
             }
@@ -84,7 +87,7 @@ impl Xdp {
                     if known {
                         let name = program::UPLINK_XDP;
                         let what = format!("program {name} on {} was detached", uplink.name);
-                        shared.repaired(Kind::Program, what);
+                        done.repaired(Kind::Program, what);
                     }
                     (mode, reason)
                 }
@@ -99,7 +102,7 @@ impl Xdp {
         self.uplinks
             .retain(|name, _| uplinks.iter().any(|u| u.name == *name));
         if let Some(change) = change {
-            tell(shared, change, &under_flood.join(", "));
+            tell(done, change, &under_flood.join(", "));
         }
     }
 
@@ -109,8 +112,7 @@ impl Xdp {
         self.uplinks.get(uplink).cloned().unwrap_or_else(off)
     }
 
-    fn watch(&mut self, shared: &Shared, uplinks: &[Uplink]) -> Option<Change> {
-        let datapath = shared.datapath();
+    fn watch(&mut self, datapath: &Datapath, uplinks: &[Uplink]) -> Option<Change> {
         if !self.flood.is_watched()
             && self.uplinks.is_empty()
             && uplinks.iter().any(|u| datapath.has_generic_xdp(&u.name))
@@ -118,7 +120,7 @@ impl Xdp {
             // An agent before this one met it.
             self.flood = Flood::found();
         }
-        match dropped(&datapath) {
+        match dropped(datapath) {
             Ok(packets) => self.flood.observe(Instant::now(), packets),
             Err(error) => {
                 tracing::warn!(error = %crate::chain(&error), "cannot read how much is dropped");
@@ -140,7 +142,7 @@ fn dropped(datapath: &Datapath) -> Result<u64, datapath::Error> {
     Ok(packets)
 }
 
-fn tell(shared: &Shared, change: Change, uplinks: &str) {
+fn tell(done: &mut RoundLog, change: Change, uplinks: &str) {
     if uplinks.is_empty() {
         return;
     }
@@ -151,13 +153,11 @@ fn tell(shared: &Shared, change: Change, uplinks: &str) {
                  from denied prefixes: XDP in generic mode drops them on {uplinks} now; veer \
                  metrics list says which"
             );
-            tracing::warn!("{note}");
-            shared.events.warn("Flood", note);
+            done.warn("Flood", note);
         }
         Change::Ended => {
             let note = format!("the flood is over: no XDP on {uplinks} any more");
-            tracing::info!("{note}");
-            shared.events.normal("FloodOver", note);
+            done.inform("FloodOver", note);
         }
     }
 }
