@@ -10,9 +10,9 @@ use veer_crds::v1alpha1::{UplinkStatus, XdpMode};
 
 use crate::{
     datapath::{self, Datapath, Hook},
-    desired::Facts,
     endpoint::LocalEndpoint,
     error::Error,
+    facts::Facts,
     lock::Lock,
     netlink::{VXLAN, is_host_veth, link::Link},
     repair::{Kind, RoundLog},

@@ -22,14 +22,14 @@ use veer_crds::v1alpha1::Epoch;
 
 use crate::{
     attachments::{self, Attachments},
+    checkpoint::Checkpoint,
     clock::monotonic,
     cni, datapath,
-    desired::{self, Desired, Facts, Ids, Inputs, Left, Peers, Step},
+    desired::{self, Desired, Ids, Inputs, Left, Peers},
     device::Device,
     error::{Error, netlink},
-    facts::{self, Wanted},
+    facts::Facts,
     health::Health,
-    held::Held,
     host::{self, Host},
     index::Index,
     netlink::{
@@ -41,11 +41,11 @@ use crate::{
         wire::Socket,
     },
     nft,
-    probe::{Answer, Ask},
+    observe::{self, Wanted},
     repair::{Kind, RoundLog},
     shared::Shared,
     status::{self, Report},
-    switch::{Now, Switch},
+    switch::{Answer, Ask, Now, Step, Switch},
     tables::{self, Scope},
 };
 use pod_mtus::PodMtus;
@@ -97,7 +97,7 @@ pub(crate) struct Converger {
 
 impl Converger {
     /// Over what is in the maps and on disk.
-    pub(crate) fn new(shared: &Shared, held: &Held) -> Result<Self, Error> {
+    pub(crate) fn new(shared: &Shared, held: &Checkpoint) -> Result<Self, Error> {
         let (present, nodes, rows) = {
             let maps = &mut shared.datapath().maps;
             (
@@ -318,10 +318,10 @@ impl Converger {
                     .map(|e| e.cidr)
                     .chain(of_nodes)
                     .collect::<Vec<_>>(),
-                facts::hint(said, &self.facts.addresses, node_ip),
+                observe::hint(said, &self.facts.addresses, node_ip),
             )
         };
-        let found = facts::gather(
+        let found = observe::gather(
             socket,
             Wanted {
                 uplinks: &uplinks,
@@ -518,7 +518,7 @@ impl Converger {
     }
 
     /// What to report.
-    pub(crate) fn report(&self, shared: &Shared, held: &Held) -> Report {
+    pub(crate) fn report(&self, shared: &Shared, held: &Checkpoint) -> Report {
         Report::new(status::Inputs {
             shared,
             held,
@@ -543,5 +543,6 @@ fn now_of<'a>(
         peers,
         facts,
         present,
+        clock: monotonic(),
     }
 }

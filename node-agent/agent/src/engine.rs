@@ -24,16 +24,17 @@ use tokio::sync::watch;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
+    checkpoint::Checkpoint,
+    checkpoint_file::CheckpointFile,
     cni,
     converge::Converger,
-    desired::{self, host_prefix},
+    desired,
     error::Error,
-    held::{Held, HeldFile},
     index::{Event, Stale},
-    probe::Answer,
+    prefix::host_prefix,
     shared::Shared,
     status::Report,
-    switch,
+    switch::{self, Answer},
 };
 use files::NodeFiles;
 use pods::Noticed;
@@ -96,7 +97,7 @@ pub(crate) struct Engine {
     shared: Arc<Shared>,
     from: Receiver<Input>,
     report: watch::Sender<Report>,
-    held: HeldFile,
+    held: CheckpointFile,
     converger: Converger,
     rounds: u32,
     /// Once the first round is through, ADD is served.
@@ -115,7 +116,7 @@ impl Engine {
         from: Receiver<Input>,
         report: watch::Sender<Report>,
     ) -> Result<Self, Error> {
-        let held = HeldFile::open(&shared.options.state);
+        let held = CheckpointFile::open(&shared.options.state);
         if let Some(cluster) = held.get().cluster.clone() {
             shared.index_mut().cluster = Some(cluster);
         }
@@ -385,7 +386,7 @@ impl Engine {
     /// Notes on disk what the next start needs without the API server.
     fn hold(&mut self, block: IpNet, epoch: Option<Epoch>) -> Result<(), Error> {
         let cluster = self.shared.index().cluster.clone();
-        let held = Held {
+        let held = Checkpoint {
             pod_cidrs: vec![block],
             cluster,
             epoch: epoch.or_else(|| self.held.get().epoch.clone()),
@@ -425,7 +426,7 @@ impl Engine {
     /// The node is wanted again: maps and folders that a start makes are gone, so
     /// the kubelet is to start the agent again.
     fn begin_anew(&mut self) {
-        let held = Held {
+        let held = Checkpoint {
             decommissioned: false,
             ..self.held.get().clone()
         };
@@ -450,7 +451,7 @@ impl Engine {
         if let Err(error) = outcome {
             tracing::error!(error = %crate::chain(&error), "clean-up is not complete; trying again");
         }
-        let held = Held {
+        let held = Checkpoint {
             decommissioned: done,
             ..self.held.get().clone()
         };

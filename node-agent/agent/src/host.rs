@@ -11,9 +11,11 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    desired::{Desired, Facts},
+    desired::Desired,
+    diff::Last,
     endpoint::LocalEndpoint,
     error::{Error, netlink},
+    facts::Facts,
     netlink::{
         VXLAN,
         link::{self, Link, Mac},
@@ -22,7 +24,7 @@ use crate::{
         sysctl::{self, Sysctls},
         wire::Socket,
     },
-    repair::{Kind, Last, RoundLog},
+    repair::{Kind, RoundLog},
 };
 
 pub(crate) struct Host {

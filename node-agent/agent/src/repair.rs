@@ -1,10 +1,7 @@
 //! What somebody else changed or removed and the agent put back: counted by
 //! kind, and told once per round and kind.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::Hash,
-};
+use std::collections::BTreeMap;
 
 /// Things named in one message; the rest is counted.
 const NAMED: usize = 5;
@@ -166,46 +163,6 @@ impl Ledger {
     }
 }
 
-/// What a table was to hold at the end of the last round, to tell a repair from
-/// a change of mind: only what was wanted then as it is now, and is not there,
-/// was taken away by somebody; only what was not wanted then either, and is
-/// there, was put there by somebody.
-#[derive(Debug)]
-pub(crate) struct Last<K, V>(Option<HashMap<K, V>>);
-
-impl<K, V> Default for Last<K, V> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<K: Eq + Hash, V: PartialEq> Last<K, V> {
-    /// Whether somebody else changed or removed what is now to be written.
-    pub(crate) fn lost(&self, key: &K, value: &V) -> bool {
-        self.0.as_ref().is_some_and(|l| l.get(key) == Some(value))
-    }
-
-    /// Whether somebody else wrote what is now to be removed.
-    pub(crate) fn foreign(&self, key: &K) -> bool {
-        self.0.as_ref().is_some_and(|l| !l.contains_key(key))
-    }
-
-    /// Notes what the table holds now, in full.
-    pub(crate) fn set(&mut self, now: HashMap<K, V>) {
-        self.0 = Some(now);
-    }
-
-    /// Notes more of what the table holds.
-    pub(crate) fn extend(&mut self, more: HashMap<K, V>) {
-        self.0.get_or_insert_default().extend(more);
-    }
-
-    /// Forgets everything: the next round repairs nothing, it begins.
-    pub(crate) fn clear(&mut self) {
-        self.0 = None;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,19 +181,5 @@ mod tests {
         assert_eq!(ledger.counts()["routes"], 7);
         assert!(ledger.sentences().is_empty(), "told once");
         assert_eq!(ledger.counts()["device"], 1, "and still counted");
-    }
-
-    #[test]
-    fn a_change_of_mind_is_no_repair() {
-        let mut last = Last::default();
-        assert!(!last.lost(&1, &'a') && !last.foreign(&1), "the first round");
-        last.set(HashMap::from([(1, 'a'), (2, 'b')]));
-        assert!(last.lost(&1, &'a'), "wanted then and now");
-        assert!(!last.lost(&1, &'x'), "wanted otherwise now");
-        assert!(!last.lost(&3, &'c'), "new");
-        assert!(!last.foreign(&2), "wanted no longer");
-        assert!(last.foreign(&4), "never wanted");
-        last.extend(HashMap::from([(3, 'c')]));
-        assert!(last.lost(&2, &'b') && last.lost(&3, &'c'));
     }
 }

@@ -24,12 +24,12 @@ use veer_bpf_common::{identity::FIRST_ALLOCATED, value::NODE_ID_FIRST_REMOTE};
 use crate::{
     cni::server,
     datapath::{self, Datapath},
-    endpoint::Store,
     engine::{Engine, Input},
     events::Events,
     http,
     netlink::notify,
     publish::Publisher,
+    records::Records,
     shared::{Options, Shared},
     status::{self, Report},
     watch::{self as watches, Earlier},
@@ -52,7 +52,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
         .await
         .context("loading the programs was cut off")??;
-    let store = Store::open(&options.state)
+    let records = Records::open(&options.state)
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
     let (publisher, wishes) = Publisher::new();
@@ -64,7 +64,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         options,
         boot_id,
         datapath,
-        store,
+        records,
         publisher,
         events,
         to_engine.clone(),

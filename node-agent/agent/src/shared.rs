@@ -4,7 +4,7 @@
 //! the index for reading by the engine's thread, which alone writes index and plan
 //! and so may hold it all through a round, whatever it takes then. What is to be on
 //! disk is decided under the store's lock and written without it, in order by
-//! [`Disk`], which is taken before the store and by nobody who holds one of these
+//! [`Records`], which is taken before the store and by nobody who holds one of these
 //! locks.
 
 use std::{
@@ -21,15 +21,17 @@ use veer_monitoring::Pulse;
 use crate::{
     cni::conflist::Chain,
     datapath::Datapath,
-    desired::{Facts, Peers, Step},
-    endpoint::{Disk, LocalEndpoint, Store},
+    desired::Peers,
+    endpoint::{LocalEndpoint, Store},
     engine::Input,
     events::Events,
-    files,
+    facts::Facts,
     index::Index,
     lock::Lock,
     publish::Publisher,
+    records::Records,
     repair::{Kind, Ledger, Note, RoundLog},
+    switch::Step,
 };
 
 /// Where things are.
@@ -91,7 +93,8 @@ pub(crate) struct Shared {
     index: RwLock<Index>,
     plan: RwLock<Plan>,
     store: Lock<Store>,
-    disk: Disk,
+    /// The store on disk.
+    pub(crate) records: Records,
     /// Host-side device names of ADDs under way.
     adding: Lock<BTreeSet<String>>,
     repairs: Lock<Ledger>,
@@ -111,7 +114,7 @@ impl Shared {
         options: Options,
         boot_id: String,
         datapath: Datapath,
-        store: Store,
+        (records, store): (Records, Store),
         publisher: Publisher,
         events: Events,
         engine: mpsc::Sender<Input>,
@@ -127,7 +130,7 @@ impl Shared {
                 ..Plan::default()
             }),
             store: Lock::new(store),
-            disk: Disk::default(),
+            records,
             adding: Lock::default(),
             repairs: Lock::default(),
             events,
@@ -174,22 +177,12 @@ impl Shared {
 
     /// Brings the record of an interface on disk to what the store says.
     pub(crate) fn persist(&self, attachment: &Attachment) -> io::Result<()> {
-        let _order = self.disk.lane(&attachment.container_id);
-        let wanted = self.store().on_disk(attachment);
-        match wanted {
-            (path, Some(content)) => files::write_atomically(&path, &content),
-            (path, None) => files::remove(&path),
-        }
+        self.records.persist(&self.store, attachment)
     }
 
     /// Notes the order of released addresses on disk, if it changed.
     pub(crate) fn persist_released(&self) -> io::Result<()> {
-        let _order = self.disk.lane("released");
-        let wanted = self.store().released_to_write();
-        let Some((path, content)) = wanted else {
-            return Ok(());
-        };
-        files::write_atomically(&path, &content).inspect_err(|_| self.store().released_unwritten())
+        self.records.persist_released(&self.store)
     }
 
     /// Host-side device names of ADDs under way.

@@ -1,7 +1,7 @@
 //! The maps against what they should hold: what differs is written, and what
 //! differs from what this agent wrote is somebody else's work and told.
 
-use std::{collections::HashMap, hash::Hash};
+use std::collections::HashMap;
 
 use veer_bpf_common::{
     key::IpKey,
@@ -10,8 +10,10 @@ use veer_bpf_common::{
 };
 
 use crate::{
-    datapath::{self, Datapath, Difference, Maps, Prefix, difference, read_all},
+    datapath::{self, Datapath, Maps, read_all},
     desired::Desired,
+    diff::{Difference, compare},
+    prefix::Prefix,
 };
 
 /// What a list that the desired state was made from lets the comparison do.
@@ -139,108 +141,4 @@ fn address(key: &IpKey) -> String {
 
 fn prefix((length, key): &Prefix) -> String {
     format!("{}/{length}", address(key))
-}
-
-/// What is to be done with one map, and what somebody else did to it.
-#[derive(Debug, PartialEq, Eq)]
-struct Compared<K, V> {
-    todo: Difference<K, V>,
-    strange: Vec<(K, &'static str)>,
-}
-
-impl<K, V> Compared<K, V> {
-    fn tell(&self, mut to: impl FnMut(&K, &'static str)) {
-        for (key, how) in &self.strange {
-            to(key, how);
-        }
-    }
-}
-
-/// Compares what a map holds with what this agent wrote and with what it should
-/// hold. The shadow becomes what the map holds; what is written then notes itself.
-fn compare<K, V>(
-    have: HashMap<K, V>,
-    shadow: &mut HashMap<K, V>,
-    want: &HashMap<K, V>,
-    complete: bool,
-    begun: bool,
-) -> Compared<K, V>
-where
-    K: Copy + Eq + Hash,
-    V: Copy + PartialEq,
-{
-    let mut todo = difference(&have, want, complete);
-    let mut strange = Vec::new();
-    if begun {
-        for (key, own) in &*shadow {
-            let how = match have.get(key) {
-                Some(found) if found == own => continue,
-                Some(_) => "changed",
-                None => "removed",
-            };
-            strange.push((*key, how));
-            // What an earlier agent left is kept while the list is not complete,
-            // and so put back as well.
-            if !complete && !want.contains_key(key) {
-                todo.write.push((*key, *own));
-            }
-        }
-        let added = have.keys().filter(|k| complete && !shadow.contains_key(k));
-        strange.extend(added.map(|k| (*k, "added")));
-    }
-    *shadow = have;
-    Compared { todo, strange }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sorted<K: Ord, V: Ord>(mut c: Compared<K, V>) -> Compared<K, V> {
-        c.strange.sort_unstable();
-        c.todo.write.sort_unstable();
-        c.todo.remove.sort_unstable();
-        c
-    }
-
-    #[test]
-    fn what_somebody_else_did_is_told_and_put_back() {
-        let mut shadow = HashMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
-        let have = HashMap::from([(1, 'x'), (3, 'c'), (9, 'z')]);
-        let want = shadow.clone();
-        let got = sorted(compare(have.clone(), &mut shadow, &want, true, true));
-        assert_eq!(got.strange, [(1, "changed"), (2, "removed"), (9, "added")]);
-        assert_eq!(got.todo.write, [(1, 'a'), (2, 'b')]);
-        assert_eq!(got.todo.remove, [9]);
-        assert_eq!(shadow, have, "until it is written");
-    }
-
-    #[test]
-    fn what_the_agent_itself_wants_otherwise_is_no_repair() {
-        let mut shadow = HashMap::from([(1, 'a'), (2, 'b')]);
-        let want = HashMap::from([(1, 'n'), (3, 'c')]);
-        let got = sorted(compare(shadow.clone(), &mut shadow, &want, true, true));
-        assert!(got.strange.is_empty());
-        assert_eq!(got.todo.write, [(1, 'n'), (3, 'c')]);
-        assert_eq!(got.todo.remove, [2]);
-    }
-
-    #[test]
-    fn while_the_list_is_incomplete_an_earlier_agents_entry_is_put_back_too() {
-        let mut shadow = HashMap::from([(1, 'a'), (2, 'b')]);
-        let want = HashMap::from([(1, 'a')]);
-        let have = HashMap::from([(1, 'a')]);
-        let got = compare(have, &mut shadow, &want, false, true);
-        assert_eq!(got.strange, [(2, "removed")]);
-        assert_eq!(got.todo.write, [(2, 'b')]);
-    }
-
-    #[test]
-    fn what_a_new_agent_finds_is_nobodys_fault() {
-        let want = HashMap::from([(1, 'a')]);
-        let have = HashMap::from([(1, 'x'), (5, 'e')]);
-        let got = compare(have, &mut HashMap::new(), &want, true, false);
-        assert!(got.strange.is_empty());
-        assert_eq!((got.todo.write, got.todo.remove), (vec![(1, 'a')], vec![5]));
-    }
 }

@@ -12,6 +12,7 @@ use veer_bpf_common::identity::INIT;
 
 use super::{del, internal, write_rows};
 use crate::{
+    clock,
     datapath::Hook,
     endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
     engine::Input,
@@ -113,7 +114,7 @@ pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
     let claims = shared.index().claims();
     let reservation = shared
         .store()
-        .reserve(&add.pod_uid, &claims)
+        .reserve(&add.pod_uid, &claims, clock::unix_millis())
         .map_err(|e| no_address(&pod, &e))?;
     undo.reservation = Some(reservation);
     let result = wire(

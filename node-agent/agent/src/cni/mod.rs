@@ -21,8 +21,8 @@ use veer_agent_api::{Failure, code};
 
 use crate::{
     datapath::{self, Datapath},
-    desired::host_prefix,
     endpoint::LocalEndpoint,
+    prefix::host_prefix,
 };
 use veer_bpf_common::value::{IpcacheEntry, NODE_ID_LOCAL};
 

@@ -15,6 +15,7 @@ use std::{
 
 use super::results;
 use crate::{
+    clock,
     endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
     engine::Input,
     netlink::{
@@ -168,7 +169,7 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
             .find(|row| row.addresses.contains(&endpoint.address));
         endpoint.serial = object.map_or(0, |row| row.serial);
     }
-    let adopted = shared.store().adopt(endpoint.clone());
+    let adopted = shared.store().adopt(endpoint.clone(), clock::unix_millis());
     let endpoint = adopted.ok_or_else(|| {
         format!(
             "device {} has address {} of another pod: delete one of the two pods",
@@ -197,7 +198,7 @@ pub(crate) fn absent_records(shared: &Shared) {
             store
                 .iter()
                 .filter(|e| store.is_recorded(&e.attachment))
-                .map(|e| (store.path(&e.attachment), e.clone()))
+                .map(|e| (shared.records.path(&e.attachment), e.clone()))
                 .collect()
         };
         all.into_iter()

@@ -7,31 +7,12 @@ use std::{collections::HashMap, fs, net::IpAddr, path::Path};
 
 use serde::Deserialize;
 use serde_json::Value;
-use veer_agent_api::{Attachment, HostPort, host_port};
+use veer_agent_api::{Attachment, host_port};
 
-use crate::endpoint::device_digits;
+use crate::endpoint::{Kept, device_digits};
 
 /// The network's name in veer's configuration.
 pub(super) const NETWORK: &str = "veer";
-
-/// An ADD that succeeded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kept {
-    /// Which interface of which sandbox.
-    pub(crate) attachment: Attachment,
-    /// The pod.
-    pub(crate) namespace: String,
-    /// The pod.
-    pub(crate) pod_name: String,
-    /// UID as the kubelet gave it.
-    pub(crate) pod_uid: String,
-    /// The address that it got.
-    pub(crate) address: Option<IpAddr>,
-    /// Its gateway.
-    pub(crate) gateway: Option<IpAddr>,
-    /// Its hostPorts, whichever plugin made them.
-    pub(crate) host_ports: Vec<HostPort>,
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

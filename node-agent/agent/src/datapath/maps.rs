@@ -21,9 +21,7 @@ use veer_bpf_common::{
 };
 
 use super::Error;
-
-/// A prefix of the ipcache: length in bits of the address, and the address.
-pub(crate) type Prefix = (u8, IpKey);
+use crate::prefix::Prefix;
 
 /// Typed handles of all maps the agent reads or writes.
 pub(crate) struct Maps {
@@ -241,7 +239,7 @@ impl Maps {
     }
 
     /// Tells the programs that the agent lives and has compared their maps with the
-    /// node, at `now` as [`crate::clock::monotonic`] counts.
+    /// node, at `now`, nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) fn beat(&mut self, now: u64) -> Result<(), Error> {
         self.heartbeat.set(0, now, 0).map_err(error(HEARTBEAT))
     }
@@ -283,78 +281,4 @@ fn absent_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::ma
 
 fn error(name: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
     move |source| Error::Map { name, source }
-}
-
-/// What to write and what to remove.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Difference<K, V> {
-    /// New and changed entries.
-    pub(crate) write: Vec<(K, V)>,
-    /// Entries that should not be there.
-    pub(crate) remove: Vec<K>,
-}
-
-impl<K, V> Default for Difference<K, V> {
-    fn default() -> Self {
-        Self {
-            write: Vec::new(),
-            remove: Vec::new(),
-        }
-    }
-}
-
-/// The difference between two tables. With `complete` unset `want` may lack
-/// rows that are right, so nothing is removed.
-pub(crate) fn difference<K: Copy + Eq + Hash, V: Copy + PartialEq>(
-    have: &HashMap<K, V>,
-    want: &HashMap<K, V>,
-    complete: bool,
-) -> Difference<K, V> {
-    let write = want
-        .iter()
-        .filter(|(k, v)| have.get(*k) != Some(*v))
-        .map(|(k, v)| (*k, *v))
-        .collect();
-    let remove = have
-        .keys()
-        .filter(|k| complete && !want.contains_key(*k))
-        .copied()
-        .collect();
-    Difference { write, remove }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_differences_are_written() {
-        let have = HashMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
-        let want = HashMap::from([(1, 'a'), (2, 'x'), (4, 'd')]);
-        let mut got = difference(&have, &want, true);
-        got.write.sort_unstable();
-        assert_eq!(got.write, [(2, 'x'), (4, 'd')]);
-        assert_eq!(got.remove, [3]);
-    }
-
-    #[test]
-    fn an_incomplete_list_removes_nothing() {
-        let have = HashMap::from([(1, 'a')]);
-        let got = difference(&have, &HashMap::new(), false);
-        assert!(got.remove.is_empty() && got.write.is_empty());
-    }
-
-    #[test]
-    fn applying_a_difference_converges() {
-        let mut have = HashMap::from([(1, 'a'), (2, 'b')]);
-        let want = HashMap::from([(2, 'c'), (3, 'd')]);
-        let step = difference(&have, &want, true);
-        have.extend(step.write);
-        for key in step.remove {
-            have.remove(&key);
-        }
-        assert_eq!(have, want);
-        let again = difference(&have, &want, true);
-        assert!(again.write.is_empty() && again.remove.is_empty());
-    }
 }

@@ -26,7 +26,7 @@ use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 use crate::netlink::wire::Socket;
 
 pub(crate) use attach::{Hook, XdpAttach, remove_clsact};
-pub(crate) use maps::{Difference, Maps, Prefix, difference, read_all};
+pub(crate) use maps::{Maps, read_all};
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]

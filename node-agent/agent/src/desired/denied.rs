@@ -5,10 +5,9 @@ use veer_bpf_common::{
     value::{IpcacheEntry, NODE_ID_DENIED},
 };
 
-use super::prefix;
 use crate::{
-    datapath::Prefix,
     index::{Index, Networks},
+    prefix::{Prefix, prefix},
 };
 
 const DENIED: IpcacheEntry = IpcacheEntry {

@@ -13,8 +13,7 @@ use veer_bpf_common::{
     value::{IpcacheEntry, NODE_ID_FIRST_REMOTE, Remote},
 };
 
-use super::prefix;
-use crate::datapath::Prefix;
+use crate::prefix::{Prefix, prefix};
 
 /// What an earlier agent left in the maps of nodes.
 #[derive(Clone, Copy, Debug)]

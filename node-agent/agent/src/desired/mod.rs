@@ -2,7 +2,6 @@
 //! wired pods and the node's facts. Nothing here reads or writes the kernel.
 
 mod denied;
-mod epoch;
 mod ids;
 mod peers;
 mod unassigned;
@@ -14,7 +13,6 @@ use std::{
 
 use ipnet::IpNet;
 use veer_bpf_common::{
-    VXLAN_OVERHEAD_V4,
     identity::{HEALTH, HOST, INIT, REMOTE_NODE},
     key::IpKey,
     value::{
@@ -24,82 +22,17 @@ use veer_bpf_common::{
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use epoch::{Step, pair_mtu, peer_accepts, step, target};
 pub(crate) use ids::{Ids, Left};
 pub(crate) use peers::{Peers, peers};
 
 use crate::{
-    datapath::Prefix,
     endpoint::{Store, gateway_of},
+    facts::Facts,
     index::Index,
-    netlink::{pod::host_route, route::Route},
-    probe::Pairs,
+    prefix::{Prefix, host_prefix, prefix},
+    route::{Route, host_route},
+    switch::{Pairs, Step, entry, pair_mtu, tunnel_mtu},
 };
-
-/// An uplink.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Uplink {
-    /// Device name.
-    pub(crate) name: String,
-    /// Interface index.
-    pub(crate) index: u32,
-    /// MTU in bytes.
-    pub(crate) mtu: u32,
-    /// Kind of device; empty for hardware.
-    pub(crate) kind: String,
-    /// Its packets have Ethernet headers; else no program can run on it.
-    pub(crate) ethernet: bool,
-}
-
-/// How the kernel reaches another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Path {
-    /// Device.
-    pub(crate) index: u32,
-    /// Next hop: a router, or the node itself on the same link.
-    pub(crate) next_hop: IpAddr,
-    /// The next hop is the node itself.
-    pub(crate) same_link: bool,
-}
-
-/// What the node is, as netlink reports it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// Address that stands for the node.
-    pub(crate) primary: Option<IpAddr>,
-    /// All global addresses, the primary first.
-    pub(crate) addresses: Vec<IpAddr>,
-    /// Uplinks.
-    pub(crate) uplinks: Vec<Uplink>,
-    /// Interface index of the VXLAN device; 0: it is not there yet.
-    pub(crate) vxlan_index: u32,
-    /// Paths to other nodes by their primary address, where bare packets with
-    /// pods' addresses can go.
-    pub(crate) paths: HashMap<IpAddr, Path>,
-    /// Why they cannot go to the others, by the same address.
-    pub(crate) unfit: HashMap<IpAddr, String>,
-    /// Addresses of this node that are another's or pods', and on which device.
-    pub(crate) misplaced: Vec<(IpAddr, String)>,
-    /// Another number: what paths follow from has changed.
-    pub(crate) basis: u64,
-}
-
-impl Facts {
-    /// Largest packet that all uplinks carry, in bytes; 0: not known.
-    pub(crate) fn path_mtu(&self) -> u32 {
-        self.uplinks.iter().map(|u| u.mtu).min().unwrap_or(0)
-    }
-
-    /// MTU of the underlay in bytes: what the user says, or the smallest of the
-    /// uplinks'.
-    pub(crate) fn underlay_mtu(&self, cluster: Option<&ClusterNetworkSpec>) -> u32 {
-        let wanted = cluster
-            .and_then(|c| u32::try_from(c.mtu).ok())
-            .filter(|m| *m > 0);
-        let found = self.uplinks.iter().map(|u| u.mtu).min();
-        wanted.or(found).unwrap_or(1500)
-    }
-}
 
 /// Everything the kernel should hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -139,21 +72,11 @@ pub(crate) struct Inputs<'a> {
     pub(crate) present: &'a HashMap<u32, Remote>,
     /// What probes found.
     pub(crate) pairs: &'a Pairs,
-    /// As [`crate::clock::monotonic`].
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) now: u64,
     /// Work out the ipcache's rows of single addresses too; they are as many as
     /// the cluster has pods.
     pub(crate) rows: bool,
-}
-
-/// The prefix of one address.
-pub(crate) fn host_prefix(address: IpAddr) -> Prefix {
-    let length = if address.is_ipv4() { 32 } else { 128 };
-    (length, IpKey::from(address))
-}
-
-fn prefix(net: &IpNet) -> Prefix {
-    (net.prefix_len(), IpKey::from(net.network()))
 }
 
 /// The ipcache row of one address; `None`: no row of its own.
@@ -266,7 +189,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
         };
         let path = facts.paths.get(address).copied();
         let pair_mtu = pair_mtu(step, facts, node);
-        let remote = epoch::remote(&epoch::Pair {
+        let remote = entry::remote(&entry::Pair {
             step,
             node,
             address: *address,
@@ -398,11 +321,6 @@ pub(crate) fn tunnel_port(cluster: Option<&ClusterNetworkSpec>) -> u16 {
         .and_then(|c| u16::try_from(c.routing.tunnel.port).ok())
         .filter(|p| *p != 0)
         .unwrap_or(veer_bpf_common::DEFAULT_TUNNEL_PORT)
-}
-
-/// Largest inner packet of the tunnel on this underlay, in bytes.
-pub(crate) fn tunnel_mtu(underlay: u32) -> u32 {
-    underlay.saturating_sub(VXLAN_OVERHEAD_V4)
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use super::{Facts, Ids};
+use super::Ids;
 use crate::{
     endpoint::gateway_of,
+    facts::Facts,
     index::{Index, NodeRecord},
 };
 

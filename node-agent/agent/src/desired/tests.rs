@@ -12,8 +12,9 @@ use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
 use super::*;
 use crate::{
+    facts::{Path, Uplink},
     index::{Change, Event, NodeRecord, PodEndpointRow},
-    probe::{Answer, Ask, Peer},
+    switch::{self, Answer, Ask, Peer, step},
 };
 
 fn ip(s: &str) -> IpAddr {
@@ -72,13 +73,11 @@ struct World {
     present: HashMap<u32, Remote>,
     pairs: Pairs,
     now: u64,
-    _dir: tempfile::TempDir,
 }
 
 impl World {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
+        let mut store = Store::new([], Vec::new());
         store.set_block("10.1.0.0/24".parse().unwrap());
         let mut index = Index::new("a");
         index.handle(Event::Node(Change::Snapshot(vec![
@@ -93,7 +92,6 @@ impl World {
             present: HashMap::new(),
             pairs: Pairs::default(),
             now: 1,
-            _dir: dir,
         }
     }
 
@@ -126,7 +124,13 @@ impl World {
             applied: None,
         };
         let answers = vec![Answer { ask, outcome }];
-        self.pairs.take(self.pairs.round, answers, &[peer]);
+        let step = Step::default();
+        let inputs = switch::Inputs {
+            peers: &[peer],
+            step: &step,
+            now: self.now,
+        };
+        self.pairs.take(self.pairs.round, answers, inputs);
     }
 
     fn desired(&mut self, own: Option<&Epoch>) -> Desired {

@@ -8,8 +8,12 @@ use veer_bpf_common::{
     value::{IpcacheEntry, NODE_ID_NONE},
 };
 
-use super::{Facts, Peers, prefix};
-use crate::{datapath::Prefix, index::Index};
+use super::Peers;
+use crate::{
+    facts::Facts,
+    index::Index,
+    prefix::{Prefix, prefix},
+};
 
 const UNASSIGNED: IpcacheEntry = IpcacheEntry {
     identity: UNMANAGED,

@@ -5,7 +5,6 @@
 //! record without a pod is removed by DEL or collection, never by the loss of a
 //! list, and the loss of a record removes no pod (`rebuild`).
 
-mod disk;
 mod pool;
 mod rebuild;
 mod store;
@@ -21,12 +20,11 @@ use veer_bpf_common::{
 };
 use veer_crds::labels::fnv1a;
 
-pub(crate) use disk::Disk;
 pub(crate) use pool::{Claims, Pool, gateway_of};
-pub(crate) use rebuild::{Evidence, PodEnd};
+pub(crate) use rebuild::{Evidence, Kept, PodEnd};
 pub(crate) use store::{Reservation, Store, StoreError};
 
-use crate::netlink::{HOST_VETH, host_veth_digits, link::Mac};
+use crate::link::{HOST_VETH, Mac, host_veth_digits};
 
 /// A wired pod, as the record on disk holds it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -204,7 +202,7 @@ mod tests {
         // 15 characters are the most; earlier releases know it too.
         assert_eq!(host_ifname(&sandbox).len(), former_ifname(&sandbox).len());
         for foreign in ["veer_vxlan", "veer0123", "veer0123456789a", "eth0", ""] {
-            assert!(!crate::netlink::is_host_veth(foreign), "{foreign}");
+            assert!(!crate::link::is_host_veth(foreign), "{foreign}");
         }
     }
 }

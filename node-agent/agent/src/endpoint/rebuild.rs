@@ -4,14 +4,11 @@
 
 use std::net::IpAddr;
 
-use veer_agent_api::Attachment;
+use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::{identity::INIT, value::Interface as InterfaceValue};
 
 use super::LocalEndpoint;
-use crate::{
-    cni::results::Kept,
-    netlink::link::{Link, Mac},
-};
+use crate::link::{Link, Mac};
 
 /// Begins the container id of a record whose sandbox has no known one. Its DEL
 /// finds it by the device all the same.
@@ -36,6 +33,25 @@ pub(crate) struct PodEnd {
     pub(crate) addresses: Vec<IpAddr>,
     /// Next hops of the default routes over it.
     pub(crate) gateways: Vec<IpAddr>,
+}
+
+/// An ADD that succeeded, as the runtime's CNI library keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Which interface of which sandbox.
+    pub(crate) attachment: Attachment,
+    /// The pod.
+    pub(crate) namespace: String,
+    /// The pod.
+    pub(crate) pod_name: String,
+    /// UID as the kubelet gave it.
+    pub(crate) pod_uid: String,
+    /// The address that it got.
+    pub(crate) address: Option<IpAddr>,
+    /// Its gateway.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Its hostPorts, whichever plugin made them.
+    pub(crate) host_ports: Vec<HostPort>,
 }
 
 /// What is known of one host-side device that no record knows.

@@ -1,12 +1,9 @@
-//! Records of wired pods below the state folder, and the pool they draw from.
+//! Wired pods, and the pool of addresses that they draw from.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -52,8 +49,6 @@ pub(crate) struct Reservation {
 /// All wired pods.
 #[derive(Debug)]
 pub(crate) struct Store {
-    folder: PathBuf,
-    released_file: PathBuf,
     endpoints: BTreeMap<Attachment, Arc<LocalEndpoint>>,
     /// Whose records are to be on disk: from the end of ADD to the begin of DEL.
     recorded: BTreeSet<Attachment>,
@@ -69,48 +64,27 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Reads the records below the state folder. One that cannot be read is
-    /// named in the log, and made anew like any that is missing.
-    pub(crate) fn open(state: &Path) -> io::Result<Self> {
-        let folder = state.join("endpoints");
-        fs::create_dir_all(&folder)?;
-        let mut endpoints = BTreeMap::new();
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                let _ = fs::remove_file(&path);
-                continue;
-            }
-            let read = fs::read(&path)
-                .and_then(|bytes| Ok(serde_json::from_slice::<LocalEndpoint>(&bytes)?));
-            match read {
-                Ok(e) => {
-                    endpoints.insert(e.attachment.clone(), Arc::new(e));
-                }
-                Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "unreadable endpoint record");
-                }
-            }
-        }
-        let released_file = state.join("released.json");
-        let waiting = fs::read(&released_file)
-            .ok()
-            .and_then(|b| serde_json::from_slice(&b).ok())
-            .unwrap_or_default();
-        let last_serial = endpoints.values().map(|e| e.serial).max().unwrap_or(0);
-        Ok(Self {
-            folder,
-            released_file,
+    /// A store of what the records on disk say, and of the addresses that were given
+    /// back, the longest-free one first.
+    pub(crate) fn new(
+        records: impl IntoIterator<Item = LocalEndpoint>,
+        released: Vec<Released>,
+    ) -> Self {
+        let endpoints: BTreeMap<Attachment, Arc<LocalEndpoint>> = records
+            .into_iter()
+            .map(|e| (e.attachment.clone(), Arc::new(e)))
+            .collect();
+        Self {
             recorded: endpoints.keys().cloned().collect(),
-            endpoints,
             leaving: BTreeSet::new(),
+            last_serial: endpoints.values().map(|e| e.serial).max().unwrap_or(0),
+            endpoints,
             pool: None,
-            waiting,
+            waiting: released,
             last_id: 0,
             reserved_ids: Vec::new(),
-            last_serial,
             released_dirty: false,
-        })
+        }
     }
 
     /// The block in use: a new one is taken over only while no pod holds an
@@ -145,11 +119,13 @@ impl Store {
             .collect()
     }
 
-    /// Takes an address, a number and a serial for a new endpoint.
+    /// Takes an address, a number and a serial for a new endpoint. `now` is
+    /// milliseconds since 1970.
     pub(crate) fn reserve(
         &mut self,
         pod_uid: &str,
         claims: &Claims,
+        now: i64,
     ) -> Result<Reservation, StoreError> {
         let pool = self.pool.as_mut().ok_or(StoreError::NoBlock)?;
         let block = pool.block();
@@ -164,7 +140,7 @@ impl Store {
             address,
             gateway,
             endpoint_id,
-            serial: self.next_serial(),
+            serial: self.next_serial(now),
         })
     }
 
@@ -190,21 +166,11 @@ impl Store {
         }
     }
 
-    /// Milliseconds of the clock, or one more than the last: it rises also over
-    /// restarts without a write for it.
-    fn next_serial(&mut self) -> i64 {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .ok()
-            .and_then(|d| i64::try_from(d.as_millis()).ok())
-            .unwrap_or(0);
+    /// `now`, or one more than the last: it rises also over restarts without a write
+    /// for it.
+    fn next_serial(&mut self, now: i64) -> i64 {
         self.last_serial = now.max(self.last_serial + 1);
         self.last_serial
-    }
-
-    /// Where an interface's record is.
-    pub(crate) fn path(&self, attachment: &Attachment) -> PathBuf {
-        self.folder.join(attachment.file_name())
     }
 
     /// Makes an endpoint known. Its record is due only with [`Store::record`]: an
@@ -225,7 +191,8 @@ impl Store {
 
     /// Makes an endpoint known that was found wired without a record, with a
     /// number and a serial if it lacks them. `None` when its address is another's.
-    pub(crate) fn adopt(&mut self, mut endpoint: LocalEndpoint) -> Option<LocalEndpoint> {
+    /// `now` is milliseconds since 1970.
+    pub(crate) fn adopt(&mut self, mut endpoint: LocalEndpoint, now: i64) -> Option<LocalEndpoint> {
         let free = self.by_address(endpoint.address).is_none()
             && match (&mut self.pool, endpoint.address) {
                 (Some(pool), IpAddr::V4(address)) => pool.hold(address),
@@ -241,7 +208,7 @@ impl Store {
             endpoint.endpoint_id = self.free_id();
         }
         if endpoint.serial == 0 {
-            endpoint.serial = self.next_serial();
+            endpoint.serial = self.next_serial(now);
         }
         self.last_serial = self.last_serial.max(endpoint.serial);
         self.insert(endpoint.clone());
@@ -288,14 +255,10 @@ impl Store {
         self.recorded.contains(attachment)
     }
 
-    /// The file of an interface and what it is to hold; `None`: it is not to be.
-    pub(crate) fn on_disk(&self, attachment: &Attachment) -> (PathBuf, Option<Vec<u8>>) {
-        let content = self
-            .endpoints
-            .get(attachment)
-            .filter(|_| self.recorded.contains(attachment))
-            .and_then(|e| serde_json::to_vec(&**e).ok());
-        (self.path(attachment), content)
+    /// The record that an interface is to have on disk; `None`: none.
+    pub(crate) fn record_of(&self, attachment: &Attachment) -> Option<Arc<LocalEndpoint>> {
+        let recorded = self.recorded.contains(attachment);
+        self.endpoints.get(attachment).filter(|_| recorded).cloned()
     }
 
     /// Changes an endpoint's identity.
@@ -346,14 +309,13 @@ impl Store {
         }
     }
 
-    /// The file of the released addresses and its content, if that changed since
-    /// it was last asked for.
-    pub(crate) fn released_to_write(&mut self) -> Option<(PathBuf, Vec<u8>)> {
+    /// The released addresses, the longest-free one first, if they changed since they
+    /// were last asked for.
+    pub(crate) fn released_to_write(&mut self) -> Option<Vec<Released>> {
         let pool = self.pool.as_ref().filter(|_| self.released_dirty)?;
-        let released: Vec<&Released> = pool.released().collect();
-        let bytes = serde_json::to_vec(&released).ok()?;
+        let released = pool.released().cloned().collect();
         self.released_dirty = false;
-        Some((self.released_file.clone(), bytes))
+        Some(released)
     }
 
     /// What was last asked for could not be written.

@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::{Engine, Input};
-use crate::probe::{self, Answer};
+use crate::{probe, switch::Answer};
 
 /// Whether a job of probes may be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

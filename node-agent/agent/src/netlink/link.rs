@@ -2,6 +2,8 @@
 
 use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
+pub(crate) use crate::link::{Link, Mac};
+
 use super::wire::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
 
 pub(super) const RTM_NEWLINK: u16 = 16;
@@ -34,44 +36,6 @@ const ETHERNET: u16 = 1;
 const IFF_UP: u32 = 0x1;
 const IFF_NOARP: u32 = 0x80;
 const HEADER: usize = 16;
-
-/// A MAC address in transmission order.
-pub(crate) type Mac = [u8; 6];
-
-/// A link as the kernel reports it.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag of the kernel's of its own"
-)]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Link {
-    /// Interface index.
-    pub(crate) index: u32,
-    /// Interface index of a veth's other end, in the namespace where that is.
-    pub(crate) peer: u32,
-    /// Name.
-    pub(crate) name: String,
-    /// MTU in bytes.
-    pub(crate) mtu: u32,
-    /// Hardware address; zeros where it is not an Ethernet one.
-    pub(crate) mac: Mac,
-    /// Kind (`veth`, `vxlan`, …); empty for hardware.
-    pub(crate) kind: String,
-    /// Its packets have Ethernet headers.
-    pub(crate) ethernet: bool,
-    /// Interface index of the bridge or bond that it is a port of; 0: none.
-    pub(crate) master: u32,
-    /// Administratively up.
-    pub(crate) up: bool,
-    /// `IFF_NOARP`.
-    pub(crate) noarp: bool,
-    /// UDP port of a VXLAN device; 0 for others.
-    pub(crate) vxlan_port: u16,
-    /// `external` of a VXLAN device.
-    pub(crate) vxlan_external: bool,
-    /// Id of the XDP program that runs on it; 0: none, or more than one.
-    pub(crate) xdp: u32,
-}
 
 fn header(index: u32, flags: u32, change: u32) -> [u8; HEADER] {
     let mut h = [0; HEADER];

@@ -16,23 +16,4 @@ pub(crate) mod route;
 pub(crate) mod sysctl;
 pub(crate) mod wire;
 
-/// Name of the one VXLAN device.
-pub(crate) const VXLAN: &str = "veer_vxlan";
-
-/// How the name of the host side of a pod's veth begins. The tunnel's device does not, so
-/// that what selects by it (kube-proxy's `InterfaceNamePrefix`) finds pods alone.
-pub(crate) const HOST_VETH: &str = "veer0";
-
-/// Whether a device name is that of the host side of a pod's veth: nine hexadecimal
-/// digits behind [`HOST_VETH`], or ten behind `veer` as earlier releases had it, which
-/// so know the names of this one.
-pub(crate) fn is_host_veth(name: &str) -> bool {
-    name.strip_prefix("veer")
-        .is_some_and(|rest| rest.len() == 10 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-/// What tells one host side from another: the last nine digits, whichever release made
-/// it. `None`: the name is none of those.
-pub(crate) fn host_veth_digits(name: &str) -> Option<&str> {
-    name.get(5..).filter(|_| is_host_veth(name))
-}
+pub(crate) use crate::link::{VXLAN, host_veth_digits, is_host_veth};

@@ -5,6 +5,8 @@ use std::{io, net::IpAddr, os::fd::AsFd, path::Path};
 
 use ipnet::IpNet;
 
+use crate::route::host_route;
+
 use super::{
     address,
     link::{self, Link, Mac, VethEnd},
@@ -113,14 +115,6 @@ pub(crate) fn host_side(
 ) -> io::Result<()> {
     neighbour::replace(host, index, address, mac)?;
     route::replace(host, &host_route(index, address, source))
-}
-
-/// The host's route to a pod.
-pub(crate) fn host_route(index: u32, address: IpAddr, source: Option<IpAddr>) -> Route {
-    Route {
-        source,
-        ..Route::link(IpNet::from(address), index)
-    }
 }
 
 /// Sets the MTU of a running pod's default route, in bytes, where it is veer's: a

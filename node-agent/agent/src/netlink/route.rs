@@ -8,6 +8,8 @@ use std::{
 
 use ipnet::IpNet;
 
+pub(crate) use crate::route::Route;
+
 use super::{
     address::{from_octets, octets},
     wire::{APPEND, Attrs, CREATE, Message, REPLACE, Received, Socket, u16_at, u32_at},
@@ -39,87 +41,50 @@ const NEXT_HOP: usize = 8;
 /// `rtm_protocol` of veer's routes, of the node and in pods.
 pub(crate) const PROTOCOL: u8 = 0x76;
 
-/// A route of the main table.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Route {
-    /// Destination.
-    pub(crate) destination: IpNet,
-    /// Next hop, if not on the link itself.
-    pub(crate) gateway: Option<IpAddr>,
-    /// Device; 0 with `unreachable`.
-    pub(crate) index: u32,
-    /// Source address for what starts here.
-    pub(crate) source: Option<IpAddr>,
-    /// MTU in bytes; 0: the device's.
-    pub(crate) mtu: u32,
-    /// Of routes to one destination the one with the smallest counts.
-    pub(crate) metric: u32,
-    /// The next hop is on the link although no route says so.
-    pub(crate) onlink: bool,
-    /// Refuse with "host unreachable".
-    pub(crate) unreachable: bool,
-}
-
-impl Route {
-    /// A route to what is on the link itself.
-    pub(crate) fn link(destination: IpNet, index: u32) -> Self {
-        Self {
-            destination,
-            gateway: None,
-            index,
-            source: None,
-            mtu: 0,
-            metric: 0,
-            onlink: false,
-            unreachable: false,
-        }
+fn message(route: &Route, kind: u16, flags: u16) -> Message {
+    let scope = if route.unreachable || route.gateway.is_some() {
+        SCOPE_UNIVERSE
+    } else {
+        SCOPE_LINK
+    };
+    let kind_of_route = if route.unreachable {
+        TYPE_UNREACHABLE
+    } else {
+        TYPE_UNICAST
+    };
+    let scope = if kind == RTM_DELROUTE {
+        SCOPE_NOWHERE
+    } else {
+        scope
+    };
+    let mut fixed = header(route.destination);
+    fixed[4] = TABLE_MAIN;
+    fixed[5] = PROTOCOL;
+    fixed[6] = scope;
+    fixed[7] = kind_of_route;
+    if route.onlink {
+        fixed[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
     }
-
-    fn message(&self, kind: u16, flags: u16) -> Message {
-        let scope = if self.unreachable || self.gateway.is_some() {
-            SCOPE_UNIVERSE
-        } else {
-            SCOPE_LINK
-        };
-        let kind_of_route = if self.unreachable {
-            TYPE_UNREACHABLE
-        } else {
-            TYPE_UNICAST
-        };
-        let scope = if kind == RTM_DELROUTE {
-            SCOPE_NOWHERE
-        } else {
-            scope
-        };
-        let mut fixed = header(self.destination);
-        fixed[4] = TABLE_MAIN;
-        fixed[5] = PROTOCOL;
-        fixed[6] = scope;
-        fixed[7] = kind_of_route;
-        if self.onlink {
-            fixed[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
-        }
-        let mut message = Message::new(kind, flags, &fixed);
-        message.attr(RTA_DST, &octets(self.destination.network()));
-        if let Some(gateway) = self.gateway {
-            message.attr(RTA_GATEWAY, &octets(gateway));
-        }
-        if self.index != 0 {
-            message.u32(RTA_OIF, self.index);
-        }
-        if let Some(source) = self.source {
-            message.attr(RTA_PREFSRC, &octets(source));
-        }
-        if self.metric != 0 {
-            message.u32(RTA_PRIORITY, self.metric);
-        }
-        if self.mtu != 0 {
-            message.nest(RTA_METRICS, |m| {
-                m.u32(RTAX_MTU, self.mtu);
-            });
-        }
-        message
+    let mut message = Message::new(kind, flags, &fixed);
+    message.attr(RTA_DST, &octets(route.destination.network()));
+    if let Some(gateway) = route.gateway {
+        message.attr(RTA_GATEWAY, &octets(gateway));
     }
+    if route.index != 0 {
+        message.u32(RTA_OIF, route.index);
+    }
+    if let Some(source) = route.source {
+        message.attr(RTA_PREFSRC, &octets(source));
+    }
+    if route.metric != 0 {
+        message.u32(RTA_PRIORITY, route.metric);
+    }
+    if route.mtu != 0 {
+        message.nest(RTA_METRICS, |m| {
+            m.u32(RTAX_MTU, route.mtu);
+        });
+    }
+    message
 }
 
 fn header(destination: IpNet) -> [u8; HEADER] {
@@ -216,17 +181,17 @@ pub(crate) fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
 
 /// Makes a route behind those that are there to the destination.
 pub(crate) fn append(socket: &mut Socket, route: &Route) -> io::Result<()> {
-    socket.request(route.message(RTM_NEWROUTE, CREATE | APPEND))
+    socket.request(message(route, RTM_NEWROUTE, CREATE | APPEND))
 }
 
 /// Makes or changes the route to a destination.
 pub(crate) fn replace(socket: &mut Socket, route: &Route) -> io::Result<()> {
-    socket.request(route.message(RTM_NEWROUTE, CREATE | REPLACE))
+    socket.request(message(route, RTM_NEWROUTE, CREATE | REPLACE))
 }
 
 /// Removes a route; fine when there is none. Returns whether there was.
 pub(crate) fn delete(socket: &mut Socket, route: &Route) -> io::Result<bool> {
-    match socket.request(route.message(RTM_DELROUTE, 0)) {
+    match socket.request(message(route, RTM_DELROUTE, 0)) {
         Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => {
             Ok(false)
         }

@@ -13,7 +13,7 @@ use super::{
     expr::Expr,
     ruleset::{OWN_DEVICES, v4},
 };
-use crate::{desired::Facts, endpoint::LocalEndpoint, netlink::conntrack::Flow};
+use crate::{endpoint::LocalEndpoint, facts::Facts, netlink::conntrack::Flow};
 
 /// Ports of all of the node's addresses.
 const ANYWHERE: &str = "hostports";

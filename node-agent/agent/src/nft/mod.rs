@@ -24,12 +24,13 @@ use std::{
 use ipnet::Ipv4Net;
 
 use crate::{
-    desired::{Facts, Step},
     endpoint::LocalEndpoint,
+    facts::Facts,
     index::Index,
     netlink::conntrack,
     netlink::wire::{Attrs, Message, Received, Socket, text},
     repair::{Kind, RoundLog},
+    switch::Step,
 };
 
 pub(crate) use content::Count;

@@ -14,9 +14,11 @@ use super::{
     host_ports::{self, HostPorts},
 };
 use crate::{
-    desired::{Facts, Step, tunnel_port},
+    desired::tunnel_port,
+    facts::Facts,
     index::Index,
     netlink::{VXLAN, conntrack::Flow},
+    switch::Step,
 };
 
 /// Addresses of nodes.

@@ -16,8 +16,8 @@ use super::{
     *,
 };
 use crate::{
-    desired::Facts,
     endpoint::LocalEndpoint,
+    facts::Facts,
     index::{Change, Event, Index, NodeRecord},
     netlink::{
         lab::{self, FAR, NEAR},

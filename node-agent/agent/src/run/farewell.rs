@@ -9,7 +9,7 @@
 
 use std::{fs, io, path::Path};
 
-use crate::{cni::conflist::PLUGIN, files, held::HeldFile};
+use crate::{checkpoint_file::CheckpointFile, cni::conflist::PLUGIN, files};
 
 /// Removes the agent's files if the node is decommissioned. `state` and `run` are
 /// its directories, `plugins` is the node's directory of CNI plugins, `sandboxes` is
@@ -20,7 +20,7 @@ pub(super) fn leave(
     plugins: &Path,
     sandboxes: usize,
 ) -> io::Result<bool> {
-    if !HeldFile::open(state).get().decommissioned {
+    if !CheckpointFile::open(state).get().decommissioned {
         return Ok(false);
     }
     if sandboxes == 0 {
@@ -46,7 +46,7 @@ fn empty(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::held::Held;
+    use crate::checkpoint::Checkpoint;
 
     fn node(decommissioned: bool) -> tempfile::TempDir {
         let node = tempfile::tempdir().unwrap();
@@ -56,12 +56,12 @@ mod tests {
         fs::write(node.path().join("state/endpoints/a.json"), "{}").unwrap();
         fs::write(node.path().join("run/agent.sock"), "").unwrap();
         fs::write(node.path().join("bin/veer-cni"), "").unwrap();
-        let held = Held {
+        let held = Checkpoint {
             decommissioned,
             epoch: Some(veer_crds::v1alpha1::Epoch::default()),
-            ..Held::default()
+            ..Checkpoint::default()
         };
-        HeldFile::open(&node.path().join("state"))
+        CheckpointFile::open(&node.path().join("state"))
             .set(held)
             .unwrap();
         node

@@ -19,13 +19,13 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use veer_crds::{
     condition::Judgement,
-    v1alpha1::{FOREIGN_CONFLIST, KeptForm, NodeNetworkStatus, NodeReportStatus},
+    v1alpha1::{FOREIGN_CONFLIST, NodeNetworkStatus, NodeReportStatus},
 };
 
 use crate::{
     attachments::Attachments,
-    desired::Facts,
-    held::Held,
+    checkpoint::Checkpoint,
+    facts::Facts,
     index::{Index, Seen},
     repair::Kind,
     shared::Shared,
@@ -54,7 +54,7 @@ pub(crate) struct Inputs<'a> {
     /// What the agent's parts share.
     pub(crate) shared: &'a Shared,
     /// What is on disk.
-    pub(crate) held: &'a Held,
+    pub(crate) held: &'a Checkpoint,
     /// The node.
     pub(crate) facts: &'a Facts,
     /// Its programs.
@@ -231,19 +231,6 @@ fn odd(index: &Index, own: u32) -> Option<String> {
         )
     })
 }
-
-/// The peers to which the node keeps the old form, as others read it.
-pub(crate) fn kept_form((number, peers): (i64, Vec<String>)) -> Option<KeptForm> {
-    let all = peers.len() > KEPT_NAMED;
-    (!peers.is_empty()).then(|| KeptForm {
-        number,
-        peers: if all { Vec::new() } else { peers },
-        all,
-    })
-}
-
-/// Peers that `status.keptForm` names.
-const KEPT_NAMED: usize = 256;
 
 /// Keeps both statuses as the engine reports, until it ends.
 pub(crate) async fn run(client: Client, shared: Arc<Shared>, reports: watch::Receiver<Report>) {

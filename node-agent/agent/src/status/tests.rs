@@ -293,16 +293,6 @@ fn the_node_with_the_smaller_mtu_than_most_is_the_odd_one() {
 }
 
 #[test]
-fn peers_to_which_the_form_is_kept_are_named_up_to_a_number() {
-    let names = |n: usize| (0..n).map(|i| format!("n{i}")).collect::<Vec<_>>();
-    assert_eq!(kept_form((3, names(0))), None);
-    let few = kept_form((3, names(256))).unwrap();
-    assert_eq!((few.number, few.peers.len(), few.all), (3, 256, false));
-    let many = kept_form((3, names(257))).unwrap();
-    assert_eq!((many.peers.len(), many.all), (0, true));
-}
-
-#[test]
 fn a_node_that_is_not_as_it_should_be_says_for_which_reason() {
     let blocked = degraded_of(("ForwardBlocked", "chain FORWARD of table ip filter"));
     assert!(blocked.status && blocked.message.contains("FORWARD"));

@@ -16,8 +16,8 @@ use veer_crds::v1alpha1::XdpMode;
 
 use crate::{
     datapath::{self, Datapath, XdpAttach},
-    desired::Uplink,
     error::{Error, netlink},
+    facts::Uplink,
     lock::Lock,
     netlink::link::Link,
     repair::{Kind, RoundLog},

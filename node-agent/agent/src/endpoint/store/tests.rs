@@ -9,16 +9,15 @@ fn attachment(n: u32) -> Attachment {
     }
 }
 
-fn persist(store: &Store, attachment: &Attachment) {
-    match store.on_disk(attachment) {
-        (path, Some(bytes)) => crate::files::write_atomically(&path, &bytes).unwrap(),
-        (path, None) => crate::files::remove(&path).unwrap(),
-    }
+/// As the next agent reads what this one has written.
+fn restarted(store: &mut Store) -> Store {
+    let recorded = store.iter().filter(|e| store.is_recorded(&e.attachment));
+    let records: Vec<_> = recorded.cloned().collect();
+    Store::new(records, store.released_to_write().unwrap_or_default())
 }
 
 fn forget(store: &mut Store, attachment: &Attachment) {
     store.leave(attachment).unwrap();
-    persist(store, attachment);
     store.remove(attachment);
 }
 
@@ -45,19 +44,23 @@ fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
 }
 
 fn wire(store: &mut Store, n: u32) -> LocalEndpoint {
-    let e = endpoint(n, store.reserve(&format!("u{n}"), &Claims::new()).unwrap());
+    let e = endpoint(
+        n,
+        store.reserve(&format!("u{n}"), &Claims::new(), 1).unwrap(),
+    );
     store.insert(e.clone());
     store.record(&e.attachment);
-    persist(store, &e.attachment);
     e
 }
 
 #[test]
 fn addresses_numbers_and_serials_are_unique_and_survive_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
     let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
-    assert_eq!(store.reserve("x", &Claims::new()), Err(StoreError::NoBlock));
+    let mut store = Store::new([], Vec::new());
+    assert_eq!(
+        store.reserve("x", &Claims::new(), 1),
+        Err(StoreError::NoBlock)
+    );
     store.set_block(block);
     let all: Vec<_> = (0..252).map(|n| wire(&mut store, n)).collect();
     let addresses: HashSet<_> = all.iter().map(|e| e.address).collect();
@@ -65,54 +68,32 @@ fn addresses_numbers_and_serials_are_unique_and_survive_a_restart() {
     assert_eq!((addresses.len(), ids.len()), (252, 252));
     assert!(all.windows(2).all(|w| w[0].serial < w[1].serial));
 
-    let mut again = Store::open(dir.path()).unwrap();
+    let mut again = restarted(&mut store);
     again.set_block(block);
     assert_eq!(again.len(), 252);
-    let r = again.reserve("new", &Claims::new()).unwrap();
+    let r = again.reserve("new", &Claims::new(), 1).unwrap();
     assert!(!addresses.contains(&IpAddr::from(r.address)));
     assert!(r.serial > all[251].serial);
     assert!(matches!(
-        again.reserve("more", &Claims::new()),
+        again.reserve("more", &Claims::new(), 1),
         Err(StoreError::Exhausted { capacity: 253, .. })
     ));
 }
 
 #[test]
 fn removing_what_is_not_there_succeeds() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let mut store = Store::new([], Vec::new());
     assert_eq!(store.leave(&attachment(1)), None);
-    persist(&store, &attachment(1));
     store.remove(&attachment(1));
 }
 
 #[test]
-fn a_released_address_is_remembered_with_its_pod_over_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
-    store.set_block(block);
-    let e = wire(&mut store, 1);
-    forget(&mut store, &e.attachment);
-    let (path, bytes) = store.released_to_write().unwrap();
-    crate::files::write_atomically(&path, &bytes).unwrap();
-    assert!(store.released_to_write().is_none());
-    let mut again = Store::open(dir.path()).unwrap();
-    again.set_block(block);
-    assert_eq!(
-        IpAddr::from(again.reserve("u1", &Claims::new()).unwrap().address),
-        e.address
-    );
-}
-
-#[test]
 fn a_new_block_waits_for_the_pods_of_the_old_one() {
-    let dir = tempfile::tempdir().unwrap();
     let (old, new): (Ipv4Net, Ipv4Net) = (
         "10.1.0.0/24".parse().unwrap(),
         "10.2.0.0/24".parse().unwrap(),
     );
-    let mut store = Store::open(dir.path()).unwrap();
+    let mut store = Store::new([], Vec::new());
     store.set_block(old);
     let e = wire(&mut store, 1);
     assert_eq!(store.set_block(new), old);
@@ -122,17 +103,14 @@ fn a_new_block_waits_for_the_pods_of_the_old_one() {
 
 #[test]
 fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let mut store = Store::new([], Vec::new());
     store.set_block("10.1.0.0/24".parse().unwrap());
     let e = wire(&mut store, 1);
     assert!(store.leave(&e.attachment).is_some());
-    persist(&store, &e.attachment);
     // The engine comes between, and writes late.
     assert!(store.set_identity(&e.attachment, 300, None).is_some());
-    persist(&store, &e.attachment);
-    assert!(!store.path(&e.attachment).exists());
-    let taken = store.reserve("new", &Claims::new()).unwrap();
+    assert!(store.record_of(&e.attachment).is_none());
+    let taken = store.reserve("new", &Claims::new(), 1).unwrap();
     assert_ne!(IpAddr::from(taken.address), e.address, "still held");
     store.remove(&e.attachment);
     assert_eq!(store.len(), 0);
@@ -140,8 +118,7 @@ fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
 
 #[test]
 fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let mut store = Store::new([], Vec::new());
     store.set_block("10.1.0.0/24".parse().unwrap());
     let mut e = wire(&mut store, 1);
     forget(&mut store, &e.attachment);
@@ -150,32 +127,18 @@ fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
     e.host_ifname = former_ifname(&runtimes);
     e.attachment.container_id = format!("rebuilt-{}", e.host_ifname);
     e.endpoint_id = 0;
-    let adopted = store.adopt(e.clone()).unwrap();
+    let adopted = store.adopt(e.clone(), 1).unwrap();
     assert_ne!(adopted.endpoint_id, 0);
-    assert_eq!(store.adopt(e.clone()), None, "the address is taken");
+    assert_eq!(store.adopt(e.clone(), 1), None, "the address is taken");
     assert_eq!(store.known_as(&runtimes), e.attachment);
     assert_eq!(store.known_as(&attachment(2)), attachment(2));
-    let other = store.reserve("new", &Claims::new()).unwrap();
+    let other = store.reserve("new", &Claims::new(), 1).unwrap();
     assert_ne!(IpAddr::from(other.address), e.address);
 }
 
 #[test]
-fn a_damaged_record_is_left_aside_and_the_others_are_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
-    store.set_block("10.1.0.0/24".parse().unwrap());
-    let (a, b) = (wire(&mut store, 1), wire(&mut store, 2));
-    // A full disk leaves an empty file.
-    fs::write(store.path(&a.attachment), "").unwrap();
-    let again = Store::open(dir.path()).unwrap();
-    assert!(again.get(&a.attachment).is_none());
-    assert_eq!(again.get(&b.attachment), Some(&b));
-}
-
-#[test]
 fn a_port_that_another_pod_has_is_found_and_the_own_earlier_sandbox_is_no_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path()).unwrap();
+    let mut store = Store::new([], Vec::new());
     store.set_block("10.0.1.0/24".parse().unwrap());
     let with_port = |mut endpoint: LocalEndpoint, ip: &str| {
         let mapping = serde_json::json!([

@@ -1,4 +1,5 @@
-//! What the routing epoch asks of this node, and of each pair.
+//! The entry of one other node: the form of the pair, and what the program is to
+//! know of its last change.
 
 use std::net::IpAddr;
 
@@ -6,132 +7,33 @@ use veer_bpf_common::{
     key::IpKey,
     value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE, Remote},
 };
-use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
+use veer_crds::v1alpha1::{Phase, RoutingMode};
 
-use super::{Facts, Path, tunnel_mtu};
-use crate::{index::NodeRecord, probe::View};
-
-/// What the epoch asks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Step {
-    /// The epoch; `None`: the operator has not said anything yet.
-    pub(crate) epoch: Option<Epoch>,
-    /// MTU of pods' default routes, in bytes.
-    pub(crate) mtu: u32,
-    /// Largest inner packet of the tunnel, in bytes.
-    pub(crate) tunnel_mtu: u32,
-    /// Largest packet of the native form, in bytes.
-    pub(crate) native_mtu: u32,
-    /// Some pair keeps the form it had before this epoch.
-    pub(crate) kept: bool,
-    /// Nanoseconds that a switched pair has to be confirmed in.
-    pub(crate) confirm: u64,
-}
-
-impl Step {
-    /// The mode that traffic is to move by, once switched.
-    pub(crate) fn mode(&self) -> RoutingMode {
-        self.epoch.as_ref().map_or(RoutingMode::Tunnel, |e| e.mode)
-    }
-
-    /// The phase.
-    pub(crate) fn phase(&self) -> Phase {
-        self.epoch.as_ref().map_or(Phase::Ready, |e| e.phase)
-    }
-
-    /// Whether bare packets are what every pair sends, and has been for long
-    /// enough that no peer sends anything else.
-    pub(crate) fn all_native(&self) -> bool {
-        self.mode() == RoutingMode::Native && self.phase() >= Phase::Finalize && !self.kept
-    }
-}
-
-/// What the epoch asks of this node. `present_mtu` is what pods have now; 0:
-/// nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`Step`].
-pub(crate) fn step(
-    epoch: Option<&Epoch>,
-    underlay_mtu: u32,
-    present_mtu: u32,
-    kept: bool,
-    confirm: u64,
-) -> Step {
-    let mut step = Step {
-        epoch: epoch.cloned(),
-        // The smaller of the two.
-        mtu: tunnel_mtu(underlay_mtu),
-        tunnel_mtu: tunnel_mtu(underlay_mtu),
-        native_mtu: underlay_mtu,
-        kept,
-        confirm,
-    };
-    if step.all_native() {
-        step.mtu = underlay_mtu;
-    } else if step.phase() == Phase::Preflight && present_mtu != 0 {
-        step.mtu = present_mtu;
-    }
-    step
-}
-
-/// Largest packet between this node and a peer, in bytes of the underlay: the
-/// smaller of what the two ends carry.
-pub(crate) fn pair_mtu(step: &Step, facts: &Facts, peer: &NodeRecord) -> u32 {
-    let ends = [facts.path_mtu(), peer.path_mtu].into_iter();
-    let known = ends.filter(|mtu| *mtu != 0);
-    known.fold(step.native_mtu, u32::min)
-}
-
-/// The form that a mode leads to for a peer reached by `path`; `None`: a bare
-/// packet that has no path.
-pub(crate) fn target(mode: RoutingMode, path: Option<Path>) -> Option<u8> {
-    match (mode, path) {
-        (RoutingMode::Native, path) => path.map(|_| FORM_NATIVE),
-        (RoutingMode::Hybrid, Some(path)) if path.same_link => Some(FORM_NATIVE),
-        (RoutingMode::Tunnel | RoutingMode::Hybrid, _) => Some(FORM_TUNNEL),
-    }
-}
-
-/// Whether a peer takes a form from us now, by its own report. The tunnel
-/// everybody takes always.
-pub(crate) fn peer_accepts(form: u8, own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
-    if form == FORM_TUNNEL {
-        return true;
-    }
-    let (Some(own), Some(peer)) = (own, peer) else {
-        return false;
-    };
-    let same = peer.number == own.number && peer.cluster_network_uid == own.cluster_network_uid;
-    peer.mode != RoutingMode::Tunnel
-        && ((same && peer.phase >= Phase::Prepare) || peer.phase == Phase::Ready)
-}
-
-/// Whether a peer has gone on to a later epoch in which it takes the tunnel only.
-fn peer_left_native(own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
-    peer.is_some_and(|peer| {
-        peer.mode == RoutingMode::Tunnel
-            && peer.phase >= Phase::Finalize
-            && own.is_none_or(|own| own.number < peer.number)
-    })
-}
+use super::{
+    View,
+    epoch::{Step, peer_accepts, peer_left_native, target},
+};
+use crate::{facts::Path, index::NodeRecord};
 
 /// What decides the entry of one other node.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pair<'a> {
+pub(crate) struct Pair<'a> {
     /// What the epoch asks.
-    pub(super) step: &'a Step,
+    pub(crate) step: &'a Step,
     /// The peer.
-    pub(super) node: &'a NodeRecord,
+    pub(crate) node: &'a NodeRecord,
     /// The address that stands for it.
-    pub(super) address: IpAddr,
+    pub(crate) address: IpAddr,
     /// How the kernel reaches it.
-    pub(super) path: Option<Path>,
+    pub(crate) path: Option<Path>,
     /// Largest packet of the underlay to it, in bytes.
-    pub(super) mtu: u32,
+    pub(crate) mtu: u32,
     /// Its entry now.
-    pub(super) present: Option<&'a Remote>,
+    pub(crate) present: Option<&'a Remote>,
     /// What probes say.
-    pub(super) view: View,
-    /// As [`crate::clock::monotonic`].
-    pub(super) now: u64,
+    pub(crate) view: View,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) now: u64,
 }
 
 /// The form of a pair, and what the program is to know of the last change.
@@ -225,7 +127,7 @@ fn number(step: &Step) -> u32 {
 }
 
 /// The entry of one other node.
-pub(super) fn remote(pair: &Pair<'_>) -> Remote {
+pub(crate) fn remote(pair: &Pair<'_>) -> Remote {
     let Form {
         now: form,
         previous,

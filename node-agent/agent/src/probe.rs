@@ -1,4 +1,11 @@
-//! The probes' packets and sockets: all peers of a job are asked at once.
+//! Whether other nodes answer in a form: asked before the form is used, and
+//! again to confirm that it works.
+//!
+//! A probe is an ICMP echo from this node's health address to the peer's. Its
+//! mark names the form, whatever form traffic has now, so probes disturb
+//! nothing. The peer's kernel answers: a peer whose agent is dead still does.
+//!
+//! All peers of a job are asked at once.
 
 use std::{
     collections::HashMap,
@@ -24,7 +31,7 @@ use nix::{
 };
 use veer_bpf_common::{mark, value::FORM_NATIVE};
 
-use super::{Answer, Ask};
+use crate::switch::{Answer, Ask};
 
 /// How often a packet that was not answered is sent again.
 const TRIES: u32 = 5;

@@ -75,7 +75,12 @@ impl World {
             Answer { ask, outcome }
         });
         let answers = answers.collect();
-        self.pairs.take(self.pairs.round, answers, &self.peers);
+        let inputs = Inputs {
+            peers: &self.peers,
+            step: &self.step,
+            now: self.now,
+        };
+        self.pairs.take(self.pairs.round, answers, inputs);
     }
 
     fn settle(&mut self) -> bool {
@@ -171,7 +176,12 @@ fn answers_to_an_earlier_attempt_say_nothing() {
         ask,
         outcome: Ok(()),
     });
-    world.pairs.take(round, late.collect(), &world.peers);
+    let inputs = Inputs {
+        peers: &world.peers,
+        step: &world.step,
+        now: world.now,
+    };
+    world.pairs.take(round, late.collect(), inputs);
     assert!(!world.settle());
 }
 

@@ -1,6 +1,10 @@
 //! The switch of one node: takes up the epoch it is told, has its pairs probed,
 //! and acknowledges a step once all of it is done here.
 
+pub(crate) mod entry;
+mod epoch;
+mod pairs;
+
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
@@ -10,16 +14,42 @@ use veer_bpf_common::value::Remote;
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{
-    clock::monotonic,
-    desired::{self, Facts, Peers, Step},
+    checkpoint::Checkpoint,
+    desired::{self, Peers},
     endpoint::Store,
-    held::Held,
+    facts::Facts,
     index::Index,
-    probe::{self, Answer, Ask, Inputs, Pairs},
     repair::RoundLog,
-    status::kept_form,
 };
 
+pub(crate) use epoch::{Step, pair_mtu, peer_accepts, step, target, tunnel_mtu};
+pub(crate) use pairs::{Inputs, Pairs, Peer, View};
+
+/// One peer to be probed in one form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// The peer's name.
+    pub(crate) node: String,
+    /// The peer's health address.
+    pub(crate) to: Ipv4Addr,
+    /// `FORM_*`.
+    pub(crate) form: u8,
+    /// Bytes of the largest IP packet that the form carries.
+    pub(crate) full: usize,
+    /// Whether the pair has switched to the form and waits to be confirmed.
+    pub(crate) confirms: bool,
+}
+
+/// What an [`Ask`] came to: `Err` says what failed and what to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// What was asked.
+    pub(crate) ask: Ask,
+    /// What came of it.
+    pub(crate) outcome: Result<(), String>,
+}
+
+/// The switch of one node.
 #[derive(Debug)]
 pub(crate) struct Switch {
     /// What probes of other nodes found.
@@ -45,11 +75,13 @@ pub(crate) struct Now<'a> {
     pub(crate) facts: &'a Facts,
     /// Entries of other nodes, by id.
     pub(crate) present: &'a HashMap<u32, Remote>,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) clock: u64,
 }
 
 impl Switch {
     /// As an earlier agent left it.
-    pub(crate) fn new(held: &Held) -> Self {
+    pub(crate) fn new(held: &Checkpoint) -> Self {
         Self {
             pairs: held.pairs.clone(),
             step: Step::default(),
@@ -76,13 +108,13 @@ impl Switch {
             self.pairs.retain(|name| known.contains_key(name));
         }
         let confirm = confirm_timeout(index);
-        let step = |kept| desired::step(epoch, underlay, pods_mtu, kept, confirm);
-        let before = step(false);
+        let asked = |kept| step(epoch, underlay, pods_mtu, kept, confirm);
+        let before = asked(false);
         let seen = seen(now, &before);
         let fell = self.pairs.expire(Inputs {
             peers: &seen,
             step: &before,
-            now: monotonic(),
+            now: now.clock,
         });
         if !fell.is_empty() {
             let note = format!(
@@ -94,7 +126,7 @@ impl Switch {
         }
         // Nobody waits with the larger MTU for a node that was taken away.
         let gone = |name: &str| index.nodes.get(name).is_some_and(|n| n.gone);
-        self.step = step(self.pairs.any_kept(|name| !gone(name)));
+        self.step = asked(self.pairs.any_kept(|name| !gone(name)));
     }
 
     /// Acknowledges the epoch's step once all of it is done here.
@@ -103,7 +135,7 @@ impl Switch {
         let inputs = Inputs {
             peers: &seen,
             step: &self.step,
-            now: monotonic(),
+            now: now.clock,
         };
         let settled = self.pairs.settle(inputs);
         if let Some(report) = self.pairs.report(inputs) {
@@ -131,7 +163,7 @@ impl Switch {
         let asks = self.pairs.asks(Inputs {
             peers: &seen,
             step: &self.step,
-            now: monotonic(),
+            now: now.clock,
         });
         (!asks.is_empty()).then_some((from, self.pairs.round, asks))
     }
@@ -139,7 +171,12 @@ impl Switch {
     /// Takes in what probes found.
     pub(crate) fn probed(&mut self, now: Now<'_>, round: u64, answers: Vec<Answer>) {
         let seen = seen(now, &self.step);
-        self.pairs.take(round, answers, &seen);
+        let inputs = Inputs {
+            peers: &seen,
+            step: &self.step,
+            now: now.clock,
+        };
+        self.pairs.take(round, answers, inputs);
     }
 }
 
@@ -168,12 +205,13 @@ fn confirm_timeout(index: &Index) -> u64 {
 }
 
 /// The other nodes as probing sees them.
-fn seen(now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
+fn seen(now: Now<'_>, step: &Step) -> Vec<Peer> {
     let Now {
         index,
         peers,
         facts,
         present,
+        clock: _,
     } = now;
     peers
         .by_name
@@ -182,10 +220,10 @@ fn seen(now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
             let node = index.nodes.get(name)?;
             let address = peers.primaries.get(name)?;
             let path = facts.paths.get(address).copied();
-            let target = desired::target(step.mode(), path);
+            let target = target(step.mode(), path);
             let health = *peers.health.get(name)?;
             let local = facts.misplaced.iter().find(|(a, _)| *a == health);
-            Some(probe::Peer {
+            Some(Peer {
                 name: name.clone(),
                 health,
                 target,
@@ -197,15 +235,28 @@ fn seen(now: Now<'_>, step: &Step) -> Vec<probe::Peer> {
                     )
                 }),
                 entry: *present.get(id)?,
-                mtu: desired::pair_mtu(step, facts, node),
+                mtu: pair_mtu(step, facts, node),
                 accepts: target.is_some_and(|form| {
-                    desired::peer_accepts(form, step.epoch.as_ref(), node.applied.as_ref())
+                    peer_accepts(form, step.epoch.as_ref(), node.applied.as_ref())
                 }),
                 applied: node.applied.clone(),
             })
         })
         .collect()
 }
+
+/// The peers to which the node keeps the old form, as others read it.
+pub(crate) fn kept_form((number, peers): (i64, Vec<String>)) -> Option<KeptForm> {
+    let all = peers.len() > KEPT_NAMED;
+    (!peers.is_empty()).then(|| KeptForm {
+        number,
+        peers: if all { Vec::new() } else { peers },
+        all,
+    })
+}
+
+/// Peers that `status.keptForm` names.
+const KEPT_NAMED: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -233,5 +284,15 @@ mod tests {
             assert_eq!(newest(newer.clone(), held.clone()), newer);
         }
         assert_eq!(newest(None, held.clone()), held);
+    }
+
+    #[test]
+    fn peers_to_which_the_form_is_kept_are_named_up_to_a_number() {
+        let names = |n: usize| (0..n).map(|i| format!("n{i}")).collect::<Vec<_>>();
+        assert_eq!(kept_form((3, names(0))), None);
+        let few = kept_form((3, names(256))).unwrap();
+        assert_eq!((few.number, few.peers.len(), few.all), (3, 256, false));
+        let many = kept_form((3, names(257))).unwrap();
+        assert_eq!((many.peers.len(), many.all), (0, true));
     }
 }

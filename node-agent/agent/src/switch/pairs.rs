@@ -8,18 +8,16 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
-    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
-use super::{Answer, Ask};
-use crate::desired::{Step, tunnel_mtu};
+use super::{Answer, Ask, Step, tunnel_mtu};
 
-/// How often a pair that failed is probed again.
-const AGAIN: Duration = Duration::from_secs(30);
+/// Nanoseconds after which a pair that failed is probed again.
+const AGAIN: u64 = 30_000_000_000;
 
 /// What probes of a peer in the target form came to.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
@@ -56,7 +54,7 @@ pub(crate) struct Pairs {
     confirmed: HashSet<(String, u8)>,
     /// When a peer that failed was last asked, and what it had acknowledged.
     #[serde(skip)]
-    tried: HashMap<String, (Instant, Option<Epoch>)>,
+    tried: HashMap<String, (u64, Option<Epoch>)>,
     /// Counts attempts seen by this agent, to know answers that come too late.
     #[serde(skip)]
     pub(crate) round: u64,
@@ -110,7 +108,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) peers: &'a [Peer],
     /// What the epoch asks.
     pub(crate) step: &'a Step,
-    /// As [`crate::clock::monotonic`].
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) now: u64,
 }
 
@@ -241,7 +239,7 @@ impl Pairs {
                 Finding::Untried => {
                     phase == Phase::Preflight || (phase >= Phase::Switch && !peer.arrived())
                 }
-                Finding::Failed(_) => phase >= Phase::Switch && self.is_due(peer),
+                Finding::Failed(_) => phase >= Phase::Switch && self.is_due(peer, inputs.now),
             };
             if wanted {
                 asks.push(ask(peer, target, inputs.step, false));
@@ -250,15 +248,16 @@ impl Pairs {
         asks
     }
 
-    fn is_due(&self, peer: &Peer) -> bool {
-        self.tried
-            .get(&peer.name)
-            .is_none_or(|(at, applied)| at.elapsed() >= AGAIN || *applied != peer.applied)
+    fn is_due(&self, peer: &Peer, now: u64) -> bool {
+        self.tried.get(&peer.name).is_none_or(|(at, applied)| {
+            now.saturating_sub(*at) >= AGAIN || *applied != peer.applied
+        })
     }
 
     /// Takes answers in. Those to an earlier attempt say nothing any more.
-    pub(crate) fn take(&mut self, round: u64, answers: Vec<Answer>, peers: &[Peer]) {
-        let peers: HashMap<&str, &Peer> = peers.iter().map(|p| (p.name.as_str(), p)).collect();
+    pub(crate) fn take(&mut self, round: u64, answers: Vec<Answer>, inputs: Inputs<'_>) {
+        let peers: HashMap<&str, &Peer> =
+            inputs.peers.iter().map(|p| (p.name.as_str(), p)).collect();
         for Answer { ask, outcome } in answers {
             if ask.confirms {
                 if outcome.is_ok() {
@@ -275,7 +274,7 @@ impl Pairs {
             let finding = match outcome {
                 Ok(()) => Finding::Passed,
                 Err(why) => {
-                    let tried = (Instant::now(), peer.applied.clone());
+                    let tried = (inputs.now, peer.applied.clone());
                     self.tried.insert(ask.node.clone(), tried);
                     Finding::Failed(why)
                 }

@@ -1,0 +1,32 @@
+//! What the agent keeps of the API server's word, so that it can start without it:
+//! its block, the cluster's settings, the epoch in force.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use veer_crds::v1alpha1::{ClusterNetworkSpec, Epoch};
+
+use crate::switch::Pairs;
+
+/// The content of `held.json` in the state folder.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Checkpoint {
+    /// Blocks assigned from.
+    #[serde(default, rename = "podCIDRs")]
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    /// UID and spec of the ClusterNetwork.
+    #[serde(default)]
+    pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
+    /// The last epoch taken up.
+    #[serde(default)]
+    pub(crate) epoch: Option<Epoch>,
+    /// The last epoch acknowledged.
+    #[serde(default)]
+    pub(crate) applied: Option<Epoch>,
+    /// What probes of other nodes found in that epoch or the one under way.
+    #[serde(default)]
+    pub(crate) pairs: Pairs,
+    /// The node was told to clean up and has.
+    #[serde(default)]
+    pub(crate) decommissioned: bool,
+}

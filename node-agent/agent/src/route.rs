@@ -1,0 +1,50 @@
+//! Routes as veer makes and reads them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Route {
+    /// Destination.
+    pub(crate) destination: IpNet,
+    /// Next hop, if not on the link itself.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Device; 0 with `unreachable`.
+    pub(crate) index: u32,
+    /// Source address for what starts here.
+    pub(crate) source: Option<IpAddr>,
+    /// MTU in bytes; 0: the device's.
+    pub(crate) mtu: u32,
+    /// Of routes to one destination the one with the smallest counts.
+    pub(crate) metric: u32,
+    /// The next hop is on the link although no route says so.
+    pub(crate) onlink: bool,
+    /// Refuse with "host unreachable".
+    pub(crate) unreachable: bool,
+}
+
+impl Route {
+    /// A route to what is on the link itself.
+    pub(crate) fn link(destination: IpNet, index: u32) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            index,
+            source: None,
+            mtu: 0,
+            metric: 0,
+            onlink: false,
+            unreachable: false,
+        }
+    }
+}
+
+/// The host's route to a pod.
+pub(crate) fn host_route(index: u32, address: IpAddr, source: Option<IpAddr>) -> Route {
+    Route {
+        source,
+        ..Route::link(IpNet::from(address), index)
+    }
+}
