@@ -25,7 +25,7 @@ use crate::{
     checkpoint::Checkpoint,
     clock::monotonic,
     cni, datapath,
-    desired::{self, Desired, Ids, Inputs, Left, Peers},
+    desired::{self, Desired, Inputs},
     device::Device,
     error::{Error, netlink},
     facts::Facts,
@@ -42,6 +42,7 @@ use crate::{
     },
     nft,
     observe::{self, Wanted},
+    peers::{self, Ids, Left, Peers},
     repair::{Kind, RoundLog},
     shared::Shared,
     status::{self, Report},
@@ -113,7 +114,7 @@ impl Converger {
                 rows: &rows,
             }),
             present,
-            switch: Switch::new(held),
+            switch: Switch::new(held.pairs.clone(), held.applied.clone()),
             health: Health::default(),
             device: Device::default(),
             host: Host::new(Sysctls::open(
@@ -171,7 +172,7 @@ impl Converger {
         let strays = self.strays.converge(shared, &mut socket, &links);
         let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
         host::up(done, &mut socket, &links, &shared.settled_pods());
-        let address = desired::health_address(&shared.store());
+        let address = shared.store().health_address();
         let of_pods = |address| index.nodes.in_any_block(address);
         let health = self
             .health
@@ -358,7 +359,7 @@ impl Converger {
             addresses: self.facts.addresses.clone(),
         };
         if self.basis.as_ref() != Some(&basis) {
-            self.peers = Arc::new(desired::peers(index, &self.facts, &mut self.ids));
+            self.peers = Arc::new(peers::peers(index, &self.facts, &mut self.ids));
             self.basis = Some(basis);
         }
         Arc::clone(&self.peers)
@@ -509,7 +510,7 @@ impl Converger {
         self.host.restore().map_err(netlink("restore sysctls"))?;
         self.device.forget();
         self.health
-            .remove(&mut socket, desired::health_address(&shared.store()))
+            .remove(&mut socket, shared.store().health_address())
             .map_err(netlink("take the health address off lo"))?;
         self.pod_mtus = PodMtus::default();
         self.present.clear();

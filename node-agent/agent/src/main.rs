@@ -31,6 +31,7 @@ mod metrics;
 mod netlink;
 mod nft;
 mod observe;
+mod peers;
 mod prefix;
 mod probe;
 mod publish;

@@ -2,8 +2,6 @@
 //! wired pods and the node's facts. Nothing here reads or writes the kernel.
 
 mod denied;
-mod ids;
-mod peers;
 mod unassigned;
 
 use std::{
@@ -22,13 +20,11 @@ use veer_bpf_common::{
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use ids::{Ids, Left};
-pub(crate) use peers::{Peers, peers};
-
 use crate::{
     endpoint::{Store, gateway_of},
     facts::Facts,
     index::Index,
+    peers::Peers,
     prefix::{Prefix, host_prefix, prefix},
     route::{Route, host_route},
     switch::{Pairs, Step, entry, pair_mtu, tunnel_mtu},
@@ -93,7 +89,7 @@ pub(crate) fn row(
         facts,
         peers,
         address,
-        (health_address(store), identity),
+        (store.health_address(), identity),
     )
 }
 
@@ -136,12 +132,6 @@ fn row_of(
         identity: pod.identity,
         node_id: *peers.by_name.get(pod.node)?,
     })
-}
-
-/// The address that this node probes others from and answers them at: the one
-/// that pods have as next hop.
-pub(crate) fn health_address(store: &Store) -> Option<IpAddr> {
-    gateway_of(&IpNet::V4(store.block()?))
 }
 
 /// Everything.
@@ -257,7 +247,7 @@ fn address_rows(
     peers: &Peers,
 ) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
     let pods: HashMap<IpAddr, u32> = store.iter().map(|e| (e.address, e.identity)).collect();
-    let health = health_address(store);
+    let health = store.health_address();
     let own = facts.addresses.iter().copied();
     let all = own
         .chain(store.iter().map(|e| e.address))

@@ -14,6 +14,7 @@ use super::*;
 use crate::{
     facts::{Path, Uplink},
     index::{Change, Event, NodeRecord, PodEndpointRow},
+    peers::{Ids, Left, peers},
     switch::{self, Answer, Ask, Peer, step},
 };
 

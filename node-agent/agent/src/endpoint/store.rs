@@ -352,6 +352,12 @@ impl Store {
         self.endpoints.len()
     }
 
+    /// The address that this node probes others from and answers them at: the one
+    /// that pods have as next hop.
+    pub(crate) fn health_address(&self) -> Option<IpAddr> {
+        gateway_of(&IpNet::V4(self.block()?))
+    }
+
     /// The block in use.
     pub(crate) fn block(&self) -> Option<Ipv4Net> {
         self.pool.as_ref().map(Pool::block)

@@ -13,14 +13,7 @@ use std::{
 use veer_bpf_common::value::Remote;
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
-use crate::{
-    checkpoint::Checkpoint,
-    desired::{self, Peers},
-    endpoint::Store,
-    facts::Facts,
-    index::Index,
-    repair::RoundLog,
-};
+use crate::{endpoint::Store, facts::Facts, index::Index, peers::Peers, repair::RoundLog};
 
 pub(crate) use epoch::{Step, pair_mtu, peer_accepts, step, target, tunnel_mtu};
 pub(crate) use pairs::{Inputs, Pairs, Peer, View};
@@ -80,14 +73,15 @@ pub(crate) struct Now<'a> {
 }
 
 impl Switch {
-    /// As an earlier agent left it.
-    pub(crate) fn new(held: &Checkpoint) -> Self {
+    /// As an earlier agent left it: what it knew of pairs, and the epoch that it
+    /// acknowledged.
+    pub(crate) fn new(pairs: Pairs, applied: Option<Epoch>) -> Self {
         Self {
-            pairs: held.pairs.clone(),
             step: Step::default(),
-            applied: held.applied.clone(),
+            applied,
             probes: None,
-            kept: held.pairs.kept().and_then(kept_form),
+            kept: pairs.kept().and_then(kept_form),
+            pairs,
         }
     }
 
@@ -155,7 +149,7 @@ impl Switch {
         store: &Store,
         now: Now<'_>,
     ) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
-        let from = match desired::health_address(store)? {
+        let from = match store.health_address()? {
             IpAddr::V4(address) => address,
             IpAddr::V6(_) => return None,
         };

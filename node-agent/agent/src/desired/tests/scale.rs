@@ -56,7 +56,7 @@ fn scale_of_rounds_and_events() {
             nodes: &desired.nodes,
             rows: &desired.ipcache,
         });
-        let (again, _) = timed(|| super::peers(&world.index, &world.facts, &mut world.ids));
+        let (again, _) = timed(|| crate::peers::peers(&world.index, &world.facts, &mut world.ids));
         let address = ip("11.0.1.9");
         let (event, _) = timed(|| {
             let mut changed = node("n7", "11.0.7.0/24", "172.16.0.8");

@@ -1,17 +1,20 @@
 //! Other nodes: who has which id and which address.
 
+mod ids;
+
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, HashMap, hash_map::Entry},
     net::{IpAddr, Ipv4Addr},
 };
 
-use super::Ids;
 use crate::{
     endpoint::gateway_of,
     facts::Facts,
     index::{Index, NodeRecord},
 };
+
+pub(crate) use ids::{Ids, Left};
 
 /// Other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
