@@ -10,13 +10,15 @@ use veer_crds::v1alpha1::{UplinkStatus, XdpMode};
 
 use crate::{
     datapath::{self, Datapath, Hook},
-    endpoint::LocalEndpoint,
     error::Error,
-    facts::Facts,
     lock::Lock,
     netlink::{VXLAN, is_host_veth, link::Link},
-    repair::{Kind, RoundLog},
     xdp::Xdp,
+};
+use veer_agent_core::{
+    endpoint::LocalEndpoint,
+    facts::Facts,
+    repair::{Kind, RoundLog},
 };
 
 /// How long a device may be no uplink, such as while its default route is set

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{checkpoint::Checkpoint, files};
+use crate::files;
+use veer_agent_core::checkpoint::Checkpoint;
 
 /// [`Checkpoint`] with its file.
 #[derive(Debug)]

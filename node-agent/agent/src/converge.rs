@@ -22,16 +22,12 @@ use veer_crds::v1alpha1::Epoch;
 
 use crate::{
     attachments::{self, Attachments},
-    checkpoint::Checkpoint,
     clock::monotonic,
     cni, datapath,
-    desired::{self, Desired, Inputs},
     device::Device,
     error::{Error, netlink},
-    facts::Facts,
     health::Health,
     host::{self, Host},
-    index::Index,
     netlink::{
         VXLAN, is_host_veth,
         link::{self, Link},
@@ -42,14 +38,20 @@ use crate::{
     },
     nft,
     observe::{self, Wanted},
-    peers::{self, Ids, Left, Peers},
-    repair::{Kind, RoundLog},
     shared::Shared,
     status::{self, Report},
-    switch::{Answer, Ask, Now, Step, Switch},
     tables::{self, Scope},
 };
 use pod_mtus::PodMtus;
+use veer_agent_core::{
+    checkpoint::Checkpoint,
+    desired::{self, Desired, Inputs},
+    facts::Facts,
+    index::Index,
+    peers::{self, Ids, Left, Peers},
+    repair::{Kind, RoundLog},
+    switch::{Answer, Ask, Now, Step, Switch},
+};
 
 /// How long the node's address may be away, for a lease renewed or an uplink made
 /// anew, before it counts as lost.

@@ -9,8 +9,8 @@ use crate::{
         link::{self, Link},
         wire::Socket,
     },
-    repair::{Kind, RoundLog},
 };
+use veer_agent_core::repair::{Kind, RoundLog};
 
 /// What the device was to be like in the last round.
 #[derive(Debug, Default)]

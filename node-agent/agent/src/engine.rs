@@ -24,21 +24,19 @@ use tokio::sync::watch;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
-    checkpoint::Checkpoint,
-    checkpoint_file::CheckpointFile,
-    cni,
-    converge::Converger,
-    desired,
-    error::Error,
-    index::{Event, Stale},
-    prefix::host_prefix,
-    shared::Shared,
+    checkpoint_file::CheckpointFile, cni, converge::Converger, error::Error, shared::Shared,
     status::Report,
-    switch::{self, Answer},
 };
 use files::NodeFiles;
 use pods::Noticed;
 use probing::Probing;
+use veer_agent_core::{
+    checkpoint::Checkpoint,
+    desired,
+    index::{Event, Stale},
+    prefix::host_prefix,
+    switch::{self, Answer},
+};
 
 /// Time between repair rounds.
 const ROUND: Duration = Duration::from_secs(2);

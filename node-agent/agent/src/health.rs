@@ -3,14 +3,12 @@
 
 use std::{io, net::IpAddr};
 
-use crate::{
-    netlink::{
-        address,
-        link::{self, Link},
-        wire::Socket,
-    },
-    repair::{Kind, RoundLog},
+use crate::netlink::{
+    address,
+    link::{self, Link},
+    wire::Socket,
 };
+use veer_agent_core::repair::{Kind, RoundLog};
 
 #[derive(Debug, Default)]
 pub(crate) struct Health {

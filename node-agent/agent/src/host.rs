@@ -11,11 +11,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    desired::Desired,
-    diff::Last,
-    endpoint::LocalEndpoint,
     error::{Error, netlink},
-    facts::Facts,
     netlink::{
         VXLAN,
         link::{self, Link, Mac},
@@ -24,6 +20,12 @@ use crate::{
         sysctl::{self, Sysctls},
         wire::Socket,
     },
+};
+use veer_agent_core::{
+    desired::Desired,
+    diff::Last,
+    endpoint::LocalEndpoint,
+    facts::Facts,
     repair::{Kind, RoundLog},
 };
 

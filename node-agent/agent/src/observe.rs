@@ -11,7 +11,6 @@ use ipnet::IpNet;
 
 use crate::{
     clock::monotonic,
-    facts::{Facts, Path, Uplink},
     netlink::{
         VXLAN,
         address::{self, Address},
@@ -21,6 +20,7 @@ use crate::{
         wire::Socket,
     },
 };
+use veer_agent_core::facts::{Facts, Path, Uplink};
 
 /// Nanoseconds after which the next share of the known paths is asked for again.
 const TURN: u64 = 2_000_000_000;

@@ -31,7 +31,7 @@ use nix::{
 };
 use veer_bpf_common::{mark, value::FORM_NATIVE};
 
-use crate::switch::{Answer, Ask};
+use veer_agent_core::switch::{Answer, Ask};
 
 /// How often a packet that was not answered is sent again.
 const TRIES: u32 = 5;

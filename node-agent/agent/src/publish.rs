@@ -18,13 +18,12 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 use veer_crds::v1alpha1::{PodEndpoint, PodEndpointSpec, PodEndpointState};
 
-use crate::{
+use crate::{retry, watch::version};
+use place::Key;
+use veer_agent_core::{
     endpoint::LocalEndpoint,
     index::{Endpoints, PodEndpointRow},
-    retry,
-    watch::version,
 };
-use place::Key;
 
 /// Field manager of everything the agent writes.
 pub(crate) const FIELD_MANAGER: &str = "veer-agent";

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use kube::client::Body;
 
 use super::*;
-use crate::index::{Change, OwnRow};
+use veer_agent_core::index::{Change, OwnRow};
 
 fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
     LocalEndpoint {

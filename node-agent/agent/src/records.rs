@@ -14,11 +14,8 @@ use std::{
 
 use veer_agent_api::Attachment;
 
-use crate::{
-    endpoint::{LocalEndpoint, Store},
-    files,
-    lock::Lock,
-};
+use crate::{files, lock::Lock};
+use veer_agent_core::endpoint::{LocalEndpoint, Store};
 
 /// As many files can be written at once.
 const LANES: usize = 16;
@@ -116,7 +113,7 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::{Claims, mac};
+    use veer_agent_core::endpoint::{Claims, mac};
 
     fn wire(records: &Records, store: &Lock<Store>, n: u32) -> LocalEndpoint {
         let attachment = Attachment {

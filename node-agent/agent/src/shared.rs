@@ -19,17 +19,14 @@ use veer_agent_api::Attachment;
 use veer_monitoring::Pulse;
 
 use crate::{
-    cni::conflist::Chain,
-    datapath::Datapath,
+    cni::conflist::Chain, datapath::Datapath, engine::Input, events::Events, lock::Lock,
+    publish::Publisher, records::Records,
+};
+use veer_agent_core::{
     endpoint::{LocalEndpoint, Store},
-    engine::Input,
-    events::Events,
     facts::Facts,
     index::Index,
-    lock::Lock,
     peers::Peers,
-    publish::Publisher,
-    records::Records,
     repair::{Kind, Ledger, Note, RoundLog},
     switch::Step,
 };

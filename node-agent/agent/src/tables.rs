@@ -9,8 +9,8 @@ use veer_bpf_common::{
     value::Remote,
 };
 
-use crate::{
-    datapath::{self, Datapath, Maps, read_all},
+use crate::datapath::{self, Datapath, Maps, read_all};
+use veer_agent_core::{
     desired::Desired,
     diff::{Difference, compare},
     prefix::Prefix,

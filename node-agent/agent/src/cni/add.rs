@@ -14,9 +14,7 @@ use super::{del, internal, write_rows};
 use crate::{
     clock,
     datapath::Hook,
-    endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
     engine::Input,
-    index::Resolution,
     netlink::{
         link,
         netns::{self, Netns},
@@ -24,6 +22,10 @@ use crate::{
         wire::Socket,
     },
     shared::Shared,
+};
+use veer_agent_core::{
+    endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
+    index::Resolution,
 };
 
 /// How long ADD waits for a known pod's number, before it wires it as `init`.

@@ -192,7 +192,7 @@ pub(crate) fn chains(folder: &Path, plugin: &str) -> bool {
 /// cleaned up: until then the runtime needs both for DEL.
 pub(crate) fn remove_with_the_last(shared: &Shared) {
     super::gc::collect(shared);
-    if shared.store().len() > 0 {
+    if !shared.store().is_empty() {
         return;
     }
     for path in [

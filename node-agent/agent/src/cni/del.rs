@@ -6,12 +6,12 @@ use veer_agent_api::Attachment;
 
 use super::remove_rows;
 use crate::{
-    endpoint::{LocalEndpoint, former_ifname, host_ifname},
     engine::Input,
     netlink::{link, wire::Socket},
     publish::place,
     shared::Shared,
 };
+use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
 
 /// Unwires a sandbox's interface: its device (both ends go together, with their
 /// routes and neighbours), its record, its rows, its pins, the pod's object.

@@ -14,11 +14,8 @@ use veer_bpf_common::{
 };
 
 use super::query::protocol;
-use crate::{
-    datapath::Error,
-    endpoint::{LocalEndpoint, mac_text},
-    shared::Shared,
-};
+use crate::{datapath::Error, shared::Shared};
+use veer_agent_core::endpoint::{LocalEndpoint, mac_text};
 
 /// The samples that the maps hold, the latest first.
 pub(super) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {

@@ -18,10 +18,10 @@ use veer_bpf_common::{
 
 use crate::{
     datapath::{Error, read_all},
-    endpoint::mac_text,
     nft::{self, Count},
     shared::Shared,
 };
+use veer_agent_core::endpoint::mac_text;
 
 pub(super) fn node_status(shared: &Shared) -> NodeStatus {
     let (attach, index) = (shared.datapath().attach_kind().to_owned(), shared.index());
@@ -42,7 +42,7 @@ pub(super) fn node_status(shared: &Shared) -> NodeStatus {
         host_routing: "BPF".into(),
         pod_cidrs: block.iter().map(ToString::to_string).collect(),
         gateways: block
-            .and_then(|b| crate::endpoint::gateway_of(&b.into()))
+            .and_then(|b| veer_agent_core::endpoint::gateway_of(&b.into()))
             .into_iter()
             .collect(),
         addresses: plan.facts.addresses.clone(),
@@ -70,7 +70,7 @@ pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
                 id: value.endpoint_id,
                 identity: value.identity,
                 pod: known
-                    .map(crate::endpoint::LocalEndpoint::pod)
+                    .map(veer_agent_core::endpoint::LocalEndpoint::pod)
                     .unwrap_or_default(),
                 ifindex: value.ifindex,
                 ifname: known.map(|e| e.host_ifname.clone()).unwrap_or_default(),

@@ -16,7 +16,6 @@ use std::{
 use super::results;
 use crate::{
     clock,
-    endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
     engine::Input,
     netlink::{
         address, host_veth_digits, is_host_veth,
@@ -24,8 +23,11 @@ use crate::{
         netns, route,
         wire::Socket,
     },
-    repair::Kind,
     shared::Shared,
+};
+use veer_agent_core::{
+    endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
+    repair::Kind,
 };
 
 /// What the other ends of unknown devices are, as far as it can be seen.

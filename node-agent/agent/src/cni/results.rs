@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use veer_agent_api::{Attachment, host_port};
 
-use crate::endpoint::{Kept, device_digits};
+use veer_agent_core::endpoint::{Kept, device_digits};
 
 /// The network's name in veer's configuration.
 pub(super) const NETWORK: &str = "veer";

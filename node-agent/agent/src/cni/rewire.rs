@@ -8,16 +8,15 @@ use std::{collections::HashSet, io};
 use super::{add::alive, write_rows};
 use crate::{
     datapath::{self, Hook},
-    endpoint::LocalEndpoint,
     netlink::{
         link::{self, Link},
         netns,
         pod::{self, Wiring},
         wire::Socket,
     },
-    repair::Kind,
     shared::Shared,
 };
+use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
 
 /// Why a pod could not be given a device again.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,8 @@ use tokio::{
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
 
 use super::{add, check, del, drops, gc, internal, query};
-use crate::{repair::Kind, shared::Shared};
+use crate::shared::Shared;
+use veer_agent_core::repair::Kind;
 
 /// Requests worked on at once: netlink is serial in the kernel anyway, and each
 /// takes a thread.

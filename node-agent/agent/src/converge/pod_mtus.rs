@@ -5,13 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
+use crate::netlink::{
+    link::{self, Link},
+    netns, pod,
+    wire::Socket,
+};
+use veer_agent_core::{
     endpoint::LocalEndpoint,
-    netlink::{
-        link::{self, Link},
-        netns, pod,
-        wire::Socket,
-    },
     repair::{Kind, RoundLog},
 };
 

@@ -21,7 +21,7 @@ use veer_bpf_common::{
 };
 
 use super::Error;
-use crate::prefix::Prefix;
+use veer_agent_core::prefix::Prefix;
 
 /// Typed handles of all maps the agent reads or writes.
 pub(crate) struct Maps {

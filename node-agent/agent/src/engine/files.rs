@@ -10,9 +10,9 @@ use crate::{
     cni::{conflist, foreign},
     files,
     install::Keeper,
-    repair::Kind,
     shared::{Options, Shared},
 };
+use veer_agent_core::repair::Kind;
 
 #[derive(Debug)]
 pub(super) struct NodeFiles {

@@ -11,10 +11,9 @@ use super::Engine;
 use crate::{
     cni,
     error::Error,
-    index::Resolution,
     publish::{Entry, Todo, place},
-    repair::Kind,
 };
+use veer_agent_core::{index::Resolution, repair::Kind};
 
 /// What was noticed of this node's pods, so that it is told once.
 #[derive(Debug, Default)]

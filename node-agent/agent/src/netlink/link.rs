@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
-pub(crate) use crate::link::{Link, Mac};
+pub(crate) use veer_agent_core::link::{Link, Mac};
 
 use super::wire::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
 

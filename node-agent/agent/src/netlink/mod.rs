@@ -16,4 +16,4 @@ pub(crate) mod route;
 pub(crate) mod sysctl;
 pub(crate) mod wire;
 
-pub(crate) use crate::link::{VXLAN, host_veth_digits, is_host_veth};
+pub(crate) use veer_agent_core::link::{VXLAN, host_veth_digits, is_host_veth};

@@ -5,7 +5,7 @@ use std::{io, net::IpAddr, os::fd::AsFd, path::Path};
 
 use ipnet::IpNet;
 
-use crate::route::host_route;
+use veer_agent_core::route::host_route;
 
 use super::{
     address,

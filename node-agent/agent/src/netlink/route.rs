@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub(crate) use crate::route::Route;
+pub(crate) use veer_agent_core::route::Route;
 
 use super::{
     address::{from_octets, octets},

@@ -13,7 +13,8 @@ use super::{
     expr::Expr,
     ruleset::{OWN_DEVICES, v4},
 };
-use crate::{endpoint::LocalEndpoint, facts::Facts, netlink::conntrack::Flow};
+use crate::netlink::conntrack::Flow;
+use veer_agent_core::{endpoint::LocalEndpoint, facts::Facts};
 
 /// Ports of all of the node's addresses.
 const ANYWHERE: &str = "hostports";

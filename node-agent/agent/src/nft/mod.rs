@@ -24,11 +24,13 @@ use std::{
 use ipnet::Ipv4Net;
 
 use crate::{
+    netlink::conntrack,
+    netlink::wire::{Attrs, Message, Received, Socket, text},
+};
+use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::Facts,
     index::Index,
-    netlink::conntrack,
-    netlink::wire::{Attrs, Message, Received, Socket, text},
     repair::{Kind, RoundLog},
     switch::Step,
 };

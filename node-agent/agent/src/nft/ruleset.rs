@@ -13,13 +13,8 @@ use super::{
     expr::Expr,
     host_ports::{self, HostPorts},
 };
-use crate::{
-    desired::tunnel_port,
-    facts::Facts,
-    index::Index,
-    netlink::{VXLAN, conntrack::Flow},
-    switch::Step,
-};
+use crate::netlink::{VXLAN, conntrack::Flow};
+use veer_agent_core::{desired::tunnel_port, facts::Facts, index::Index, switch::Step};
 
 /// Addresses of nodes.
 const NODES: &str = "nodes4";
@@ -289,7 +284,7 @@ fn postrouting(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::{Change, Event, NodeRecord};
+    use veer_agent_core::index::{Change, Event, NodeRecord};
     use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
     fn built(step: &Step) -> Ruleset {

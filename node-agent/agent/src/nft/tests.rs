@@ -15,14 +15,14 @@ use super::{
     ruleset::Inputs,
     *,
 };
-use crate::{
+use crate::netlink::{
+    lab::{self, FAR, NEAR},
+    netns::Netns,
+};
+use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::Facts,
     index::{Change, Event, Index, NodeRecord},
-    netlink::{
-        lab::{self, FAR, NEAR},
-        netns::Netns,
-    },
 };
 
 /// Longer than anything here takes on the slowest machine.

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 
 use veer_crds::names::{pod_endpoint_name, pod_endpoint_name_of_node};
 
-use crate::{endpoint::LocalEndpoint, index::Endpoints};
+use veer_agent_core::{endpoint::LocalEndpoint, index::Endpoints};
 
 /// An object: namespace and name.
 pub(crate) type Key = (String, String);

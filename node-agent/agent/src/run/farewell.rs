@@ -46,7 +46,7 @@ fn empty(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Checkpoint;
+    use veer_agent_core::checkpoint::Checkpoint;
 
     fn node(decommissioned: bool) -> tempfile::TempDir {
         let node = tempfile::tempdir().unwrap();

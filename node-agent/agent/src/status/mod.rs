@@ -22,13 +22,12 @@ use veer_crds::{
     v1alpha1::{FOREIGN_CONFLIST, NodeNetworkStatus, NodeReportStatus},
 };
 
-use crate::{
-    attachments::Attachments,
+use crate::{attachments::Attachments, shared::Shared};
+use veer_agent_core::{
     checkpoint::Checkpoint,
     facts::Facts,
     index::{Index, Seen},
     repair::Kind,
-    shared::Shared,
     switch::Switch,
 };
 

@@ -278,7 +278,7 @@ async fn without_news_nothing_is_written_for_hours() {
 
 #[test]
 fn the_node_with_the_smaller_mtu_than_most_is_the_odd_one() {
-    use crate::index::{Change, Event, NodeRecord};
+    use veer_agent_core::index::{Change, Event, NodeRecord};
     let mut index = Index::new("a");
     let others = [("b", 1500), ("c", 1500), ("d", 1400)].map(|(name, path_mtu)| NodeRecord {
         name: name.into(),

@@ -22,7 +22,7 @@ use std::{
 use kube::Resource;
 
 use super::source::{Seen, version};
-use crate::index::Change;
+use veer_agent_core::index::Change;
 
 /// What an object is called in the index, and whether it is this node's own.
 pub(super) type Naming<K> = Box<dyn Fn(&K) -> (String, bool) + Send>;

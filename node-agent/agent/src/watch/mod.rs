@@ -24,11 +24,9 @@ use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
 };
 
-use crate::{
-    engine::Input,
-    events::Events,
-    index::{Change, Event, IdentityRecord, NodeRecord, OwnRow, PodEndpointRow, PodRecord, Seen},
-    retry,
+use crate::{engine::Input, events::Events, retry};
+use veer_agent_core::index::{
+    Change, Event, IdentityRecord, NodeRecord, OwnRow, PodEndpointRow, PodRecord, Seen,
 };
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.

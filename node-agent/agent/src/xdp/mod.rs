@@ -17,12 +17,14 @@ use veer_crds::v1alpha1::XdpMode;
 use crate::{
     datapath::{self, Datapath, XdpAttach},
     error::{Error, netlink},
-    facts::Uplink,
     lock::Lock,
     netlink::link::Link,
-    repair::{Kind, RoundLog},
 };
 use flood::{Change, Flood};
+use veer_agent_core::{
+    facts::Uplink,
+    repair::{Kind, RoundLog},
+};
 
 /// Drivers whose driver-mode XDP keeps the offloads that TCP streams live on.
 /// A veth loses its peer's segmentation offload, for example.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, thread};
 
 use super::*;
-use crate::endpoint::LocalEndpoint;
+use veer_agent_core::endpoint::LocalEndpoint;
 
 /// The pod's device.
 const DEVICE: &str = "veer0123456789";

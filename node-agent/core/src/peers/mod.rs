@@ -14,22 +14,22 @@ use crate::{
     index::{Index, NodeRecord},
 };
 
-pub(crate) use ids::{Ids, Left};
+pub use ids::{Ids, Left};
 
 /// Other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Peers {
+pub struct Peers {
     /// Ids by name. A node of which nobody has said where it is, and of which the
     /// maps hold nothing, is not there.
-    pub(crate) by_name: BTreeMap<String, u32>,
+    pub by_name: BTreeMap<String, u32>,
     /// Addresses that stand for nodes (tunnel, next hop), by name.
-    pub(crate) primaries: BTreeMap<String, IpAddr>,
+    pub primaries: BTreeMap<String, IpAddr>,
     /// Ids by each believed address.
-    pub(crate) by_address: HashMap<IpAddr, u32>,
+    pub by_address: HashMap<IpAddr, u32>,
     /// Health addresses by name.
-    pub(crate) health: BTreeMap<String, Ipv4Addr>,
+    pub health: BTreeMap<String, Ipv4Addr>,
     /// Ids by health address.
-    pub(crate) health_ids: HashMap<IpAddr, u32>,
+    pub health_ids: HashMap<IpAddr, u32>,
 }
 
 /// The address that stands for a node: its first IPv4 one.
@@ -83,7 +83,7 @@ impl Claim<'_> {
 
 /// Who the other nodes are. Not believed: an address inside a pod CIDR, one of
 /// the own node, and one that two nodes claim with the same right.
-pub(crate) fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
+pub fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
     let mut peers = Peers::default();
     let mut claims: HashMap<IpAddr, Claim<'_>> = HashMap::new();
     let others = || index.nodes.iter().filter(|n| n.name != index.own());

@@ -13,53 +13,53 @@ use super::Change;
 /// What counts of a NodeNetwork.
 #[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct NodeRecord {
+pub struct NodeRecord {
     /// Name of node and object.
-    pub(crate) name: String,
+    pub name: String,
     /// Seconds since 1970 at which the object was created, and its UID: which of
     /// two nodes is newer.
-    pub(crate) born: (i64, String),
+    pub born: (i64, String),
     /// `spec.podCIDRs`.
-    pub(crate) pod_cidrs: Vec<IpNet>,
+    pub pod_cidrs: Vec<IpNet>,
     /// `spec.addresses`, the primary first: what the operator has found in the
     /// Node. What the node itself says is believed by nobody.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// The operator names no address any more; these are those of before.
-    pub(crate) remembered: bool,
+    pub remembered: bool,
     /// `spec.epoch`; kept of the own node only.
-    pub(crate) epoch: Option<Epoch>,
+    pub epoch: Option<Epoch>,
     /// Its agent has written no status into the object yet.
-    pub(crate) silent: bool,
+    pub silent: bool,
     /// `status.applied`: number, phase and mode decide what it accepts.
-    pub(crate) applied: Option<Epoch>,
+    pub applied: Option<Epoch>,
     /// Number of the epoch in which the node reports that it keeps the old form
     /// to this node.
-    pub(crate) keeps_form_to_us: Option<i64>,
+    pub keeps_form_to_us: Option<i64>,
     /// `status.pathMtu` in bytes; 0: not known.
-    pub(crate) path_mtu: u32,
+    pub path_mtu: u32,
     /// `spec.decommission`; kept of the own node only.
-    pub(crate) decommission: bool,
+    pub decommission: bool,
     /// The Node is deleted; pods may still run there.
-    pub(crate) gone: bool,
+    pub gone: bool,
     /// What the status was seen to be; of the own node only.
-    pub(crate) seen: Option<Box<Seen>>,
+    pub seen: Option<Box<Seen>>,
 }
 
 /// The own NodeNetwork as the API server has it: what the agent writes there is
 /// compared with it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// UID of the object; one that was made again has another.
-    pub(crate) uid: String,
+    pub uid: String,
     /// resourceVersion; 0: of its order nothing is known.
-    pub(crate) version: u64,
+    pub version: u64,
     /// Its status.
-    pub(crate) status: NodeNetworkStatus,
+    pub status: NodeNetworkStatus,
 }
 
 /// How much of the desired state a change of a node makes stale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Extent {
+pub(super) enum Extent {
     /// Nothing that counts.
     #[default]
     Nothing,
@@ -72,7 +72,7 @@ pub(crate) enum Extent {
 /// Networks, to be asked whether they hold an address. As many look-ups as there
 /// are different prefix lengths, however many networks there are.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Networks {
+pub struct Networks {
     count: HashMap<IpNet, usize>,
     /// How many networks there are of each length and family (`true`: IPv4).
     lengths: BTreeMap<(bool, u8), usize>,
@@ -103,7 +103,7 @@ impl Networks {
     }
 
     /// Whether a network lies in one of these. An address is a network too.
-    pub(crate) fn cover(&self, net: &IpNet) -> bool {
+    pub fn cover(&self, net: &IpNet) -> bool {
         let v4 = net.addr().is_ipv4();
         self.lengths
             .range((v4, 0)..=(v4, net.prefix_len()))
@@ -128,7 +128,7 @@ fn family_and_length(net: &IpNet) -> (bool, u8) {
 
 /// All nodes.
 #[derive(Debug, Default)]
-pub(crate) struct Nodes {
+pub struct Nodes {
     by_name: BTreeMap<String, NodeRecord>,
     blocks: Networks,
     generation: u64,
@@ -235,38 +235,38 @@ impl Nodes {
     }
 
     /// One node.
-    pub(crate) fn get(&self, name: &str) -> Option<&NodeRecord> {
+    pub fn get(&self, name: &str) -> Option<&NodeRecord> {
         self.by_name.get(name)
     }
 
     /// The own NodeNetwork as it was last seen; `None`: it is not there.
-    pub(crate) fn own_seen(&self) -> Option<&Seen> {
+    pub fn own_seen(&self) -> Option<&Seen> {
         self.own.as_deref()
     }
 
     /// Rises with every change that counts.
-    pub(crate) fn generation(&self) -> u64 {
+    pub fn generation(&self) -> u64 {
         self.generation
     }
 
     /// All nodes in the order of their names.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &NodeRecord> {
+    pub fn iter(&self) -> impl Iterator<Item = &NodeRecord> {
         self.by_name.values()
     }
 
     /// Whether an address lies in a node's block.
-    pub(crate) fn claims(&self, node: &str, address: IpAddr) -> bool {
+    pub fn claims(&self, node: &str, address: IpAddr) -> bool {
         self.get(node)
             .is_some_and(|n| n.pod_cidrs.iter().any(|c| c.contains(&address)))
     }
 
     /// Whether an address lies in any node's block.
-    pub(crate) fn in_any_block(&self, address: IpAddr) -> bool {
+    pub fn in_any_block(&self, address: IpAddr) -> bool {
         self.blocks.cover(&IpNet::from(address))
     }
 
     /// The blocks of all nodes.
-    pub(crate) fn blocks(&self) -> &Networks {
+    pub fn blocks(&self) -> &Networks {
         &self.blocks
     }
 }

@@ -10,23 +10,23 @@ use crate::switch::Pairs;
 /// The content of `held.json` in the state folder.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Checkpoint {
+pub struct Checkpoint {
     /// Blocks assigned from.
     #[serde(default, rename = "podCIDRs")]
-    pub(crate) pod_cidrs: Vec<IpNet>,
+    pub pod_cidrs: Vec<IpNet>,
     /// UID and spec of the ClusterNetwork.
     #[serde(default)]
-    pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
+    pub cluster: Option<(String, ClusterNetworkSpec)>,
     /// The last epoch taken up.
     #[serde(default)]
-    pub(crate) epoch: Option<Epoch>,
+    pub epoch: Option<Epoch>,
     /// The last epoch acknowledged.
     #[serde(default)]
-    pub(crate) applied: Option<Epoch>,
+    pub applied: Option<Epoch>,
     /// What probes of other nodes found in that epoch or the one under way.
     #[serde(default)]
-    pub(crate) pairs: Pairs,
+    pub pairs: Pairs,
     /// The node was told to clean up and has.
     #[serde(default)]
-    pub(crate) decommissioned: bool,
+    pub decommissioned: bool,
 }

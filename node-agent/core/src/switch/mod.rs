@@ -1,7 +1,7 @@
 //! The switch of one node: takes up the epoch it is told, has its pairs probed,
 //! and acknowledges a step once all of it is done here.
 
-pub(crate) mod entry;
+pub mod entry;
 mod epoch;
 mod pairs;
 
@@ -15,67 +15,67 @@ use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{endpoint::Store, facts::Facts, index::Index, peers::Peers, repair::RoundLog};
 
-pub(crate) use epoch::{Step, pair_mtu, peer_accepts, step, target, tunnel_mtu};
-pub(crate) use pairs::{Inputs, Pairs, Peer, View};
+pub use epoch::{Step, pair_mtu, peer_accepts, step, target, tunnel_mtu};
+pub use pairs::{Inputs, Pairs, Peer, View};
 
 /// One peer to be probed in one form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub struct Ask {
     /// The peer's name.
-    pub(crate) node: String,
+    pub node: String,
     /// The peer's health address.
-    pub(crate) to: Ipv4Addr,
+    pub to: Ipv4Addr,
     /// `FORM_*`.
-    pub(crate) form: u8,
+    pub form: u8,
     /// Bytes of the largest IP packet that the form carries.
-    pub(crate) full: usize,
+    pub full: usize,
     /// Whether the pair has switched to the form and waits to be confirmed.
-    pub(crate) confirms: bool,
+    pub confirms: bool,
 }
 
 /// What an [`Ask`] came to: `Err` says what failed and what to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// What was asked.
-    pub(crate) ask: Ask,
+    pub ask: Ask,
     /// What came of it.
-    pub(crate) outcome: Result<(), String>,
+    pub outcome: Result<(), String>,
 }
 
 /// The switch of one node.
 #[derive(Debug)]
-pub(crate) struct Switch {
+pub struct Switch {
     /// What probes of other nodes found.
-    pub(crate) pairs: Pairs,
+    pub pairs: Pairs,
     /// What the epoch asks, as of the last round.
-    pub(crate) step: Step,
+    pub step: Step,
     /// The epoch acknowledged.
-    pub(crate) applied: Option<Epoch>,
+    pub applied: Option<Epoch>,
     /// What was last known of all pairs of one attempt.
-    pub(crate) probes: Option<ProbeReport>,
+    pub probes: Option<ProbeReport>,
     /// The peers to which the form was kept then: they go on to accept it.
-    pub(crate) kept: Option<KeptForm>,
+    pub kept: Option<KeptForm>,
 }
 
 /// What the node and the maps are at this moment.
 #[derive(Clone, Copy)]
-pub(crate) struct Now<'a> {
+pub struct Now<'a> {
     /// What the API server said.
-    pub(crate) index: &'a Index,
+    pub index: &'a Index,
     /// Other nodes.
-    pub(crate) peers: &'a Peers,
+    pub peers: &'a Peers,
     /// This node.
-    pub(crate) facts: &'a Facts,
+    pub facts: &'a Facts,
     /// Entries of other nodes, by id.
-    pub(crate) present: &'a HashMap<u32, Remote>,
+    pub present: &'a HashMap<u32, Remote>,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
-    pub(crate) clock: u64,
+    pub clock: u64,
 }
 
 impl Switch {
     /// As an earlier agent left it: what it knew of pairs, and the epoch that it
     /// acknowledged.
-    pub(crate) fn new(pairs: Pairs, applied: Option<Epoch>) -> Self {
+    pub fn new(pairs: Pairs, applied: Option<Epoch>) -> Self {
         Self {
             step: Step::default(),
             applied,
@@ -87,7 +87,7 @@ impl Switch {
 
     /// Takes up the epoch: what it asks, and which pairs have fallen back.
     /// `underlay` and `pods_mtu` are bytes.
-    pub(crate) fn take_up(
+    pub fn take_up(
         &mut self,
         done: &mut RoundLog,
         now: Now<'_>,
@@ -124,7 +124,7 @@ impl Switch {
     }
 
     /// Acknowledges the epoch's step once all of it is done here.
-    pub(crate) fn acknowledge(&mut self, now: Now<'_>) {
+    pub fn acknowledge(&mut self, now: Now<'_>) {
         let seen = seen(now, &self.step);
         let inputs = Inputs {
             peers: &seen,
@@ -144,11 +144,7 @@ impl Switch {
 
     /// What is to be probed now, from which address, and in which round of
     /// probes.
-    pub(crate) fn asks(
-        &mut self,
-        store: &Store,
-        now: Now<'_>,
-    ) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
+    pub fn asks(&mut self, store: &Store, now: Now<'_>) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
         let from = match store.health_address()? {
             IpAddr::V4(address) => address,
             IpAddr::V6(_) => return None,
@@ -163,7 +159,7 @@ impl Switch {
     }
 
     /// Takes in what probes found.
-    pub(crate) fn probed(&mut self, now: Now<'_>, round: u64, answers: Vec<Answer>) {
+    pub fn probed(&mut self, now: Now<'_>, round: u64, answers: Vec<Answer>) {
         let seen = seen(now, &self.step);
         let inputs = Inputs {
             peers: &seen,
@@ -177,7 +173,7 @@ impl Switch {
 /// Which of the epoch told and the one held is to be followed: the held one where
 /// the other is older. An API server restored from a backup tells what was
 /// true once, until the operator has made a higher number.
-pub(crate) fn newest(told: Option<Epoch>, held: Option<Epoch>) -> Option<Epoch> {
+pub fn newest(told: Option<Epoch>, held: Option<Epoch>) -> Option<Epoch> {
     match (told, held) {
         (Some(told), Some(held))
             if told.cluster_network_uid == held.cluster_network_uid
@@ -240,7 +236,7 @@ fn seen(now: Now<'_>, step: &Step) -> Vec<Peer> {
 }
 
 /// The peers to which the node keeps the old form, as others read it.
-pub(crate) fn kept_form((number, peers): (i64, Vec<String>)) -> Option<KeptForm> {
+pub fn kept_form((number, peers): (i64, Vec<String>)) -> Option<KeptForm> {
     let all = peers.len() > KEPT_NAMED;
     (!peers.is_empty()).then(|| KeptForm {
         number,

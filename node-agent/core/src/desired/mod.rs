@@ -32,51 +32,51 @@ use crate::{
 
 /// Everything the kernel should hold.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Desired {
+pub struct Desired {
     /// The one configuration entry.
-    pub(crate) config: Config,
+    pub config: Config,
     /// Node ids by address.
-    pub(crate) nodes: HashMap<IpKey, u32>,
+    pub nodes: HashMap<IpKey, u32>,
     /// Other nodes by id.
-    pub(crate) remotes: HashMap<u32, Remote>,
+    pub remotes: HashMap<u32, Remote>,
     /// Rows of the ipcache.
-    pub(crate) ipcache: HashMap<Prefix, IpcacheEntry>,
+    pub ipcache: HashMap<Prefix, IpcacheEntry>,
     /// Local pods by address.
-    pub(crate) endpoints: HashMap<IpKey, Endpoint>,
+    pub endpoints: HashMap<IpKey, Endpoint>,
     /// Local pods by device.
-    pub(crate) interfaces: HashMap<u32, Interface>,
+    pub interfaces: HashMap<u32, Interface>,
     /// Routes of the main table.
-    pub(crate) routes: Vec<Route>,
+    pub routes: Vec<Route>,
     /// MTU of pods' default routes, in bytes.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
 }
 
 /// What the functions here look at.
 #[derive(Clone, Copy)]
-pub(crate) struct Inputs<'a> {
+pub struct Inputs<'a> {
     /// What the API server said.
-    pub(crate) index: &'a Index,
+    pub index: &'a Index,
     /// Wired pods.
-    pub(crate) store: &'a Store,
+    pub store: &'a Store,
     /// The node.
-    pub(crate) facts: &'a Facts,
+    pub facts: &'a Facts,
     /// Other nodes with their ids and addresses.
-    pub(crate) peers: &'a Peers,
+    pub peers: &'a Peers,
     /// What the epoch asks.
-    pub(crate) step: &'a Step,
+    pub step: &'a Step,
     /// Remotes as they are now, by id.
-    pub(crate) present: &'a HashMap<u32, Remote>,
+    pub present: &'a HashMap<u32, Remote>,
     /// What probes found.
-    pub(crate) pairs: &'a Pairs,
+    pub pairs: &'a Pairs,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
-    pub(crate) now: u64,
+    pub now: u64,
     /// Work out the ipcache's rows of single addresses too; they are as many as
     /// the cluster has pods.
-    pub(crate) rows: bool,
+    pub rows: bool,
 }
 
 /// The ipcache row of one address; `None`: no row of its own.
-pub(crate) fn row(
+pub fn row(
     index: &Index,
     store: &Store,
     facts: &Facts,
@@ -135,7 +135,7 @@ fn row_of(
 }
 
 /// Everything.
-pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
+pub fn desired(inputs: Inputs<'_>) -> Desired {
     let Inputs {
         index,
         store,
@@ -306,7 +306,7 @@ fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &Step) -> C
 }
 
 /// UDP port of the tunnel.
-pub(crate) fn tunnel_port(cluster: Option<&ClusterNetworkSpec>) -> u16 {
+pub fn tunnel_port(cluster: Option<&ClusterNetworkSpec>) -> u16 {
     cluster
         .and_then(|c| u16::try_from(c.routing.tunnel.port).ok())
         .filter(|p| *p != 0)

@@ -5,11 +5,11 @@ use std::{collections::HashMap, hash::Hash};
 
 /// What to write and what to remove.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Difference<K, V> {
+pub struct Difference<K, V> {
     /// New and changed entries.
-    pub(crate) write: Vec<(K, V)>,
+    pub write: Vec<(K, V)>,
     /// Entries that should not be there.
-    pub(crate) remove: Vec<K>,
+    pub remove: Vec<K>,
 }
 
 impl<K, V> Default for Difference<K, V> {
@@ -23,7 +23,7 @@ impl<K, V> Default for Difference<K, V> {
 
 /// The difference between two tables. With `complete` unset `want` may lack
 /// rows that are right, so nothing is removed.
-pub(crate) fn difference<K: Copy + Eq + Hash, V: Copy + PartialEq>(
+pub fn difference<K: Copy + Eq + Hash, V: Copy + PartialEq>(
     have: &HashMap<K, V>,
     want: &HashMap<K, V>,
     complete: bool,
@@ -43,13 +43,13 @@ pub(crate) fn difference<K: Copy + Eq + Hash, V: Copy + PartialEq>(
 
 /// What is to be done with one map, and what somebody else did to it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Compared<K, V> {
-    pub(crate) todo: Difference<K, V>,
-    pub(crate) strange: Vec<(K, &'static str)>,
+pub struct Compared<K, V> {
+    pub todo: Difference<K, V>,
+    pub strange: Vec<(K, &'static str)>,
 }
 
 impl<K, V> Compared<K, V> {
-    pub(crate) fn tell(&self, mut to: impl FnMut(&K, &'static str)) {
+    pub fn tell(&self, mut to: impl FnMut(&K, &'static str)) {
         for (key, how) in &self.strange {
             to(key, how);
         }
@@ -58,7 +58,7 @@ impl<K, V> Compared<K, V> {
 
 /// Compares what a map holds with what this agent wrote and with what it should
 /// hold. The shadow becomes what the map holds; what is written then notes itself.
-pub(crate) fn compare<K, V>(
+pub fn compare<K, V>(
     have: HashMap<K, V>,
     shadow: &mut HashMap<K, V>,
     want: &HashMap<K, V>,
@@ -97,7 +97,7 @@ where
 /// was taken away by somebody; only what was not wanted then either, and is
 /// there, was put there by somebody.
 #[derive(Debug)]
-pub(crate) struct Last<K, V>(Option<HashMap<K, V>>);
+pub struct Last<K, V>(Option<HashMap<K, V>>);
 
 impl<K, V> Default for Last<K, V> {
     fn default() -> Self {
@@ -107,27 +107,27 @@ impl<K, V> Default for Last<K, V> {
 
 impl<K: Eq + Hash, V: PartialEq> Last<K, V> {
     /// Whether somebody else changed or removed what is now to be written.
-    pub(crate) fn lost(&self, key: &K, value: &V) -> bool {
+    pub fn lost(&self, key: &K, value: &V) -> bool {
         self.0.as_ref().is_some_and(|l| l.get(key) == Some(value))
     }
 
     /// Whether somebody else wrote what is now to be removed.
-    pub(crate) fn foreign(&self, key: &K) -> bool {
+    pub fn foreign(&self, key: &K) -> bool {
         self.0.as_ref().is_some_and(|l| !l.contains_key(key))
     }
 
     /// Notes what the table holds now, in full.
-    pub(crate) fn set(&mut self, now: HashMap<K, V>) {
+    pub fn set(&mut self, now: HashMap<K, V>) {
         self.0 = Some(now);
     }
 
     /// Notes more of what the table holds.
-    pub(crate) fn extend(&mut self, more: HashMap<K, V>) {
+    pub fn extend(&mut self, more: HashMap<K, V>) {
         self.0.get_or_insert_default().extend(more);
     }
 
     /// Forgets everything: the next round repairs nothing, it begins.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.0 = None;
     }
 }

@@ -13,42 +13,42 @@ use crate::{
 
 /// What the epoch asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Step {
+pub struct Step {
     /// The epoch; `None`: the operator has not said anything yet.
-    pub(crate) epoch: Option<Epoch>,
+    pub epoch: Option<Epoch>,
     /// MTU of pods' default routes, in bytes.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
     /// Largest inner packet of the tunnel, in bytes.
-    pub(crate) tunnel_mtu: u32,
+    pub tunnel_mtu: u32,
     /// Largest packet of the native form, in bytes.
-    pub(crate) native_mtu: u32,
+    pub native_mtu: u32,
     /// Some pair keeps the form it had before this epoch.
-    pub(crate) kept: bool,
+    pub kept: bool,
     /// Nanoseconds that a switched pair has to be confirmed in.
-    pub(crate) confirm: u64,
+    pub confirm: u64,
 }
 
 impl Step {
     /// The mode that traffic is to move by, once switched.
-    pub(crate) fn mode(&self) -> RoutingMode {
+    pub fn mode(&self) -> RoutingMode {
         self.epoch.as_ref().map_or(RoutingMode::Tunnel, |e| e.mode)
     }
 
     /// The phase.
-    pub(crate) fn phase(&self) -> Phase {
+    pub fn phase(&self) -> Phase {
         self.epoch.as_ref().map_or(Phase::Ready, |e| e.phase)
     }
 
     /// Whether bare packets are what every pair sends, and has been for long
     /// enough that no peer sends anything else.
-    pub(crate) fn all_native(&self) -> bool {
+    pub fn all_native(&self) -> bool {
         self.mode() == RoutingMode::Native && self.phase() >= Phase::Finalize && !self.kept
     }
 }
 
 /// What the epoch asks of this node. `present_mtu` is what pods have now; 0:
 /// nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`Step`].
-pub(crate) fn step(
+pub fn step(
     epoch: Option<&Epoch>,
     underlay_mtu: u32,
     present_mtu: u32,
@@ -74,7 +74,7 @@ pub(crate) fn step(
 
 /// Largest packet between this node and a peer, in bytes of the underlay: the
 /// smaller of what the two ends carry.
-pub(crate) fn pair_mtu(step: &Step, facts: &Facts, peer: &NodeRecord) -> u32 {
+pub fn pair_mtu(step: &Step, facts: &Facts, peer: &NodeRecord) -> u32 {
     let ends = [facts.path_mtu(), peer.path_mtu].into_iter();
     let known = ends.filter(|mtu| *mtu != 0);
     known.fold(step.native_mtu, u32::min)
@@ -82,7 +82,7 @@ pub(crate) fn pair_mtu(step: &Step, facts: &Facts, peer: &NodeRecord) -> u32 {
 
 /// The form that a mode leads to for a peer reached by `path`; `None`: a bare
 /// packet that has no path.
-pub(crate) fn target(mode: RoutingMode, path: Option<Path>) -> Option<u8> {
+pub fn target(mode: RoutingMode, path: Option<Path>) -> Option<u8> {
     match (mode, path) {
         (RoutingMode::Native, path) => path.map(|_| FORM_NATIVE),
         (RoutingMode::Hybrid, Some(path)) if path.same_link => Some(FORM_NATIVE),
@@ -92,7 +92,7 @@ pub(crate) fn target(mode: RoutingMode, path: Option<Path>) -> Option<u8> {
 
 /// Whether a peer takes a form from us now, by its own report. The tunnel
 /// everybody takes always.
-pub(crate) fn peer_accepts(form: u8, own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
+pub fn peer_accepts(form: u8, own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
     if form == FORM_TUNNEL {
         return true;
     }
@@ -114,6 +114,6 @@ pub(super) fn peer_left_native(own: Option<&Epoch>, peer: Option<&Epoch>) -> boo
 }
 
 /// Largest inner packet of the tunnel on this underlay, in bytes.
-pub(crate) fn tunnel_mtu(underlay: u32) -> u32 {
+pub fn tunnel_mtu(underlay: u32) -> u32 {
     underlay.saturating_sub(VXLAN_OVERHEAD_V4)
 }

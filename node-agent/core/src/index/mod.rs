@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-pub(crate) use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
-pub(crate) use identities::{IdentityRecord, PodRecord, Resolution};
-pub(crate) use nodes::{Networks, NodeRecord, Seen};
+pub use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
+pub use identities::{IdentityRecord, PodRecord, Resolution};
+pub use nodes::{Networks, NodeRecord, Seen};
 
 use crate::endpoint::Claims;
 use identities::Identities;
@@ -23,7 +23,7 @@ use nodes::{Extent, Nodes};
 
 /// A change of a set of objects.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Change<K, T> {
+pub enum Change<K, T> {
     /// New or changed.
     Apply(T),
     /// Gone.
@@ -49,7 +49,7 @@ impl<K, T> Change<K, T> {
 
 /// What a watcher reports.
 #[derive(Clone, Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// A node, by name.
     Node(Change<String, NodeRecord>),
     /// A wired pod of any node, by `namespace/name` of its object.
@@ -69,20 +69,20 @@ pub(crate) enum Event {
 
 /// What an event made stale.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stale {
+pub struct Stale {
     /// Everything: nodes, routes, configuration, all rows.
-    pub(crate) all: bool,
+    pub all: bool,
     /// Everything but rows of the ipcache.
-    pub(crate) pairs: bool,
+    pub pairs: bool,
     /// The rows of these addresses.
-    pub(crate) addresses: HashSet<std::net::IpAddr>,
+    pub addresses: HashSet<std::net::IpAddr>,
     /// The identities of local pods.
-    pub(crate) identities: bool,
+    pub identities: bool,
 }
 
 impl Stale {
     /// Both together.
-    pub(crate) fn merge(&mut self, other: Self) {
+    pub fn merge(&mut self, other: Self) {
         self.all |= other.all;
         self.pairs |= other.pairs;
         self.identities |= other.identities;
@@ -96,46 +96,46 @@ impl Stale {
     reason = "one per watch; they become true independently of each other"
 )]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Complete {
+pub struct Complete {
     /// Nodes.
-    pub(crate) nodes: bool,
+    pub nodes: bool,
     /// Wired pods.
-    pub(crate) endpoints: bool,
+    pub endpoints: bool,
     /// Identities.
-    pub(crate) identities: bool,
+    pub identities: bool,
     /// Namespaces.
-    pub(crate) namespaces: bool,
+    pub namespaces: bool,
     /// Pods of this node.
-    pub(crate) pods: bool,
+    pub pods: bool,
     /// Nodes, but what the list lacked may be there nevertheless.
-    pub(crate) nodes_listed: bool,
+    pub nodes_listed: bool,
     /// Wired pods, in the same sense; those of this node are complete.
-    pub(crate) endpoints_listed: bool,
+    pub endpoints_listed: bool,
 }
 
 /// The index.
 #[derive(Debug)]
-pub(crate) struct Index {
+pub struct Index {
     own: String,
     /// Nodes.
-    pub(crate) nodes: Nodes,
+    pub nodes: Nodes,
     /// Wired pods.
-    pub(crate) endpoints: Endpoints,
+    pub endpoints: Endpoints,
     /// Identities, namespaces and own pods.
-    pub(crate) identities: Identities,
+    pub identities: Identities,
     /// UID and spec of the ClusterNetwork.
-    pub(crate) cluster: Option<(String, ClusterNetworkSpec)>,
+    pub cluster: Option<(String, ClusterNetworkSpec)>,
     /// resourceVersion of the newest identity seen that may not be assigned any
     /// more; 0: there was none. New identities do not change it, so that a pod with
     /// new labels makes no agent report anything.
-    pub(crate) retiring_serial: u64,
+    pub retiring_serial: u64,
     /// What was seen complete.
-    pub(crate) complete: Complete,
+    pub complete: Complete,
 }
 
 impl Index {
     /// An empty index of the node with this name.
-    pub(crate) fn new(own: &str) -> Self {
+    pub fn new(own: &str) -> Self {
         Self {
             own: own.to_owned(),
             nodes: Nodes::default(),
@@ -148,12 +148,12 @@ impl Index {
     }
 
     /// Name of the own node.
-    pub(crate) fn own(&self) -> &str {
+    pub fn own(&self) -> &str {
         &self.own
     }
 
     /// Takes an event in and says what it made stale.
-    pub(crate) fn handle(&mut self, event: Event) -> Stale {
+    pub fn handle(&mut self, event: Event) -> Stale {
         let mut stale = Stale::default();
         match event {
             Event::Node(change) => {
@@ -201,24 +201,24 @@ impl Index {
 
     /// The pod of another node that has this address now, if any can be
     /// believed.
-    pub(crate) fn remote_pod(&self, address: std::net::IpAddr) -> Option<RemotePod<'_>> {
+    pub fn remote_pod(&self, address: std::net::IpAddr) -> Option<RemotePod<'_>> {
         self.endpoints.winner(address, |node, address| {
             node != self.own && self.nodes.claims(node, address)
         })
     }
 
     /// Pods of this node that have addresses by their status and have not ended.
-    pub(crate) fn wired_pods(&self) -> impl Iterator<Item = &PodRecord> {
+    pub fn wired_pods(&self) -> impl Iterator<Item = &PodRecord> {
         self.identities.wired_pods()
     }
 
     /// The pod of this node whose status names an address.
-    pub(crate) fn pod_at(&self, address: std::net::IpAddr) -> Option<&PodRecord> {
+    pub fn pod_at(&self, address: std::net::IpAddr) -> Option<&PodRecord> {
         self.wired_pods().find(|p| p.addresses.contains(&address))
     }
 
     /// What pods of this node have by their status.
-    pub(crate) fn claims(&self) -> Claims {
+    pub fn claims(&self) -> Claims {
         let mut claims = Claims::new();
         for pod in self.wired_pods() {
             for address in &pod.addresses {
@@ -233,7 +233,7 @@ impl Index {
     }
 
     /// The own pod's identity by its label set.
-    pub(crate) fn resolve(&self, namespace: &str, name: &str, uid: &str) -> Resolution {
+    pub fn resolve(&self, namespace: &str, name: &str, uid: &str) -> Resolution {
         let filter = self.cluster.as_ref().map(|(_, c)| &c.identity_labels);
         self.identities.resolve(namespace, name, uid, filter)
     }

@@ -12,44 +12,44 @@ use super::Change;
 
 /// What counts of a PodEndpoint.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct PodEndpointRow {
+pub struct PodEndpointRow {
     /// `namespace/name` of the object.
-    pub(crate) key: String,
+    pub key: String,
     /// The node that wrote it.
-    pub(crate) node: String,
+    pub node: String,
     /// The pod's addresses.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// The pod's identity as written there.
-    pub(crate) identity: i64,
+    pub identity: i64,
     /// Allocation serial.
-    pub(crate) serial: i64,
+    pub serial: i64,
     /// All that the object says; of the own node's only, which it is compared for.
-    pub(crate) own: Option<Box<OwnRow>>,
+    pub own: Option<Box<OwnRow>>,
 }
 
 /// A PodEndpoint of the own node as the API server has it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct OwnRow {
+pub struct OwnRow {
     /// resourceVersion; 0: of its order nothing is known.
-    pub(crate) version: u64,
+    pub version: u64,
     /// UID of the pod that owns the object; empty: nobody does.
-    pub(crate) owner: String,
+    pub owner: String,
     /// Its spec.
-    pub(crate) spec: PodEndpointSpec,
+    pub spec: PodEndpointSpec,
 }
 
 /// Who has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RemotePod<'a> {
+pub struct RemotePod<'a> {
     /// Its node.
-    pub(crate) node: &'a str,
+    pub node: &'a str,
     /// Its identity; `init` where the object names none that a pod can have.
-    pub(crate) identity: u32,
+    pub identity: u32,
 }
 
 /// All wired pods.
 #[derive(Debug, Default)]
-pub(crate) struct Endpoints {
+pub struct Endpoints {
     node: String,
     by_key: HashMap<String, PodEndpointRow>,
     by_address: HashMap<IpAddr, Vec<String>>,
@@ -59,7 +59,7 @@ pub(crate) struct Endpoints {
 
 impl Endpoints {
     /// None yet; of the node with this name.
-    pub(crate) fn new(node: &str) -> Self {
+    pub fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
             ..Self::default()
@@ -67,7 +67,7 @@ impl Endpoints {
     }
 
     /// Takes a change in and returns the addresses whose rows may differ now.
-    pub(crate) fn handle(&mut self, change: Change<String, PodEndpointRow>) -> HashSet<IpAddr> {
+    pub fn handle(&mut self, change: Change<String, PodEndpointRow>) -> HashSet<IpAddr> {
         match change {
             Change::Apply(row) => self.apply(row),
             Change::Delete(key) => self.remove(&key),
@@ -149,38 +149,38 @@ impl Endpoints {
     }
 
     /// All addresses that any object names.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.by_address.keys().copied()
     }
 
     /// Name of the own node.
-    pub(crate) fn node(&self) -> &str {
+    pub fn node(&self) -> &str {
         &self.node
     }
 
     /// Whether the object is there and says that it is the own node's.
-    pub(crate) fn is_own(&self, key: &str) -> bool {
+    pub fn is_own(&self, key: &str) -> bool {
         self.own.contains(key)
     }
 
     /// The other node that the object, if it is there, says it is of.
-    pub(crate) fn taken_by(&self, key: &str) -> Option<&str> {
+    pub fn taken_by(&self, key: &str) -> Option<&str> {
         let row = self.by_key.get(key)?;
         (row.node != self.node).then_some(&*row.node)
     }
 
     /// One object.
-    pub(crate) fn get(&self, key: &str) -> Option<&PodEndpointRow> {
+    pub fn get(&self, key: &str) -> Option<&PodEndpointRow> {
         self.by_key.get(key)
     }
 
     /// The objects of the own node.
-    pub(crate) fn own(&self) -> impl Iterator<Item = &PodEndpointRow> {
+    pub fn own(&self) -> impl Iterator<Item = &PodEndpointRow> {
         self.own.iter().filter_map(|key| self.by_key.get(key))
     }
 
     /// How many objects there are of other nodes.
-    pub(crate) fn remote_len(&self) -> usize {
+    pub fn remote_len(&self) -> usize {
         self.by_key.len() - self.own.len()
     }
 }

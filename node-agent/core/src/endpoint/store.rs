@@ -14,7 +14,7 @@ use super::{Claims, LocalEndpoint, Pool, gateway_of, is_device_of, pool::Release
 
 /// Why no address could be reserved.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(crate) enum StoreError {
+pub enum StoreError {
     /// No block yet.
     #[error(
         "the node has no pod CIDR yet: see the condition CIDRAllocated in `kubectl get nodereport`"
@@ -35,20 +35,20 @@ pub(crate) enum StoreError {
 
 /// What a new endpoint gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reservation {
+pub struct Reservation {
     /// Its address.
-    pub(crate) address: Ipv4Addr,
+    pub address: Ipv4Addr,
     /// Its gateway.
-    pub(crate) gateway: IpAddr,
+    pub gateway: IpAddr,
     /// Its number on this node.
-    pub(crate) endpoint_id: u16,
+    pub endpoint_id: u16,
     /// Its allocation serial.
-    pub(crate) serial: i64,
+    pub serial: i64,
 }
 
 /// All wired pods.
 #[derive(Debug)]
-pub(crate) struct Store {
+pub struct Store {
     endpoints: BTreeMap<Attachment, Arc<LocalEndpoint>>,
     /// Whose records are to be on disk: from the end of ADD to the begin of DEL.
     recorded: BTreeSet<Attachment>,
@@ -66,10 +66,7 @@ pub(crate) struct Store {
 impl Store {
     /// A store of what the records on disk say, and of the addresses that were given
     /// back, the longest-free one first.
-    pub(crate) fn new(
-        records: impl IntoIterator<Item = LocalEndpoint>,
-        released: Vec<Released>,
-    ) -> Self {
+    pub fn new(records: impl IntoIterator<Item = LocalEndpoint>, released: Vec<Released>) -> Self {
         let endpoints: BTreeMap<Attachment, Arc<LocalEndpoint>> = records
             .into_iter()
             .map(|e| (e.attachment.clone(), Arc::new(e)))
@@ -89,7 +86,7 @@ impl Store {
 
     /// The block in use: a new one is taken over only while no pod holds an
     /// address of the old one. Returns what is in use after it.
-    pub(crate) fn set_block(&mut self, wanted: Ipv4Net) -> Ipv4Net {
+    pub fn set_block(&mut self, wanted: Ipv4Net) -> Ipv4Net {
         if let Some(pool) = &self.pool
             && pool.block() == wanted
         {
@@ -121,7 +118,7 @@ impl Store {
 
     /// Takes an address, a number and a serial for a new endpoint. `now` is
     /// milliseconds since 1970.
-    pub(crate) fn reserve(
+    pub fn reserve(
         &mut self,
         pod_uid: &str,
         claims: &Claims,
@@ -145,7 +142,7 @@ impl Store {
     }
 
     /// Gives back what [`Store::reserve`] took and no endpoint uses.
-    pub(crate) fn cancel(&mut self, reservation: &Reservation, pod_uid: &str) {
+    pub fn cancel(&mut self, reservation: &Reservation, pod_uid: &str) {
         self.reserved_ids
             .retain(|id| *id != reservation.endpoint_id);
         if let Some(pool) = &mut self.pool {
@@ -175,7 +172,7 @@ impl Store {
 
     /// Makes an endpoint known. Its record is due only with [`Store::record`]: an
     /// ADD that is killed before it is through leaves none.
-    pub(crate) fn insert(&mut self, endpoint: LocalEndpoint) {
+    pub fn insert(&mut self, endpoint: LocalEndpoint) {
         self.reserved_ids.retain(|id| *id != endpoint.endpoint_id);
         self.leaving.remove(&endpoint.attachment);
         self.endpoints
@@ -183,7 +180,7 @@ impl Store {
     }
 
     /// From now on the endpoint's record is to be on disk.
-    pub(crate) fn record(&mut self, attachment: &Attachment) {
+    pub fn record(&mut self, attachment: &Attachment) {
         if self.endpoints.contains_key(attachment) {
             self.recorded.insert(attachment.clone());
         }
@@ -192,7 +189,7 @@ impl Store {
     /// Makes an endpoint known that was found wired without a record, with a
     /// number and a serial if it lacks them. `None` when its address is another's.
     /// `now` is milliseconds since 1970.
-    pub(crate) fn adopt(&mut self, mut endpoint: LocalEndpoint, now: i64) -> Option<LocalEndpoint> {
+    pub fn adopt(&mut self, mut endpoint: LocalEndpoint, now: i64) -> Option<LocalEndpoint> {
         let free = self.by_address(endpoint.address).is_none()
             && match (&mut self.pool, endpoint.address) {
                 (Some(pool), IpAddr::V4(address)) => pool.hold(address),
@@ -218,7 +215,7 @@ impl Store {
 
     /// The attachment under which an interface is known here: a rebuilt record's
     /// may be another than the runtime's, but its device is the same.
-    pub(crate) fn known_as(&self, attachment: &Attachment) -> Attachment {
+    pub fn known_as(&self, attachment: &Attachment) -> Attachment {
         if self.endpoints.contains_key(attachment) {
             return attachment.clone();
         }
@@ -229,7 +226,7 @@ impl Store {
     }
 
     /// Begins to forget an endpoint: its record is not to be on disk any more.
-    pub(crate) fn leave(&mut self, attachment: &Attachment) -> Option<Arc<LocalEndpoint>> {
+    pub fn leave(&mut self, attachment: &Attachment) -> Option<Arc<LocalEndpoint>> {
         self.recorded.remove(attachment);
         let endpoint = self.endpoints.get(attachment)?;
         self.leaving.insert(attachment.clone());
@@ -238,7 +235,7 @@ impl Store {
 
     /// Forgets an endpoint and frees its address: only once its record is off the
     /// disk, or a crash would leave two records with one address.
-    pub(crate) fn remove(&mut self, attachment: &Attachment) {
+    pub fn remove(&mut self, attachment: &Attachment) {
         self.recorded.remove(attachment);
         self.leaving.remove(attachment);
         let Some(endpoint) = self.endpoints.remove(attachment) else {
@@ -251,18 +248,18 @@ impl Store {
     }
 
     /// Whether an endpoint's record is to be on disk.
-    pub(crate) fn is_recorded(&self, attachment: &Attachment) -> bool {
+    pub fn is_recorded(&self, attachment: &Attachment) -> bool {
         self.recorded.contains(attachment)
     }
 
     /// The record that an interface is to have on disk; `None`: none.
-    pub(crate) fn record_of(&self, attachment: &Attachment) -> Option<Arc<LocalEndpoint>> {
+    pub fn record_of(&self, attachment: &Attachment) -> Option<Arc<LocalEndpoint>> {
         let recorded = self.recorded.contains(attachment);
         self.endpoints.get(attachment).filter(|_| recorded).cloned()
     }
 
     /// Changes an endpoint's identity.
-    pub(crate) fn set_identity(
+    pub fn set_identity(
         &mut self,
         attachment: &Attachment,
         identity: u32,
@@ -276,7 +273,7 @@ impl Store {
 
     /// The pod that has one of these ports of the node, and which: of another pod
     /// than the endpoint's own, whose earlier sandbox may still be there.
-    pub(crate) fn holder_of_ports(&self, of: &LocalEndpoint) -> Option<(HostPort, String)> {
+    pub fn holder_of_ports(&self, of: &LocalEndpoint) -> Option<(HostPort, String)> {
         let others = self.endpoints.values().filter(|e| {
             let same_pod = !of.pod_uid.is_empty() && e.pod_uid == of.pod_uid;
             e.attachment != of.attachment && !same_pod
@@ -288,14 +285,14 @@ impl Store {
     }
 
     /// Says which hostPorts an endpoint has.
-    pub(crate) fn set_host_ports(&mut self, attachment: &Attachment, ports: Vec<HostPort>) {
+    pub fn set_host_ports(&mut self, attachment: &Attachment, ports: Vec<HostPort>) {
         if let Some(endpoint) = self.endpoints.get_mut(attachment).map(Arc::make_mut) {
             endpoint.host_ports = Some(ports);
         }
     }
 
     /// Says whose a rebuilt endpoint is.
-    pub(crate) fn name(
+    pub fn name(
         &mut self,
         attachment: &Attachment,
         namespace: &str,
@@ -311,7 +308,7 @@ impl Store {
 
     /// The released addresses, the longest-free one first, if they changed since they
     /// were last asked for.
-    pub(crate) fn released_to_write(&mut self) -> Option<Vec<Released>> {
+    pub fn released_to_write(&mut self) -> Option<Vec<Released>> {
         let pool = self.pool.as_ref().filter(|_| self.released_dirty)?;
         let released = pool.released().cloned().collect();
         self.released_dirty = false;
@@ -319,27 +316,27 @@ impl Store {
     }
 
     /// What was last asked for could not be written.
-    pub(crate) fn released_unwritten(&mut self) {
+    pub fn released_unwritten(&mut self) {
         self.released_dirty = true;
     }
 
     /// One endpoint.
-    pub(crate) fn get(&self, attachment: &Attachment) -> Option<&LocalEndpoint> {
+    pub fn get(&self, attachment: &Attachment) -> Option<&LocalEndpoint> {
         self.endpoints.get(attachment).map(|e| &**e)
     }
 
     /// The endpoint with an address.
-    pub(crate) fn by_address(&self, address: IpAddr) -> Option<&LocalEndpoint> {
+    pub fn by_address(&self, address: IpAddr) -> Option<&LocalEndpoint> {
         self.iter().find(|e| e.address == address)
     }
 
     /// All endpoints.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &LocalEndpoint> {
+    pub fn iter(&self) -> impl Iterator<Item = &LocalEndpoint> {
         self.endpoints.values().map(|e| &**e)
     }
 
     /// Those that the node is to be wired for: no DEL of theirs has begun.
-    pub(crate) fn wired(&self) -> Vec<Arc<LocalEndpoint>> {
+    pub fn wired(&self) -> Vec<Arc<LocalEndpoint>> {
         let wired = self.endpoints.iter();
         wired
             .filter(|(attachment, _)| !self.leaving.contains(attachment))
@@ -347,19 +344,24 @@ impl Store {
             .collect()
     }
 
+    /// Whether no pod is wired.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
     /// How many pods are wired.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.endpoints.len()
     }
 
     /// The address that this node probes others from and answers them at: the one
     /// that pods have as next hop.
-    pub(crate) fn health_address(&self) -> Option<IpAddr> {
+    pub fn health_address(&self) -> Option<IpAddr> {
         gateway_of(&IpNet::V4(self.block()?))
     }
 
     /// The block in use.
-    pub(crate) fn block(&self) -> Option<Ipv4Net> {
+    pub fn block(&self) -> Option<Ipv4Net> {
         self.pool.as_ref().map(Pool::block)
     }
 }

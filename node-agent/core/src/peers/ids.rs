@@ -17,18 +17,18 @@ use crate::prefix::{Prefix, prefix};
 
 /// What an earlier agent left in the maps of nodes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Left<'a> {
+pub struct Left<'a> {
     /// Entries of other nodes by id.
-    pub(crate) remotes: &'a HashMap<u32, Remote>,
+    pub remotes: &'a HashMap<u32, Remote>,
     /// Ids by address.
-    pub(crate) nodes: &'a HashMap<IpKey, u32>,
+    pub nodes: &'a HashMap<IpKey, u32>,
     /// Rows of the ipcache; those of blocks say whose an id is.
-    pub(crate) rows: &'a HashMap<Prefix, IpcacheEntry>,
+    pub rows: &'a HashMap<Prefix, IpcacheEntry>,
 }
 
 /// Which node has which id.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ids {
+pub struct Ids {
     by_name: BTreeMap<String, u32>,
     /// All in use, those not yet claimed included.
     taken: BTreeSet<u32>,
@@ -50,13 +50,13 @@ struct Earlier {
 }
 
 /// The address in a remote's entry.
-pub(crate) fn tunnel_address(remote: &Remote) -> Option<IpAddr> {
+pub(super) fn tunnel_address(remote: &Remote) -> Option<IpAddr> {
     to_ip(remote.tunnel_family, remote.tunnel_address)
 }
 
 impl Ids {
     /// Takes over the numbers that are in the maps.
-    pub(crate) fn from_present(left: Left<'_>) -> Self {
+    pub fn from_present(left: Left<'_>) -> Self {
         let mut earlier = Earlier::default();
         for (id, remote) in left.remotes {
             if *id >= NODE_ID_FIRST_REMOTE
@@ -86,7 +86,7 @@ impl Ids {
     }
 
     /// Gives a node the number under which the maps hold its block, if they do.
-    pub(crate) fn recover(&mut self, name: &str, blocks: &[IpNet]) {
+    pub fn recover(&mut self, name: &str, blocks: &[IpNet]) {
         if self.earlier.by_block.is_empty() || self.by_name.contains_key(name) {
             return;
         }
@@ -104,12 +104,12 @@ impl Ids {
     }
 
     /// Where an earlier agent knew a node to be.
-    pub(crate) fn recovered(&self, name: &str) -> &[IpAddr] {
+    pub fn recovered(&self, name: &str) -> &[IpAddr] {
         self.recovered.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// The node's id, a new one if need be. `None` when all are in use.
-    pub(crate) fn of(&mut self, name: &str, address: Option<IpAddr>) -> Option<u32> {
+    pub fn of(&mut self, name: &str, address: Option<IpAddr>) -> Option<u32> {
         if let Some(id) = self.by_name.get(name) {
             return Some(*id);
         }
@@ -124,7 +124,7 @@ impl Ids {
     }
 
     /// Whether the node has an id.
-    pub(crate) fn knows(&self, name: &str) -> bool {
+    pub fn knows(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }
 
@@ -142,7 +142,7 @@ impl Ids {
 
     /// Forgets nodes that are gone. Only with a complete list of nodes: then
     /// what an earlier agent left unclaimed is gone too.
-    pub(crate) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.by_name.retain(|name, _| exists(name));
         self.recovered.retain(|name, _| exists(name));
         self.earlier = Earlier::default();

@@ -16,63 +16,63 @@ const NAMELESS: &str = "rebuilt-";
 
 /// The pod's end of a veth, in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PodEnd {
+pub struct PodEnd {
     /// Path of the namespace.
-    pub(crate) netns: String,
+    pub netns: String,
     /// Its inode.
-    pub(crate) inode: u64,
+    pub inode: u64,
     /// Name.
-    pub(crate) ifname: String,
+    pub ifname: String,
     /// Interface index there.
-    pub(crate) index: u32,
+    pub index: u32,
     /// Interface index of the other end, where that is.
-    pub(crate) peer: u32,
+    pub peer: u32,
     /// MAC.
-    pub(crate) mac: Mac,
+    pub mac: Mac,
     /// Its addresses.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Next hops of the default routes over it.
-    pub(crate) gateways: Vec<IpAddr>,
+    pub gateways: Vec<IpAddr>,
 }
 
 /// An ADD that succeeded, as the runtime's CNI library keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// Which interface of which sandbox.
-    pub(crate) attachment: Attachment,
+    pub attachment: Attachment,
     /// The pod.
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// The pod.
-    pub(crate) pod_name: String,
+    pub pod_name: String,
     /// UID as the kubelet gave it.
-    pub(crate) pod_uid: String,
+    pub pod_uid: String,
     /// The address that it got.
-    pub(crate) address: Option<IpAddr>,
+    pub address: Option<IpAddr>,
     /// Its gateway.
-    pub(crate) gateway: Option<IpAddr>,
+    pub gateway: Option<IpAddr>,
     /// Its hostPorts, whichever plugin made them.
-    pub(crate) host_ports: Vec<HostPort>,
+    pub host_ports: Vec<HostPort>,
 }
 
 /// What is known of one host-side device that no record knows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Evidence<'a> {
+pub struct Evidence<'a> {
     /// The device.
-    pub(crate) host: &'a Link,
+    pub host: &'a Link,
     /// Its other end.
-    pub(crate) pod: &'a PodEnd,
+    pub pod: &'a PodEnd,
     /// Its row in the interfaces' map.
-    pub(crate) row: Option<InterfaceValue>,
+    pub row: Option<InterfaceValue>,
     /// What the runtime's CNI library keeps.
-    pub(crate) kept: Option<&'a Kept>,
+    pub kept: Option<&'a Kept>,
     /// The gateway of the node's block.
-    pub(crate) gateway: Option<IpAddr>,
+    pub gateway: Option<IpAddr>,
 }
 
 impl Evidence<'_> {
     /// Whether the two ends are of one veth. Interface indexes repeat from
     /// namespace to namespace, so both must fit, and the MAC where it is known.
-    pub(crate) fn fits(&self) -> bool {
+    pub fn fits(&self) -> bool {
         let ends = self.pod.peer == self.host.index && self.pod.index == self.host.peer;
         ends && self.row().is_none_or(|row| row.mac == self.pod.mac)
     }
@@ -93,7 +93,7 @@ impl Evidence<'_> {
 
     /// The record; `None` when nothing tells an address: then the device was
     /// never a pod's. Number and serial are 0 where they are not known.
-    pub(crate) fn rebuild(&self) -> Option<LocalEndpoint> {
+    pub fn rebuild(&self) -> Option<LocalEndpoint> {
         let address = self.address()?;
         let gateway = self
             .kept

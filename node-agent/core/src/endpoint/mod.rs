@@ -20,54 +20,54 @@ use veer_bpf_common::{
 };
 use veer_crds::labels::fnv1a;
 
-pub(crate) use pool::{Claims, Pool, gateway_of};
-pub(crate) use rebuild::{Evidence, Kept, PodEnd};
-pub(crate) use store::{Reservation, Store, StoreError};
+pub use pool::{Claims, Pool, gateway_of};
+pub use rebuild::{Evidence, Kept, PodEnd};
+pub use store::{Reservation, Store, StoreError};
 
 use crate::link::{HOST_VETH, Mac, host_veth_digits};
 
 /// A wired pod, as the record on disk holds it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub(crate) struct LocalEndpoint {
+pub struct LocalEndpoint {
     /// Which interface of which sandbox.
     #[serde(flatten)]
-    pub(crate) attachment: Attachment,
+    pub attachment: Attachment,
     /// Path of the sandbox's network namespace.
-    pub(crate) netns: String,
+    pub netns: String,
     /// Its inode: the path alone comes back for another namespace.
-    pub(crate) netns_inode: u64,
+    pub netns_inode: u64,
     /// The pod.
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// The pod.
-    pub(crate) pod_name: String,
+    pub pod_name: String,
     /// UID as the kubelet gave it; a static pod's is its config hash.
-    pub(crate) pod_uid: String,
+    pub pod_uid: String,
     /// UID of the API object, where that is another one (static pods).
     #[serde(default)]
-    pub(crate) object_uid: Option<String>,
+    pub object_uid: Option<String>,
     /// Its address.
-    pub(crate) address: IpAddr,
+    pub address: IpAddr,
     /// Its gateway.
-    pub(crate) gateway: IpAddr,
+    pub gateway: IpAddr,
     /// Its number on this node.
-    pub(crate) endpoint_id: u16,
+    pub endpoint_id: u16,
     /// Rises with every allocation on this node.
-    pub(crate) serial: i64,
+    pub serial: i64,
     /// Its security identity.
-    pub(crate) identity: u32,
+    pub identity: u32,
     /// Host side of its veth.
-    pub(crate) host_ifname: String,
+    pub host_ifname: String,
     /// Interface index of that.
-    pub(crate) ifindex: u32,
+    pub ifindex: u32,
     /// MAC of its eth0.
-    pub(crate) mac: Mac,
+    pub mac: Mac,
     /// MAC of the host side.
-    pub(crate) node_mac: Mac,
+    pub node_mac: Mac,
     /// Ports of the node that lead to it; `None`: not known yet, and asked of what
     /// the runtime's CNI library keeps (`cni::portmap`). On disk the record of a pod
     /// without any is the same, whether that is known or not.
     #[serde(default, skip_serializing_if = "none_known")]
-    pub(crate) host_ports: Option<Vec<HostPort>>,
+    pub host_ports: Option<Vec<HostPort>>,
 }
 
 /// Whether there is no port to keep.
@@ -78,22 +78,22 @@ fn none_known(ports: &Option<Vec<HostPort>>) -> bool {
 
 impl LocalEndpoint {
     /// Ports of the node that lead to it, as far as known.
-    pub(crate) fn host_ports(&self) -> &[HostPort] {
+    pub fn host_ports(&self) -> &[HostPort] {
         self.host_ports.as_deref().unwrap_or_default()
     }
 
     /// `namespace/name` of the pod.
-    pub(crate) fn pod(&self) -> String {
+    pub fn pod(&self) -> String {
         format!("{}/{}", self.namespace, self.pod_name)
     }
 
     /// Rebuilt, and whose it is is not known yet.
-    pub(crate) fn is_nameless(&self) -> bool {
+    pub fn is_nameless(&self) -> bool {
         self.pod_name.is_empty()
     }
 
     /// Row of the endpoints' map.
-    pub(crate) fn endpoint_value(&self) -> EndpointValue {
+    pub fn endpoint_value(&self) -> EndpointValue {
         EndpointValue {
             ifindex: self.ifindex,
             identity: self.identity,
@@ -105,7 +105,7 @@ impl LocalEndpoint {
     }
 
     /// Row of the interfaces' map.
-    pub(crate) fn interface_value(&self) -> InterfaceValue {
+    pub fn interface_value(&self) -> InterfaceValue {
         let (v4, v6) = match self.address {
             IpAddr::V4(a) => (a.octets(), [0; 16]),
             IpAddr::V6(a) => ([0; 4], a.octets()),
@@ -122,12 +122,12 @@ impl LocalEndpoint {
     }
 
     /// Key of its address in the maps.
-    pub(crate) fn key(&self) -> IpKey {
+    pub fn key(&self) -> IpKey {
         IpKey::from(self.address)
     }
 
     /// Whether its own number is still unknown.
-    pub(crate) fn is_init(&self) -> bool {
+    pub fn is_init(&self) -> bool {
         self.identity == INIT
     }
 }
@@ -140,33 +140,33 @@ fn seed(attachment: &Attachment, salt: u8) -> u64 {
 }
 
 /// The digits in the name of the host side of a sandbox's veth.
-pub(crate) fn device_digits(attachment: &Attachment) -> String {
+pub fn device_digits(attachment: &Attachment) -> String {
     format!("{:09x}", seed(attachment, 0) & 0xf_ffff_ffff)
 }
 
 /// Its name as earlier releases had it.
-pub(crate) fn former_ifname(attachment: &Attachment) -> String {
+pub fn former_ifname(attachment: &Attachment) -> String {
     format!("veer{:010x}", seed(attachment, 0) & 0xff_ffff_ffff)
 }
 
 /// Name of the host side of a sandbox's veth.
-pub(crate) fn host_ifname(attachment: &Attachment) -> String {
+pub fn host_ifname(attachment: &Attachment) -> String {
     format!("{HOST_VETH}{}", device_digits(attachment))
 }
 
 /// Whether a device is the host side of a sandbox's veth, whichever release made it.
-pub(crate) fn is_device_of(name: &str, attachment: &Attachment) -> bool {
+pub fn is_device_of(name: &str, attachment: &Attachment) -> bool {
     host_veth_digits(name).is_some_and(|digits| digits == device_digits(attachment))
 }
 
 /// A MAC for one end of a sandbox's veth: locally administered, unicast.
-pub(crate) fn mac(attachment: &Attachment, host_side: bool) -> Mac {
+pub fn mac(attachment: &Attachment, host_side: bool) -> Mac {
     let s = seed(attachment, if host_side { 1 } else { 2 }).to_be_bytes();
     [(s[2] & 0xfe) | 0x02, s[3], s[4], s[5], s[6], s[7]]
 }
 
 /// A MAC for people.
-pub(crate) fn mac_text(mac: Mac) -> String {
+pub fn mac_text(mac: Mac) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 

@@ -8,7 +8,7 @@ const NAMED: usize = 5;
 
 /// What was put back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// The VXLAN device, or a setting of it.
     Device,
     /// The health address.
@@ -43,7 +43,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Its name in status and metrics.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Device => "device",
             Self::Address => "addresses",
@@ -66,30 +66,30 @@ impl Kind {
 
 /// Something for the log and the node's Events.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Note {
+pub struct Note {
     /// Reason of the Event.
-    pub(crate) reason: &'static str,
+    pub reason: &'static str,
     /// The sentence.
-    pub(crate) text: String,
+    pub text: String,
     /// Whether somebody should look at it.
-    pub(crate) warning: bool,
+    pub warning: bool,
 }
 
 /// What a round did, reported when it ends.
 #[derive(Debug, Default)]
-pub(crate) struct RoundLog {
+pub struct RoundLog {
     repairs: Vec<(Kind, String)>,
     notes: Vec<Note>,
 }
 
 impl RoundLog {
     /// Adds one repair, see [`Ledger::enter`].
-    pub(crate) fn repaired(&mut self, kind: Kind, what: impl Into<String>) {
+    pub fn repaired(&mut self, kind: Kind, what: impl Into<String>) {
         self.repairs.push((kind, what.into()));
     }
 
     /// Adds something that somebody should look at.
-    pub(crate) fn warn(&mut self, reason: &'static str, text: String) {
+    pub fn warn(&mut self, reason: &'static str, text: String) {
         self.notes.push(Note {
             reason,
             text,
@@ -98,7 +98,7 @@ impl RoundLog {
     }
 
     /// Adds something that is good to know.
-    pub(crate) fn inform(&mut self, reason: &'static str, text: String) {
+    pub fn inform(&mut self, reason: &'static str, text: String) {
         self.notes.push(Note {
             reason,
             text,
@@ -107,7 +107,7 @@ impl RoundLog {
     }
 
     /// The repairs and the notes, in the order in which they were added.
-    pub(crate) fn take(&mut self) -> (Vec<(Kind, String)>, Vec<Note>) {
+    pub fn take(&mut self) -> (Vec<(Kind, String)>, Vec<Note>) {
         (
             std::mem::take(&mut self.repairs),
             std::mem::take(&mut self.notes),
@@ -117,7 +117,7 @@ impl RoundLog {
 
 /// Repairs since the agent started.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
+pub struct Ledger {
     counts: BTreeMap<Kind, u64>,
     /// Since they were last told: how many, and the first ones in words.
     untold: BTreeMap<Kind, (usize, Vec<String>)>,
@@ -126,7 +126,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Enters one repair; `what` says what was found, as in "route
     /// 10.244.2.0/24 was removed".
-    pub(crate) fn enter(&mut self, kind: Kind, what: String) {
+    pub fn enter(&mut self, kind: Kind, what: String) {
         *self.counts.entry(kind).or_default() += 1;
         let (times, named) = self.untold.entry(kind).or_default();
         *times += 1;
@@ -136,7 +136,7 @@ impl Ledger {
     }
 
     /// The counts by name.
-    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+    pub fn counts(&self) -> BTreeMap<String, u64> {
         self.counts
             .iter()
             .map(|(kind, times)| (kind.name().to_owned(), *times))
@@ -144,7 +144,7 @@ impl Ledger {
     }
 
     /// One sentence per kind for what was entered since the last call.
-    pub(crate) fn sentences(&mut self) -> Vec<String> {
+    pub fn sentences(&mut self) -> Vec<String> {
         std::mem::take(&mut self.untold)
             .into_values()
             .map(|(times, mut named)| {

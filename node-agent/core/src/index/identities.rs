@@ -13,51 +13,51 @@ use super::Change;
 
 /// What counts of a SecurityIdentity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct IdentityRecord {
+pub struct IdentityRecord {
     /// The number.
-    pub(crate) number: u32,
+    pub number: u32,
     /// The set it stands for.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// Whether it may be assigned.
-    pub(crate) active: bool,
+    pub active: bool,
     /// Seconds since 1970 at which it was created.
-    pub(crate) created: i64,
+    pub created: i64,
 }
 
 /// What counts of a Pod of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PodRecord {
+pub struct PodRecord {
     /// UID of the API object.
-    pub(crate) uid: String,
+    pub uid: String,
     /// Namespace.
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// Name.
-    pub(crate) name: String,
+    pub name: String,
     /// Service account.
-    pub(crate) service_account: String,
+    pub service_account: String,
     /// Labels.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// Annotation `kubernetes.io/config.hash`: the kubelet's UID of a static pod.
-    pub(crate) config_hash: Option<String>,
+    pub config_hash: Option<String>,
     /// Addresses that its status names.
-    pub(crate) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// It has run to its end: its addresses are free, whatever its status says.
-    pub(crate) ended: bool,
+    pub ended: bool,
     /// It asks for a limit of its bandwidth.
-    pub(crate) bandwidth: bool,
+    pub bandwidth: bool,
 }
 
 impl PodRecord {
     /// Whether the kubelet calls it so: by its object's UID, or, a static pod, by
     /// its configuration's hash.
-    pub(crate) fn goes_by(&self, uid: &str) -> bool {
+    pub fn goes_by(&self, uid: &str) -> bool {
         !uid.is_empty() && (self.uid == uid || self.config_hash.as_deref() == Some(uid))
     }
 }
 
 /// What is known of an own pod's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Resolution {
+pub enum Resolution {
     /// The number, and the UID of the API object.
     Known(u32, String),
     /// The pod is known (by its object's UID), its number is not yet.
@@ -68,7 +68,7 @@ pub(crate) enum Resolution {
 
 /// Identities, namespaces and own pods.
 #[derive(Debug, Default)]
-pub(crate) struct Identities {
+pub struct Identities {
     by_number: BTreeMap<u32, IdentityRecord>,
     /// Numbers by the hash of their sets; more than one only for a set found
     /// twice, or a collision.
@@ -214,12 +214,12 @@ impl Identities {
     }
 
     /// All identities in the order of their numbers.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &IdentityRecord> {
+    pub fn iter(&self) -> impl Iterator<Item = &IdentityRecord> {
         self.by_number.values()
     }
 
     /// How many identities there are.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.by_number.len()
     }
 }

@@ -17,23 +17,23 @@ use crate::{facts::Path, index::NodeRecord};
 
 /// What decides the entry of one other node.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pair<'a> {
+pub struct Pair<'a> {
     /// What the epoch asks.
-    pub(crate) step: &'a Step,
+    pub step: &'a Step,
     /// The peer.
-    pub(crate) node: &'a NodeRecord,
+    pub node: &'a NodeRecord,
     /// The address that stands for it.
-    pub(crate) address: IpAddr,
+    pub address: IpAddr,
     /// How the kernel reaches it.
-    pub(crate) path: Option<Path>,
+    pub path: Option<Path>,
     /// Largest packet of the underlay to it, in bytes.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
     /// Its entry now.
-    pub(crate) present: Option<&'a Remote>,
+    pub present: Option<&'a Remote>,
     /// What probes say.
-    pub(crate) view: View,
+    pub view: View,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
-    pub(crate) now: u64,
+    pub now: u64,
 }
 
 /// The form of a pair, and what the program is to know of the last change.
@@ -127,7 +127,7 @@ fn number(step: &Step) -> u32 {
 }
 
 /// The entry of one other node.
-pub(crate) fn remote(pair: &Pair<'_>) -> Remote {
+pub fn remote(pair: &Pair<'_>) -> Remote {
     let Form {
         now: form,
         previous,

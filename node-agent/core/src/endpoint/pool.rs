@@ -11,16 +11,16 @@ use serde::{Deserialize, Serialize};
 
 /// An address that a pod gave back.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub(crate) struct Released {
+pub struct Released {
     /// The address.
-    pub(crate) address: Ipv4Addr,
+    pub address: Ipv4Addr,
     /// UID of the pod that had it; it gets it back if it is wired again.
-    pub(crate) pod_uid: String,
+    pub pod_uid: String,
 }
 
 /// Addresses that pods of this node have by their status, and the UIDs that each
 /// such pod goes by. Their namespaces may be another network's.
-pub(crate) type Claims = HashMap<Ipv4Addr, Vec<String>>;
+pub type Claims = HashMap<Ipv4Addr, Vec<String>>;
 
 /// Whether an address is another pod's.
 fn is_anothers(claims: &Claims, address: Ipv4Addr, pod_uid: &str) -> bool {
@@ -31,7 +31,7 @@ fn is_anothers(claims: &Claims, address: Ipv4Addr, pod_uid: &str) -> bool {
 
 /// The addresses of one block.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub struct Pool {
     block: Ipv4Net,
     /// Next address that was never handed out, as its distance from the base.
     next: u32,
@@ -41,7 +41,7 @@ pub(crate) struct Pool {
 
 /// The address pods use as next hop and other nodes probe: the first of the
 /// block. The node has it on `lo`.
-pub(crate) fn gateway_of(block: &IpNet) -> Option<IpAddr> {
+pub fn gateway_of(block: &IpNet) -> Option<IpAddr> {
     block.hosts().next()
 }
 
@@ -52,7 +52,7 @@ const FIRST: u32 = 2;
 impl Pool {
     /// A pool of which `used` are taken and `released` were given back, the
     /// longest-free one first.
-    pub(crate) fn new(
+    pub fn new(
         block: Ipv4Net,
         used: impl IntoIterator<Item = Ipv4Addr>,
         released: impl IntoIterator<Item = Released>,
@@ -112,18 +112,18 @@ impl Pool {
     }
 
     /// The block.
-    pub(crate) fn block(&self) -> Ipv4Net {
+    pub fn block(&self) -> Ipv4Net {
         self.block
     }
 
     /// How many addresses pods can have.
-    pub(crate) fn capacity(&self) -> u32 {
+    pub fn capacity(&self) -> u32 {
         (self.last() + 1).saturating_sub(FIRST)
     }
 
     /// Marks an address as taken that a pod turns out to have. Whether it was
     /// free.
-    pub(crate) fn hold(&mut self, address: Ipv4Addr) -> bool {
+    pub fn hold(&mut self, address: Ipv4Addr) -> bool {
         if !self.block.contains(&address) {
             return true;
         }
@@ -146,7 +146,7 @@ impl Pool {
     /// Takes an address: the one this pod had before, as remembered here or as
     /// its status has it, if it is still free; and none that is another pod's.
     /// `None` when all are in use.
-    pub(crate) fn take(&mut self, pod_uid: &str, claims: &Claims) -> Option<Ipv4Addr> {
+    pub fn take(&mut self, pod_uid: &str, claims: &Claims) -> Option<Ipv4Addr> {
         let before = self
             .released
             .iter()
@@ -199,7 +199,7 @@ impl Pool {
     }
 
     /// Gives an address back.
-    pub(crate) fn release(&mut self, address: Ipv4Addr, pod_uid: &str) {
+    pub fn release(&mut self, address: Ipv4Addr, pod_uid: &str) {
         if self.used.remove(&address) && self.is_for_pods(address) {
             self.released.push_back(Released {
                 address,
@@ -209,7 +209,7 @@ impl Pool {
     }
 
     /// Addresses that were given back, the longest-free one first.
-    pub(crate) fn released(&self) -> impl Iterator<Item = &Released> {
+    pub fn released(&self) -> impl Iterator<Item = &Released> {
         self.released.iter()
     }
 }

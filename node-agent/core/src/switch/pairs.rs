@@ -21,7 +21,7 @@ const AGAIN: u64 = 30_000_000_000;
 
 /// What probes of a peer in the target form came to.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-pub(crate) enum Finding {
+pub(super) enum Finding {
     /// Nothing is known.
     #[default]
     Untried,
@@ -44,7 +44,7 @@ struct Key {
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Pairs {
+pub struct Pairs {
     key: Key,
     found: BTreeMap<String, Finding>,
     /// Every peer has been probed in this attempt.
@@ -57,7 +57,7 @@ pub(crate) struct Pairs {
     tried: HashMap<String, (u64, Option<Epoch>)>,
     /// Counts attempts seen by this agent, to know answers that come too late.
     #[serde(skip)]
-    pub(crate) round: u64,
+    pub round: u64,
 }
 
 /// What outlives the agent counts.
@@ -69,25 +69,25 @@ impl PartialEq for Pairs {
 
 /// A peer as probing sees it.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer {
+pub struct Peer {
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Its health address.
-    pub(crate) health: Ipv4Addr,
+    pub health: Ipv4Addr,
     /// The form that the epoch leads to; `None`: there is no path for it.
-    pub(crate) target: Option<u8>,
+    pub target: Option<u8>,
     /// Why there is no path for bare packets, where more is known than that.
-    pub(crate) no_path: Option<String>,
+    pub no_path: Option<String>,
     /// Why an answer would say nothing, so that none is asked for.
-    pub(crate) blind: Option<String>,
+    pub blind: Option<String>,
     /// Its entry in the maps.
-    pub(crate) entry: Remote,
+    pub entry: Remote,
     /// Largest packet of the underlay to it, in bytes.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
     /// Whether it takes the target form from us now.
-    pub(crate) accepts: bool,
+    pub accepts: bool,
     /// What it acknowledged.
-    pub(crate) applied: Option<Epoch>,
+    pub applied: Option<Epoch>,
 }
 
 impl Peer {
@@ -103,27 +103,27 @@ impl Peer {
 
 /// The peers and the time, for one look.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Inputs<'a> {
+pub struct Inputs<'a> {
     /// The peers that are in the maps.
-    pub(crate) peers: &'a [Peer],
+    pub peers: &'a [Peer],
     /// What the epoch asks.
-    pub(crate) step: &'a Step,
+    pub step: &'a Step,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
-    pub(crate) now: u64,
+    pub now: u64,
 }
 
 /// What the desired state reads of one pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct View {
+pub struct View {
     /// The peer answers in the target form.
-    pub(crate) passed: bool,
+    pub passed: bool,
     /// The peer answers in the form that the pair has switched to: `FORM_*`.
-    pub(crate) confirmed: Option<u8>,
+    pub confirmed: Option<u8>,
 }
 
 impl Pairs {
     /// Takes up an epoch. Returns whether it is another attempt than before.
-    pub(crate) fn enter(&mut self, epoch: Option<&Epoch>) -> bool {
+    pub fn enter(&mut self, epoch: Option<&Epoch>) -> bool {
         let Some(epoch) = epoch else {
             return false;
         };
@@ -149,7 +149,7 @@ impl Pairs {
     }
 
     /// Forgets peers that are gone.
-    pub(crate) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.found.retain(|name, _| exists(name));
         self.tried.retain(|name, _| exists(name));
         self.confirmed.retain(|(name, _)| exists(name));
@@ -160,7 +160,7 @@ impl Pairs {
     }
 
     /// What the desired state reads of a pair.
-    pub(crate) fn view(&self, name: &str) -> View {
+    pub fn view(&self, name: &str) -> View {
         let is = |form| self.confirmed.contains(&(name.to_owned(), form));
         View {
             passed: *self.finding(name) == Finding::Passed,
@@ -170,7 +170,7 @@ impl Pairs {
 
     /// Why a pair does not have the target form; `None`: it has, or nothing is
     /// known.
-    pub(crate) fn trouble(&self, name: &str) -> Option<&str> {
+    pub fn trouble(&self, name: &str) -> Option<&str> {
         match self.finding(name) {
             Finding::Untried | Finding::Passed => None,
             Finding::Failed(why) | Finding::FellBack(why) => Some(why),
@@ -178,20 +178,20 @@ impl Pairs {
     }
 
     /// All of [`Pairs::trouble`], by name.
-    pub(crate) fn troubles(&self) -> BTreeMap<String, String> {
+    pub fn troubles(&self) -> BTreeMap<String, String> {
         let named = |name: &String| Some((name.clone(), self.trouble(name)?.to_owned()));
         self.found.keys().filter_map(named).collect()
     }
 
     /// Whether any pair with a peer that `counts` keeps the old form.
-    pub(crate) fn any_kept(&self, counts: impl Fn(&str) -> bool) -> bool {
+    pub fn any_kept(&self, counts: impl Fn(&str) -> bool) -> bool {
         let kept = |name: &String| self.trouble(name).is_some() && counts(name);
         self.found.keys().any(kept)
     }
 
     /// Notes the pairs that were not confirmed in time; the program has fallen
     /// back by itself. Returns their names.
-    pub(crate) fn expire(&mut self, inputs: Inputs<'_>) -> Vec<String> {
+    pub fn expire(&mut self, inputs: Inputs<'_>) -> Vec<String> {
         let mut fell = Vec::new();
         for peer in inputs.peers {
             let late = peer.entry.has_reverted(|| inputs.now);
@@ -212,7 +212,7 @@ impl Pairs {
     }
 
     /// What is to be asked now.
-    pub(crate) fn asks(&mut self, inputs: Inputs<'_>) -> Vec<Ask> {
+    pub fn asks(&mut self, inputs: Inputs<'_>) -> Vec<Ask> {
         let phase = inputs.step.phase();
         let mut asks = Vec::new();
         for peer in inputs.peers {
@@ -255,7 +255,7 @@ impl Pairs {
     }
 
     /// Takes answers in. Those to an earlier attempt say nothing any more.
-    pub(crate) fn take(&mut self, round: u64, answers: Vec<Answer>, inputs: Inputs<'_>) {
+    pub fn take(&mut self, round: u64, answers: Vec<Answer>, inputs: Inputs<'_>) {
         let peers: HashMap<&str, &Peer> =
             inputs.peers.iter().map(|p| (p.name.as_str(), p)).collect();
         for Answer { ask, outcome } in answers {
@@ -285,7 +285,7 @@ impl Pairs {
 
     /// Whether all of this node's pairs have done the phase. A peer that does
     /// not accept the target form yet holds nothing up: it follows when it does.
-    pub(crate) fn settle(&mut self, inputs: Inputs<'_>) -> bool {
+    pub fn settle(&mut self, inputs: Inputs<'_>) -> bool {
         let phase = inputs.step.phase();
         let tried = |p: &Peer| *self.finding(&p.name) != Finding::Untried;
         let settled = inputs.peers.iter().all(|peer| match phase {
@@ -303,14 +303,14 @@ impl Pairs {
 
     /// Number of the epoch, and the peers to which its old form is kept; `None`: not
     /// every pair has been probed yet.
-    pub(crate) fn kept(&self) -> Option<(i64, Vec<String>)> {
+    pub fn kept(&self) -> Option<(i64, Vec<String>)> {
         let troubled = |name: &&String| self.trouble(name).is_some();
         let peers = self.found.keys().filter(troubled).cloned();
         self.complete.then(|| (self.key.number, peers.collect()))
     }
 
     /// What to report; `None`: not every pair has been probed yet.
-    pub(crate) fn report(&self, inputs: Inputs<'_>) -> Option<ProbeReport> {
+    pub fn report(&self, inputs: Inputs<'_>) -> Option<ProbeReport> {
         if !self.complete {
             return None;
         }

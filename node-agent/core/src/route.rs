@@ -6,28 +6,28 @@ use ipnet::IpNet;
 
 /// A route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Route {
+pub struct Route {
     /// Destination.
-    pub(crate) destination: IpNet,
+    pub destination: IpNet,
     /// Next hop, if not on the link itself.
-    pub(crate) gateway: Option<IpAddr>,
+    pub gateway: Option<IpAddr>,
     /// Device; 0 with `unreachable`.
-    pub(crate) index: u32,
+    pub index: u32,
     /// Source address for what starts here.
-    pub(crate) source: Option<IpAddr>,
+    pub source: Option<IpAddr>,
     /// MTU in bytes; 0: the device's.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
     /// Of routes to one destination the one with the smallest counts.
-    pub(crate) metric: u32,
+    pub metric: u32,
     /// The next hop is on the link although no route says so.
-    pub(crate) onlink: bool,
+    pub onlink: bool,
     /// Refuse with "host unreachable".
-    pub(crate) unreachable: bool,
+    pub unreachable: bool,
 }
 
 impl Route {
     /// A route to what is on the link itself.
-    pub(crate) fn link(destination: IpNet, index: u32) -> Self {
+    pub fn link(destination: IpNet, index: u32) -> Self {
         Self {
             destination,
             gateway: None,
@@ -42,7 +42,7 @@ impl Route {
 }
 
 /// The host's route to a pod.
-pub(crate) fn host_route(index: u32, address: IpAddr, source: Option<IpAddr>) -> Route {
+pub fn host_route(index: u32, address: IpAddr, source: Option<IpAddr>) -> Route {
     Route {
         source,
         ..Route::link(IpNet::from(address), index)

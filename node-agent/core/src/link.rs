@@ -1,28 +1,28 @@
 //! Links of the node, and the names of veer's own.
 
 /// Name of the one VXLAN device.
-pub(crate) const VXLAN: &str = "veer_vxlan";
+pub const VXLAN: &str = "veer_vxlan";
 
 /// How the name of the host side of a pod's veth begins. The tunnel's device does not, so
 /// that what selects by it (kube-proxy's `InterfaceNamePrefix`) finds pods alone.
-pub(crate) const HOST_VETH: &str = "veer0";
+pub const HOST_VETH: &str = "veer0";
 
 /// Whether a device name is that of the host side of a pod's veth: nine hexadecimal
 /// digits behind [`HOST_VETH`], or ten behind `veer` as earlier releases had it, which
 /// so know the names of this one.
-pub(crate) fn is_host_veth(name: &str) -> bool {
+pub fn is_host_veth(name: &str) -> bool {
     name.strip_prefix("veer")
         .is_some_and(|rest| rest.len() == 10 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// What tells one host side from another: the last nine digits, whichever release made
 /// it. `None`: the name is none of those.
-pub(crate) fn host_veth_digits(name: &str) -> Option<&str> {
+pub fn host_veth_digits(name: &str) -> Option<&str> {
     name.get(5..).filter(|_| is_host_veth(name))
 }
 
 /// A MAC address in transmission order.
-pub(crate) type Mac = [u8; 6];
+pub type Mac = [u8; 6];
 
 /// A link as the kernel reports it.
 #[expect(
@@ -30,31 +30,31 @@ pub(crate) type Mac = [u8; 6];
     reason = "each is a flag of the kernel's of its own"
 )]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Link {
+pub struct Link {
     /// Interface index.
-    pub(crate) index: u32,
+    pub index: u32,
     /// Interface index of a veth's other end, in the namespace where that is.
-    pub(crate) peer: u32,
+    pub peer: u32,
     /// Name.
-    pub(crate) name: String,
+    pub name: String,
     /// MTU in bytes.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
     /// Hardware address; zeros where it is not an Ethernet one.
-    pub(crate) mac: Mac,
+    pub mac: Mac,
     /// Kind (`veth`, `vxlan`, …); empty for hardware.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Its packets have Ethernet headers.
-    pub(crate) ethernet: bool,
+    pub ethernet: bool,
     /// Interface index of the bridge or bond that it is a port of; 0: none.
-    pub(crate) master: u32,
+    pub master: u32,
     /// Administratively up.
-    pub(crate) up: bool,
+    pub up: bool,
     /// `IFF_NOARP`.
-    pub(crate) noarp: bool,
+    pub noarp: bool,
     /// UDP port of a VXLAN device; 0 for others.
-    pub(crate) vxlan_port: u16,
+    pub vxlan_port: u16,
     /// `external` of a VXLAN device.
-    pub(crate) vxlan_external: bool,
+    pub vxlan_external: bool,
     /// Id of the XDP program that runs on it; 0: none, or more than one.
-    pub(crate) xdp: u32,
+    pub xdp: u32,
 }

@@ -6,15 +6,15 @@ use ipnet::IpNet;
 use veer_bpf_common::key::IpKey;
 
 /// A prefix of the ipcache: length in bits of the address, and the address.
-pub(crate) type Prefix = (u8, IpKey);
+pub type Prefix = (u8, IpKey);
 
 /// The prefix of one address.
-pub(crate) fn host_prefix(address: IpAddr) -> Prefix {
+pub fn host_prefix(address: IpAddr) -> Prefix {
     let length = if address.is_ipv4() { 32 } else { 128 };
     (length, IpKey::from(address))
 }
 
 /// The prefix of a network.
-pub(crate) fn prefix(net: &IpNet) -> Prefix {
+pub fn prefix(net: &IpNet) -> Prefix {
     (net.prefix_len(), IpKey::from(net.network()))
 }
