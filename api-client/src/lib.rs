@@ -1,5 +1,5 @@
-//! How operator and agents reach the Kubernetes API, and how they write in a log what
-//! went wrong.
+//! How operator and agents reach the Kubernetes API, publish Events and write errors
+//! in a log.
 //!
 //! An API server whose machine lost power, or that a load balancer gave up,
 //! says no goodbye: a watch on such a connection is silent for ever, and kube's
@@ -15,6 +15,8 @@
 //! that a thousand agents do not come back in the same second.
 
 #![forbid(unsafe_code)]
+
+pub mod events;
 
 use std::{
     hash::{BuildHasher, RandomState},

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use kube::core::DeserializeGuard;
 use kube::{Client, Resource};
-use kube_runtime::events::{Event, EventType, Recorder, Reporter};
+use kube_runtime::events::EventType;
+use veer_api_client::events::Publisher;
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, NodeNetwork, PodCIDR, SecurityIdentity,
 };
@@ -22,8 +23,6 @@ use crate::slim::{SlimNode, SlimReport};
 
 /// After how many different events the memory of them starts anew.
 const EVENTS_REMEMBERED: usize = 1000;
-/// Bytes of an event's note; the API server takes no longer ones.
-const NOTE: usize = 1024;
 
 /// A ClusterNetwork, or why it cannot be read.
 pub(crate) type GuardedNetwork = DeserializeGuard<ClusterNetwork>;
@@ -33,7 +32,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
     pub(crate) metrics: Arc<Metrics>,
-    recorder: Recorder,
+    events: Publisher,
     pub(crate) networks: Cached<GuardedNetwork>,
     pub(crate) nodes: Cached<SlimNode>,
     pub(crate) node_networks: Cached<NodeNetwork>,
@@ -56,7 +55,7 @@ impl Context {
         client: &Client,
         settings: Settings,
         metrics: Arc<Metrics>,
-        identity: String,
+        identity: &str,
     ) -> (Arc<Self>, Vec<BoxFuture<'static, ()>>) {
         let (networks, follow_networks) = Cached::new(client);
         let (nodes, follow_nodes) = Cached::new(client);
@@ -64,15 +63,11 @@ impl Context {
         let (reports, follow_reports) = Cached::quiet(client, SlimReport::says_the_same);
         let (claims, follow_claims) = Cached::new(client);
         let (identities, follow_identities) = Cached::new(client);
-        let reporter = Reporter {
-            controller: "veer-operator".into(),
-            instance: Some(identity),
-        };
         let context = Self {
             client: client.clone(),
             settings,
             metrics,
-            recorder: Recorder::new(client.clone(), reporter),
+            events: Publisher::new(client.clone(), "veer-operator", identity),
             networks,
             nodes,
             node_networks,
@@ -204,16 +199,10 @@ impl Context {
         on: &K,
         type_: EventType,
         reason: &'static str,
-        mut note: String,
+        note: String,
     ) -> kube::Result<()> {
-        note.truncate(note.floor_char_boundary(NOTE));
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: reason.to_owned(),
-            secondary: None,
-        };
-        self.recorder.publish(&event, &on.object_ref(&())).await
+        self.events
+            .publish(&on.object_ref(&()), type_, reason, note)
+            .await
     }
 }

@@ -49,7 +49,7 @@ pub(crate) async fn run(setup: &Setup) {
         &setup.client,
         setup.settings,
         Arc::clone(&setup.metrics),
-        setup.identity.clone(),
+        &setup.identity,
     );
     // Dropping the set ends all tasks in it.
     let mut tasks = JoinSet::new();

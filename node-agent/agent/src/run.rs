@@ -56,7 +56,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
     let (publisher, wishes) = Publisher::new();
-    let (events, untold) = Events::new();
+    let (events, event_writer) = Events::new();
     let listener = server::listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
     let node = options.node.clone();
@@ -81,7 +81,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         .spawn(move || engine.run())
         .context("cannot start the engine")?;
     tokio::spawn(wishes.run(client.clone()));
-    tokio::spawn(untold.run(client.clone(), node));
+    tokio::spawn(event_writer.run(client.clone(), node));
     tokio::spawn(server::run(shared.clone(), listener));
     tokio::spawn(http::run(shared.clone(), metrics));
     tokio::spawn(status::run(client, shared.clone(), reports));

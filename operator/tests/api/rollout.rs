@@ -41,21 +41,30 @@ async fn status(
     .await
 }
 
-/// The note of the first event of the ClusterNetwork with this reason.
-async fn event(server: &Server, reason: &str) -> String {
+/// The note of an event of the ClusterNetwork with this reason, once `wanted` is in it.
+async fn event_with(server: &Server, reason: &str, wanted: &str) -> String {
     let events: Api<Event> = Api::all(server.client.clone());
-    eventually(&format!("an event {reason}"), async || {
+    eventually(&format!("an event {reason} with {wanted:?}"), async || {
         let all = events.list(&ListParams::default()).await.unwrap().items;
         let ours = all.iter().filter(|e| {
             e.regarding.as_ref().and_then(|r| r.kind.as_deref()) == Some("ClusterNetwork")
         });
-        let seen: Vec<_> = ours.map(|e| (e.reason.clone(), e.note.clone())).collect();
-        let found = seen.iter().find(|(r, _)| r.as_deref() == Some(reason));
+        let seen: Vec<_> = ours
+            .map(|e| (e.reason.clone(), e.note.clone().unwrap_or_default()))
+            .collect();
+        let found = seen
+            .iter()
+            .find(|(r, note)| r.as_deref() == Some(reason) && note.contains(wanted));
         found
-            .and_then(|(_, note)| note.clone())
+            .map(|(_, note)| note.clone())
             .ok_or_else(|| format!("{seen:?}"))
     })
     .await
+}
+
+/// The note of the first event of the ClusterNetwork with this reason.
+async fn event(server: &Server, reason: &str) -> String {
+    event_with(server, reason, "").await
 }
 
 /// The phases that the nodes were told.
@@ -133,11 +142,10 @@ async fn canaries_switch_first_then_one_after_the_other_and_a_pause_holds_them()
     assert_eq!(said, "changing from Tunnel to Native (epoch 2)");
     assert!(event(&server, "RolloutPaused").await.contains("Switch"));
     assert!(event(&server, "RolloutResumed").await.contains("Switch"));
-    assert!(
-        event(&server, "RolloutPhaseDone")
-            .await
-            .contains("3 ready node(s)")
-    );
+    for phase in ["Preflight", "Prepare", "Switch", "Finalize"] {
+        let wanted = format!("phase {phase} is done on 3 ready node(s)");
+        event_with(&server, "RolloutPhaseDone", &wanted).await;
+    }
     let said = event(&server, "RoutingModeChanged").await;
     assert!(
         said.starts_with("traffic moves by Native (epoch 2), after "),
