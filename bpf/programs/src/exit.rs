@@ -1,18 +1,44 @@
 //! The one way out of every program: outcome → code, counter, decision record.
 
-use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use veer_bpf_common::{
-    outcome::{DropReason, Observation, Program, Verdict},
-    tables::{Counters, Decision},
+    outcome::{DropReason, Program, Verdict},
+    tables::Decision,
 };
+use veer_bpf_net::bytes::Bytes;
 
 use crate::{
-    direct,
-    maps::{COUNTERS, DECISIONS},
+    ctx::{direct, skb::Skb},
+    event,
+    state::{counters, maps::DECISIONS},
 };
 
 /// What an inner function returns.
 pub(crate) type Outcome = Result<Verdict, DropReason>;
+
+/// Runs `inner` as the tc program `program`.
+#[inline(always)]
+pub(crate) fn run(
+    program: Program,
+    raw: *mut __sk_buff,
+    inner: impl FnOnce(&mut Skb) -> Outcome,
+) -> i32 {
+    let Some(decision) = record(program) else {
+        return TC_ACT_SHOT;
+    };
+    let mut skb = Skb {
+        raw,
+        program,
+        decision,
+    };
+    let length = skb.length();
+    let outcome = inner(&mut skb);
+    skb.decision.outcome = number(outcome);
+    if let Err(reason) = outcome {
+        event::keep(program, reason, &skb, skb.ifindex(), skb.decision);
+    }
+    tc(program, length, outcome)
+}
 
 /// Ends a tc program.
 ///
@@ -21,7 +47,7 @@ pub(crate) type Outcome = Result<Verdict, DropReason>;
 /// `bpf_mprog` since kernel commit e420bed02507).
 #[inline(always)]
 pub(crate) fn tc(program: Program, length: u32, outcome: Outcome) -> i32 {
-    count(program, length, number(outcome));
+    counters::count(program, length, number(outcome));
     match outcome {
         Ok(
             Verdict::Pass
@@ -42,17 +68,11 @@ pub(crate) fn tc(program: Program, length: u32, outcome: Outcome) -> i32 {
 /// Ends an XDP program, whose only verdicts are to pass and to drop.
 #[inline(always)]
 pub(crate) fn xdp(program: Program, length: u32, outcome: Outcome) -> u32 {
-    count(program, length, number(outcome));
+    counters::count(program, length, number(outcome));
     match outcome {
         Ok(_) => xdp_action::XDP_PASS,
         Err(_) => xdp_action::XDP_DROP,
     }
-}
-
-/// Counts something seen on the way that is not the outcome.
-#[inline(always)]
-pub(crate) fn observe(program: Program, length: u32, what: Observation) {
-    count(program, length, what as u32);
 }
 
 /// The number under which an outcome is counted and recorded.
@@ -76,15 +96,4 @@ pub(crate) fn record(program: Program) -> Option<&'static mut Decision> {
     // SAFETY: a slot of this CPU in a preallocated array, which no other program
     // uses; BPF programs do not migrate while they run.
     Some(unsafe { &mut *record })
-}
-
-#[inline(always)]
-fn count(program: Program, length: u32, number: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(Counters::index(program, number)) {
-        // SAFETY: as in `record`.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += u64::from(length);
-        }
-    }
 }

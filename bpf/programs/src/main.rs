@@ -1,12 +1,12 @@
 //! veer's BPF programs, one per attach point, in one object.
 //!
-//! Every program has the same shape: an inner function of its own file looks at
-//! the packet and returns `Result<Verdict, DropReason>`; [`exit`] alone turns
-//! that into the code for the kernel, the counter and the decision record. What
-//! two programs do alike is in a module of its own: [`skb`] (reading and
-//! changing an `__sk_buff`), [`direct`] (packet bytes in words), [`lookup`] (maps), [`flows`] (notes and
-//! fragments), [`deliver`] (into a local pod), [`remote`] (to another node), [`fib`] (the node's routes), [`icmp_error`] (routers' errors), [`sample`]
-//! (evidence of drops).
+//! Every program has the same shape: an inner function in [`hooks`] looks at the
+//! packet and returns `Result<Verdict, DropReason>`; [`exit`] alone turns that into
+//! the code for the kernel, the counter and the decision record, and [`event`] keeps
+//! evidence of drops. What programs do alike is below them: [`path`] sends a packet
+//! where it is to go, [`state`] is the maps, [`ctx`] is the packet as the kernel hands
+//! it over. A module uses its own folder and those below: hooks → path → state → ctx,
+//! and hooks → exit → event → state.
 //!
 //! Built for the host this is only for the linter: nothing here runs there, and
 //! `main` is there for the compiler's sake.
@@ -27,24 +27,12 @@
     reason = "the macros of aya-ebpf hand the context over; all inner functions have one shape"
 )]
 
-mod deliver;
-mod direct;
+mod ctx;
+mod event;
 mod exit;
-mod fib;
-mod flows;
-mod icmp_error;
-mod lookup;
-mod maps;
-mod overlay_egress;
-mod overlay_ingress;
-mod pod_egress;
-mod pod_ingress;
-mod remote;
-mod sample;
-mod skb;
-mod uplink_egress;
-mod uplink_ingress;
-mod uplink_xdp;
+mod hooks;
+mod path;
+mod state;
 
 /// The helpers for redirects and tunnel keys are open to GPL-compatible
 /// programs only; the kernel knows this string as one.

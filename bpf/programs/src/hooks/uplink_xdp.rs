@@ -1,7 +1,6 @@
 //! The tunnel's checks before an skb exists.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use core::hint::black_box;
 use veer_bpf_common::{
     outcome::{DropReason, Program, Verdict},
     tables::Config,
@@ -13,9 +12,11 @@ use veer_bpf_net::{
 };
 
 use crate::{
-    direct,
+    ctx::xdp::Frame,
+    event,
     exit::{self, Outcome},
-    lookup, sample, uplink_ingress,
+    path::tunnel,
+    state::lookup,
 };
 
 /// Device: an uplink; direction: ingress, before anything else. Expects
@@ -36,7 +37,7 @@ fn uplink_xdp(ctx: XdpContext) -> u32 {
     if let Err(reason) = outcome {
         // SAFETY: the kernel hands a valid context to the program.
         let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-        sample::keep(Program::UplinkXdp, reason, &frame, ifindex, decision);
+        event::keep(Program::UplinkXdp, reason, &frame, ifindex, decision);
     }
     exit::xdp(Program::UplinkXdp, frame.length(), outcome)
 }
@@ -78,7 +79,7 @@ fn tagged(frame: &Frame) -> Outcome {
 #[inline(always)]
 fn ipv4(frame: &Frame) -> Outcome {
     let ip = Ipv4::parse(frame, ethernet::HEADER_LENGTH)?;
-    if let Some(verdict) = uplink_ingress::tunnel(frame, &ip)? {
+    if let Some(verdict) = tunnel::judge(frame, &ip)? {
         return Ok(verdict);
     }
     // The one look-up that only this is for is spared where nothing is denied.
@@ -87,46 +88,4 @@ fn ipv4(frame: &Frame) -> Outcome {
         return Err(DropReason::DeniedPrefix);
     }
     Ok(Verdict::Pass)
-}
-
-/// The first buffer of an XDP frame.
-struct Frame {
-    start: usize,
-    end: usize,
-}
-
-/// The longest IPv4 header and what may lie before it; bounds an offset for the
-/// verifier.
-const OFFSET_MASK: usize = 0x7f;
-
-impl Bytes for Frame {
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        (self.end - self.start) as u32
-    }
-
-    #[inline(always)]
-    fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.start + offset;
-        if start + N > self.end {
-            return None;
-        }
-        // SAFETY: within the frame, checked above.
-        Some(unsafe { direct::read(start) })
-    }
-
-    #[inline(always)]
-    fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > OFFSET_MASK {
-            return None;
-        }
-        // The verifier must see the pointer that is checked and the one that is
-        // read as the same; left alone, the compiler adds up each on its own.
-        let start = black_box(self.start + (offset & OFFSET_MASK));
-        if start + N > self.end {
-            return None;
-        }
-        // SAFETY: within the frame, checked above.
-        Some(unsafe { direct::read(start) })
-    }
 }

@@ -12,10 +12,13 @@ use veer_bpf_net::{
 };
 
 use crate::{
-    deliver, exit,
-    exit::Outcome,
-    lookup::{self, Who},
-    skb::{self, Skb},
+    ctx::skb::Skb,
+    exit::{self, Outcome},
+    path::local,
+    state::{
+        counters,
+        lookup::{self, Who},
+    },
 };
 
 /// Device: the VXLAN device; direction: ingress. Expects decapsulated packets
@@ -23,7 +26,7 @@ use crate::{
 /// addresses, to the stack; drops what its sender could not have sent.
 #[classifier]
 fn overlay_ingress(ctx: TcContext) -> i32 {
-    skb::run(Program::OverlayIngress, ctx.skb.skb, inner)
+    exit::run(Program::OverlayIngress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]
@@ -52,7 +55,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     let (destination, pod) = lookup::arrived(ip.destination);
     skb.decision.destination_identity = destination.identity();
     match destination {
-        Who::LocalPod(_) => deliver::by_flow(skb, &ip, pod),
+        Who::LocalPod(_) => local::by_flow(skb, &ip, pod),
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::ToStack),
     }
 }
@@ -67,7 +70,7 @@ fn check_vni(skb: &Skb, vni: u32, source: Who) -> Result<(), DropReason> {
         return Err(DropReason::ReservedVni);
     }
     if vni != source.identity() {
-        exit::observe(skb.program, skb.length(), Observation::IdentityMismatch);
+        counters::observe(skb.program, skb.length(), Observation::IdentityMismatch);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Reading the maps that the agent writes.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_ns};
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
     identity,
@@ -8,20 +8,11 @@ use veer_bpf_common::{
     value::{NODE_ID_DENIED, NODE_ID_FIRST_REMOTE, NODE_ID_LOCAL, NODE_ID_NONE},
 };
 
-use crate::{
-    direct::copy,
-    maps::{CONFIG, ENDPOINTS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES},
-};
+use super::maps::{CONFIG, ENDPOINTS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES};
+use crate::ctx::{clock::now, direct::copy};
 
 /// Prefix length that asks for one IPv4 address.
 const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
-
-/// Nanoseconds of `CLOCK_MONOTONIC`.
-#[inline(always)]
-pub(crate) fn now() -> u64 {
-    // SAFETY: no arguments.
-    unsafe { bpf_ktime_get_ns() }
-}
 
 /// Whether the agent has not been heard of for so long that what it last wrote of
 /// the node's surroundings may be wrong by now.

@@ -8,12 +8,14 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{ipv4::Ipv4, size};
 
+use super::{fib, stack::exception};
 use crate::{
-    deliver::exception,
+    ctx::{
+        clock::now,
+        skb::{Outer, Skb},
+    },
     exit::Outcome,
-    fib,
-    lookup::{self, now},
-    skb::{Outer, Skb},
+    state::lookup,
 };
 
 #[inline(always)]

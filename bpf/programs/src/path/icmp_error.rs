@@ -6,7 +6,12 @@ use veer_bpf_net::{
     ipv4::{ICMP, Ipv4},
 };
 
-use crate::{deliver, exit::Outcome, flows, lookup, skb::Skb};
+use super::local;
+use crate::{
+    ctx::skb::Skb,
+    exit::Outcome,
+    state::{flows, lookup},
+};
 
 /// A packet from the world: to the stack, but for an error about a flow that the
 /// stack knows nothing of. Netfilter calls that invalid, and rules that drop what is
@@ -17,7 +22,7 @@ pub(crate) fn from_world(skb: &mut Skb, ip: &Ipv4) -> Outcome {
     if ip.protocol != ICMP || !is_about_direct_flow(skb, ip) {
         return Ok(Verdict::Pass);
     }
-    deliver::to_pod(skb, ip, lookup::endpoint(ip.destination))
+    local::to_pod(skb, ip, lookup::endpoint(ip.destination))
 }
 
 /// Whether this is an error about what a local pod sent bare to another node or a pod

@@ -12,11 +12,13 @@ use veer_bpf_net::{
 };
 
 use crate::{
-    exit::Outcome,
-    flows,
-    lookup::{self, Who},
-    remote,
-    skb::{self, Skb},
+    ctx::skb::Skb,
+    exit::{self, Outcome},
+    path::remote,
+    state::{
+        flows,
+        lookup::{self, Who},
+    },
 };
 
 /// Device: the VXLAN device; direction: egress. Expects `pod_egress`'s packets,
@@ -25,7 +27,7 @@ use crate::{
 /// form, or by the form that a probe asks for; notes those that were translated.
 #[classifier]
 fn overlay_egress(ctx: TcContext) -> i32 {
-    skb::run(Program::OverlayEgress, ctx.skb.skb, inner)
+    exit::run(Program::OverlayEgress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

@@ -14,13 +14,13 @@ use veer_bpf_net::{
 };
 
 use crate::{
-    deliver,
-    direct::copy,
-    exit::Outcome,
-    flows,
-    lookup::{self, Who},
-    remote,
-    skb::{self, Skb},
+    ctx::{direct::copy, skb::Skb},
+    exit::{self, Outcome},
+    path::{local, remote, stack},
+    state::{
+        flows,
+        lookup::{self, Who},
+    },
 };
 
 /// Device: the host side of a pod's veth; direction: ingress. Expects whatever
@@ -28,7 +28,7 @@ use crate::{
 /// or to the stack; answers ARP for the gateway; drops what is not the pod's.
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    skb::run(Program::PodEgress, ctx.skb.skb, inner)
+    exit::run(Program::PodEgress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]
@@ -85,7 +85,7 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     }
     if let Some(pod) = lookup::in_own_block(ip.destination) {
         skb.decision.destination_identity = pod.identity;
-        return deliver::by_flow(skb, &ip, Some(pod));
+        return local::by_flow(skb, &ip, Some(pod));
     }
     let destination = lookup::who(ip.destination);
     skb.decision.destination_identity = destination.identity();
@@ -99,12 +99,12 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
     if matches!(destination, Who::Host) {
         return Ok(Verdict::ToStack);
     }
-    if let Some(verdict) = flows::to_stack(skb, &flow) {
+    if let Some(verdict) = stack::translated(skb, &flow) {
         return Ok(verdict);
     }
     match destination.remote_node() {
         Some(node) => remote::from_pod(skb, &ip, node, interface.identity),
-        None => deliver::to_pod(skb, &ip, lookup::endpoint(ip.destination)),
+        None => local::to_pod(skb, &ip, lookup::endpoint(ip.destination)),
     }
 }
 

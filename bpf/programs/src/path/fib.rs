@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 
-use crate::skb::Skb;
+use crate::ctx::skb::Skb;
 
 /// `AF_INET`.
 const AF_INET: u8 = 2;

@@ -7,18 +7,15 @@ use veer_bpf_common::{
     tables::IpcacheEntry,
 };
 use veer_bpf_net::{
-    bytes::Bytes,
     ethernet::{self, Ethernet},
     ipv4::{ICMP, Ipv4},
-    vxlan,
 };
 
 use crate::{
-    deliver,
-    exit::Outcome,
-    icmp_error,
-    lookup::{self, Who},
-    skb::{self, Skb},
+    ctx::skb::Skb,
+    exit::{self, Outcome},
+    path::{icmp_error, local, tunnel},
+    state::lookup::{self, Who},
 };
 
 /// Device: an uplink; direction: ingress. Expects anything from outside. Emits
@@ -28,7 +25,7 @@ use crate::{
 /// rest goes to the stack.
 #[classifier]
 fn uplink_ingress(ctx: TcContext) -> i32 {
-    skb::run(Program::UplinkIngress, ctx.skb.skb, inner)
+    exit::run(Program::UplinkIngress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]
@@ -63,7 +60,7 @@ fn tag_within(skb: &Skb) -> Outcome {
 #[inline(always)]
 fn ipv4(skb: &mut Skb) -> Outcome {
     let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
-    if let Some(verdict) = tunnel(skb, &ip)? {
+    if let Some(verdict) = tunnel::judge(skb, &ip)? {
         return Ok(verdict);
     }
     let Some(row) = lookup::row(ip.source).copied() else {
@@ -83,28 +80,6 @@ fn ipv4(skb: &mut Skb) -> Outcome {
         Who::Host => own(&ip),
         Who::LocalPod(_) => Err(DropReason::OwnSourceFromOutside),
         Who::RemotePod(_, node) | Who::RemoteNode(node) => bare(skb, &ip, row, node),
-    }
-}
-
-/// What is to become of a tunnel packet; `None` for one that is none of ours.
-///
-/// A node's packet to the tunnel port is one, without a look at its
-/// destination: that saves the tunnel's every packet a look-up.
-#[inline(always)]
-pub(crate) fn tunnel<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<Option<Verdict>, DropReason> {
-    let Some(config) = lookup::config() else {
-        return Ok(None);
-    };
-    if !vxlan::is_tunnel(packet, ip, config.tunnel_port) {
-        return Ok(None);
-    }
-    if lookup::node(ip.source).is_some() {
-        vxlan::vni(packet, ip)?;
-        return Ok(Some(Verdict::Pass));
-    }
-    match lookup::who(ip.destination) {
-        Who::Host => Err(DropReason::TunnelSourceNotNode),
-        Who::World | Who::LocalPod(_) | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(None),
     }
 }
 
@@ -140,7 +115,7 @@ fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: u32) -> Outcome {
         return Err(DropReason::NativeNotAccepted);
     }
     if to_pod {
-        deliver::by_flow(skb, ip, pod)
+        local::by_flow(skb, ip, pod)
     } else {
         Ok(Verdict::Pass)
     }

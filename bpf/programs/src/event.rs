@@ -15,7 +15,7 @@ use veer_bpf_net::{
     ethernet,
 };
 
-use crate::{lookup::now, maps::SAMPLES};
+use crate::{ctx::clock::now, state::maps::SAMPLES};
 
 /// Keeps what there is of a dropped packet, unless another of its window is there.
 #[inline(always)]

@@ -4,9 +4,10 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Program, Verdict};
 
 use crate::{
-    exit::Outcome,
-    flows, lookup,
-    skb::{self, Skb},
+    ctx::skb::Skb,
+    exit::{self, Outcome},
+    path::stack,
+    state::{flows, lookup},
 };
 
 /// Device: the host side of a pod's veth; direction: egress. Expects what the
@@ -15,12 +16,12 @@ use crate::{
 /// nodes: only translation brings those this way.
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    skb::run(Program::PodIngress, ctx.skb.skb, inner)
+    exit::run(Program::PodIngress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    let Some(ip) = flows::from_stack(skb) else {
+    let Some(ip) = stack::sent(skb) else {
         return Ok(Verdict::Pass);
     };
     let source = lookup::who(ip.source);

@@ -1,20 +1,24 @@
 //! Into a local pod, past the host's stack.
 
 use veer_bpf_common::{
-    mark,
     outcome::{DropReason, Verdict},
     tables::Endpoint,
 };
 use veer_bpf_net::ipv4::Ipv4;
 
-use crate::{direct::copy, exit::Outcome, flows, skb::Skb};
+use super::stack;
+use crate::{
+    ctx::{direct::copy, skb::Skb},
+    exit::Outcome,
+    state::flows,
+};
 
 /// What goes to this node's pods: to the stack where the flow was translated there,
 /// else delivered.
 #[inline(always)]
 pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
-    if let Some(verdict) = flows::to_stack(skb, &flow) {
+    if let Some(verdict) = stack::translated(skb, &flow) {
         return Ok(verdict);
     }
     to_pod(skb, ip, pod)
@@ -27,17 +31,10 @@ pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outco
 pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
     let pod = pod.ok_or(DropReason::NoSuchEndpoint)?;
     if ip.ttl <= 1 {
-        return Ok(exception(skb));
+        return Ok(stack::exception(skb));
     }
     skb.hop(ip, copy(&pod.mac), copy(&pod.node_mac))?;
     skb.set_for_host();
     skb.redirect_peer(pod.ifindex)?;
     Ok(Verdict::Deliver)
-}
-
-/// To the stack, which answers with an ICMP error, or fragments.
-#[inline(always)]
-pub(crate) fn exception(skb: &Skb) -> Verdict {
-    skb.set_mark(mark::TO_STACK);
-    Verdict::ToStackException
 }

@@ -4,9 +4,10 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Program, Verdict};
 
 use crate::{
-    exit::Outcome,
-    flows, lookup,
-    skb::{self, Skb},
+    ctx::skb::Skb,
+    exit::{self, Outcome},
+    path::stack,
+    state::{flows, lookup},
 };
 
 /// Device: an uplink; direction: egress. Expects everything the node sends.
@@ -14,12 +15,12 @@ use crate::{
 /// only translation brings those down from the stack to here.
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
-    skb::run(Program::UplinkEgress, ctx.skb.skb, inner)
+    exit::run(Program::UplinkEgress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    let Some(ip) = flows::from_stack(skb) else {
+    let Some(ip) = stack::sent(skb) else {
         return Ok(Verdict::Pass);
     };
     // A hash look-up tells most of a node's packets apart from a pod's.

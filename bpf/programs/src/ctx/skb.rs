@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, TC_ACT_SHOT,
-        bpf_redir_neigh, bpf_tunnel_key,
+        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, bpf_redir_neigh,
+        bpf_tunnel_key,
     },
     helpers::generated::{
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
@@ -24,11 +24,7 @@ use veer_bpf_net::{
     ipv4::Ipv4,
 };
 
-use crate::{
-    direct,
-    exit::{self, Outcome},
-    sample,
-};
+use super::direct;
 
 /// `PACKET_HOST` (`include/uapi/linux/if_packet.h`): the stack takes the packet.
 const PACKET_HOST: u32 = 0;
@@ -52,35 +48,11 @@ pub(crate) enum Outer {
 
 /// A packet in a tc program.
 pub(crate) struct Skb {
-    raw: *mut __sk_buff,
+    pub(crate) raw: *mut __sk_buff,
     /// Which program this is.
     pub(crate) program: Program,
     /// This CPU's record of the program's decision, filled in on the way.
     pub(crate) decision: &'static mut Decision,
-}
-
-/// Runs `inner` as the tc program `program`.
-#[inline(always)]
-pub(crate) fn run(
-    program: Program,
-    raw: *mut __sk_buff,
-    inner: impl FnOnce(&mut Skb) -> Outcome,
-) -> i32 {
-    let Some(decision) = exit::record(program) else {
-        return TC_ACT_SHOT;
-    };
-    let mut skb = Skb {
-        raw,
-        program,
-        decision,
-    };
-    let length = skb.length();
-    let outcome = inner(&mut skb);
-    skb.decision.outcome = exit::number(outcome);
-    if let Err(reason) = outcome {
-        sample::keep(program, reason, &skb, skb.ifindex(), skb.decision);
-    }
-    exit::tc(program, length, outcome)
 }
 
 /// Reads a field of `__sk_buff`.

@@ -1,0 +1,6 @@
+//! The packet as the kernel hands it over, and what the kernel answers.
+
+pub(crate) mod clock;
+pub(crate) mod direct;
+pub(crate) mod skb;
+pub(crate) mod xdp;

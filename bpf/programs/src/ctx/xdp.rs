@@ -1,0 +1,48 @@
+//! A frame as XDP programs see it.
+
+use core::hint::black_box;
+use veer_bpf_net::bytes::Bytes;
+
+use super::direct;
+
+/// The first buffer of an XDP frame.
+pub(crate) struct Frame {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+}
+
+/// The longest IPv4 header and what may lie before it; bounds an offset for the
+/// verifier.
+const OFFSET_MASK: usize = 0x7f;
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.end - self.start) as u32
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = self.start + offset;
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: within the frame, checked above.
+        Some(unsafe { direct::read(start) })
+    }
+
+    #[inline(always)]
+    fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > OFFSET_MASK {
+            return None;
+        }
+        // The verifier must see the pointer that is checked and the one that is
+        // read as the same; left alone, the compiler adds up each on its own.
+        let start = black_box(self.start + (offset & OFFSET_MASK));
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: within the frame, checked above.
+        Some(unsafe { direct::read(start) })
+    }
+}

@@ -1,0 +1,10 @@
+//! The entry points, one file per attach point. None imports another: what two do
+//! alike is in [`crate::path`] or below.
+
+mod overlay_egress;
+mod overlay_ingress;
+mod pod_egress;
+mod pod_ingress;
+mod uplink_egress;
+mod uplink_ingress;
+mod uplink_xdp;

@@ -1,0 +1,33 @@
+//! Ports of datagrams that come in fragments.
+
+use veer_bpf_common::tables::{FragmentKey, FragmentPorts};
+use veer_bpf_net::flow::Fragments;
+
+use super::maps::FRAGMENTS;
+
+/// The map of fragments.
+pub(crate) struct Seen;
+
+impl Fragments for Seen {
+    #[inline(always)]
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: a copy of integers; a slot used again meanwhile gives another
+        // datagram's ports, and the packet is then treated as that one's.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &FragmentKey, ports: FragmentPorts) {
+        match FRAGMENTS.get_ptr_mut(key) {
+            // An update of an LRU map takes a new slot first, at another
+            // entry's cost; so write in place.
+            // SAFETY: four bytes of a live map value.
+            Some(known) => unsafe { *known = ports },
+            None => {
+                // Full of entries in use on other CPUs: later fragments will
+                // be dropped and counted, and the datagram is sent again.
+                let _ = FRAGMENTS.insert(key, ports, 0);
+            }
+        }
+    }
+}

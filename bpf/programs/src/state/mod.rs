@@ -1,0 +1,8 @@
+//! What the maps say, and what packets teach them.
+
+pub(crate) mod counters;
+pub(crate) mod flow_slots;
+pub(crate) mod flows;
+pub(crate) mod fragments;
+pub(crate) mod lookup;
+pub(crate) mod maps;
