@@ -130,6 +130,9 @@ numbered! {
     }
 }
 
+/// What judging a packet gives.
+pub type Outcome = Result<Verdict, DropReason>;
+
 /// How many outcomes one program can have; verdicts lie below 64, observations
 /// below [`FIRST_REASON`], reasons from there to here.
 pub const OUTCOMES_PER_PROGRAM: u32 = 192;

@@ -1,24 +1,25 @@
-//! The one way out of every program: outcome → code, counter, decision record.
+//! The frame of every program: what is recorded of a packet, and the one way out:
+//! outcome → code, counter, decision record.
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    programs::XdpContext,
+};
 use veer_bpf_common::{
-    outcome::{DropReason, Program, Verdict},
+    outcome::{Outcome, Program, Verdict},
     tables::Decision,
 };
 use veer_bpf_net::bytes::Bytes;
 
 use crate::{
-    ctx::{direct, skb::Skb},
+    ctx::{direct, skb::Skb, xdp::Frame},
     event,
     state::{counters, maps::DECISIONS},
 };
 
-/// What an inner function returns.
-pub(crate) type Outcome = Result<Verdict, DropReason>;
-
-/// Runs `inner` as the tc program `program`.
+/// Runs `inner` as the tc program `program` on the kernel's context.
 #[inline(always)]
-pub(crate) fn run(
+pub(crate) fn tc(
     program: Program,
     raw: *mut __sk_buff,
     inner: impl FnOnce(&mut Skb) -> Outcome,
@@ -26,27 +27,44 @@ pub(crate) fn run(
     let Some(decision) = record(program) else {
         return TC_ACT_SHOT;
     };
-    let mut skb = Skb {
-        raw,
-        program,
-        decision,
-    };
+    let mut skb = Skb::new(raw, program, decision);
     let length = skb.length();
     let outcome = inner(&mut skb);
     skb.decision.outcome = number(outcome);
     if let Err(reason) = outcome {
         event::keep(program, reason, &skb, skb.ifindex(), skb.decision);
     }
-    tc(program, length, outcome)
+    end_tc(program, length, outcome)
 }
 
-/// Ends a tc program.
+/// Runs `inner` as the XDP program `program`.
+#[inline(always)]
+pub(crate) fn xdp(
+    program: Program,
+    ctx: &XdpContext,
+    inner: impl FnOnce(&Frame) -> Outcome,
+) -> u32 {
+    let frame = Frame::new(ctx.data(), ctx.data_end());
+    let Some(decision) = record(program) else {
+        return xdp_action::XDP_DROP;
+    };
+    let outcome = inner(&frame);
+    decision.outcome = number(outcome);
+    if let Err(reason) = outcome {
+        // SAFETY: the kernel hands a valid context to the program.
+        let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
+        event::keep(program, reason, &frame, ifindex, decision);
+    }
+    end_xdp(program, frame.length(), outcome)
+}
+
+/// Counts the packet and gives the code for the kernel.
 ///
 /// A packet that passes does so with `TC_ACT_UNSPEC`: unlike `TC_ACT_OK` it lets
 /// the other programs of the device run (`sch_handle_ingress`, and
 /// `bpf_mprog` since kernel commit e420bed02507).
 #[inline(always)]
-pub(crate) fn tc(program: Program, length: u32, outcome: Outcome) -> i32 {
+fn end_tc(program: Program, length: u32, outcome: Outcome) -> i32 {
     counters::count(program, length, number(outcome));
     match outcome {
         Ok(
@@ -65,9 +83,9 @@ pub(crate) fn tc(program: Program, length: u32, outcome: Outcome) -> i32 {
     }
 }
 
-/// Ends an XDP program, whose only verdicts are to pass and to drop.
+/// As [`end_tc`], for XDP, whose only verdicts are to pass and to drop.
 #[inline(always)]
-pub(crate) fn xdp(program: Program, length: u32, outcome: Outcome) -> u32 {
+fn end_xdp(program: Program, length: u32, outcome: Outcome) -> u32 {
     counters::count(program, length, number(outcome));
     match outcome {
         Ok(_) => xdp_action::XDP_PASS,
@@ -77,7 +95,7 @@ pub(crate) fn xdp(program: Program, length: u32, outcome: Outcome) -> u32 {
 
 /// The number under which an outcome is counted and recorded.
 #[inline(always)]
-pub(crate) fn number(outcome: Outcome) -> u32 {
+fn number(outcome: Outcome) -> u32 {
     match outcome {
         Ok(verdict) => verdict as u32,
         Err(reason) => reason as u32,
@@ -90,7 +108,7 @@ pub(crate) fn number(outcome: Outcome) -> u32 {
 /// It is written where it lies: carried along, its fields would be spilled and
 /// restored on every branch.
 #[inline(always)]
-pub(crate) fn record(program: Program) -> Option<&'static mut Decision> {
+fn record(program: Program) -> Option<&'static mut Decision> {
     let record = DECISIONS.get_ptr_mut(program as u32)?;
     direct::blank(record);
     // SAFETY: a slot of this CPU in a preallocated array, which no other program

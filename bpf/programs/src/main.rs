@@ -6,7 +6,7 @@
 //! evidence of drops. What programs do alike is below them: [`path`] sends a packet
 //! where it is to go, [`state`] is the maps, [`ctx`] is the packet as the kernel hands
 //! it over. A module uses its own folder and those below: hooks → path → state → ctx,
-//! and hooks → exit → event → state.
+//! and hooks → exit → event → state. `bpf/net/tests/layers.rs` checks that.
 //!
 //! Built for the host this is only for the linter: nothing here runs there, and
 //! `main` is there for the compiler's sake.

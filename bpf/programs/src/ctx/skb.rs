@@ -48,7 +48,7 @@ pub(crate) enum Outer {
 
 /// A packet in a tc program.
 pub(crate) struct Skb {
-    pub(crate) raw: *mut __sk_buff,
+    raw: *mut __sk_buff,
     /// Which program this is.
     pub(crate) program: Program,
     /// This CPU's record of the program's decision, filled in on the way.
@@ -65,6 +65,20 @@ macro_rules! field {
 }
 
 impl Skb {
+    /// The packet that the kernel handed to `program`.
+    #[inline(always)]
+    pub(crate) fn new(
+        raw: *mut __sk_buff,
+        program: Program,
+        decision: &'static mut Decision,
+    ) -> Self {
+        Self {
+            raw,
+            program,
+            decision,
+        }
+    }
+
     /// The kernel's context, for helpers.
     #[inline(always)]
     pub(crate) fn raw(&self) -> *mut __sk_buff {

@@ -7,8 +7,22 @@ use super::direct;
 
 /// The first buffer of an XDP frame.
 pub(crate) struct Frame {
-    pub(crate) start: usize,
-    pub(crate) end: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    /// The bytes between two addresses that the kernel gave.
+    #[inline(always)]
+    pub(crate) fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+
+    /// What lies behind the first `bytes`.
+    #[inline(always)]
+    pub(crate) fn behind(&self, bytes: usize) -> Self {
+        Self::new(self.start + bytes, self.end)
+    }
 }
 
 /// The longest IPv4 header and what may lie before it; bounds an offset for the

@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity, mark,
-    outcome::{DropReason, Program, Verdict},
+    outcome::{DropReason, Outcome, Program, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_net::{
@@ -13,7 +13,7 @@ use veer_bpf_net::{
 
 use crate::{
     ctx::skb::Skb,
-    exit::{self, Outcome},
+    exit,
     path::remote,
     state::{
         flows,
@@ -27,7 +27,7 @@ use crate::{
 /// form, or by the form that a probe asks for; notes those that were translated.
 #[classifier]
 fn overlay_egress(ctx: TcContext) -> i32 {
-    exit::run(Program::OverlayEgress, ctx.skb.skb, inner)
+    exit::tc(Program::OverlayEgress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

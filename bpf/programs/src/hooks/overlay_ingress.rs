@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity,
-    outcome::{DropReason, Observation, Program, Verdict},
+    outcome::{DropReason, Observation, Outcome, Program, Verdict},
 };
 use veer_bpf_net::{
     bytes::Bytes,
@@ -13,7 +13,7 @@ use veer_bpf_net::{
 
 use crate::{
     ctx::skb::Skb,
-    exit::{self, Outcome},
+    exit,
     path::local,
     state::{
         counters,
@@ -26,7 +26,7 @@ use crate::{
 /// addresses, to the stack; drops what its sender could not have sent.
 #[classifier]
 fn overlay_ingress(ctx: TcContext) -> i32 {
-    exit::run(Program::OverlayIngress, ctx.skb.skb, inner)
+    exit::tc(Program::OverlayIngress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

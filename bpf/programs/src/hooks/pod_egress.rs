@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     mark,
-    outcome::{DropReason, Program, Verdict},
+    outcome::{DropReason, Outcome, Program, Verdict},
     tables::Interface,
 };
 use veer_bpf_net::{
@@ -15,7 +15,7 @@ use veer_bpf_net::{
 
 use crate::{
     ctx::{direct::copy, skb::Skb},
-    exit::{self, Outcome},
+    exit,
     path::{local, remote, stack},
     state::{
         flows,
@@ -28,7 +28,7 @@ use crate::{
 /// or to the stack; answers ARP for the gateway; drops what is not the pod's.
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    exit::run(Program::PodEgress, ctx.skb.skb, inner)
+    exit::tc(Program::PodEgress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

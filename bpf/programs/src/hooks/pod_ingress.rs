@@ -1,11 +1,11 @@
 //! What the host's stack delivers to a pod.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use veer_bpf_common::outcome::{Program, Verdict};
+use veer_bpf_common::outcome::{Outcome, Program, Verdict};
 
 use crate::{
     ctx::skb::Skb,
-    exit::{self, Outcome},
+    exit,
     path::stack,
     state::{flows, lookup},
 };
@@ -16,7 +16,7 @@ use crate::{
 /// nodes: only translation brings those this way.
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    exit::run(Program::PodIngress, ctx.skb.skb, inner)
+    exit::tc(Program::PodIngress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

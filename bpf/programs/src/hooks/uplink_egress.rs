@@ -1,11 +1,11 @@
 //! What leaves by an uplink.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use veer_bpf_common::outcome::{Program, Verdict};
+use veer_bpf_common::outcome::{Outcome, Program, Verdict};
 
 use crate::{
     ctx::skb::Skb,
-    exit::{self, Outcome},
+    exit,
     path::stack,
     state::{flows, lookup},
 };
@@ -15,7 +15,7 @@ use crate::{
 /// only translation brings those down from the stack to here.
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
-    exit::run(Program::UplinkEgress, ctx.skb.skb, inner)
+    exit::tc(Program::UplinkEgress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity,
-    outcome::{DropReason, Program, Verdict},
+    outcome::{DropReason, Outcome, Program, Verdict},
     tables::IpcacheEntry,
 };
 use veer_bpf_net::{
@@ -13,7 +13,7 @@ use veer_bpf_net::{
 
 use crate::{
     ctx::skb::Skb,
-    exit::{self, Outcome},
+    exit,
     path::{icmp_error, local, tunnel},
     state::lookup::{self, Who},
 };
@@ -25,7 +25,7 @@ use crate::{
 /// rest goes to the stack.
 #[classifier]
 fn uplink_ingress(ctx: TcContext) -> i32 {
-    exit::run(Program::UplinkIngress, ctx.skb.skb, inner)
+    exit::tc(Program::UplinkIngress, ctx.skb.skb, inner)
 }
 
 #[inline(always)]

@@ -1,23 +1,16 @@
 //! The tunnel's checks before an skb exists.
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
 use veer_bpf_common::{
-    outcome::{DropReason, Program, Verdict},
+    outcome::{DropReason, Outcome, Program, Verdict},
     tables::Config,
 };
 use veer_bpf_net::{
-    bytes::Bytes,
     ethernet::{self, Ethernet},
     ipv4::Ipv4,
 };
 
-use crate::{
-    ctx::xdp::Frame,
-    event,
-    exit::{self, Outcome},
-    path::tunnel,
-    state::lookup,
-};
+use crate::{ctx::xdp::Frame, exit, path::tunnel, state::lookup};
 
 /// Device: an uplink; direction: ingress, before anything else. Expects
 /// anything from outside. Drops tunnel packets that no node sent, tunnel packets
@@ -25,21 +18,7 @@ use crate::{
 /// prefixes; all else passes.
 #[xdp]
 fn uplink_xdp(ctx: XdpContext) -> u32 {
-    let frame = Frame {
-        start: ctx.data(),
-        end: ctx.data_end(),
-    };
-    let Some(decision) = exit::record(Program::UplinkXdp) else {
-        return xdp_action::XDP_DROP;
-    };
-    let outcome = inner(&frame);
-    decision.outcome = exit::number(outcome);
-    if let Err(reason) = outcome {
-        // SAFETY: the kernel hands a valid context to the program.
-        let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-        event::keep(Program::UplinkXdp, reason, &frame, ifindex, decision);
-    }
-    exit::xdp(Program::UplinkXdp, frame.length(), outcome)
+    exit::xdp(Program::UplinkXdp, &ctx, inner)
 }
 
 #[inline(always)]
@@ -60,10 +39,7 @@ fn inner(frame: &Frame) -> Outcome {
 fn tagged(frame: &Frame) -> Outcome {
     // The addresses that are then before the type are not the frame's, and nothing
     // here looks at them.
-    let untagged = Frame {
-        start: frame.start + ethernet::TAG_LENGTH,
-        end: frame.end,
-    };
+    let untagged = frame.behind(ethernet::TAG_LENGTH);
     match (ethernet::tag_id(frame), Ethernet::parse(&untagged)) {
         (
             Some(0),

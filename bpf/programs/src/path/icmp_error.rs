@@ -1,6 +1,6 @@
 //! ICMP errors that routers outside the cluster send about bare packets of pods.
 
-use veer_bpf_common::outcome::Verdict;
+use veer_bpf_common::outcome::{Outcome, Verdict};
 use veer_bpf_net::{
     flow,
     ipv4::{ICMP, Ipv4},
@@ -9,7 +9,6 @@ use veer_bpf_net::{
 use super::local;
 use crate::{
     ctx::skb::Skb,
-    exit::Outcome,
     state::{flows, lookup},
 };
 

@@ -1,7 +1,7 @@
 //! Into a local pod, past the host's stack.
 
 use veer_bpf_common::{
-    outcome::{DropReason, Verdict},
+    outcome::{DropReason, Outcome, Verdict},
     tables::Endpoint,
 };
 use veer_bpf_net::ipv4::Ipv4;
@@ -9,7 +9,6 @@ use veer_bpf_net::ipv4::Ipv4;
 use super::stack;
 use crate::{
     ctx::{direct::copy, skb::Skb},
-    exit::Outcome,
     state::flows,
 };
 

@@ -3,7 +3,7 @@
 use veer_bpf_common::{
     address::FAMILY_V4,
     mark,
-    outcome::{DropReason, Verdict},
+    outcome::{DropReason, Outcome, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_net::{ipv4::Ipv4, size};
@@ -14,7 +14,6 @@ use crate::{
         clock::now,
         skb::{Outer, Skb},
     },
-    exit::Outcome,
     state::lookup,
 };
 

@@ -7,10 +7,7 @@ use veer_bpf_net::{
     ipv4::Ipv4,
 };
 
-use crate::{
-    ctx::skb::Skb,
-    state::{flows, maps::FLOWS},
-};
+use crate::{ctx::skb::Skb, state::flows};
 
 /// The IPv4 header of a packet that came down from the stack; `None`: the programs
 /// sent it themselves, or it is something else. What has no such header the
@@ -28,24 +25,12 @@ pub(crate) fn sent(skb: &Skb) -> Option<Ipv4> {
     Ipv4::parse(skb, ethernet::HEADER_LENGTH).ok()
 }
 
-/// Whether the packet belongs to a flow that the stack translated: it answers
-/// one, or is an ICMP error about one. Then it is marked as going to the stack
-/// on purpose.
-///
-/// A connection that a pod opens directly on a noted tuple proves the note old,
-/// and deletes it.
+/// To the stack, marked as on purpose, where that translated the packet's flow.
 #[inline(always)]
 pub(crate) fn translated(skb: &Skb, flow: &Flow) -> Option<Verdict> {
-    if flow.opens() {
-        // Absent is the rule, and as good.
-        let _ = FLOWS.remove(flow.key);
+    if !flows::answers(flow) {
+        return None;
     }
-    let noted_as = if flow.is_error {
-        flow.key
-    } else {
-        flow.key.reversed()
-    };
-    flows::refresh(&noted_as, flow, true)?;
     skb.set_mark(mark::TO_STACK);
     Some(Verdict::ToStackNoted)
 }

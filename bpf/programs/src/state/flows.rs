@@ -50,6 +50,25 @@ pub(crate) fn is_noted(key: &FlowKey) -> bool {
     note.is_some_and(|note| note::is_live(&note, now()))
 }
 
+/// Whether the packet belongs to a flow that the stack translated: it answers
+/// one, or is an ICMP error about one.
+///
+/// A connection that a pod opens directly on a noted tuple proves the note old,
+/// and deletes it.
+#[inline(always)]
+pub(crate) fn answers(flow: &Flow) -> bool {
+    if flow.opens() {
+        // Absent is the rule, and as good.
+        let _ = FLOWS.remove(flow.key);
+    }
+    let noted_as = if flow.is_error {
+        flow.key
+    } else {
+        flow.key.reversed()
+    };
+    refresh(&noted_as, flow, true).is_some()
+}
+
 /// Notes the flow of a packet that came down from the stack.
 ///
 /// Later fragments are not looked at: the first noted the flow, or was lost.
@@ -81,7 +100,7 @@ pub(crate) fn note(skb: &Skb, ip: &Ipv4) -> Verdict {
 /// Brings a live note up to date with a packet of its flow; `None` where there
 /// is none.
 #[inline(always)]
-pub(crate) fn refresh(key: &FlowKey, flow: &Flow, reply: bool) -> Option<()> {
+fn refresh(key: &FlowKey, flow: &Flow, reply: bool) -> Option<()> {
     let known: *mut FlowNote = FLOWS.get_ptr_mut(key)?;
     let now = now();
     // SAFETY: a live map value of integers; another CPU may write it too, and

@@ -1,0 +1,141 @@
+//! The arrows inside `bpf/programs`: a module uses its own folder and those below.
+//!
+//! The programs are one crate, so the compiler does not check this; they have no
+//! tests of their own, so it is checked here.
+
+use std::{error::Error, fs, path::Path};
+
+/// Every module in the root of the programs, with those that it may use.
+const LAYERS: [(&str, &[&str]); 6] = [
+    ("ctx", &[]),
+    ("state", &["ctx"]),
+    ("event", &["state", "ctx"]),
+    ("exit", &["event", "state", "ctx"]),
+    ("path", &["state", "ctx"]),
+    ("hooks", &["path", "exit", "state", "ctx"]),
+];
+
+/// `source` without its comments.
+fn code(source: &str) -> String {
+    let lines = source.lines();
+    lines
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect()
+}
+
+/// The modules of the root that `code` names: `crate::a`, `crate::{a::b, c}`.
+fn named(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in code.split("crate::").skip(1) {
+        let mut depth = 0;
+        let mut name = String::new();
+        for c in path.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                c if depth <= 1 && (c.is_alphanumeric() || c == '_') => {
+                    name.push(c);
+                    continue;
+                }
+                _ => {}
+            }
+            // A name ends here. Behind `::` are names of its own module's things.
+            if !name.is_empty() {
+                found.push(std::mem::take(&mut name));
+            }
+            if depth == 0 {
+                break;
+            }
+            if depth == 1 && c == ':' {
+                name.push(':');
+            }
+        }
+    }
+    found.retain(|name| !name.starts_with(':'));
+    found
+}
+
+/// What a file of `layer` must not name.
+fn violations(layer: &str, source: &str) -> Vec<String> {
+    let code = code(source);
+    let below = LAYERS.iter().find(|(name, _)| *name == layer);
+    let Some((_, below)) = below else {
+        return vec![format!("{layer} is no layer")];
+    };
+    // An entry point names no other, and `super` would be the way to one.
+    let own = (layer != "hooks").then_some(layer);
+    let mut wrong: Vec<String> = named(&code)
+        .into_iter()
+        .filter(|name| Some(name.as_str()) != own && !below.contains(&name.as_str()))
+        .collect();
+    if code.contains("super::super") || (layer == "hooks" && code.contains("super::")) {
+        wrong.push("super".into());
+    }
+    wrong
+}
+
+/// The files below `folder` with their layer, which is the first part of the path.
+fn check(
+    folder: &Path,
+    layer: Option<&str>,
+    wrong: &mut Vec<String>,
+) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_stem().ok_or("a file has a name")?;
+        let layer = layer.unwrap_or(name.to_str().ok_or("names are text")?);
+        if path.is_dir() {
+            check(&path, Some(layer), wrong)?;
+        } else if layer != "main" {
+            let found = violations(layer, &fs::read_to_string(&path)?);
+            wrong.extend(
+                found
+                    .iter()
+                    .map(|name| format!("{}: {name}", path.display())),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_use_only_what_is_below_them() -> Result<(), Box<dyn Error>> {
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/src");
+    let mut wrong = Vec::new();
+    check(&programs, None, &mut wrong)?;
+    assert!(wrong.is_empty(), "upward or sideways: {wrong:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_use_of_what_is_above_is_found() {
+    for (layer, source, expected) in [
+        (
+            "path",
+            "use crate::{\n    ctx::{a::b, exit},\n    state::flows,\n};",
+            vec![],
+        ),
+        (
+            "path",
+            "use crate::{ctx::skb::Skb, exit, state::flows};",
+            vec!["exit"],
+        ),
+        (
+            "path",
+            "fn f() { crate::hooks::pod_egress::inner() }",
+            vec!["hooks"],
+        ),
+        ("state", "use crate::path::stack;", vec!["path"]),
+        (
+            "ctx",
+            "//! See [`crate::exit`].\nuse super::direct;",
+            vec![],
+        ),
+        ("hooks", "use super::uplink_ingress;", vec!["super"]),
+        ("hooks", "use crate::hooks::uplink_ingress;", vec!["hooks"]),
+        ("policy", "", vec!["policy is no layer"]),
+    ] {
+        assert_eq!(violations(layer, source), expected, "{layer}: {source}");
+    }
+}
