@@ -6,6 +6,22 @@
 //! too. Addresses, ports and MACs are in network byte order inside `[u8; N]`;
 //! integers are in host byte order. A change of any layout bumps
 //! [`LAYOUT_VERSION`], which is part of the pin path.
+//!
+//! # Numbers
+//!
+//! [`Identity`], [`NodeId`], [`IfIndex`] and [`Vni`] are made by functions that refuse
+//! illegal numbers. Values hold the bare numbers and give them as these types by
+//! methods that check nothing, because programs read them for every packet. That is
+//! sound: only the agent writes those maps, and what it writes passed the check; and any
+//! bits are a valid integer, so a row that somebody else wrote makes the programs do
+//! what the row says and cannot make them unsafe. The kernel and the array of remotes
+//! refuse numbers that they do not know. User space that reads a map to act on it calls
+//! `new` on the bare number.
+//!
+//! [`Identity`]: identity::Identity
+//! [`Vni`]: identity::Vni
+//! [`NodeId`]: node::NodeId
+//! [`IfIndex`]: device::IfIndex
 
 #![no_std]
 #![allow(
@@ -26,10 +42,12 @@ macro_rules! plain {
 }
 
 pub mod address;
+pub mod device;
 pub mod identity;
 pub mod key;
 pub mod maps;
 pub mod mark;
+pub mod node;
 pub mod outcome;
 pub mod tables;
 pub mod value;

@@ -6,7 +6,7 @@ use crate::{
     ethernet,
     ipv4::{Ipv4, UDP},
 };
-use veer_bpf_common::outcome::DropReason;
+use veer_bpf_common::{identity::Vni, outcome::DropReason};
 
 /// Bytes of the UDP and the VXLAN header.
 const HEADERS: usize = 16;
@@ -27,7 +27,7 @@ pub fn is_tunnel<P: Bytes>(packet: &P, ip: &Ipv4, tunnel_port: [u8; 2]) -> bool 
 /// The VNI of a tunnel packet. [`DropReason::Malformed`] where the UDP length
 /// lies, a header is cut off or there is no whole inner Ethernet header.
 #[inline(always)]
-pub fn vni<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<u32, DropReason> {
+pub fn vni<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<Vni, DropReason> {
     let h = ip
         .transport::<HEADERS, P>(packet)
         .ok_or(DropReason::Malformed)?;
@@ -46,7 +46,7 @@ pub fn vni<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<u32, DropReason> {
     {
         return Err(DropReason::Malformed);
     }
-    Ok(u32::from_be_bytes([0, h[12], h[13], h[14]]))
+    Ok(Vni::from_header([h[12], h[13], h[14]]))
 }
 
 #[cfg(test)]
@@ -67,7 +67,7 @@ mod tests {
         if !is_tunnel(&slice, &ip, PORT) {
             return Err(DropReason::UnsupportedL3);
         }
-        vni(&slice, &ip)
+        vni(&slice, &ip).map(Vni::get)
     }
 
     #[test]

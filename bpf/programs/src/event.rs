@@ -7,6 +7,7 @@
 //! finds it.
 
 use veer_bpf_common::{
+    device::IfIndex,
     outcome::{DropReason, Program},
     tables::{Decision, DropSample, SAMPLE_BYTES, Samples},
 };
@@ -23,7 +24,7 @@ pub(crate) fn keep<P: Bytes>(
     program: Program,
     reason: DropReason,
     packet: &P,
-    ifindex: u32,
+    ifindex: IfIndex,
     decision: &Decision,
 ) {
     let now = now();
@@ -38,7 +39,7 @@ pub(crate) fn keep<P: Bytes>(
         return;
     }
     sample.decision = *decision;
-    sample.ifindex = ifindex;
+    sample.ifindex = ifindex.get();
     sample.length = packet.length();
     let head = &mut sample.head;
     sample.captured = capture::<_, SAMPLE_BYTES>(packet, head)

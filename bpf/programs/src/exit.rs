@@ -6,6 +6,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use veer_bpf_common::{
+    device::IfIndex,
     outcome::{Outcome, Program, Verdict},
     tables::Decision,
 };
@@ -52,7 +53,7 @@ pub(crate) fn xdp(
     decision.outcome = number(outcome);
     if let Err(reason) = outcome {
         // SAFETY: the kernel hands a valid context to the program.
-        let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
+        let ifindex = IfIndex::from_kernel(unsafe { (*ctx.ctx).ingress_ifindex });
         event::keep(program, reason, &frame, ifindex, decision);
     }
     end_xdp(program, frame.length(), outcome)

@@ -1,6 +1,7 @@
 //! `CONFIG`: what every program needs to know of its node.
 
 use super::{MapKind, Table};
+use crate::device::IfIndex;
 
 /// The one [`Config`], at index 0.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ impl Table for Configuration {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Interface index of the VXLAN device.
+    /// Interface index of the VXLAN device; 0: not known.
     pub vxlan_ifindex: u32,
     /// Largest inner IP packet, in bytes, for a path through the tunnel.
     pub tunnel_mtu: u32,
@@ -45,6 +46,18 @@ pub const CONFIG_PAD: usize = if cfg!(feature = "next-layout") { 9 } else { 1 };
 impl Config {
     /// [`Config::flags`]: there are denied prefixes, so XDP has to look sources up.
     pub const DENIES: u32 = 1;
+
+    /// The VXLAN device.
+    #[inline(always)]
+    pub const fn vxlan(&self) -> Option<IfIndex> {
+        IfIndex::new(self.vxlan_ifindex)
+    }
+
+    /// Whether there are denied prefixes.
+    #[inline(always)]
+    pub const fn denies(&self) -> bool {
+        self.flags & Self::DENIES != 0
+    }
 }
 
 plain!(Config, 39 + CONFIG_PAD);

@@ -1,7 +1,7 @@
 //! `ENDPOINTS`: local pods.
 
 use super::{MapKind, Table};
-use crate::address::IpKey;
+use crate::{address::IpKey, device::IfIndex, identity::Identity};
 
 /// Local pods on one node, per address.
 #[derive(Debug)]
@@ -31,6 +31,20 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// MAC of the host side of its veth.
     pub node_mac: [u8; 6],
+}
+
+impl Endpoint {
+    /// The host side of its veth.
+    #[inline(always)]
+    pub const fn ifindex(&self) -> IfIndex {
+        IfIndex::stored(self.ifindex)
+    }
+
+    /// Its security identity.
+    #[inline(always)]
+    pub const fn identity(&self) -> Identity {
+        Identity::stored(self.identity)
+    }
 }
 
 plain!(Endpoint, 24);

@@ -1,6 +1,7 @@
 //! `INTERFACES`: what may come in from a pod.
 
 use super::{MapKind, Table};
+use crate::identity::Identity;
 
 /// Veths of local pods, by the interface index of their host side.
 #[derive(Debug)]
@@ -32,6 +33,14 @@ pub struct Interface {
     pub v4: [u8; 4],
     /// The only global IPv6 source it may use; zeros: none.
     pub v6: [u8; 16],
+}
+
+impl Interface {
+    /// The pod's security identity.
+    #[inline(always)]
+    pub const fn identity(&self) -> Identity {
+        Identity::stored(self.identity)
+    }
 }
 
 plain!(Interface, 40);

@@ -27,7 +27,7 @@ pub use flows::{FlowKey, FlowNote, Flows};
 pub use fragments::{FragmentKey, FragmentPorts, Fragments};
 pub use heartbeat::Heartbeat;
 pub use interfaces::{Interface, Interfaces};
-pub use ipcache::{Ipcache, IpcacheEntry};
+pub use ipcache::{Ipcache, IpcacheEntry, Who};
 pub use nodes::Nodes;
 pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote, Remotes};
 pub use samples::{DropSample, SAMPLE_BYTES, Samples};

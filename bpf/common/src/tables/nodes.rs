@@ -1,9 +1,10 @@
 //! `NODES`: which node has an address.
 
 use super::{MapKind, Table};
-use crate::address::IpKey;
+use crate::{address::IpKey, node::NodeId};
 
-/// Node ids by the addresses of nodes.
+/// Which node has an address, the own ones included: the bare number of a
+/// [`NodeId`].
 #[derive(Debug)]
 pub enum Nodes {}
 
@@ -13,4 +14,16 @@ impl Table for Nodes {
     const NAME: &'static str = "NODES";
     const KIND: MapKind = MapKind::Hash;
     const CAPACITY: usize = 16_384;
+}
+
+impl Nodes {
+    /// The other node that an entry names; `None`: the node itself.
+    #[inline(always)]
+    pub const fn other(entry: u32) -> Option<NodeId> {
+        if entry >= NodeId::FIRST_REMOTE.get() {
+            Some(NodeId::stored(entry))
+        } else {
+            None
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! `REMOTES`: the other nodes, and how to reach them.
 
 use super::{Config, MapKind, Table};
+use crate::device::IfIndex;
 
-/// Other nodes, by their id.
+/// Other nodes, by their [`crate::node::NodeId`].
 #[derive(Debug)]
 pub enum Remotes {}
 
@@ -61,6 +62,18 @@ impl Remote {
     /// [`Remote::flags`]: bare packets with a source of this node are accepted on
     /// the uplinks.
     pub const ACCEPT_NATIVE: u32 = 1;
+
+    /// Whether bare packets with a source of this node are accepted on the uplinks.
+    #[inline(always)]
+    pub const fn accepts_native(&self) -> bool {
+        self.flags & Self::ACCEPT_NATIVE != 0
+    }
+
+    /// Uplink of the native form.
+    #[inline(always)]
+    pub const fn uplink(&self) -> IfIndex {
+        IfIndex::stored(self.ifindex)
+    }
 
     /// Whether the last switch was not confirmed in time, so that `previous_form`
     /// holds again. `now` gives nanoseconds as `revert_at` counts them; it is not

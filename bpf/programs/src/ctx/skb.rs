@@ -13,6 +13,8 @@ use aya_ebpf::{
 };
 use core::mem::{MaybeUninit, offset_of};
 use veer_bpf_common::{
+    device::IfIndex,
+    identity::Vni,
     mark,
     outcome::{DropReason, Program},
     tables::Decision,
@@ -103,8 +105,8 @@ impl Skb {
 
     /// Index of the device the program is attached to.
     #[inline(always)]
-    pub(crate) fn ifindex(&self) -> u32 {
-        field!(self.ifindex)
+    pub(crate) fn ifindex(&self) -> IfIndex {
+        IfIndex::from_kernel(field!(self.ifindex))
     }
 
     /// Whether the frame had a VLAN tag, which the kernel has taken off.
@@ -213,35 +215,35 @@ impl Skb {
 
     /// To the egress of a device of this namespace.
     #[inline(always)]
-    pub(crate) fn redirect(&mut self, ifindex: u32) -> Result<(), DropReason> {
-        self.decision.ifindex = ifindex;
+    pub(crate) fn redirect(&mut self, ifindex: IfIndex) -> Result<(), DropReason> {
+        self.decision.ifindex = ifindex.get();
         // SAFETY: no pointers.
-        redirected(unsafe { bpf_redirect(ifindex, 0) })
+        redirected(unsafe { bpf_redirect(ifindex.get(), 0) })
     }
 
     /// To the ingress of a veth's peer in another namespace.
     #[inline(always)]
-    pub(crate) fn redirect_peer(&mut self, ifindex: u32) -> Result<(), DropReason> {
-        self.decision.ifindex = ifindex;
+    pub(crate) fn redirect_peer(&mut self, ifindex: IfIndex) -> Result<(), DropReason> {
+        self.decision.ifindex = ifindex.get();
         // SAFETY: no pointers.
-        redirected(unsafe { bpf_redirect_peer(ifindex, 0) })
+        redirected(unsafe { bpf_redirect_peer(ifindex.get(), 0) })
     }
 
     /// To a neighbour by its IPv4 address; the kernel fills in the MACs.
     #[inline(always)]
     pub(crate) fn redirect_neighbour(
         &mut self,
-        ifindex: u32,
+        ifindex: IfIndex,
         next_hop: [u8; 4],
     ) -> Result<(), DropReason> {
-        self.decision.ifindex = ifindex;
+        self.decision.ifindex = ifindex.get();
         let mut hop: bpf_redir_neigh = zeroed();
         hop.nh_family = AF_INET;
         hop.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(next_hop);
         // SAFETY: an initialised structure of the size given.
         redirected(unsafe {
             bpf_redirect_neigh(
-                ifindex,
+                ifindex.get(),
                 &raw mut hop,
                 size_of::<bpf_redir_neigh>() as i32,
                 0,
@@ -256,11 +258,11 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn set_tunnel(
         &mut self,
-        vni: u32,
+        vni: Vni,
         to: [u8; 4],
         outer: Outer,
     ) -> Result<(), DropReason> {
-        self.decision.vni = vni;
+        self.decision.vni = vni.get();
         self.tunnel_key(vni, to, outer)
     }
 
@@ -272,13 +274,13 @@ impl Skb {
     /// to nobody. A tunnel key takes the route's place and names no neighbour.
     #[inline(always)]
     pub(crate) fn forget_route(&self) -> Result<(), DropReason> {
-        self.tunnel_key(0, [0; 4], Outer::MayFragment)
+        self.tunnel_key(Vni::ZERO, [0; 4], Outer::MayFragment)
     }
 
     #[inline(always)]
-    fn tunnel_key(&self, vni: u32, to: [u8; 4], outer: Outer) -> Result<(), DropReason> {
+    fn tunnel_key(&self, vni: Vni, to: [u8; 4], outer: Outer) -> Result<(), DropReason> {
         let mut key: bpf_tunnel_key = zeroed();
-        key.tunnel_id = vni;
+        key.tunnel_id = vni.get();
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(to);
         key.tunnel_ttl = OUTER_TTL;
         let flags = match outer {
@@ -298,7 +300,7 @@ impl Skb {
     /// VNI and outer source of a packet from the tunnel device; `None` for one
     /// that did not come through the tunnel, or not over IPv4.
     #[inline(always)]
-    pub(crate) fn tunnel(&self) -> Option<(u32, [u8; 4])> {
+    pub(crate) fn tunnel(&self) -> Option<(Vni, [u8; 4])> {
         let mut key: bpf_tunnel_key = zeroed();
         // SAFETY: a valid context and TUNNEL_KEY_SIZE writable bytes.
         let result = unsafe { bpf_skb_get_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, 0) };
@@ -307,7 +309,7 @@ impl Skb {
         }
         // SAFETY: both variants of the union are integers.
         let outer = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-        Some((key.tunnel_id, outer.to_be_bytes()))
+        Some((Vni::new(key.tunnel_id)?, outer.to_be_bytes()))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
-    identity, mark,
+    identity::Identity,
+    mark,
     outcome::{DropReason, Outcome, Program, Verdict},
-    tables::{FORM_NATIVE, FORM_TUNNEL},
+    tables::{FORM_NATIVE, FORM_TUNNEL, Who},
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
@@ -15,10 +16,7 @@ use crate::{
     ctx::skb::Skb,
     exit,
     path::remote,
-    state::{
-        flows,
-        lookup::{self, Who},
-    },
+    state::{flows, lookup},
 };
 
 /// Device: the VXLAN device; direction: egress. Expects `pod_egress`'s packets,
@@ -42,17 +40,17 @@ fn inner(skb: &mut Skb) -> Outcome {
     }
     let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
     let destination = lookup::who(ip.destination);
-    skb.decision.destination_identity = destination.identity();
+    skb.decision.destination_identity = destination.identity().get();
     let node = destination
         .remote_node()
         .ok_or(DropReason::RemoteUnusable)?;
     let source = lookup::who(ip.source);
-    skb.decision.source_identity = source.identity();
+    skb.decision.source_identity = source.identity().get();
     if mark != mark::TO_STACK && source.takes_redirects() {
         flows::note(skb, &ip);
     }
     let tunnelled = match source {
-        Who::Host => Ok(identity::REMOTE_NODE),
+        Who::Host => Ok(Identity::REMOTE_NODE),
         Who::LocalPod(identity) => Ok(identity),
         // The other side would refuse it for the same reason.
         Who::World | Who::RemotePod(..) | Who::RemoteNode(_) => {

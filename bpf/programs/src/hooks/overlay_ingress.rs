@@ -2,8 +2,9 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
-    identity,
+    identity::{Identity, Vni},
     outcome::{DropReason, Observation, Outcome, Program, Verdict},
+    tables::Who,
 };
 use veer_bpf_net::{
     bytes::Bytes,
@@ -15,10 +16,7 @@ use crate::{
     ctx::skb::Skb,
     exit,
     path::local,
-    state::{
-        counters,
-        lookup::{self, Who},
-    },
+    state::{counters, lookup},
 };
 
 /// Device: the VXLAN device; direction: ingress. Expects decapsulated packets
@@ -32,9 +30,9 @@ fn overlay_ingress(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
     let (vni, outer) = skb.tunnel().ok_or(DropReason::TunnelSourceNotNode)?;
-    skb.decision.vni = vni;
+    skb.decision.vni = vni.get();
     let node = lookup::node(outer).ok_or(DropReason::TunnelSourceNotNode)?;
-    skb.decision.node_id = node;
+    skb.decision.node_id = node.get();
     // The kernel has taken the inner frame's tag off and would deliver what is behind.
     if skb.has_vlan() {
         return Err(DropReason::UnsupportedL3);
@@ -45,7 +43,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     }
     let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
     let source = lookup::who(ip.source);
-    skb.decision.source_identity = source.identity();
+    skb.decision.source_identity = source.identity().get();
     if source.remote_node() != Some(node) {
         return Err(DropReason::TunnelSourceNotOnNode);
     }
@@ -53,7 +51,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     // The inner MAC is the sender's affair, never this device's.
     skb.set_for_host();
     let (destination, pod) = lookup::arrived(ip.destination);
-    skb.decision.destination_identity = destination.identity();
+    skb.decision.destination_identity = destination.identity().get();
     match destination {
         Who::LocalPod(_) => local::by_flow(skb, &ip, pod),
         Who::World | Who::Host | Who::RemotePod(..) | Who::RemoteNode(_) => Ok(Verdict::ToStack),
@@ -64,12 +62,13 @@ fn inner(skb: &mut Skb) -> Outcome {
 /// sender's kind; where it is not the number known here, that is counted: the
 /// sender's pod may be younger than the row that tells of it.
 #[inline(always)]
-fn check_vni(skb: &Skb, vni: u32, source: Who) -> Result<(), DropReason> {
+fn check_vni(skb: &Skb, vni: Vni, source: Who) -> Result<(), DropReason> {
     let from_node = matches!(source, Who::RemoteNode(_));
-    if !identity::allowed_on_wire(vni) || (vni == identity::REMOTE_NODE) != from_node {
+    let claimed = vni.claimed().ok_or(DropReason::ReservedVni)?;
+    if (claimed == Identity::REMOTE_NODE) != from_node {
         return Err(DropReason::ReservedVni);
     }
-    if vni != source.identity() {
+    if claimed != source.identity() {
         counters::observe(skb.program, skb.length(), Observation::IdentityMismatch);
     }
     Ok(())

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, Outcome, Program, Verdict},
-    tables::Interface,
+    tables::{Interface, Who},
 };
 use veer_bpf_net::{
     arp::Arp,
@@ -17,10 +17,7 @@ use crate::{
     ctx::{direct::copy, skb::Skb},
     exit,
     path::{local, remote, stack},
-    state::{
-        flows,
-        lookup::{self, Who},
-    },
+    state::{flows, lookup},
 };
 
 /// Device: the host side of a pod's veth; direction: ingress. Expects whatever
@@ -39,7 +36,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     skb.pull_head();
     let frame = Ethernet::parse(skb)?;
     let interface = lookup::interface(skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
-    skb.decision.source_identity = interface.identity;
+    skb.decision.source_identity = interface.identity().get();
     if frame.source != copy(&interface.mac) {
         return Err(DropReason::SpoofedMac);
     }
@@ -84,11 +81,11 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
         return Err(DropReason::UnsupportedDestination);
     }
     if let Some(pod) = lookup::in_own_block(ip.destination) {
-        skb.decision.destination_identity = pod.identity;
+        skb.decision.destination_identity = pod.identity().get();
         return local::by_flow(skb, &ip, Some(pod));
     }
     let destination = lookup::who(ip.destination);
-    skb.decision.destination_identity = destination.identity();
+    skb.decision.destination_identity = destination.identity().get();
     if matches!(destination, Who::World) {
         return Ok(Verdict::ToStack);
     }
@@ -103,7 +100,7 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
         return Ok(verdict);
     }
     match destination.remote_node() {
-        Some(node) => remote::from_pod(skb, &ip, node, interface.identity),
+        Some(node) => remote::from_pod(skb, &ip, node, interface.identity()),
         None => local::to_pod(skb, &ip, lookup::endpoint(ip.destination)),
     }
 }

@@ -25,7 +25,7 @@ fn inner(skb: &mut Skb) -> Outcome {
         return Ok(Verdict::Pass);
     };
     let source = lookup::who(ip.source);
-    skb.decision.source_identity = source.identity();
+    skb.decision.source_identity = source.identity().get();
     if !source.takes_redirects() {
         return Ok(Verdict::Pass);
     }

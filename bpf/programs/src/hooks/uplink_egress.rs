@@ -27,9 +27,9 @@ fn inner(skb: &mut Skb) -> Outcome {
     let Some(pod) = lookup::endpoint(ip.source) else {
         return Ok(Verdict::Pass);
     };
-    skb.decision.source_identity = pod.identity;
+    skb.decision.source_identity = pod.identity().get();
     let destination = lookup::who(ip.destination);
-    skb.decision.destination_identity = destination.identity();
+    skb.decision.destination_identity = destination.identity().get();
     if !destination.takes_redirects() {
         return Ok(Verdict::Pass);
     }

@@ -2,9 +2,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
-    identity,
+    identity::Identity,
+    node::NodeId,
     outcome::{DropReason, Outcome, Program, Verdict},
-    tables::IpcacheEntry,
+    tables::{IpcacheEntry, Who},
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
@@ -15,7 +16,7 @@ use crate::{
     ctx::skb::Skb,
     exit,
     path::{icmp_error, local, tunnel},
-    state::lookup::{self, Who},
+    state::lookup,
 };
 
 /// Device: an uplink; direction: ingress. Expects anything from outside. Emits
@@ -64,17 +65,17 @@ fn ipv4(skb: &mut Skb) -> Outcome {
         return Ok(verdict);
     }
     let Some(row) = lookup::row(ip.source).copied() else {
-        skb.decision.source_identity = identity::WORLD;
+        skb.decision.source_identity = Identity::WORLD.get();
         return icmp_error::from_world(skb, &ip);
     };
-    if lookup::denied(row) {
+    if row.is_denied() {
         return Err(DropReason::DeniedPrefix);
     }
-    if lookup::unassigned(row) {
+    if row.is_unassigned() {
         return Err(DropReason::NativeNotAccepted);
     }
     let source = Who::of(row);
-    skb.decision.source_identity = source.identity();
+    skb.decision.source_identity = source.identity().get();
     match source {
         Who::World => icmp_error::from_world(skb, &ip),
         Who::Host => own(&ip),
@@ -103,12 +104,12 @@ fn own(ip: &Ipv4) -> Outcome {
 /// forwards for a forged one is as good as delivered. One thing comes before that
 /// form is accepted: what finds out whether it works.
 #[inline(always)]
-fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: u32) -> Outcome {
-    skb.decision.node_id = id;
+fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: NodeId) -> Outcome {
+    skb.decision.node_id = id.get();
     let (destination, pod) = lookup::arrived(ip.destination);
-    skb.decision.destination_identity = destination.identity();
+    skb.decision.destination_identity = destination.identity().get();
     let to_pod = matches!(destination, Who::LocalPod(_));
-    if (to_pod || row.identity != identity::REMOTE_NODE)
+    if (to_pod || row.identity() != Identity::REMOTE_NODE)
         && !lookup::accepts_native(id)
         && !is_probe(ip, row)
     {
@@ -124,5 +125,5 @@ fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: u32) -> Outcome {
 /// Whether this is a probe or the answer to one: between two health addresses.
 #[inline(always)]
 fn is_probe(ip: &Ipv4, row: IpcacheEntry) -> bool {
-    row.identity == identity::HEALTH && ip.protocol == ICMP && lookup::is_gateway(ip.destination)
+    row.identity() == Identity::HEALTH && ip.protocol == ICMP && lookup::is_gateway(ip.destination)
 }

@@ -59,8 +59,8 @@ fn ipv4(frame: &Frame) -> Outcome {
         return Ok(verdict);
     }
     // The one look-up that only this is for is spared where nothing is denied.
-    let denies = lookup::config().is_some_and(|c| c.flags & Config::DENIES != 0);
-    if denies && lookup::row(ip.source).is_some_and(|row| lookup::denied(*row)) {
+    let denies = lookup::config().is_some_and(Config::denies);
+    if denies && lookup::row(ip.source).is_some_and(|row| row.is_denied()) {
         return Err(DropReason::DeniedPrefix);
     }
     Ok(Verdict::Pass)

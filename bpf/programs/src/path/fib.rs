@@ -1,6 +1,7 @@
 //! The node's own routes.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
+use veer_bpf_common::device::IfIndex;
 
 use crate::ctx::skb::Skb;
 
@@ -36,10 +37,10 @@ const _: () = assert!(size_of::<Question>() == 64);
 /// Device and next hop of the node's route to an address, as for a packet that is
 /// forwarded from `ifindex`; `None`: there is no route.
 #[inline(always)]
-pub(crate) fn next_hop(skb: &Skb, ifindex: u32, to: [u8; 4]) -> Option<(u32, [u8; 4])> {
-    let found = route(skb.raw(), ifindex, u32::from_ne_bytes(to));
-    let device = (found >> 32) as u32;
-    (device != 0).then_some((device, (found as u32).to_ne_bytes()))
+pub(crate) fn next_hop(skb: &Skb, ifindex: IfIndex, to: [u8; 4]) -> Option<(IfIndex, [u8; 4])> {
+    let found = route(skb.raw(), ifindex.get(), u32::from_ne_bytes(to));
+    let device = IfIndex::new((found >> 32) as u32)?;
+    Some((device, (found as u32).to_ne_bytes()))
 }
 
 /// The same in one register, which is what a function can return: the device above,

@@ -34,6 +34,6 @@ pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcom
     }
     skb.hop(ip, copy(&pod.mac), copy(&pod.node_mac))?;
     skb.set_for_host();
-    skb.redirect_peer(pod.ifindex)?;
+    skb.redirect_peer(pod.ifindex())?;
     Ok(Verdict::Deliver)
 }

@@ -2,7 +2,10 @@
 
 use veer_bpf_common::{
     address::FAMILY_V4,
+    device::IfIndex,
+    identity::Identity,
     mark,
+    node::NodeId,
     outcome::{DropReason, Outcome, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
@@ -30,7 +33,7 @@ const fn v4(address: &[u8; 16]) -> [u8; 4] {
 /// node's own uplink is what it does not fit; nobody would do that for the other
 /// end's, so there too the stack fragments.
 #[inline(always)]
-pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outcome {
+pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity) -> Outcome {
     let remote = find(skb, id)?;
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
     match remote.form_now(now) {
@@ -41,12 +44,10 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outc
             {
                 return Ok(exception(skb));
             }
-            if config.vxlan_ifindex == 0 {
-                return Err(DropReason::NotConfigured);
-            }
+            let vxlan = config.vxlan().ok_or(DropReason::NotConfigured)?;
             tunnel(skb, remote, identity, Outer::MayFragment)?;
             skb.set_mark(mark::REDIRECTED);
-            skb.redirect(config.vxlan_ifindex)?;
+            skb.redirect(vxlan)?;
             Ok(Verdict::Overlay)
         }
         FORM_NATIVE => {
@@ -71,8 +72,8 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: u32, identity: u32) -> Outc
 #[inline(always)]
 pub(crate) fn from_stack(
     skb: &mut Skb,
-    id: u32,
-    tunnelled: Result<u32, DropReason>,
+    id: NodeId,
+    tunnelled: Result<Identity, DropReason>,
     probe: Option<u8>,
 ) -> Outcome {
     let remote = find(skb, id)?;
@@ -94,33 +95,38 @@ pub(crate) fn from_stack(
 }
 
 #[inline(always)]
-fn find(skb: &mut Skb, id: u32) -> Result<&'static Remote, DropReason> {
-    skb.decision.node_id = id;
+fn find(skb: &mut Skb, id: NodeId) -> Result<&'static Remote, DropReason> {
+    skb.decision.node_id = id.get();
     lookup::remote(id).ok_or(DropReason::RemoteUnusable)
 }
 
 #[inline(always)]
-fn tunnel(skb: &mut Skb, remote: &Remote, identity: u32, outer: Outer) -> Result<(), DropReason> {
+fn tunnel(
+    skb: &mut Skb,
+    remote: &Remote,
+    identity: Identity,
+    outer: Outer,
+) -> Result<(), DropReason> {
     if remote.tunnel_family != FAMILY_V4 {
         return Err(DropReason::RemoteUnusable);
     }
-    skb.set_tunnel(identity, v4(&remote.tunnel_address), outer)
+    skb.set_tunnel(identity.into(), v4(&remote.tunnel_address), outer)
 }
 
 /// Uplink and next hop of the native form. Behind a router they are what the node's
 /// routes said at the agent's last round: where that is long ago, the routes are asked
 /// here, lest a changed gateway cuts the pods off.
 #[inline(always)]
-fn next_hop(skb: &Skb, remote: &Remote) -> (u32, [u8; 4]) {
+fn next_hop(skb: &Skb, remote: &Remote) -> (IfIndex, [u8; 4]) {
     let (known, node) = (v4(&remote.next_hop), v4(&remote.tunnel_address));
     if known != node
         && remote.tunnel_family == FAMILY_V4
         && lookup::agent_is_silent()
-        && let Some(found) = fib::next_hop(skb, remote.ifindex, node)
+        && let Some(found) = fib::next_hop(skb, remote.uplink(), node)
     {
         return found;
     }
-    (remote.ifindex, known)
+    (remote.uplink(), known)
 }
 
 #[inline(always)]

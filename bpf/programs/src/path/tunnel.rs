@@ -1,10 +1,13 @@
 //! Tunnel packets as an uplink sees them, before the kernel takes the inner packet
 //! out.
 
-use veer_bpf_common::outcome::{DropReason, Verdict};
+use veer_bpf_common::{
+    outcome::{DropReason, Verdict},
+    tables::Who,
+};
 use veer_bpf_net::{bytes::Bytes, ipv4::Ipv4, vxlan};
 
-use crate::state::lookup::{self, Who};
+use crate::state::lookup;
 
 /// What is to become of a tunnel packet; `None` for one that is none of ours.
 ///

@@ -3,9 +3,9 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
-    identity,
-    tables::{Config, Endpoint, Heartbeat, Interface, IpcacheEntry, Remote},
-    value::{NODE_ID_DENIED, NODE_ID_FIRST_REMOTE, NODE_ID_LOCAL, NODE_ID_NONE},
+    device::IfIndex,
+    node::NodeId,
+    tables::{Config, Endpoint, Heartbeat, Interface, IpcacheEntry, Nodes, Remote, Who},
 };
 
 use super::maps::{CONFIG, ENDPOINTS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES};
@@ -18,75 +18,13 @@ const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
 /// the node's surroundings may be wrong by now.
 #[inline(always)]
 pub(crate) fn agent_is_silent() -> bool {
-    let last = HEARTBEAT.get(0).copied().unwrap_or(0);
-    last != 0 && now() > last.saturating_add(Heartbeat::LASTS)
+    Heartbeat::is_silent(HEARTBEAT.get(0).copied().unwrap_or(0), now)
 }
 
 /// The node's configuration. An array's element always exists.
 #[inline(always)]
 pub(crate) fn config() -> Option<&'static Config> {
     CONFIG.get(0)
-}
-
-/// Who an address is.
-#[derive(Clone, Copy)]
-pub(crate) enum Who {
-    /// Neither a pod nor a node.
-    World,
-    /// An address of this node's host stack, its health address included.
-    Host,
-    /// In this node's pod CIDR; whether a pod has it, the endpoints say.
-    LocalPod(u32),
-    /// A pod on another node: identity and node id.
-    RemotePod(u32, u32),
-    /// An address of another node's host stack, its health address included:
-    /// its id.
-    RemoteNode(u32),
-}
-
-impl Who {
-    /// Whom a row of the ipcache means.
-    #[inline(always)]
-    pub(crate) const fn of(row: IpcacheEntry) -> Self {
-        let IpcacheEntry { identity, node_id } = row;
-        match (identity, node_id) {
-            (identity::WORLD, _) | (_, NODE_ID_NONE | NODE_ID_DENIED) => Self::World,
-            (identity::HOST, _) | (identity::HEALTH, NODE_ID_LOCAL) => Self::Host,
-            (_, NODE_ID_LOCAL) => Self::LocalPod(identity),
-            (identity::REMOTE_NODE | identity::HEALTH, node) => Self::RemoteNode(node),
-            (_, node) => Self::RemotePod(identity, node),
-        }
-    }
-
-    /// Its security identity.
-    #[inline(always)]
-    pub(crate) const fn identity(self) -> u32 {
-        match self {
-            Self::World => identity::WORLD,
-            Self::Host => identity::HOST,
-            Self::LocalPod(identity) | Self::RemotePod(identity, _) => identity,
-            Self::RemoteNode(_) => identity::REMOTE_NODE,
-        }
-    }
-
-    /// The other node it is on.
-    #[inline(always)]
-    pub(crate) const fn remote_node(self) -> Option<u32> {
-        match self {
-            Self::RemotePod(_, node) | Self::RemoteNode(node) => Some(node),
-            Self::World | Self::Host | Self::LocalPod(_) => None,
-        }
-    }
-
-    /// Whether packets from here to a pod or node, or from there to here, take
-    /// a redirect: pods and other nodes do.
-    #[inline(always)]
-    pub(crate) const fn takes_redirects(self) -> bool {
-        match self {
-            Self::World | Self::Host => false,
-            Self::LocalPod(_) | Self::RemotePod(..) | Self::RemoteNode(_) => true,
-        }
-    }
 }
 
 /// Who has an IPv4 address.
@@ -121,7 +59,7 @@ fn in_block(config: &Config, address: [u8; 4]) -> bool {
 #[inline(always)]
 pub(crate) fn arrived(address: [u8; 4]) -> (Who, Option<&'static Endpoint>) {
     match endpoint(address) {
-        Some(pod) => (Who::LocalPod(pod.identity), Some(pod)),
+        Some(pod) => (Who::LocalPod(pod.identity()), Some(pod)),
         None => (who(address), None),
     }
 }
@@ -138,19 +76,6 @@ pub(crate) fn row(address: [u8; 4]) -> Option<&'static IpcacheEntry> {
     IPCACHE.get(key)
 }
 
-/// Whether what comes from there is to be dropped at the uplink.
-#[inline(always)]
-pub(crate) const fn denied(row: IpcacheEntry) -> bool {
-    row.node_id == NODE_ID_DENIED
-}
-
-/// Whether it is an address that pods may get and no node has got: nobody can send
-/// from there.
-#[inline(always)]
-pub(crate) const fn unassigned(row: IpcacheEntry) -> bool {
-    row.node_id == NODE_ID_NONE && row.identity == identity::UNMANAGED
-}
-
 /// Whether an address is the one that local pods have as next hop, which is the
 /// node's health address.
 #[inline(always)]
@@ -160,8 +85,8 @@ pub(crate) fn is_gateway(address: [u8; 4]) -> bool {
 
 /// Whether bare packets from the node `id` and its pods are accepted now.
 #[inline(always)]
-pub(crate) fn accepts_native(id: u32) -> bool {
-    remote(id).is_some_and(|remote| remote.flags & Remote::ACCEPT_NATIVE != 0)
+pub(crate) fn accepts_native(id: NodeId) -> bool {
+    remote(id).is_some_and(Remote::accepts_native)
 }
 
 /// The local pod with an IPv4 address.
@@ -175,21 +100,20 @@ pub(crate) fn endpoint(address: [u8; 4]) -> Option<&'static Endpoint> {
 
 /// What may come from the pod behind this device.
 #[inline(always)]
-pub(crate) fn interface(ifindex: u32) -> Option<&'static Interface> {
+pub(crate) fn interface(ifindex: IfIndex) -> Option<&'static Interface> {
     // SAFETY: as in `endpoint`.
-    unsafe { INTERFACES.get(ifindex) }
+    unsafe { INTERFACES.get(ifindex.get()) }
 }
 
 /// The id of the other node that has an IPv4 address.
 #[inline(always)]
-pub(crate) fn node(address: [u8; 4]) -> Option<u32> {
+pub(crate) fn node(address: [u8; 4]) -> Option<NodeId> {
     // SAFETY: as in `endpoint`.
-    let id = unsafe { NODES.get(IpKey::v4(address)) }?;
-    (*id >= NODE_ID_FIRST_REMOTE).then_some(*id)
+    Nodes::other(*unsafe { NODES.get(IpKey::v4(address)) }?)
 }
 
 /// Another node by its id.
 #[inline(always)]
-pub(crate) fn remote(id: u32) -> Option<&'static Remote> {
-    REMOTES.get(id)
+pub(crate) fn remote(id: NodeId) -> Option<&'static Remote> {
+    REMOTES.get(id.get())
 }

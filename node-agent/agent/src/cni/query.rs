@@ -9,7 +9,7 @@ use veer_agent_api::{
     CounterRow, EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow,
 };
 use veer_bpf_common::{
-    identity::RESERVED,
+    identity::Identity,
     key::{FlowKey, to_ip},
     maps::{ENDPOINTS, FLOWS},
     outcome::{FIRST_REASON, Program},
@@ -84,8 +84,8 @@ pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
 }
 
 pub(super) fn identities(shared: &Shared) -> Vec<IdentityRow> {
-    let reserved = RESERVED.iter().map(|(number, name)| IdentityRow {
-        identity: *number,
+    let reserved = Identity::RESERVED.iter().map(|(number, name)| IdentityRow {
+        identity: number.get(),
         state: "Reserved".into(),
         labels: vec![format!("reserved:{name}")],
     });
