@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::files;
+use veer_agent_api::file;
+
 use veer_agent_core::checkpoint::Checkpoint;
 
 /// [`Checkpoint`] with its file.
@@ -51,7 +52,7 @@ impl CheckpointFile {
     pub(crate) fn set(&mut self, content: Checkpoint) -> io::Result<()> {
         if content != self.content || !self.path.exists() {
             let bytes = serde_json::to_vec(&content)?;
-            files::write_atomically(&self.path, &bytes)?;
+            file::write(&self.path, &bytes)?;
             self.content = content;
             self.known = true;
         }

@@ -7,8 +7,6 @@
 //! The index is held for reading all along: only the engine's thread, which this is,
 //! writes it. All other locks are held for moments.
 
-mod pod_mtus;
-
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
@@ -24,10 +22,8 @@ use crate::{
     attachments::{self, Attachments},
     clock::monotonic,
     cni, datapath,
-    device::Device,
-    error::{Error, netlink},
-    health::Health,
-    host::{self, Host},
+    engine::Error,
+    error::{self, netlink},
     netlink::{
         VXLAN, is_host_veth,
         link::{self, Link},
@@ -39,10 +35,10 @@ use crate::{
     nft,
     observe::{self, Wanted},
     shared::Shared,
+    stack::{self, Health, Host, PodMtus, Vxlan},
     status::{self, Report},
     tables::{self, Scope},
 };
-use pod_mtus::PodMtus;
 use veer_agent_core::{
     checkpoint::Checkpoint,
     desired::{self, Desired, Inputs},
@@ -74,7 +70,7 @@ pub(crate) struct Converger {
     /// The epoch, and what probes found.
     pub(crate) switch: Switch,
     health: Health,
-    device: Device,
+    vxlan: Vxlan,
     host: Host,
     attachments: Attachments,
     nft: nft::Table,
@@ -118,7 +114,7 @@ impl Converger {
             present,
             switch: Switch::new(held.pairs.clone(), held.applied.clone()),
             health: Health::default(),
-            device: Device::default(),
+            vxlan: Vxlan::default(),
             host: Host::new(Sysctls::open(
                 &shared.options.proc_sys_net,
                 &shared.options.state.join("sysctl.json"),
@@ -166,14 +162,14 @@ impl Converger {
         let underlay = self.facts.underlay_mtu(cluster);
         let port = desired::tunnel_port(cluster);
         // One part that cannot be put right must not keep the others from it.
-        let device = self.device.converge(done, &mut socket, port, underlay);
+        let device = self.vxlan.converge(done, &mut socket, port, underlay);
         if let Ok(index) = device {
             self.facts.vxlan_index = index;
         }
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         let strays = self.strays.converge(shared, &mut socket, &links);
         let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
-        host::up(done, &mut socket, &links, &shared.settled_pods());
+        stack::up(done, &mut socket, &links, &shared.settled_pods());
         let address = shared.store().health_address();
         let of_pods = |address| index.nodes.in_any_block(address);
         let health = self
@@ -243,7 +239,7 @@ impl Converger {
         index: &Index,
         done: &mut RoundLog,
         links: &[Link],
-    ) -> Result<(), Error> {
+    ) -> Result<(), error::Error> {
         let guarded = self.attachments.guarded(links);
         let (block, pods) = {
             let store = shared.store();
@@ -269,7 +265,7 @@ impl Converger {
         let mut done = RoundLog::default();
         let outcome = self.nftables(shared, &shared.index(), &mut done, &links);
         shared.take_in(&mut done);
-        outcome
+        Ok(outcome?)
     }
 
     /// What is to be probed now, see [`Switch::asks`].
@@ -510,7 +506,7 @@ impl Converger {
             }
         }
         self.host.restore().map_err(netlink("restore sysctls"))?;
-        self.device.forget();
+        self.vxlan.forget();
         self.health
             .remove(&mut socket, shared.store().health_address())
             .map_err(netlink("take the health address off lo"))?;

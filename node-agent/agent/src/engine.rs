@@ -4,6 +4,7 @@
 //!
 //! One thread of its own, blocking; the only writer of index and plan.
 
+mod error;
 mod files;
 mod host_ports;
 mod pods;
@@ -24,9 +25,9 @@ use tokio::sync::watch;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
-    checkpoint_file::CheckpointFile, cni, converge::Converger, error::Error, shared::Shared,
-    status::Report,
+    checkpoint_file::CheckpointFile, cni, converge::Converger, shared::Shared, status::Report,
 };
+pub(crate) use error::Error;
 use files::NodeFiles;
 use pods::Noticed;
 use probing::Probing;

@@ -1,10 +1,10 @@
-//! What a round can fail with.
+//! What reading and writing the kernel can fail with.
 
-use std::{io, net::IpAddr};
+use std::io;
 
 use crate::datapath;
 
-/// Why a round failed.
+/// Why a part of the kernel is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// Netlink.
@@ -29,26 +29,6 @@ pub(crate) enum Error {
     /// BPF.
     #[error("BPF")]
     Datapath(#[from] datapath::Error),
-    /// State folder.
-    #[error("cannot write below the state folder")]
-    State(#[source] io::Error),
-    /// Programs of another version run, and know more than this one does.
-    #[error(
-        "programs of a version with other maps stay until the API server has said what these \
-         are to hold"
-    )]
-    OtherLayout,
-    /// The address that stood for the node is gone, just now.
-    #[error("the node's address {0} is gone; looking again before it is taken for lost")]
-    AddressGone(IpAddr),
-    /// The node has another address.
-    #[error("the node's address {old} is gone, it is {new} now")]
-    Moved {
-        /// What stood for the node.
-        old: IpAddr,
-        /// What does now.
-        new: IpAddr,
-    },
 }
 
 /// Names what was tried with netlink when it fails.

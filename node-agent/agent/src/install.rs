@@ -12,7 +12,7 @@ use std::{
 
 use veer_agent_api::file;
 
-use crate::files::WRITER;
+use veer_agent_api::file::AGENT;
 
 /// Where the image has veer-cni.
 const VEER_CNI: &str = "/veer-cni";
@@ -70,7 +70,7 @@ impl Plugin {
         if fine {
             return Ok(None);
         }
-        file::replace(&to, WRITER, |file| {
+        file::replace(&to, AGENT, |file| {
             io::copy(&mut File::open(&self.from)?, file)?;
             file.set_permissions(Permissions::from_mode(0o755))?;
             if to.is_dir() {

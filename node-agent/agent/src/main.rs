@@ -10,13 +10,9 @@ mod clock;
 mod cni;
 mod converge;
 mod datapath;
-mod device;
 mod engine;
 mod error;
 mod events;
-mod files;
-mod health;
-mod host;
 mod http;
 mod install;
 mod lock;
@@ -30,10 +26,10 @@ mod records;
 mod retry;
 mod run;
 mod shared;
+mod stack;
 mod status;
 mod tables;
 mod watch;
-mod xdp;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -12,9 +12,9 @@ use std::{
     sync::MutexGuard,
 };
 
-use veer_agent_api::Attachment;
+use veer_agent_api::{Attachment, file};
 
-use crate::{files, lock::Lock};
+use crate::lock::Lock;
 use veer_agent_core::endpoint::{LocalEndpoint, Store};
 
 /// As many files can be written at once.
@@ -81,8 +81,8 @@ impl Records {
         let record = store.lock().record_of(attachment);
         let path = self.path(attachment);
         match record {
-            Some(endpoint) => files::write_atomically(&path, &serde_json::to_vec(&*endpoint)?),
-            None => files::remove(&path),
+            Some(endpoint) => file::write(&path, &serde_json::to_vec(&*endpoint)?),
+            None => file::remove(&path),
         }
     }
 
@@ -97,8 +97,7 @@ impl Records {
             return Ok(());
         };
         let content = serde_json::to_vec(&released)?;
-        files::write_atomically(&self.released, &content)
-            .inspect_err(|_| store.lock().released_unwritten())
+        file::write(&self.released, &content).inspect_err(|_| store.lock().released_unwritten())
     }
 
     /// Held while the file of this name is written or removed: taken before the

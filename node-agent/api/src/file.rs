@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::Path,
 };
 
@@ -35,4 +35,38 @@ pub fn replace(
             let _ = fs::remove_file(&temporary);
         })?;
     File::open(folder)?.sync_all()
+}
+
+/// What the agent's temporary files end in. The agent writes each file from one place
+/// at a time.
+pub const AGENT: &str = "tmp";
+
+/// Replaces a file of the agent's as [`replace`] does, in a folder that is made where
+/// it is missing.
+///
+/// # Errors
+///
+/// The file or its folder cannot be written.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let write = || replace(path, AGENT, |file| file.write_all(content));
+    match (write(), path.parent()) {
+        // Somebody emptied the folder above.
+        (Err(error), Some(folder)) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(folder)?;
+            write()
+        }
+        (written, _) => written,
+    }
+}
+
+/// Removes a file; fine when there is none.
+///
+/// # Errors
+///
+/// It is there and cannot be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }

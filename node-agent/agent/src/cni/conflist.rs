@@ -10,9 +10,9 @@
 use std::{fs, io, path::Path};
 
 use serde_json::{Map, Value, json};
-use veer_agent_api::{CONF_DIR, CONFLIST};
+use veer_agent_api::{CONF_DIR, CONFLIST, file};
 
-use crate::{files, shared::Shared};
+use crate::shared::Shared;
 
 /// `type` of veer's own plugin.
 pub(crate) const PLUGIN: &str = "veer-cni";
@@ -165,10 +165,10 @@ pub(crate) fn write(folder: &Path, state: &Path, chain: &Chain) -> io::Result<Op
     if found.as_ref() != Some(&wanted) {
         let mut text = serde_json::to_vec_pretty(&wanted)?;
         text.push(b'\n');
-        files::write_atomically(&path, &text)?;
+        file::write(&path, &text)?;
     }
     if before != chain.extra {
-        files::write_atomically(&noted, &serde_json::to_vec(&chain.extra)?)?;
+        file::write(&noted, &serde_json::to_vec(&chain.extra)?)?;
     }
     Ok(match (bytes, found) {
         (Err(_), _) => Some(format!("{CONFLIST} was removed")),
@@ -199,7 +199,7 @@ pub(crate) fn remove_with_the_last(shared: &Shared) {
         shared.options.cni_conf_dir.join(CONFLIST),
         shared.options.cni_bin_dir.join(PLUGIN),
     ] {
-        if let Err(error) = files::remove(&path) {
+        if let Err(error) = file::remove(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove it");
         }
     }

@@ -3,10 +3,10 @@
 
 use std::{fs, sync::Arc};
 
-use veer_agent_api::{Attachment, Del};
+use veer_agent_api::{Attachment, Del, file};
 
 use super::{add::alive, del};
-use crate::{files, shared::Shared};
+use crate::shared::Shared;
 
 /// Unwires every pod whose network namespace is gone.
 pub(crate) fn collect(shared: &Shared) {
@@ -56,12 +56,12 @@ pub(crate) fn work_queue(shared: &Arc<Shared>) {
             .and_then(|b| serde_json::from_slice::<Del>(&b).ok());
         let Some(queued) = queued else {
             tracing::warn!(path = %path.display(), "not a DEL; removing it");
-            let _ = files::remove(&path);
+            let _ = file::remove(&path);
             continue;
         };
         match del::unwire(shared, &queued.attachment) {
             Ok(()) => {
-                let _ = files::remove(&path);
+                let _ = file::remove(&path);
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a queued DEL failed; kept");

@@ -5,10 +5,10 @@
 //! removes nothing without being told the ports; so its DEL is left for veer-cni.
 
 use serde_json::json;
-use veer_agent_api::{Attachment, HostPort, PORTMAP_RULES};
+use veer_agent_api::{Attachment, HostPort, PORTMAP_RULES, file};
 
 use super::results::{self, NETWORK};
-use crate::{files, shared::Shared};
+use crate::shared::Shared;
 
 /// Learns the hostPorts of pods whose ADD did not say them.
 pub(crate) fn adopt(shared: &Shared) {
@@ -63,7 +63,7 @@ fn note(shared: &Shared, attachment: &Attachment, ports: &[HostPort]) -> std::io
         "cniVersion": "1.0.0", "name": NETWORK, "type": "portmap", "snat": true,
         "runtimeConfig": {"portMappings": mappings},
     });
-    files::write_atomically(
+    file::write(
         &folder.join(attachment.file_name()),
         &serde_json::to_vec(&input)?,
     )

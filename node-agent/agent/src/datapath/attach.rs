@@ -212,7 +212,7 @@ impl Datapath {
             (XdpAttach::Generic, "xdp-generic"),
         ] {
             if keep != Some(how) {
-                crate::files::remove(&self.links.join(pin_name(device, suffix)))?;
+                veer_agent_api::file::remove(&self.links.join(pin_name(device, suffix)))?;
             }
         }
         Ok(())
@@ -226,7 +226,7 @@ impl Datapath {
     /// Takes the programs off a device that is about to go.
     pub(crate) fn detach(&self, device: &str) -> io::Result<()> {
         for suffix in ["ingress", "egress"] {
-            crate::files::remove(&self.links.join(pin_name(device, suffix)))?;
+            veer_agent_api::file::remove(&self.links.join(pin_name(device, suffix)))?;
         }
         Ok(())
     }
@@ -242,7 +242,7 @@ impl Datapath {
                     .is_some_and(|rest| SUFFIXES.contains(&rest))
             });
             if !wanted {
-                crate::files::remove(&entry.path())?;
+                veer_agent_api::file::remove(&entry.path())?;
                 removed += 1;
             }
         }
@@ -398,7 +398,7 @@ where
         // The pin holds the link; that the handle is closed detaches nothing.
         Ok(()) => Ok(true),
         Err(e) if device_gone(&e) => {
-            crate::files::remove(path)?;
+            veer_agent_api::file::remove(path)?;
             Ok(false)
         }
         Err(e) => Err(e.into()),

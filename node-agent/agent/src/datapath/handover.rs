@@ -107,7 +107,7 @@ pub(super) fn prepare(
     fs::create_dir_all(own).map_err(bpffs(own))?;
     for spec in layout::ALL.iter().filter(|s| LEARNED.contains(&s.name)) {
         if let Err(error) = share(&from, own, spec) {
-            tracing::warn!(map = spec.name, error = %crate::chain(&error), "what traffic taught is not taken over");
+            tracing::warn!(map = spec.name, error = %veer_crds::condition::explain(&error), "what traffic taught is not taken over");
         }
     }
     Ok((Some(from), others))
@@ -141,7 +141,7 @@ impl Handover {
                     Ok(entries) => tracing::info!(map = name, entries, "taken over"),
                     Err(error) => tracing::warn!(
                         map = name,
-                        error = %crate::chain(error),
+                        error = %veer_crds::condition::explain(error),
                         "not taken over; waiting for the API server's lists"
                     ),
                 }

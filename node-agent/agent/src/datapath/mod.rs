@@ -195,7 +195,7 @@ impl Datapath {
             if let Some(folder) = path.parent() {
                 fs::create_dir_all(folder)?;
             }
-            crate::files::remove(path)?;
+            veer_agent_api::file::remove(path)?;
             map.pin(path).map_err(io::Error::other)?;
             lost.push(path.as_path());
         }

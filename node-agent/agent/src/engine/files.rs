@@ -3,12 +3,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-use veer_agent_api::{CONFLIST, SERVED_NAME};
+use veer_agent_api::{CONFLIST, SERVED_NAME, file};
 
 use super::Engine;
 use crate::{
     cni::{conflist, foreign},
-    files,
     install::Keeper,
     shared::{Options, Shared},
 };
@@ -142,7 +141,7 @@ fn served(options: &Options) -> std::path::PathBuf {
 /// The node is being cleaned up: it serves no more, and what was moved aside for
 /// veer comes back.
 pub(super) fn leave(options: &Options) {
-    if let Err(error) = files::remove(&served(options)) {
+    if let Err(error) = file::remove(&served(options)) {
         tracing::warn!(%error, "cannot remove the note that pods can be wired");
     }
     match foreign::restore(&options.cni_conf_dir) {

@@ -7,10 +7,9 @@ use std::{
 
 use veer_agent_api::Attachment;
 
-use super::Engine;
+use super::{Engine, Error};
 use crate::{
     cni,
-    error::Error,
     publish::{Entry, Todo, place},
 };
 use veer_agent_core::{index::Resolution, repair::Kind};

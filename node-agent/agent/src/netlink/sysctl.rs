@@ -76,7 +76,7 @@ impl Sysctls {
 
     fn save(&self) -> io::Result<()> {
         let bytes = serde_json::to_vec(&self.old)?;
-        crate::files::write_atomically(&self.memory, &bytes)
+        veer_agent_api::file::write(&self.memory, &bytes)
     }
 }
 

@@ -9,7 +9,9 @@
 
 use std::{fs, io, path::Path};
 
-use crate::{checkpoint_file::CheckpointFile, cni::conflist::PLUGIN, files};
+use veer_agent_api::file;
+
+use crate::{checkpoint_file::CheckpointFile, cni::conflist::PLUGIN};
 
 /// Removes the agent's files if the node is decommissioned. `state` and `run` are
 /// its directories, `plugins` is the node's directory of CNI plugins, `sandboxes` is
@@ -24,7 +26,7 @@ pub(super) fn leave(
         return Ok(false);
     }
     if sandboxes == 0 {
-        files::remove(&plugins.join(PLUGIN))?;
+        file::remove(&plugins.join(PLUGIN))?;
     }
     empty(state)?;
     empty(run)?;
@@ -37,7 +39,7 @@ fn empty(directory: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             fs::remove_dir_all(entry.path())?;
         } else {
-            files::remove(&entry.path())?;
+            file::remove(&entry.path())?;
         }
     }
     Ok(())

@@ -14,12 +14,12 @@ use veer_agent_core::repair::{Kind, RoundLog};
 
 /// What the device was to be like in the last round.
 #[derive(Debug, Default)]
-pub(crate) struct Device {
+pub(crate) struct Vxlan {
     /// MTU in bytes; `None` before the first round and after a clean-up.
     last: Option<u32>,
 }
 
-impl Device {
+impl Vxlan {
     /// Makes the device so and returns its interface index.
     pub(crate) fn converge(
         &mut self,

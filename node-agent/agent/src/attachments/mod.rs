@@ -1,5 +1,7 @@
 //! Which program runs on which device, kept so.
 
+mod xdp;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
@@ -13,13 +15,14 @@ use crate::{
     error::Error,
     lock::Lock,
     netlink::{VXLAN, is_host_veth, link::Link},
-    xdp::Xdp,
 };
 use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::Facts,
     repair::{Kind, RoundLog},
 };
+
+use xdp::Xdp;
 
 /// How long a device may be no uplink, such as while its default route is set
 /// anew, before its programs are taken off.

@@ -17,9 +17,9 @@ use veer_agent_core::{
 
 /// What running pods were given last.
 #[derive(Debug, Default)]
-pub(super) struct PodMtus {
+pub(crate) struct PodMtus {
     /// MTU of their default routes, in bytes; 0: not known.
-    pub(super) route: u32,
+    pub(crate) route: u32,
     /// MTU of both ends of their veths, in bytes; 0: not known.
     link: u32,
     /// Devices of pods that could not be given these.
@@ -30,7 +30,7 @@ impl PodMtus {
     /// MTUs of running pods' default routes, and of both ends of their veths. The
     /// host's end is never the smaller one, since what is too large for it is
     /// dropped without a word.
-    pub(super) fn converge(
+    pub(crate) fn converge(
         &mut self,
         done: &mut RoundLog,
         socket: &mut Socket,

@@ -94,7 +94,7 @@ impl Xdp {
                     (mode, reason)
                 }
                 Err(error) => {
-                    let text = crate::chain(&error);
+                    let text = veer_crds::condition::explain(&error);
                     tracing::error!(uplink = uplink.name, error = %text, "no XDP on the uplink");
                     (XdpMode::Off, text)
                 }
@@ -125,7 +125,7 @@ impl Xdp {
         match dropped(datapath) {
             Ok(packets) => self.flood.observe(Instant::now(), packets),
             Err(error) => {
-                tracing::warn!(error = %crate::chain(&error), "cannot read how much is dropped");
+                tracing::warn!(error = %veer_crds::condition::explain(&error), "cannot read how much is dropped");
                 None
             }
         }

@@ -1,0 +1,39 @@
+//! What a round can fail with.
+
+use std::{io, net::IpAddr};
+
+use crate::{datapath, error};
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A part of the kernel is not as it should be.
+    #[error(transparent)]
+    Kernel(#[from] error::Error),
+    /// State folder.
+    #[error("cannot write below the state folder")]
+    State(#[source] io::Error),
+    /// Programs of another version run, and know more than this one does.
+    #[error(
+        "programs of a version with other maps stay until the API server has said what these \
+         are to hold"
+    )]
+    OtherLayout,
+    /// The address that stood for the node is gone, just now.
+    #[error("the node's address {0} is gone; looking again before it is taken for lost")]
+    AddressGone(IpAddr),
+    /// The node has another address.
+    #[error("the node's address {old} is gone, it is {new} now")]
+    Moved {
+        /// What stood for the node.
+        old: IpAddr,
+        /// What does now.
+        new: IpAddr,
+    },
+}
+
+impl From<datapath::Error> for Error {
+    fn from(error: datapath::Error) -> Self {
+        Self::Kernel(error.into())
+    }
+}
