@@ -19,10 +19,24 @@ use veer_bpf_common::{maps::NODES, value::Remote};
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
+    cni,
+    engine::Error,
+    shared::Shared,
+    status::{self, Report},
+};
+use veer_agent_core::{
+    checkpoint::Checkpoint,
+    desired::{self, Desired, Inputs},
+    facts::Facts,
+    index::Index,
+    peers::{self, Ids, Left, Peers},
+    repair::{Kind, RoundLog},
+    switch::{Answer, Ask, Now, Step, Switch},
+};
+use veer_agent_kernel::{
     attachments::{self, Attachments},
     clock::monotonic,
-    cni, datapath,
-    engine::Error,
+    datapath,
     error::{self, netlink},
     netlink::{
         VXLAN, is_host_veth,
@@ -34,19 +48,8 @@ use crate::{
     },
     nft,
     observe::{self, Wanted},
-    shared::Shared,
     stack::{self, Health, Host, PodMtus, Vxlan},
-    status::{self, Report},
     tables::{self, Scope},
-};
-use veer_agent_core::{
-    checkpoint::Checkpoint,
-    desired::{self, Desired, Inputs},
-    facts::Facts,
-    index::Index,
-    peers::{self, Ids, Left, Peers},
-    repair::{Kind, RoundLog},
-    switch::{Answer, Ask, Now, Step, Switch},
 };
 
 /// How long the node's address may be away, for a lease renewed or an uplink made

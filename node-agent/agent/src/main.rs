@@ -4,31 +4,22 @@
 //! watch → index → desired → difference → kernel. An agent that ends leaves
 //! traffic running; the next one takes over.
 
-mod attachments;
+#![forbid(unsafe_code)]
+
 mod checkpoint_file;
-mod clock;
 mod cni;
 mod converge;
-mod datapath;
 mod engine;
-mod error;
 mod events;
 mod http;
 mod install;
-mod lock;
 mod metrics;
-mod netlink;
-mod nft;
-mod observe;
-mod probe;
 mod publish;
 mod records;
 mod retry;
 mod run;
 mod shared;
-mod stack;
 mod status;
-mod tables;
 mod watch;
 
 use std::{

@@ -14,8 +14,8 @@ use std::{
 
 use veer_agent_api::{Attachment, file};
 
-use crate::lock::Lock;
 use veer_agent_core::endpoint::{LocalEndpoint, Store};
+use veer_agent_kernel::lock::Lock;
 
 /// As many files can be written at once.
 const LANES: usize = 16;

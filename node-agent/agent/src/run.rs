@@ -23,16 +23,18 @@ use veer_bpf_common::{identity::FIRST_ALLOCATED, value::NODE_ID_FIRST_REMOTE};
 
 use crate::{
     cni::server,
-    datapath::{self, Datapath},
     engine::{Engine, Input},
     events::Events,
     http,
-    netlink::notify,
     publish::Publisher,
     records::Records,
     shared::{Options, Shared},
     status::{self, Report},
     watch::{self as watches, Earlier},
+};
+use veer_agent_kernel::{
+    datapath::{self, Datapath},
+    netlink::notify,
 };
 
 /// How long to wait for the Node object before the kernel's own boot id is

@@ -19,8 +19,7 @@ use veer_agent_api::Attachment;
 use veer_monitoring::Pulse;
 
 use crate::{
-    cni::conflist::Chain, datapath::Datapath, engine::Input, events::Events, lock::Lock,
-    publish::Publisher, records::Records,
+    cni::conflist::Chain, engine::Input, events::Events, publish::Publisher, records::Records,
 };
 use veer_agent_core::{
     endpoint::{LocalEndpoint, Store},
@@ -30,6 +29,7 @@ use veer_agent_core::{
     repair::{Kind, Ledger, Note, RoundLog},
     switch::Step,
 };
+use veer_agent_kernel::{datapath::Datapath, lock::Lock};
 
 /// Where things are.
 #[derive(Clone, Debug)]

@@ -11,21 +11,20 @@ use veer_agent_api::{Add, Added, Failure, HostPort, code};
 use veer_bpf_common::identity::INIT;
 
 use super::{del, internal, write_rows};
-use crate::{
+use crate::{engine::Input, shared::Shared};
+use veer_agent_core::{
+    endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
+    index::Resolution,
+};
+use veer_agent_kernel::{
     clock,
     datapath::Hook,
-    engine::Input,
     netlink::{
         link,
         netns::{self, Netns},
         pod::{self, Wiring},
         wire::Socket,
     },
-    shared::Shared,
-};
-use veer_agent_core::{
-    endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
-    index::Resolution,
 };
 
 /// How long ADD waits for a known pod's number, before it wires it as `init`.
@@ -73,7 +72,7 @@ enum Error {
         source: std::io::Error,
     },
     #[error("BPF")]
-    Datapath(#[from] crate::datapath::Error),
+    Datapath(#[from] veer_agent_kernel::datapath::Error),
     #[error("hostPort {port} of this node is pod {holder}'s")]
     PortHeld { port: HostPort, holder: String },
     #[error("its hostPorts cannot be made: {0}")]

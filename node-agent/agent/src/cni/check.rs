@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use veer_agent_api::{Check, Failure, code};
 
 use super::{add::gateway, internal};
-use crate::{
+use crate::shared::Shared;
+use veer_agent_kernel::{
     datapath::Hook,
     netlink::{link, netns, pod, wire::Socket},
-    shared::Shared,
 };
 
 /// Says what differs, in one line.

@@ -5,13 +5,9 @@ use std::{io, sync::Arc};
 use veer_agent_api::Attachment;
 
 use super::remove_rows;
-use crate::{
-    engine::Input,
-    netlink::{link, wire::Socket},
-    publish::place,
-    shared::Shared,
-};
+use crate::{engine::Input, publish::place, shared::Shared};
 use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
+use veer_agent_kernel::netlink::{link, wire::Socket};
 
 /// Unwires a sandbox's interface: its device (both ends go together, with their
 /// routes and neighbours), its record, its rows, its pins, the pod's object.

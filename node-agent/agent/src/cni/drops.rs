@@ -14,8 +14,9 @@ use veer_bpf_common::{
 };
 
 use super::query::protocol;
-use crate::{datapath::Error, shared::Shared};
+use crate::shared::Shared;
 use veer_agent_core::endpoint::{LocalEndpoint, mac_text};
+use veer_agent_kernel::datapath::Error;
 
 /// The samples that the maps hold, the latest first.
 pub(super) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
@@ -25,7 +26,7 @@ pub(super) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
     let nodes: HashMap<u32, &String> = plan.peers.by_name.iter().map(|(n, id)| (*id, n)).collect();
     let store = shared.store();
     let pods: HashMap<u32, &LocalEndpoint> = store.iter().map(|e| (e.ifindex, e)).collect();
-    let now = crate::clock::monotonic();
+    let now = veer_agent_kernel::clock::monotonic();
     let row = |(program, reason, sample): &(Program, DropReason, DropSample)| {
         let head = sample.head.get(..sample.captured as usize);
         let Seen {

@@ -19,8 +19,8 @@ pub(crate) use query::readable_counters;
 
 use veer_agent_api::{Failure, code};
 
-use crate::datapath::{self, Datapath};
 use veer_agent_core::{endpoint::LocalEndpoint, prefix::host_prefix};
+use veer_agent_kernel::datapath::{self, Datapath};
 use veer_bpf_common::value::{IpcacheEntry, NODE_ID_LOCAL};
 
 /// Writes the rows of a local pod: what others look up comes last.

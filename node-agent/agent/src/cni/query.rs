@@ -16,12 +16,12 @@ use veer_bpf_common::{
     value::{Counter, FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
 };
 
-use crate::{
+use crate::shared::Shared;
+use veer_agent_core::endpoint::mac_text;
+use veer_agent_kernel::{
     datapath::{Error, read_all},
     nft::{self, Count},
-    shared::Shared,
 };
-use veer_agent_core::endpoint::mac_text;
 
 pub(super) fn node_status(shared: &Shared) -> NodeStatus {
     let (attach, index) = (shared.datapath().attach_kind().to_owned(), shared.index());
@@ -167,7 +167,7 @@ pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         falls_back_in: None,
         trouble: String::new(),
     };
-    let now = crate::clock::monotonic();
+    let now = veer_agent_kernel::clock::monotonic();
     let mut rows = vec![own];
     for (name, id) in &plan.peers.by_name {
         let entry = entries.get(id).copied().unwrap_or_default();
@@ -246,7 +246,7 @@ fn rows(counted: Vec<(Program, u32, &'static str, Counter)>) -> Vec<CounterRow> 
 
 pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
     let rows = read_all(&shared.datapath().maps.flows, FLOWS)?;
-    let now = crate::clock::monotonic();
+    let now = veer_agent_kernel::clock::monotonic();
     Ok(rows
         .into_iter()
         .filter(|(_, note)| note.expires_at > now)

@@ -14,20 +14,19 @@ use std::{
 };
 
 use super::results;
-use crate::{
+use crate::{engine::Input, shared::Shared};
+use veer_agent_core::{
+    endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
+    repair::Kind,
+};
+use veer_agent_kernel::{
     clock,
-    engine::Input,
     netlink::{
         address, host_veth_digits, is_host_veth,
         link::{self, Link},
         netns, route,
         wire::Socket,
     },
-    shared::Shared,
-};
-use veer_agent_core::{
-    endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
-    repair::Kind,
 };
 
 /// What the other ends of unknown devices are, as far as it can be seen.

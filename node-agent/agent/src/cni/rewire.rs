@@ -6,7 +6,9 @@
 use std::{collections::HashSet, io};
 
 use super::{add::alive, write_rows};
-use crate::{
+use crate::shared::Shared;
+use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
+use veer_agent_kernel::{
     datapath::{self, Hook},
     netlink::{
         link::{self, Link},
@@ -14,9 +16,7 @@ use crate::{
         pod::{self, Wiring},
         wire::Socket,
     },
-    shared::Shared,
 };
-use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
 
 /// Why a pod could not be given a device again.
 #[derive(Debug, thiserror::Error)]

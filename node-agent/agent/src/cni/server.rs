@@ -177,7 +177,7 @@ fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String 
     }
 }
 
-fn unreadable(error: &crate::datapath::Error) -> Failure {
+fn unreadable(error: &veer_agent_kernel::datapath::Error) -> Failure {
     internal(format!("cannot read a map: {}", crate::chain(error)))
 }
 

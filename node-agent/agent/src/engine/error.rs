@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr};
 
-use crate::{datapath, error};
+use veer_agent_kernel::{datapath, error};
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]

@@ -3,8 +3,8 @@
 use std::thread;
 
 use super::{Engine, Input};
-use crate::probe;
 use veer_agent_core::switch::Answer;
+use veer_agent_kernel::probe;
 
 /// Whether a job of probes may be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use veer_crds::{
     v1alpha1::{FOREIGN_CONFLIST, NodeNetworkStatus, NodeReportStatus},
 };
 
-use crate::{attachments::Attachments, shared::Shared};
+use crate::shared::Shared;
 use veer_agent_core::{
     checkpoint::Checkpoint,
     facts::Facts,
@@ -30,6 +30,7 @@ use veer_agent_core::{
     repair::Kind,
     switch::Switch,
 };
+use veer_agent_kernel::attachments::Attachments;
 
 /// Addresses that a NodeReport holds.
 const ADDRESSES: usize = 64;

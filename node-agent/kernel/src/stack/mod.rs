@@ -1,0 +1,11 @@
+//! What the node's stack holds for pods and other nodes.
+
+mod health;
+mod host;
+mod pod_mtus;
+mod vxlan;
+
+pub use health::Health;
+pub use host::{Host, up};
+pub use pod_mtus::PodMtus;
+pub use vxlan::Vxlan;

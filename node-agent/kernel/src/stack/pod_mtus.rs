@@ -1,0 +1,86 @@
+//! MTUs of running pods.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use crate::netlink::{
+    link::{self, Link},
+    netns, pod,
+    wire::Socket,
+};
+use veer_agent_core::{
+    endpoint::LocalEndpoint,
+    repair::{Kind, RoundLog},
+};
+
+/// What running pods were given last.
+#[derive(Debug, Default)]
+pub struct PodMtus {
+    /// MTU of their default routes, in bytes; 0: not known.
+    pub route: u32,
+    /// MTU of both ends of their veths, in bytes; 0: not known.
+    link: u32,
+    /// Devices of pods that could not be given these.
+    left: HashSet<String>,
+}
+
+impl PodMtus {
+    /// MTUs of running pods' default routes, and of both ends of their veths. The
+    /// host's end is never the smaller one, since what is too large for it is
+    /// dropped without a word.
+    pub fn converge(
+        &mut self,
+        done: &mut RoundLog,
+        socket: &mut Socket,
+        links: &[Link],
+        pods: &[Arc<LocalEndpoint>],
+        (link_mtu, route_mtu): (u32, u32),
+    ) {
+        let all = (self.link, self.route) != (link_mtu, route_mtu);
+        let ends: HashMap<(&str, u32), u32> = links
+            .iter()
+            .map(|l| ((l.name.as_str(), l.index), l.mtu))
+            .collect();
+        let mut endpoints: Vec<(&LocalEndpoint, u32)> = Vec::new();
+        for e in pods {
+            let Some(end) = ends.get(&(e.host_ifname.as_str(), e.ifindex)) else {
+                continue;
+            };
+            let left = self.left.contains(&e.host_ifname);
+            if all || left || *end != link_mtu {
+                endpoints.push((e, *end));
+            }
+        }
+        self.left.clear();
+        for (e, end) in endpoints {
+            let mut host = |when: bool| {
+                if when {
+                    link::set_mtu(socket, e.ifindex, link_mtu)
+                } else {
+                    Ok(())
+                }
+            };
+            let result = host(end < link_mtu).and_then(|()| {
+                let netns = netns::open(&e.netns)?;
+                let device = &e.attachment.ifname;
+                pod::set_mtus(&netns, device, e.gateway, link_mtu, route_mtu)?;
+                host(end > link_mtu)
+            });
+            match result {
+                Ok(()) if !all && end != link_mtu => {
+                    let what = format!("the MTU of {} was changed", e.host_ifname);
+                    done.repaired(Kind::Device, what);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(pod = e.pod(), %error, "cannot set the MTUs of the pod");
+                    self.left.insert(e.host_ifname.clone());
+                }
+            }
+        }
+        self.link = link_mtu;
+        self.route = route_mtu;
+    }
+}
