@@ -180,7 +180,7 @@ fn allow_mac(node: &mut Datapath, mac: [u8; 6]) -> Result<()> {
     node.set_interface(
         A_IFINDEX,
         Interface {
-            identity: A_IDENTITY,
+            identity: A_IDENTITY.get(),
             endpoint_id: 1,
             mac,
             node_mac: A_NODE_MAC,

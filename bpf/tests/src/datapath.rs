@@ -9,6 +9,9 @@ use aya::{
 use std::{net::Ipv4Addr, time::Duration};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey},
+    device::IfIndex,
+    identity::Identity,
+    node::NodeId,
     outcome::{DropReason, Program, outcome_name},
     tables::{
         Config, Configuration, Counter, Counters, Decision, Decisions, DropSample, Endpoint,
@@ -129,31 +132,33 @@ impl Datapath {
     }
 
     /// Says what may come from a pod's veth.
-    pub fn set_interface(&mut self, ifindex: u32, interface: Interface) -> Result<()> {
-        Ok(self.hash::<Interfaces>()?.insert(ifindex, interface, 0)?)
+    pub fn set_interface(&mut self, ifindex: IfIndex, interface: Interface) -> Result<()> {
+        Ok(self
+            .hash::<Interfaces>()?
+            .insert(ifindex.get(), interface, 0)?)
     }
 
     /// Adds a row of the ipcache.
     pub fn set_prefix(
         &mut self,
         (address, bits): (Ipv4Addr, u32),
-        identity: u32,
-        node_id: u32,
+        identity: Identity,
+        node: NodeId,
     ) -> Result<()> {
         let mut trie: LpmTrie<_, IpKey, IpcacheEntry> = LpmTrie::try_from(self.map::<Ipcache>()?)?;
         let key = lpm_trie::Key::new(IP_KEY_TAG_BITS + bits, IpKey::v4(address.octets()));
-        Ok(trie.insert(&key, IpcacheEntry { identity, node_id }, 0)?)
+        Ok(trie.insert(&key, IpcacheEntry::new(identity, node), 0)?)
     }
 
     /// Says which node has an address.
-    pub fn set_node(&mut self, address: Ipv4Addr, id: u32) -> Result<()> {
+    pub fn set_node(&mut self, address: Ipv4Addr, id: NodeId) -> Result<()> {
         let key = IpKey::v4(address.octets());
-        Ok(self.hash::<Nodes>()?.insert(key, id, 0)?)
+        Ok(self.hash::<Nodes>()?.insert(key, id.get(), 0)?)
     }
 
     /// Writes another node's entry.
-    pub fn set_remote(&mut self, id: u32, remote: Remote) -> Result<()> {
-        Ok(self.array::<Remotes>()?.set(id, remote, 0)?)
+    pub fn set_remote(&mut self, id: NodeId, remote: Remote) -> Result<()> {
+        Ok(self.array::<Remotes>()?.set(id.get(), remote, 0)?)
     }
 
     /// Writes a note.

@@ -14,15 +14,16 @@ use std::{
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT, VXLAN_OVERHEAD_V4,
     address::{FAMILY_V4, IpKey},
-    identity,
+    identity::Identity,
+    node::NodeId,
     outcome::Program,
     tables::{Config, Endpoint, FORM_NATIVE, FORM_TUNNEL, Interface, Remote},
-    value::NODE_ID_LOCAL,
 };
 
 use crate::{
     datapath::Datapath,
     netns::{DEADLINE, Namespace},
+    world,
 };
 
 /// The node's uplink, and a pod's device.
@@ -85,8 +86,8 @@ fn network(n: u8) -> Ipv4Addr {
 }
 
 /// The id by which other nodes know node `n`: ids begin at 2.
-pub fn id(n: u8) -> u32 {
-    u32::from(n) + 1
+pub fn id(n: u8) -> NodeId {
+    world::node(u32::from(n) + 1)
 }
 
 /// A pod on a node.
@@ -96,7 +97,7 @@ pub struct Pod {
     /// Its address.
     pub address: Ipv4Addr,
     /// Its identity.
-    pub identity: u32,
+    pub identity: Identity,
     /// MAC of its eth0.
     pub mac: [u8; 6],
     /// MAC of the host side of its veth.
@@ -175,7 +176,7 @@ impl Node {
         ])?;
         let mut datapath = Datapath::load(Program::ALL)?;
         datapath.set_config(Config {
-            vxlan_ifindex: host.ifindex(VXLAN)?,
+            vxlan_ifindex: host.ifindex(VXLAN)?.get(),
             tunnel_mtu: MTU - VXLAN_OVERHEAD_V4,
             native_mtu: MTU,
             gateway_v4: gateway(n).octets(),
@@ -183,10 +184,10 @@ impl Node {
             tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
             ..Config::default()
         })?;
-        datapath.set_prefix((network(n), 24), identity::INIT, NODE_ID_LOCAL)?;
-        datapath.set_prefix((address(n), 32), identity::HOST, NODE_ID_LOCAL)?;
-        datapath.set_prefix((gateway(n), 32), identity::HEALTH, NODE_ID_LOCAL)?;
-        datapath.set_node(address(n), NODE_ID_LOCAL)?;
+        datapath.set_prefix((network(n), 24), Identity::INIT, NodeId::LOCAL)?;
+        datapath.set_prefix((address(n), 32), Identity::HOST, NodeId::LOCAL)?;
+        datapath.set_prefix((gateway(n), 32), Identity::HEALTH, NodeId::LOCAL)?;
+        datapath.set_node(address(n), NodeId::LOCAL)?;
         namespace.run(|| {
             datapath.attach(Program::OverlayIngress, VXLAN, Ingress)?;
             datapath.attach(Program::OverlayEgress, VXLAN, Egress)
@@ -199,7 +200,7 @@ impl Node {
     }
 
     /// Adds pod number `k` and wires it.
-    pub fn add_pod(&mut self, k: u8, identity: u32) -> Result<Pod> {
+    pub fn add_pod(&mut self, k: u8, identity: Identity) -> Result<Pod> {
         let pod = Namespace::new(&format!("pod{}{k}", self.n))?;
         let device = format!("veer{k:010}");
         let address = Ipv4Addr::new(10, 0, self.n, 10 + k);
@@ -241,7 +242,7 @@ impl Node {
         self.datapath.set_interface(
             ifindex,
             Interface {
-                identity,
+                identity: identity.get(),
                 endpoint_id,
                 mac,
                 node_mac,
@@ -252,8 +253,8 @@ impl Node {
         self.datapath.set_endpoint(
             address,
             Endpoint {
-                ifindex,
-                identity,
+                ifindex: ifindex.get(),
+                identity: identity.get(),
                 endpoint_id,
                 flags: 0,
                 mac,
@@ -261,7 +262,7 @@ impl Node {
             },
         )?;
         self.datapath
-            .set_prefix((address, 32), identity, NODE_ID_LOCAL)?;
+            .set_prefix((address, 32), identity, NodeId::LOCAL)?;
         let datapath = &mut self.datapath;
         host.run(|| {
             datapath.attach(Program::PodEgress, &device, Ingress)?;
@@ -280,9 +281,9 @@ impl Node {
     /// Tells this node of another one, in the tunnel's form.
     pub fn know(&mut self, other: u8) -> Result<()> {
         let data = &mut self.datapath;
-        data.set_prefix((network(other), 24), identity::INIT, id(other))?;
-        data.set_prefix((address(other), 32), identity::REMOTE_NODE, id(other))?;
-        data.set_prefix((gateway(other), 32), identity::HEALTH, id(other))?;
+        data.set_prefix((network(other), 24), Identity::INIT, id(other))?;
+        data.set_prefix((address(other), 32), Identity::REMOTE_NODE, id(other))?;
+        data.set_prefix((gateway(other), 32), Identity::HEALTH, id(other))?;
         data.set_node(address(other), id(other))?;
         self.set_form(other, FORM_TUNNEL)?;
         let own = address(self.n).to_string();
@@ -330,7 +331,7 @@ impl Node {
         Ok(Remote {
             tunnel_address: hop,
             next_hop: hop,
-            ifindex: self.namespace.ifindex(ETH0)?,
+            ifindex: self.namespace.ifindex(ETH0)?.get(),
             flags: Remote::ACCEPT_NATIVE,
             form: FORM_TUNNEL,
             previous_form: FORM_TUNNEL,
@@ -382,9 +383,9 @@ impl TwoNodes {
         let link = Underlay::new()?;
         let mut one = Node::new(&link, 1)?;
         let mut two = Node::new(&link, 2)?;
-        let a = one.add_pod(1, 1000)?;
-        let b = one.add_pod(2, 2000)?;
-        let c = two.add_pod(1, 3000)?;
+        let a = one.add_pod(1, world::identity(1000))?;
+        let b = one.add_pod(2, world::identity(2000))?;
+        let c = two.add_pod(1, world::identity(3000))?;
         one.know(2)?;
         two.know(1)?;
         one.know_pod(2, &c)?;

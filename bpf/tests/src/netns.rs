@@ -23,6 +23,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use veer_bpf_common::device::IfIndex;
 
 /// Where `ip netns` keeps namespaces.
 const DIRECTORY: &str = "/run/netns";
@@ -111,8 +112,9 @@ impl Namespace {
     }
 
     /// Index of a device inside.
-    pub fn ifindex(&self, device: &str) -> Result<u32> {
-        self.run(|| if_nametoindex(device).with_context(|| device.to_owned()))
+    pub fn ifindex(&self, device: &str) -> Result<IfIndex> {
+        let index = self.run(|| if_nametoindex(device).with_context(|| device.to_owned()))?;
+        Ok(IfIndex::from_kernel(index))
     }
 
     /// MAC of a device inside.
@@ -186,7 +188,7 @@ pub fn ip(arguments: &[&str]) -> Result<()> {
 }
 
 /// A packet socket on one device.
-fn packet_socket(ifindex: u32) -> Result<OwnedFd> {
+fn packet_socket(ifindex: IfIndex) -> Result<OwnedFd> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers.
@@ -200,7 +202,7 @@ fn packet_socket(ifindex: u32) -> Result<OwnedFd> {
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol;
-    address.sll_ifindex = ifindex.cast_signed();
+    address.sll_ifindex = ifindex.get().cast_signed();
     // SAFETY: an initialised address of the size given.
     let bound = unsafe {
         libc::bind(

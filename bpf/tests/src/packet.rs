@@ -2,6 +2,7 @@
 //! unless the test breaks them.
 
 use std::net::Ipv4Addr;
+use veer_bpf_common::identity::Vni;
 
 /// TCP flag, as the programs know it.
 pub use veer_bpf_net::flow::{ACK, FIN, RST, SYN};
@@ -116,7 +117,12 @@ impl Packet {
     }
 
     /// The outer side of a tunnel packet around `inner`.
-    pub fn vxlan(source: Ipv4Addr, destination: Ipv4Addr, vni: u32, inner: &[u8]) -> Self {
+    pub fn vxlan(
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+        vni: impl Into<Vni>,
+        inner: &[u8],
+    ) -> Self {
         let mut packet = Self::udp((source, 49_152), (destination, 8472));
         packet.payload = vxlan_payload(vni, inner);
         packet
@@ -319,9 +325,9 @@ impl Packet {
 
 /// A VXLAN header and an inner frame: what a UDP socket sends to the tunnel
 /// port.
-pub fn vxlan_payload(vni: u32, inner: &[u8]) -> Vec<u8> {
+pub fn vxlan_payload(vni: impl Into<Vni>, inner: &[u8]) -> Vec<u8> {
     let mut payload = vec![0x08, 0, 0, 0];
-    payload.extend((vni << 8).to_be_bytes());
+    payload.extend((vni.into().get() << 8).to_be_bytes());
     payload.extend(inner);
     payload
 }
@@ -421,12 +427,12 @@ impl Seen {
     }
 
     /// VNI and inner frame of a tunnel packet.
-    pub fn tunnelled<'a>(&self, frame: &'a [u8]) -> Option<(u32, &'a [u8])> {
+    pub fn tunnelled<'a>(&self, frame: &'a [u8]) -> Option<(Vni, &'a [u8])> {
         if self.protocol != 17 || self.destination_port != 8472 {
             return None;
         }
         let vxlan = frame.get(self.transport_at + 8..)?;
-        let vni = u32::from_be_bytes([0, *vxlan.get(4)?, *vxlan.get(5)?, *vxlan.get(6)?]);
+        let vni = Vni::from_header([*vxlan.get(4)?, *vxlan.get(5)?, *vxlan.get(6)?]);
         Some((vni, vxlan.get(8..)?))
     }
 }

@@ -10,11 +10,32 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT,
     address::{FAMILY_V4, IpKey},
-    identity,
+    device::IfIndex,
+    identity::Identity,
+    node::NodeId,
     outcome::{Program, outcome_name},
     tables::{Config, Endpoint, FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Interface, Remote},
-    value::NODE_ID_LOCAL,
 };
+
+/// The identity with this number.
+///
+/// # Panics
+///
+/// Where there is none.
+#[allow(clippy::expect_used, reason = "an assertion of tests")]
+pub const fn identity(number: u32) -> Identity {
+    Identity::new(number).expect("24 bits, and not 0")
+}
+
+/// The id of another node.
+///
+/// # Panics
+///
+/// Where there is none.
+#[allow(clippy::expect_used, reason = "an assertion of tests")]
+pub const fn node(number: u32) -> NodeId {
+    NodeId::remote(number).expect("an id of another node")
+}
 
 /// Codes of tc programs.
 pub const UNSPEC: i32 = -1;
@@ -24,11 +45,11 @@ pub const SHOT: i32 = 2;
 pub const REDIRECT: i32 = 7;
 
 /// A test run's packet comes in on the loopback device.
-pub const A_IFINDEX: u32 = 1;
+pub const A_IFINDEX: IfIndex = IfIndex::from_kernel(1);
 /// Local pod, the sender in `pod_egress`.
 pub const A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
 /// Its identity.
-pub const A_IDENTITY: u32 = 1000;
+pub const A_IDENTITY: Identity = identity(1000);
 /// Its MAC.
 pub const A_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x0a];
 /// The host side of its veth.
@@ -37,18 +58,18 @@ pub const A_NODE_MAC: [u8; 6] = [0x0e, 0, 0, 0, 0, 0x0a];
 /// Local pod.
 pub const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 11);
 /// Its identity.
-pub const B_IDENTITY: u32 = 2000;
+pub const B_IDENTITY: Identity = identity(2000);
 /// Its MAC.
 pub const B_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x0b];
 /// The host side of its veth.
 pub const B_NODE_MAC: [u8; 6] = [0x0e, 0, 0, 0, 0, 0x0b];
 /// Index of the host side of its veth.
-pub const B_IFINDEX: u32 = 77;
+pub const B_IFINDEX: IfIndex = IfIndex::from_kernel(77);
 
 /// Pod on node 2.
 pub const C: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 20);
 /// Its identity.
-pub const C_IDENTITY: u32 = 3000;
+pub const C_IDENTITY: Identity = identity(3000);
 
 /// Pod on node 3.
 pub const D: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 30);
@@ -67,13 +88,13 @@ pub const NODE_3: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 pub const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 /// Id of [`NODE_2`].
-pub const ID_2: u32 = 2;
+pub const ID_2: NodeId = node(2);
 /// Id of [`NODE_3`].
-pub const ID_3: u32 = 3;
+pub const ID_3: NodeId = node(3);
 /// Index of the VXLAN device.
-pub const VXLAN: u32 = 55;
+pub const VXLAN: IfIndex = IfIndex::from_kernel(55);
 /// Index of the uplink.
-pub const UPLINK: u32 = 66;
+pub const UPLINK: IfIndex = IfIndex::from_kernel(66);
 
 /// Largest inner packet in the tunnel.
 pub const TUNNEL_MTU: u32 = 1450;
@@ -85,7 +106,7 @@ pub fn remote(form: u8) -> Remote {
     Remote {
         tunnel_address: *IpKey::v4(NODE_2.octets()).addr(),
         next_hop: *IpKey::v4(NODE_2.octets()).addr(),
-        ifindex: UPLINK,
+        ifindex: UPLINK.get(),
         flags: if form == FORM_NATIVE {
             Remote::ACCEPT_NATIVE
         } else {
@@ -106,7 +127,7 @@ pub fn remote(form: u8) -> Remote {
 /// The node's configuration.
 pub fn config() -> Config {
     Config {
-        vxlan_ifindex: VXLAN,
+        vxlan_ifindex: VXLAN.get(),
         tunnel_mtu: TUNNEL_MTU,
         native_mtu: NATIVE_MTU,
         gateway_v4: GATEWAY.octets(),
@@ -123,7 +144,7 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
     node.set_interface(
         A_IFINDEX,
         Interface {
-            identity: A_IDENTITY,
+            identity: A_IDENTITY.get(),
             endpoint_id: 1,
             mac: A_MAC,
             node_mac: A_NODE_MAC,
@@ -134,8 +155,8 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
     node.set_endpoint(
         A,
         Endpoint {
-            ifindex: A_IFINDEX,
-            identity: A_IDENTITY,
+            ifindex: A_IFINDEX.get(),
+            identity: A_IDENTITY.get(),
             endpoint_id: 1,
             flags: 0,
             mac: A_MAC,
@@ -145,8 +166,8 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
     node.set_endpoint(
         B,
         Endpoint {
-            ifindex: B_IFINDEX,
-            identity: B_IDENTITY,
+            ifindex: B_IFINDEX.get(),
+            identity: B_IDENTITY.get(),
             endpoint_id: 2,
             flags: 0,
             mac: B_MAC,
@@ -155,21 +176,21 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
     )?;
     let net = |a, b| (Ipv4Addr::new(10, 0, a, 0), b);
     for (prefix, identity, node_id) in [
-        (net(1, 24), identity::INIT, NODE_ID_LOCAL),
-        (net(2, 24), identity::INIT, ID_2),
-        (net(3, 24), identity::INIT, ID_3),
-        ((GATEWAY, 32), identity::HEALTH, NODE_ID_LOCAL),
-        ((HEALTH_2, 32), identity::HEALTH, ID_2),
-        ((NODE_1, 32), identity::HOST, NODE_ID_LOCAL),
-        ((NODE_2, 32), identity::REMOTE_NODE, ID_2),
-        ((NODE_3, 32), identity::REMOTE_NODE, ID_3),
-        ((A, 32), A_IDENTITY, NODE_ID_LOCAL),
-        ((B, 32), B_IDENTITY, NODE_ID_LOCAL),
+        (net(1, 24), Identity::INIT, NodeId::LOCAL),
+        (net(2, 24), Identity::INIT, ID_2),
+        (net(3, 24), Identity::INIT, ID_3),
+        ((GATEWAY, 32), Identity::HEALTH, NodeId::LOCAL),
+        ((HEALTH_2, 32), Identity::HEALTH, ID_2),
+        ((NODE_1, 32), Identity::HOST, NodeId::LOCAL),
+        ((NODE_2, 32), Identity::REMOTE_NODE, ID_2),
+        ((NODE_3, 32), Identity::REMOTE_NODE, ID_3),
+        ((A, 32), A_IDENTITY, NodeId::LOCAL),
+        ((B, 32), B_IDENTITY, NodeId::LOCAL),
         ((C, 32), C_IDENTITY, ID_2),
     ] {
         node.set_prefix(prefix, identity, node_id)?;
     }
-    for (address, id) in [(NODE_1, NODE_ID_LOCAL), (NODE_2, ID_2), (NODE_3, ID_3)] {
+    for (address, id) in [(NODE_1, NodeId::LOCAL), (NODE_2, ID_2), (NODE_3, ID_3)] {
         node.set_node(address, id)?;
     }
     node.set_remote(ID_2, remote(FORM_TUNNEL))?;

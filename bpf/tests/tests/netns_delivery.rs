@@ -86,13 +86,13 @@ fn a_tunnelled_packet_carries_its_senders_identity() -> Result<()> {
     };
     let (outer, vni, inner) = wire.wait(|f| tunnelled(f, a))?;
     assert_eq!((outer.source, outer.destination), (address(1), address(2)));
-    assert_eq!((vni, inner.ttl), (lab.a.identity, 64));
+    assert_eq!((vni, inner.ttl), (lab.a.identity.into(), 64));
     assert_eq!(
         (inner.source_mac, inner.destination_mac),
         (lab.a.mac, lab.a.node_mac)
     );
     let (_, vni, inner) = wire.wait(|f| tunnelled(f, c))?;
-    assert_eq!((vni, inner.destination), (lab.c.identity, a));
+    assert_eq!((vni, inner.destination), (lab.c.identity.into(), a));
 
     let request = |f: &[u8]| Seen::of(f).filter(|s| s.source == a && s.destination == c);
     let seen = at_c.wait(request)?;

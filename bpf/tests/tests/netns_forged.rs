@@ -14,15 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 use veer_bpf_common::{
-    identity,
+    identity::Identity,
+    node::NodeId,
     outcome::{DropReason, Program, Verdict, outcome_name},
     tables::Remote,
-    value::NODE_ID_NONE,
 };
 use veer_bpf_tests::{
     lab::{ETH0, Node, Pod, Underlay, address, gateway, id},
     netns::{Namespace, Raw},
     packet::{Packet, tagged},
+    world::identity,
 };
 
 /// Packets of each kind to each destination.
@@ -73,15 +74,16 @@ impl World {
     fn new() -> Result<Self> {
         let link = Underlay::new()?;
         let mut one = Node::new(&link, 1)?;
-        let a = one.add_pod(1, 1000)?;
-        let b = one.add_pod(2, 2000)?;
+        let a = one.add_pod(1, identity(1000))?;
+        let b = one.add_pod(2, identity(2000))?;
         one.know(2)?;
         one.know(3)?;
-        one.datapath.set_prefix((remote_pod(), 32), 3000, id(2))?;
+        one.datapath
+            .set_prefix((remote_pod(), 32), identity(3000), id(2))?;
         // All pods' addresses of the cluster.
         let cluster = (Ipv4Addr::new(10, 0, 0, 0), 16);
         one.datapath
-            .set_prefix(cluster, identity::UNMANAGED, NODE_ID_NONE)?;
+            .set_prefix(cluster, Identity::UNMANAGED, NodeId::NONE)?;
         let intruder = link.join(9, "intruder")?;
         // It answers nothing, whatever reaches it.
         intruder.sysctl("ipv4/ip_forward", "0")?;
@@ -413,7 +415,7 @@ fn no_forged_source_comes_out_of_the_tunnel() -> Result<()> {
     let mut world = World::new()?;
     let wire = world.intruder.raw(ETH0)?;
     let (from, node) = (world.intruder.mac(ETH0)?, world.one.namespace.mac(ETH0)?);
-    let tunnel = |outer: Ipv4Addr, vni, inner: &[u8]| {
+    let tunnel = |outer: Ipv4Addr, vni: Identity, inner: &[u8]| {
         Packet::vxlan(outer, address(1), vni, inner)
             .macs(from, node)
             .frame()
@@ -436,20 +438,20 @@ fn no_forged_source_comes_out_of_the_tunnel() -> Result<()> {
         };
         let of_others: Vec<_> = elsewhere
             .iter()
-            .map(|s| tunnel(address(2), 3000, &inner(*s, &[])))
+            .map(|s| tunnel(address(2), identity(3000), &inner(*s, &[])))
             .collect();
         let tags = [&PRIORITY[..], &NESTED, &VLAN].concat();
         let inner_tags: Vec<_> = tags
             .iter()
-            .map(|tag| tunnel(address(2), 3000, &inner(remote_pod(), tag)))
+            .map(|tag| tunnel(address(2), identity(3000), &inner(remote_pod(), tag)))
             .collect();
         let strangers = [
-            tunnel(STRANGER, 3000, &inner(remote_pod(), &[])),
-            tunnel(remote_pod(), 3000, &inner(remote_pod(), &[])),
+            tunnel(STRANGER, identity(3000), &inner(remote_pod(), &[])),
+            tunnel(remote_pod(), identity(3000), &inner(remote_pod(), &[])),
         ];
         let reserved = [tunnel(
             address(2),
-            identity::HOST,
+            Identity::HOST,
             &inner(remote_pod(), &[]),
         )];
         for (what, frames, program, reason) in [

@@ -6,7 +6,8 @@
 use anyhow::{Context as _, Result};
 use std::net::{Ipv4Addr, UdpSocket};
 use veer_bpf_common::{
-    DEFAULT_TUNNEL_PORT, identity,
+    DEFAULT_TUNNEL_PORT,
+    identity::{Identity, Vni},
     outcome::{DropReason, Observation, Program, Verdict},
     tables::FlowNote,
 };
@@ -15,12 +16,12 @@ use veer_bpf_tests::{
     lab::{ETH0, Node, Pod, SILENCE, Underlay, address, gateway, id},
     netns::{DEADLINE, Namespace, await_condition},
     packet::{Packet, SYN, Seen, arp, vxlan_payload},
-    world::name,
+    world::{identity, name},
 };
 
 /// A pod that exists only as a row: on node 2.
 const C: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 20);
-const C_IDENTITY: u32 = 3000;
+const C_IDENTITY: Identity = identity(3000);
 /// A vacant address of node 2.
 const VACANT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
 /// A pod's address on node 3.
@@ -45,7 +46,7 @@ impl Lab {
     fn with(node: impl FnOnce(&Underlay, u8) -> Result<Node>) -> Result<Self> {
         let link = Underlay::new()?;
         let mut node = node(&link, 1)?;
-        let b = node.add_pod(2, 2000)?;
+        let b = node.add_pod(2, identity(2000))?;
         let two = link.join(2, "two")?;
         let stranger = link.join(66, "stranger")?;
         node.know(2)?;
@@ -69,7 +70,7 @@ impl Lab {
         &mut self,
         what: &str,
         from: &str,
-        vni: u32,
+        vni: impl Into<Vni>,
         inner: &[u8],
         (program, outcome): (Program, u32),
     ) -> Result<()> {
@@ -94,7 +95,7 @@ impl Lab {
 }
 
 /// Sends a tunnel packet to node 1 from an ordinary socket.
-fn send(from: &Namespace, vni: u32, inner: &[u8]) -> Result<()> {
+fn send(from: &Namespace, vni: impl Into<Vni>, inner: &[u8]) -> Result<()> {
     let socket = from.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
     let to = (address(1), DEFAULT_TUNNEL_PORT);
     socket.send_to(&vxlan_payload(vni, inner), to)?;
@@ -118,190 +119,196 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
         (
             "a pod of the node",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             good.clone(),
             deliver,
         ),
         (
             "a pod whose row has not come",
             "node",
-            identity::INIT,
+            Vni::from(Identity::INIT),
             lab.udp(VACANT).frame(),
             deliver,
         ),
         (
             "the node itself",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             node_2.clone(),
             deliver,
         ),
         (
             "a probe",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             Packet::echo(gateway(2), gateway(1), 1).frame(),
             to_stack,
         ),
         (
             "a probe to a pod",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             lab.udp(gateway(2)).frame(),
             deliver,
         ),
         (
             "the health address of another node",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             Packet::echo(gateway(3), gateway(1), 1).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "our own health address",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             Packet::echo(gateway(1), gateway(1), 1).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "a health address as a pod",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             Packet::echo(gateway(2), gateway(1), 1).frame(),
             overlay(DropReason::ReservedVni),
         ),
         (
             "a pod as a health address",
             "node",
-            identity::HEALTH,
+            Vni::from(Identity::HEALTH),
             good.clone(),
             overlay(DropReason::ReservedVni),
         ),
         (
             "with options",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             lab.udp(C).options(3).frame(),
             deliver,
         ),
-        ("to the node", "node", C_IDENTITY, to(address(1)), to_stack),
+        (
+            "to the node",
+            "node",
+            Vni::from(C_IDENTITY),
+            to(address(1)),
+            to_stack,
+        ),
         (
             "to the gateway",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             to(gateway(1)),
             to_stack,
         ),
         (
             "to nobody",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             to(Ipv4Addr::new(10, 0, 1, 99)),
             overlay(DropReason::NoSuchEndpoint),
         ),
         (
             "outer source no node",
             "stranger",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             good.clone(),
             uplink(DropReason::TunnelSourceNotNode),
         ),
         (
             "a pod of another node",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             lab.udp(D).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "another node",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             lab.udp(address(3)).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "one of our own pods",
             "node",
-            2000,
+            Vni::from(identity(2000)),
             lab.udp(b).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "ourselves",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             lab.udp(address(1)).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "the world",
             "node",
-            identity::WORLD,
+            Vni::from(Identity::WORLD),
             lab.udp(WORLD).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "VNI 0",
             "node",
-            0,
+            Vni::ZERO,
             good.clone(),
             overlay(DropReason::ReservedVni),
         ),
         (
             "VNI of the host",
             "node",
-            identity::HOST,
+            Vni::from(Identity::HOST),
             good.clone(),
             overlay(DropReason::ReservedVni),
         ),
         (
             "VNI of the world",
             "node",
-            identity::WORLD,
+            Vni::from(Identity::WORLD),
             good.clone(),
             overlay(DropReason::ReservedVni),
         ),
         (
             "VNI never given out",
             "node",
-            7,
+            Vni::from(identity(7)),
             good.clone(),
             overlay(DropReason::ReservedVni),
         ),
         (
             "a pod as a node",
             "node",
-            identity::REMOTE_NODE,
+            Vni::from(Identity::REMOTE_NODE),
             good,
             overlay(DropReason::ReservedVni),
         ),
         (
             "a node as a pod",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             node_2,
             overlay(DropReason::ReservedVni),
         ),
         (
             "a lone later fragment",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             lab.udp(C).last_fragment(8).frame(),
             overlay(DropReason::FragmentWithoutFirst),
         ),
         (
             "an inner packet cut off",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             cut,
             overlay(DropReason::Malformed),
         ),
         (
             "ARP",
             "node",
-            C_IDENTITY,
+            Vni::from(C_IDENTITY),
             arp(1, ([2; 6], C), ([0; 6], b)),
             overlay(DropReason::UnsupportedL3),
         ),
@@ -332,7 +339,13 @@ fn a_vni_grants_nothing_and_a_wrong_one_is_counted() -> Result<()> {
     );
     let server = lab.b.udp(6)?;
     let frame = lab.udp(C).frame();
-    lab.expect("another pod's identity", "node", 4000, &frame, mismatch)?;
+    lab.expect(
+        "another pod's identity",
+        "node",
+        Vni::from(identity(4000)),
+        &frame,
+        mismatch,
+    )?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
     let counted = lab.node.datapath.packets(mismatch.0, mismatch.1)?;
     let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
@@ -348,7 +361,7 @@ fn what_is_refused_does_not_arrive() -> Result<()> {
     server.set_read_timeout(Some(SILENCE))?;
     send(&lab.stranger, C_IDENTITY, &lab.udp(C).frame())?;
     send(&lab.two, C_IDENTITY, &lab.udp(D).frame())?;
-    send(&lab.two, identity::HOST, &lab.udp(C).frame())?;
+    send(&lab.two, Identity::HOST, &lab.udp(C).frame())?;
     assert!(server.recv(&mut [0; 64]).is_err());
     server.set_read_timeout(Some(DEADLINE))?;
     send(&lab.two, C_IDENTITY, &lab.udp(C).frame())?;

@@ -4,7 +4,9 @@
 use anyhow::{Context as _, Result, ensure};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    VXLAN_OVERHEAD_V4, identity, mark,
+    VXLAN_OVERHEAD_V4,
+    identity::{Identity, Vni},
+    mark,
     tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
@@ -21,7 +23,7 @@ const SMALL: usize = 64;
 
 /// An echo request of node 1's health address, of `length` bytes, in a tunnel
 /// packet: its outer header and VNI.
-fn tunnelled(frame: &[u8], length: usize) -> Option<(Seen, u32)> {
+fn tunnelled(frame: &[u8], length: usize) -> Option<(Seen, Vni)> {
     let outer = Seen::of(frame)?;
     let (vni, inner) = outer.tunnelled(frame)?;
     let request = Seen::of(inner)?;
@@ -65,7 +67,7 @@ fn a_tunnel_probe_is_tunnelled_while_the_pair_is_native() -> Result<()> {
         exchange(&mut lab, &probe, gateway(2), length)?;
         let (outer, vni) = wire.wait(|f| tunnelled(f, length))?;
         assert_eq!((outer.source, outer.destination), (address(1), address(2)));
-        assert_eq!(vni, identity::REMOTE_NODE);
+        assert_eq!(vni, Identity::REMOTE_NODE.into());
         assert!(outer.dont_fragment(), "{length} bytes: no DF outside");
         let frames = wire.frames()?;
         assert!(!frames.iter().any(|f| bare(f, length).is_some()));

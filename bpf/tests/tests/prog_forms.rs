@@ -45,10 +45,10 @@ fn the_tunnel_takes_the_packet_as_it_is() -> Result<()> {
         (
             REDIRECT,
             mark::REDIRECTED,
-            VXLAN,
-            A_IDENTITY,
-            ID_2,
-            C_IDENTITY
+            VXLAN.get(),
+            A_IDENTITY.get(),
+            ID_2.get(),
+            C_IDENTITY.get()
         )
     );
     Ok(())
@@ -62,7 +62,7 @@ fn the_native_form_is_one_hop_on_the_uplink() -> Result<()> {
     assert_eq!(ran.decision.outcome, Verdict::Native as u32);
     assert_eq!(
         (ran.code, ran.mark, ran.decision.ifindex, ran.decision.vni),
-        (REDIRECT, mark::REDIRECTED, UPLINK, 0)
+        (REDIRECT, mark::REDIRECTED, UPLINK.get(), 0)
     );
     let seen = headers(&ran.packet);
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));

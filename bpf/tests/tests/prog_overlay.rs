@@ -12,7 +12,8 @@
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    identity, mark,
+    identity::Identity,
+    mark,
     outcome::{DropReason, Program, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
@@ -53,16 +54,22 @@ fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
             udp(NODE_1, C),
             FORM_TUNNEL,
             tunnel,
-            identity::REMOTE_NODE,
+            Identity::REMOTE_NODE.get(),
         ),
         (
             "host to node",
             udp(NODE_1, NODE_2),
             FORM_TUNNEL,
             tunnel,
-            identity::REMOTE_NODE,
+            Identity::REMOTE_NODE.get(),
         ),
-        ("translated pod", udp(A, C), FORM_TUNNEL, tunnel, A_IDENTITY),
+        (
+            "translated pod",
+            udp(A, C),
+            FORM_TUNNEL,
+            tunnel,
+            A_IDENTITY.get(),
+        ),
         ("host to pod", udp(NODE_1, C), FORM_NATIVE, native, 0),
         ("translated pod", udp(A, NODE_2), FORM_NATIVE, native, 0),
         (
@@ -117,7 +124,7 @@ fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
         if code == REDIRECT {
             assert_eq!(
                 (ran.mark, ran.decision.ifindex),
-                (mark::REDIRECTED, UPLINK),
+                (mark::REDIRECTED, UPLINK.get()),
                 "{what}"
             );
         }

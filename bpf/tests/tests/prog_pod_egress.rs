@@ -9,6 +9,7 @@
 use anyhow::{Context as _, Result};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
+    identity::Identity,
     mark,
     outcome::{DropReason, Program, Verdict},
     tables::Config,
@@ -237,7 +238,7 @@ fn a_truncated_packet_is_malformed_at_every_length() -> Result<()> {
 #[test]
 fn a_header_with_options_is_honoured() -> Result<()> {
     let vxlan = |words| {
-        let packet = Packet::vxlan(A, NODE_2, 1, &a_to(B).frame());
+        let packet = Packet::vxlan(A, NODE_2, Identity::HOST, &a_to(B).frame());
         from_a(packet).options(words).frame()
     };
     let mut cut = a_to(B).options(10).payload(Vec::new()).frame();
@@ -282,7 +283,7 @@ fn delivery_is_one_hop_with_the_macs_of_the_pods_link() -> Result<()> {
             ran.decision.source_identity,
             ran.decision.destination_identity
         ),
-        (B_IFINDEX, A_IDENTITY, B_IDENTITY)
+        (B_IFINDEX.get(), A_IDENTITY.get(), B_IDENTITY.get())
     );
     Ok(())
 }
@@ -308,7 +309,7 @@ fn arp_for_the_gateway_is_answered_and_nothing_else() -> Result<()> {
     assert_eq!(ran.decision.outcome, Verdict::Answer as u32);
     assert_eq!(
         (ran.code, ran.decision.ifindex, ran.mark),
-        (REDIRECT, A_IFINDEX, mark::REDIRECTED)
+        (REDIRECT, A_IFINDEX.get(), mark::REDIRECTED)
     );
     assert_eq!(ran.packet, arp(2, (A_NODE_MAC, GATEWAY), (A_MAC, A)));
     let mut cut = ask((A_MAC, A), GATEWAY);

@@ -10,7 +10,9 @@
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    DEFAULT_TUNNEL_PORT, identity, mark,
+    DEFAULT_TUNNEL_PORT,
+    identity::Identity,
+    mark,
     outcome::{DropReason, Program, Verdict},
     tables::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
 };
@@ -57,7 +59,11 @@ fn a_probe_takes_the_form_it_asks_for_whatever_the_entry_says() -> Result<()> {
         )?;
         assert_eq!(
             (name(ran.decision.outcome), ran.code, ran.decision.vni),
-            (name(Verdict::Overlay as u32), UNSPEC, identity::REMOTE_NODE),
+            (
+                name(Verdict::Overlay as u32),
+                UNSPEC,
+                Identity::REMOTE_NODE.get()
+            ),
             "by tunnel, form {form}"
         );
         let ran = node.run(
@@ -67,7 +73,7 @@ fn a_probe_takes_the_form_it_asks_for_whatever_the_entry_says() -> Result<()> {
         )?;
         assert_eq!(
             (name(ran.decision.outcome), ran.code, ran.decision.ifindex),
-            (name(Verdict::Native as u32), REDIRECT, UPLINK),
+            (name(Verdict::Native as u32), REDIRECT, UPLINK.get()),
             "bare, form {form}"
         );
         assert_eq!(ran.mark, mark::REDIRECTED | 7);
@@ -225,7 +231,7 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
             Packet::vxlan(
                 WORLD,
                 GATEWAY,
-                identity::REMOTE_NODE,
+                Identity::REMOTE_NODE,
                 &udp(HEALTH_2, B).frame(),
             ),
             DropReason::TunnelSourceNotNode as u32,
@@ -236,7 +242,7 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
             Packet::vxlan(
                 HEALTH_2,
                 NODE_1,
-                identity::REMOTE_NODE,
+                Identity::REMOTE_NODE,
                 &udp(HEALTH_2, B).frame(),
             ),
             DropReason::TunnelSourceNotNode as u32,
@@ -252,7 +258,7 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
     )?;
     assert_eq!(
         (ran.decision.vni, ran.decision.destination_identity),
-        (A_IDENTITY, identity::REMOTE_NODE)
+        (A_IDENTITY.get(), Identity::REMOTE_NODE.get())
     );
     let replies = flow_key(17, (GATEWAY, 5), (B, 6));
     assert!(

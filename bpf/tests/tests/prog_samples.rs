@@ -39,10 +39,10 @@ fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out() -> Result<()> 
     let ran = node.run(Program::PodEgress, &frame, Context::default())?;
     let sample = only(&mut node, Program::PodEgress, DropReason::SpoofedAddress)?;
     assert_eq!(sample.decision, ran.decision);
-    assert_eq!(sample.decision.source_identity, A_IDENTITY);
+    assert_eq!(sample.decision.source_identity, A_IDENTITY.get());
     assert_eq!(
         (sample.ifindex, sample.length as usize),
-        (A_IFINDEX, frame.len())
+        (A_IFINDEX.get(), frame.len())
     );
     assert_eq!(sample.captured as usize, SAMPLE_BYTES);
     assert_eq!(sample.head[..], frame[..SAMPLE_BYTES]);

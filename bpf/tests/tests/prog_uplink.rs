@@ -11,10 +11,10 @@
 use anyhow::{Context as _, Result};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
-    identity,
+    identity::Identity,
+    node::NodeId,
     outcome::{DropReason, Program, Verdict},
     tables::{Config, FORM_NATIVE, FORM_TUNNEL, FlowNote},
-    value::{NODE_ID_DENIED, NODE_ID_NONE},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -49,7 +49,7 @@ fn tc_and_xdp_judge_the_tunnels_outer_side_alike() -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress, Program::UplinkXdp])?;
     let pass = Verdict::Pass as u32;
     let malformed = DropReason::Malformed as u32;
-    let tunnel = |source, destination| Packet::vxlan(source, destination, 1, &inner());
+    let tunnel = |source, destination| Packet::vxlan(source, destination, Identity::HOST, &inner());
     let mut later = tunnel(WORLD, NODE_1).last_fragment(1);
     later = later.payload(vec![0; 64]);
     let stranger = DropReason::TunnelSourceNotNode as u32;
@@ -135,7 +135,7 @@ fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped() -> Result<()>
             assert_malformed(&mut node, &frame, &what)?;
         }
         // The frame ends before the packet does.
-        let frame = Packet::vxlan(NODE_2, NODE_1, 1, &inner())
+        let frame = Packet::vxlan(NODE_2, NODE_1, Identity::HOST, &inner())
             .options(options)
             .frame();
         for n in 34..frame.len() {
@@ -158,7 +158,7 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
     let vacant_there = Ipv4Addr::new(10, 0, 2, 99);
     let nobodys = Ipv4Addr::new(10, 0, 99, 9);
     let cluster = (Ipv4Addr::new(10, 0, 0, 0), 16);
-    node.set_prefix(cluster, identity::UNMANAGED, NODE_ID_NONE)?;
+    node.set_prefix(cluster, Identity::UNMANAGED, NodeId::NONE)?;
     for (what, source, destination, in_tunnel, in_native) in [
         ("pod to pod", C, B, refused, deliver),
         ("node to pod", NODE_2, B, refused, deliver),
@@ -200,7 +200,10 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
                 let seen = headers(&ran.packet);
                 assert_eq!((seen.ttl, seen.checksum_ok), (63, true), "{what}");
                 assert_eq!((seen.source_mac, seen.destination_mac), (B_NODE_MAC, B_MAC));
-                assert_eq!((ran.code, ran.decision.ifindex), (REDIRECT, B_IFINDEX));
+                assert_eq!(
+                    (ran.code, ran.decision.ifindex),
+                    (REDIRECT, B_IFINDEX.get())
+                );
             } else {
                 assert_eq!(ran.packet, frame, "{what}");
             }
@@ -264,12 +267,12 @@ fn a_tag_within_a_priority_tag_is_its_vlans_or_nobodys() -> Result<()> {
 fn xdp_judges_a_priority_tagged_frame_as_an_untagged_one() -> Result<()> {
     let mut node = world::load(&[Program::UplinkXdp])?;
     let denied = Ipv4Addr::new(203, 0, 113, 9);
-    node.set_prefix((denied, 32), identity::WORLD, NODE_ID_DENIED)?;
+    node.set_prefix((denied, 32), Identity::WORLD, NodeId::DENIED)?;
     node.set_config(Config {
         flags: Config::DENIES,
         ..config()
     })?;
-    let tunnel = |source| Packet::vxlan(source, NODE_1, 1, &inner()).frame();
+    let tunnel = |source| Packet::vxlan(source, NODE_1, Identity::HOST, &inner()).frame();
     for (what, frame) in [
         ("from a node", tunnel(NODE_2)),
         ("from a stranger", tunnel(WORLD)),
@@ -361,7 +364,10 @@ fn a_routers_error_about_a_direct_flow_is_delivered_past_the_stack() -> Result<(
                 "{what}, form {form}"
             );
             if expected == deliver {
-                assert_eq!((ran.code, ran.decision.ifindex), (REDIRECT, B_IFINDEX));
+                assert_eq!(
+                    (ran.code, ran.decision.ifindex),
+                    (REDIRECT, B_IFINDEX.get())
+                );
                 let seen = headers(&ran.packet);
                 assert_eq!((seen.ttl, seen.checksum_ok), (63, true), "{what}");
             }
@@ -419,7 +425,7 @@ fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
     let own = DropReason::OwnSourceFromOutside as u32;
     let tunnel = |source| Packet::vxlan(source, NODE_1, C_IDENTITY, &inner());
     let deny =
-        |node: &mut Datapath, prefix| node.set_prefix(prefix, identity::WORLD, NODE_ID_DENIED);
+        |node: &mut Datapath, prefix| node.set_prefix(prefix, Identity::WORLD, NodeId::DENIED);
     let rows = [
         ("to the node", udp(WORLD, NODE_1), denied, denied),
         ("to a pod", udp(inside, B), denied, denied),
