@@ -6,7 +6,7 @@ use crate::{
     flow::{FIN, Flow, RST},
     ipv4::{ICMP, TCP, UDP},
 };
-use veer_bpf_common::tables::{FlowKey, FlowNote, FlowSlots};
+use veer_bpf_common::tables::FlowNote;
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;
@@ -98,40 +98,6 @@ pub fn new(flow: &Flow, now: u64) -> FlowNote {
         state: 0,
         began: tick(now),
     }
-}
-
-/// Whose places are those of flows that an address elsewhere opened: a share of them
-/// by the address. Nobody here pays for strangers, and of them few for each other.
-#[inline(always)]
-pub const fn foreign_share(source: [u8; 4]) -> u16 {
-    const { assert!(FlowSlots::FOREIGN_SHARES.is_power_of_two()) };
-    // Knuth's multiplicative hash; its high bits know of all below.
-    let mixed = u32::from_be_bytes(source).wrapping_mul(0x9e37_79b1);
-    FlowSlots::FIRST_FOREIGN_SHARE
-        + (mixed >> (32 - FlowSlots::FOREIGN_SHARES.trailing_zeros())) as u16
-}
-
-/// How many places are looked at for a new note.
-pub const PLACES: u32 = 8;
-
-/// The place, among those of `opener` (a pod's number, or [`foreign_share`]), that a
-/// note of `key` takes if the ones before are in use: `PLACES` different ones, spread
-/// over all.
-#[inline(always)]
-pub const fn place(opener: u16, key: &FlowKey, attempt: u32) -> u16 {
-    const {
-        assert!(FlowSlots::PER_ENDPOINT.is_power_of_two());
-        assert!(FlowSlots::PER_FOREIGN_SHARE.is_power_of_two());
-    };
-    let mask = if opener < FlowSlots::FIRST_FOREIGN_SHARE {
-        FlowSlots::PER_ENDPOINT as u32 - 1
-    } else {
-        FlowSlots::PER_FOREIGN_SHARE as u32 - 1
-    };
-    let mixed = key.mixed();
-    // An odd step comes back to the same place only after all the others.
-    let step = (mixed >> 16) | 1;
-    (mixed.wrapping_add(attempt.wrapping_mul(step)) & mask) as u16
 }
 
 /// Whether a note still counts at `now`.
@@ -249,36 +215,6 @@ mod tests {
             None
         );
         assert!(refreshed(&note, &flow(UDP, 0), false, NOW + SECOND).is_some());
-    }
-
-    #[test]
-    fn the_places_of_a_flow_are_different_and_all_are_used() {
-        extern crate std;
-        use std::collections::BTreeSet;
-        for (opener, count) in [
-            (7, FlowSlots::PER_ENDPOINT),
-            (FlowSlots::FIRST_FOREIGN_SHARE, FlowSlots::PER_FOREIGN_SHARE),
-        ] {
-            let mut used = BTreeSet::new();
-            for port in 0..8000u16 {
-                let [a, b] = port.to_be_bytes();
-                let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], TCP);
-                let places: BTreeSet<u16> = (0..PLACES).map(|i| place(opener, &key, i)).collect();
-                assert_eq!(places.len(), PLACES as usize, "port {port}");
-                used.extend(places);
-            }
-            assert_eq!(used.len(), count);
-        }
-    }
-
-    #[test]
-    fn addresses_elsewhere_are_spread_over_all_shares() {
-        extern crate std;
-        use std::collections::BTreeSet;
-        let shares: BTreeSet<u16> = (0..=255).map(|i| foreign_share([10, 0, 2, i])).collect();
-        assert_eq!(shares.len(), usize::from(FlowSlots::FOREIGN_SHARES));
-        assert_eq!(shares.first(), Some(&FlowSlots::FIRST_FOREIGN_SHARE));
-        assert_eq!(shares.last(), Some(&u16::MAX));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! How many notes of translated flows one pod may have, by
 //! `BPF_PROG_TEST_RUN`: its surplus is its own loss and nobody else's.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::similar_names,
     clippy::wildcard_imports,
@@ -13,7 +14,6 @@ use veer_bpf_common::{
     outcome::{Observation, Program, Verdict},
     tables::{FlowKey, FlowNote, FlowSlots},
 };
-use veer_bpf_net::note::foreign_share;
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
     packet::{Packet, SYN},
@@ -92,7 +92,10 @@ fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
     let mut node = load()?;
     // By their addresses, of two shares.
     let client = Ipv4Addr::new(10, 0, 2, 21);
-    assert_ne!(foreign_share(C.octets()), foreign_share(client.octets()));
+    assert_ne!(
+        FlowSlots::foreign_share(C.octets()),
+        FlowSlots::foreign_share(client.octets())
+    );
     let own = 500;
     // Not more: where the kernel is emulated, notes would end by their time meanwhile.
     let many = 4 * u16::try_from(FlowSlots::PER_FOREIGN_SHARE)?;

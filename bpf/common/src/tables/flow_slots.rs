@@ -14,6 +14,10 @@ impl Table for FlowSlots {
     const CAPACITY: usize = Flows::CAPACITY;
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "places and shares have few bits"
+)]
 impl FlowSlots {
     /// Notes of one local pod, a power of two.
     pub const PER_ENDPOINT: usize = 4096;
@@ -24,6 +28,34 @@ impl FlowSlots {
     pub const PER_FOREIGN_SHARE: usize = 1024;
     /// The first share in the place of a pod's number in [`FlowSlot`]; pods have less.
     pub const FIRST_FOREIGN_SHARE: u16 = u16::MAX - (Self::FOREIGN_SHARES - 1);
+    /// How many places are looked at for a new note.
+    pub const ATTEMPTS: u32 = 8;
+
+    /// Whose places are those of flows that an address elsewhere opened: a share of
+    /// them by the address. Nobody here pays for strangers, and of them few for each
+    /// other.
+    #[inline(always)]
+    pub const fn foreign_share(source: [u8; 4]) -> u16 {
+        // Knuth's multiplicative hash; its high bits know of all below.
+        let mixed = u32::from_be_bytes(source).wrapping_mul(0x9e37_79b1);
+        Self::FIRST_FOREIGN_SHARE + (mixed >> (32 - Self::FOREIGN_SHARES.trailing_zeros())) as u16
+    }
+
+    /// The place, among those of `opener` (a pod's number, or [`Self::foreign_share`]),
+    /// that a note of `key` takes if the ones before are in use: [`Self::ATTEMPTS`]
+    /// different ones, spread over all.
+    #[inline(always)]
+    pub const fn place(opener: u16, key: &FlowKey, attempt: u32) -> u16 {
+        let mask = if opener < Self::FIRST_FOREIGN_SHARE {
+            Self::PER_ENDPOINT as u32 - 1
+        } else {
+            Self::PER_FOREIGN_SHARE as u32 - 1
+        };
+        let mixed = key.mixed();
+        // An odd step comes back to the same place only after all the others.
+        let step = (mixed >> 16) | 1;
+        (mixed.wrapping_add(attempt.wrapping_mul(step)) & mask) as u16
+    }
 }
 
 const _: () = {
@@ -47,3 +79,41 @@ pub struct FlowSlot {
 }
 
 plain!(FlowSlot, 4);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_places_of_a_flow_are_different_and_all_are_used() {
+        for (opener, count) in [
+            (7, FlowSlots::PER_ENDPOINT),
+            (FlowSlots::FIRST_FOREIGN_SHARE, FlowSlots::PER_FOREIGN_SHARE),
+        ] {
+            let mut used = BTreeSet::new();
+            for port in 0..8000u16 {
+                let [a, b] = port.to_be_bytes();
+                let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], 6);
+                let places: BTreeSet<u16> = (0..FlowSlots::ATTEMPTS)
+                    .map(|i| FlowSlots::place(opener, &key, i))
+                    .collect();
+                assert_eq!(places.len(), FlowSlots::ATTEMPTS as usize, "port {port}");
+                used.extend(places);
+            }
+            assert_eq!(used.len(), count);
+        }
+    }
+
+    #[test]
+    fn addresses_elsewhere_are_spread_over_all_shares() {
+        let shares: BTreeSet<u16> = (0..=255)
+            .map(|i| FlowSlots::foreign_share([10, 0, 2, i]))
+            .collect();
+        assert_eq!(shares.len(), usize::from(FlowSlots::FOREIGN_SHARES));
+        assert_eq!(shares.first(), Some(&FlowSlots::FIRST_FOREIGN_SHARE));
+        assert_eq!(shares.last(), Some(&u16::MAX));
+    }
+}

@@ -1,7 +1,7 @@
 //! Places of notes: whom a flow is charged to, and whose note goes where all places of
 //! its opener are taken.
 
-use veer_bpf_common::tables::{FlowKey, FlowSlot};
+use veer_bpf_common::tables::{FlowKey, FlowSlot, FlowSlots};
 use veer_bpf_net::{ipv4::Ipv4, note};
 
 use super::{
@@ -13,8 +13,10 @@ use super::{
 /// elsewhere.
 #[inline(always)]
 pub(crate) fn opener(ip: &Ipv4) -> u16 {
-    lookup::endpoint(ip.source)
-        .map_or_else(|| note::foreign_share(ip.source), |pod| pod.endpoint_id)
+    lookup::endpoint(ip.source).map_or_else(
+        || FlowSlots::foreign_share(ip.source),
+        |pod| pod.endpoint_id,
+    )
 }
 
 /// Finds a place for a note of `key` among those of its opener. Whether a live note
@@ -28,8 +30,8 @@ pub(crate) fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
     let mut soonest = u64::MAX;
     let mut given_up = 0;
     let mut attempt = 0;
-    while attempt < note::PLACES {
-        let slot = note::place(endpoint_id, key, attempt);
+    while attempt < FlowSlots::ATTEMPTS {
+        let slot = FlowSlots::place(endpoint_id, key, attempt);
         let Some(taken_by) = FLOW_SLOTS.get_ptr_mut(FlowSlot { endpoint_id, slot }) else {
             // Fails only where all memory for places is being changed; the note
             // then has none, as above.
