@@ -3,6 +3,8 @@
 //! The programs are one crate, so the compiler does not check this; they have no
 //! tests of their own, so it is checked here.
 
+#![forbid(unsafe_code)]
+
 use std::{error::Error, fs, path::Path};
 
 /// Every module in the root of the programs, with those that it may use.

@@ -5,6 +5,7 @@
 //! `overlay_ingress` is not here: a test run has no tunnel key, and without one
 //! it does not do its work.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the result goes there")]
 #![allow(
     clippy::too_many_lines,

@@ -6,14 +6,17 @@
 //! `prog_*` files hold tables for `BPF_PROG_TEST_RUN`; `netns_*` files prove
 //! delivery, which a redirect verdict does not.
 
+#![deny(unsafe_code)]
 #![allow(
     clippy::cast_possible_truncation,
     reason = "lengths of packets that a test wrote"
 )]
 
 pub mod datapath;
+#[expect(unsafe_code, reason = "raw sockets")]
 pub mod echo;
 pub mod lab;
+#[expect(unsafe_code, reason = "raw sockets")]
 pub mod netns;
 pub mod packet;
 pub mod world;

@@ -2,6 +2,7 @@
 //! destination, with the native form accepted and not. None gets through, and every
 //! one is counted with its reason.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::similar_names,
     clippy::too_many_lines,

@@ -1,5 +1,7 @@
 //! The next hop of the native form, with an agent and long after its end.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Result, ensure};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{

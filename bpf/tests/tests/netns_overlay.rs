@@ -1,6 +1,7 @@
 //! What the tunnel's receiving side believes, with tunnel packets written by
 //! hand: sent from the address of a node and from a stranger's on the same link.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::too_many_lines, reason = "tables")]
 
 use anyhow::{Context as _, Result};

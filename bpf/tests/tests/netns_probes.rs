@@ -1,6 +1,8 @@
 //! Probes between two nodes, on the wire: ICMP echo with a mark goes in the form
 //! it asks for while the entry says the other, and the kernel there answers.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Context as _, Result, ensure};
 use std::net::Ipv4Addr;
 use veer_bpf_common::{

@@ -2,6 +2,7 @@
 //! forms: their replies must come back through the stack, direct traffic must
 //! not, and one must not spoil the other.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::cast_possible_truncation, reason = "patterns of bytes")]
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,5 +1,6 @@
 //! The object is what `bpf_common` says of it, and the kernel takes it.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::wildcard_enum_match_arm,
     reason = "the kinds of maps that there are not"

@@ -1,6 +1,7 @@
 //! Notes of flows that the stack translated, by `BPF_PROG_TEST_RUN`: who makes
 //! them, who follows them, and when they end.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::similar_names,

@@ -1,6 +1,7 @@
 //! Packets to other nodes in either form, by `BPF_PROG_TEST_RUN`: those of pods
 //! and those of the stack.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::too_many_lines,
     clippy::wildcard_imports,

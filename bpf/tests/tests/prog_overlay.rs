@@ -1,6 +1,7 @@
 //! The tunnel device's programs by `BPF_PROG_TEST_RUN`. A test run has no
 //! tunnel key, so what `overlay_ingress` does with one is in `netns_overlay`.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::similar_names,

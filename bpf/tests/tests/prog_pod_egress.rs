@@ -1,5 +1,6 @@
 //! `pod_egress` by `BPF_PROG_TEST_RUN`: what a pod sends, and what becomes of it.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::wildcard_imports,

@@ -1,6 +1,7 @@
 //! Probes and health addresses by `BPF_PROG_TEST_RUN`: a probe takes the form it
 //! asks for, and a health address is one of its node's stack, and of nobody else.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::too_many_lines,
     clippy::wildcard_imports,

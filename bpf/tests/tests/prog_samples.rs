@@ -1,6 +1,7 @@
 //! Samples of drops by `BPF_PROG_TEST_RUN`: what is left of a dropped packet for
 //! whoever asks why.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::wildcard_imports,
     reason = "tables speak of the world by its names"

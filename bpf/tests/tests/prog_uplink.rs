@@ -1,5 +1,6 @@
 //! The uplinks' programs by `BPF_PROG_TEST_RUN`: what arrives from outside.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::similar_names,
