@@ -1,12 +1,18 @@
 //! Frames decoded as far as the tests look: Ethernet, ARP, IPv4, IPv6, TCP,
-//! UDP, ICMP, and VXLAN with the frame inside.
+//! UDP, ICMP, and VXLAN with the frame inside. etherparse knows all but VXLAN.
 //!
 //! Invariant: no input makes this panic. What is cut short, or not known, is
 //! left out of the result; every layer before it is there.
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use etherparse::{
+    ArpPacketSlice, Icmpv4Slice, Icmpv6Slice, IpNumber, Ipv6ExtensionSlice, LaxIpPayloadSlice,
+    LaxIpv4Slice, LaxIpv6Slice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice,
+    TcpHeaderSlice, UdpSlice, ip_number,
 };
 
 /// UDP port of VXLAN that veer's chart sets (and Linux's own default).
@@ -84,15 +90,15 @@ pub struct Ip {
     pub destination: IpAddr,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Protocol or next header (extension headers are not followed).
+    /// Protocol of the payload, after IPv6 extension headers.
     pub protocol: u8,
     /// Identification (IPv4).
     pub id: u16,
     /// Don't Fragment (IPv4; true for IPv6).
     pub dont_fragment: bool,
-    /// More Fragments (IPv4).
+    /// More Fragments, of IPv6 by its fragment header.
     pub more_fragments: bool,
-    /// Fragment offset in octets (IPv4).
+    /// Fragment offset in octets, of IPv6 by its fragment header.
     pub offset: u16,
     /// Type of service or traffic class.
     pub tos: u8,
@@ -120,7 +126,7 @@ pub enum Transport {
         sequence: u32,
         /// Acknowledgement number.
         acknowledgement: u32,
-        /// FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
+        /// FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128.
         flags: u8,
     },
     /// ICMP or `ICMPv6`.
@@ -154,62 +160,44 @@ impl Packet {
 
     fn decode_nested(frame: &[u8], depth: u8) -> Self {
         let mut packet = Self::default();
-        let (Some(to), Some(from), Some(kind)) = (mac(frame, 0), mac(frame, 6), u16_at(frame, 12))
-        else {
+        let Ok(sliced) = LaxSlicedPacket::from_ethernet(frame) else {
             return packet;
         };
-        packet.destination_mac = to;
-        packet.source_mac = from;
-        packet.ethertype = kind;
-        let mut at = 14;
-        if kind == 0x8100 {
-            let (Some(tag), Some(kind)) = (u16_at(frame, 14), u16_at(frame, 16)) else {
-                return packet;
-            };
-            packet.vlan = Some(tag & 0x0fff);
-            packet.ethertype = kind;
-            at = 18;
+        if let Some(LinkSlice::Ethernet2(ethernet)) = &sliced.link {
+            packet.source_mac = Mac(ethernet.source());
+            packet.destination_mac = Mac(ethernet.destination());
+            packet.ethertype = ethernet.ether_type().0;
         }
-        let load = frame.get(at..).unwrap_or_default();
-        match packet.ethertype {
-            0x0806 => packet.arp = arp(load),
-            0x0800 => packet.ipv4(load, depth),
-            0x86dd => packet.ipv6(load, depth),
-            _ => {}
+        if let Some(LaxLinkExtSlice::Vlan(tag)) = sliced.link_exts.first() {
+            packet.vlan = Some(tag.vlan_identifier().value());
+            packet.ethertype = tag.ether_type().0;
+        }
+        match &sliced.net {
+            Some(LaxNetSlice::Arp(message)) => packet.arp = arp(message),
+            Some(LaxNetSlice::Ipv4(ip)) => packet.network(ipv4(ip), ip.payload(), depth),
+            Some(LaxNetSlice::Ipv6(ip)) => packet.network(ipv6(ip), ip.payload(), depth),
+            None => {}
         }
         packet
     }
 
-    fn ipv4(&mut self, bytes: &[u8], depth: u8) {
-        let Some(ip) = ipv4(bytes) else { return };
+    fn network(&mut self, ip: Ip, payload: &LaxIpPayloadSlice<'_>, depth: u8) {
         self.ip = Some(ip);
-        let header = usize::from(bytes[0] & 0x0f) * 4;
         // Later fragments carry no header of the transport.
-        if ip.offset == 0 {
-            self.load(ip.protocol, bytes.get(header..).unwrap_or_default(), depth);
+        if ip.offset != 0 {
+            return;
         }
-    }
-
-    fn ipv6(&mut self, bytes: &[u8], depth: u8) {
-        let Some(ip) = ipv6(bytes) else { return };
-        self.ip = Some(ip);
-        self.load(ip.protocol, bytes.get(40..).unwrap_or_default(), depth);
-    }
-
-    fn load(&mut self, protocol: u8, bytes: &[u8], depth: u8) {
-        self.transport = transport(protocol, bytes);
+        self.transport = transport(payload.ip_number, payload.payload);
         if let Some(Transport::Udp { destination: VXLAN_PORT, .. }) = self.transport
             // A frame in a frame in a frame is no test of ours, and depth
             // must end somewhere.
             && depth < 4
-            // The I flag says that the VNI is valid.
-            && bytes.get(8).is_some_and(|flags| flags & 0x08 != 0)
-            && let (Some(word), Some(frame)) = (u32_at(bytes, 12), bytes.get(16..))
+            && let Ok(udp) = UdpSlice::from_slice_lax(payload.payload)
+            && let Some((header, frame)) = udp.payload().split_first_chunk()
         {
-            let inner = Box::new(Self::decode_nested(frame, depth + 1));
-            self.vxlan = Some(Vxlan {
-                vni: word >> 8,
-                inner,
+            self.vxlan = vni(*header).map(|vni| Vxlan {
+                vni,
+                inner: Box::new(Self::decode_nested(frame, depth + 1)),
             });
         }
     }
@@ -303,106 +291,103 @@ impl fmt::Display for Packet {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(
-        bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
-    ))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(
-        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
-    ))
-}
-
-fn mac(bytes: &[u8], at: usize) -> Option<Mac> {
-    Some(Mac(bytes.get(at..at.checked_add(6)?)?.try_into().ok()?))
-}
-
-fn v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
-    u32_at(bytes, at).map(Ipv4Addr::from)
-}
-
-fn v6(bytes: &[u8], at: usize) -> Option<IpAddr> {
-    let octets: [u8; 16] = bytes.get(at..at.checked_add(16)?)?.try_into().ok()?;
-    Some(IpAddr::V6(Ipv6Addr::from(octets)))
-}
-
-fn arp(bytes: &[u8]) -> Option<Arp> {
-    // Ethernet, IPv4, lengths 6 and 4 (RFC 826).
-    if bytes.get(..6)? != [0, 1, 8, 0, 6, 4] {
-        return None;
-    }
+fn arp(message: &ArpPacketSlice<'_>) -> Option<Arp> {
+    let message = message.to_packet().try_eth_ipv4().ok()?;
     Some(Arp {
-        operation: u16_at(bytes, 6)?,
-        sender_mac: mac(bytes, 8)?,
-        sender: v4(bytes, 14)?,
-        target_mac: mac(bytes, 18)?,
-        target: v4(bytes, 24)?,
+        operation: message.operation.0,
+        sender_mac: Mac(message.sender_mac),
+        sender: message.sender_ipv4_addr(),
+        target_mac: Mac(message.target_mac),
+        target: message.target_ipv4_addr(),
     })
 }
 
-fn ipv4(bytes: &[u8]) -> Option<Ip> {
-    let first = *bytes.first()?;
-    if first >> 4 != 4 || first & 0x0f < 5 {
-        return None;
+fn ipv4(ip: &LaxIpv4Slice<'_>) -> Ip {
+    let header = ip.header();
+    Ip {
+        source: header.source_addr().into(),
+        destination: header.destination_addr().into(),
+        ttl: header.ttl(),
+        protocol: ip.payload_ip_number().0,
+        id: header.identification(),
+        dont_fragment: header.dont_fragment(),
+        more_fragments: header.more_fragments(),
+        offset: header.fragments_offset().byte_offset(),
+        tos: header.dcp().value() << 2 | header.ecn().value(),
+        length: header.total_len().into(),
     }
-    let fragment = u16_at(bytes, 6)?;
-    Some(Ip {
-        source: v4(bytes, 12)?.into(),
-        destination: v4(bytes, 16)?.into(),
-        ttl: *bytes.get(8)?,
-        protocol: *bytes.get(9)?,
-        id: u16_at(bytes, 4)?,
-        dont_fragment: fragment & 0x4000 != 0,
-        more_fragments: fragment & 0x2000 != 0,
-        offset: (fragment & 0x1fff) << 3,
-        tos: *bytes.get(1)?,
-        length: u16_at(bytes, 2)?.into(),
-    })
 }
 
-fn ipv6(bytes: &[u8]) -> Option<Ip> {
-    let word = u32_at(bytes, 0)?;
-    if word >> 28 != 6 {
-        return None;
-    }
-    let [_, tos, _, _] = (word >> 4).to_be_bytes();
-    Some(Ip {
-        source: v6(bytes, 8)?,
-        destination: v6(bytes, 24)?,
-        ttl: *bytes.get(7)?,
-        protocol: *bytes.get(6)?,
+fn ipv6(ip: &LaxIpv6Slice<'_>) -> Ip {
+    let header = ip.header();
+    let fragment = ip.extensions().clone().into_iter().find_map(|e| match e {
+        Ipv6ExtensionSlice::Fragment(fragment) => Some(fragment.to_header()),
+        Ipv6ExtensionSlice::HopByHop(_)
+        | Ipv6ExtensionSlice::Routing(_)
+        | Ipv6ExtensionSlice::DestinationOptions(_)
+        | Ipv6ExtensionSlice::Authentication(_) => None,
+    });
+    Ip {
+        source: header.source_addr().into(),
+        destination: header.destination_addr().into(),
+        ttl: header.hop_limit(),
+        protocol: ip.payload().ip_number.0,
         id: 0,
         dont_fragment: true,
-        more_fragments: false,
-        offset: 0,
-        tos,
-        length: u32::from(u16_at(bytes, 4)?) + 40,
-    })
+        more_fragments: fragment
+            .as_ref()
+            .is_some_and(|header| header.more_fragments),
+        offset: fragment.map_or(0, |header| header.fragment_offset.byte_offset()),
+        tos: header.traffic_class(),
+        length: u32::from(header.payload_length()) + 40,
+    }
 }
 
-fn transport(protocol: u8, bytes: &[u8]) -> Option<Transport> {
+/// The header of a transport, also of a packet's first fragment.
+fn transport(protocol: IpNumber, bytes: &[u8]) -> Option<Transport> {
     match protocol {
-        1 | 58 => Some(Transport::Icmp {
-            kind: *bytes.first()?,
-            code: *bytes.get(1)?,
-            id: u16_at(bytes, 4)?,
-            sequence: u16_at(bytes, 6)?,
-        }),
-        6 => Some(Transport::Tcp {
-            source: u16_at(bytes, 0)?,
-            destination: u16_at(bytes, 2)?,
-            sequence: u32_at(bytes, 4)?,
-            acknowledgement: u32_at(bytes, 8)?,
-            flags: *bytes.get(13)?,
-        }),
-        17 if bytes.len() >= 8 => Some(Transport::Udp {
-            source: u16_at(bytes, 0)?,
-            destination: u16_at(bytes, 2)?,
-        }),
+        ip_number::ICMP => {
+            let icmp = Icmpv4Slice::from_slice(bytes).ok()?;
+            Some(echo(icmp.type_u8(), icmp.code_u8(), icmp.bytes5to8()))
+        }
+        ip_number::IPV6_ICMP => {
+            let icmp = Icmpv6Slice::from_slice(bytes).ok()?;
+            Some(echo(icmp.type_u8(), icmp.code_u8(), icmp.bytes5to8()))
+        }
+        ip_number::TCP => {
+            let tcp = TcpHeaderSlice::from_slice(bytes).ok()?;
+            Some(Transport::Tcp {
+                source: tcp.source_port(),
+                destination: tcp.destination_port(),
+                sequence: tcp.sequence_number(),
+                acknowledgement: tcp.acknowledgment_number(),
+                flags: tcp.slice()[13],
+            })
+        }
+        ip_number::UDP => {
+            let udp = UdpSlice::from_slice_lax(bytes).ok()?;
+            Some(Transport::Udp {
+                source: udp.source_port(),
+                destination: udp.destination_port(),
+            })
+        }
         _ => None,
     }
+}
+
+fn echo(kind: u8, code: u8, [id_high, id_low, high, low]: [u8; 4]) -> Transport {
+    Transport::Icmp {
+        kind,
+        code,
+        id: u16::from_be_bytes([id_high, id_low]),
+        sequence: u16::from_be_bytes([high, low]),
+    }
+}
+
+/// The network identifier of a VXLAN header (RFC 7348, section 5), if its I flag says
+/// that there is one.
+fn vni([flags, _, _, _, high, middle, low, _]: [u8; 8]) -> Option<u32> {
+    (flags & 0x08 != 0).then(|| u32::from_be_bytes([0, high, middle, low]))
 }
 
 #[cfg(test)]

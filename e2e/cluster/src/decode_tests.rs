@@ -1,6 +1,8 @@
 //! The decoder against frames written out by hand, whole and cut at every
 //! octet, and against every value of every octet.
 
+use std::net::Ipv6Addr;
+
 use super::*;
 
 const POD_A: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 5);
@@ -124,6 +126,41 @@ fn a_later_fragment_has_an_offset_and_no_ports() {
         (1480, true, false)
     );
     assert_eq!(packet.transport, None);
+}
+
+#[test]
+fn a_first_fragment_has_its_ports() {
+    let mut packet = ipv4_packet(POD_A, POD_B, 17, &[0, 53, 0, 54, 5, 0xdc, 0, 0]);
+    packet[6..8].copy_from_slice(&0x2000_u16.to_be_bytes());
+    let packet = Packet::decode(&ethernet(0x0800, &packet));
+    assert!(packet.ip.expect("an IP header").more_fragments);
+    let expected = Transport::Udp {
+        source: 53,
+        destination: 54,
+    };
+    assert_eq!(packet.transport, Some(expected));
+}
+
+#[test]
+fn ipv6_extension_headers_are_followed() {
+    // Hop-by-hop options (a router alert), then a fragment header.
+    for (offset, transport) in [(0_u16, true), (1480, false)] {
+        let mut load = vec![0x60, 0, 0, 0, 0, 24, 0, 62];
+        load.extend(Ipv6Addr::LOCALHOST.octets());
+        load.extend(Ipv6Addr::UNSPECIFIED.octets());
+        load.extend([44, 0, 5, 2, 0, 0, 1, 0]);
+        load.extend([17, 0]);
+        load.extend((offset | 1).to_be_bytes());
+        load.extend([0, 0, 0, 9]);
+        load.extend([0, 53, 0, 54, 0, 8, 0, 0]);
+        let packet = Packet::decode(&ethernet(0x86dd, &load));
+        let ip = packet.ip.expect("an IP header");
+        assert_eq!(
+            (ip.protocol, ip.offset, ip.more_fragments),
+            (17, offset, true)
+        );
+        assert_eq!(packet.transport.is_some(), transport, "offset {offset}");
+    }
 }
 
 #[test]

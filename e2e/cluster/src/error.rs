@@ -48,6 +48,9 @@ pub enum Error {
         /// Where it went wrong.
         source: serde_json::Error,
     },
+    /// A capture file cannot be read.
+    #[error("no capture of Ethernet frames: {0}")]
+    Capture(#[source] pcap_file::PcapError),
     /// A certificate could not be made.
     #[error("make the certificate of {subject}: {source}")]
     Certificate {

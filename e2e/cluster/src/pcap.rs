@@ -1,22 +1,15 @@
-//! Reading what tcpdump writes: the classic pcap file format
-//! (draft-ietf-opsawg-pcap), also while it is being written.
+//! What tcpdump writes, read also while it is being written.
 //!
-//! Invariant: no input makes this panic; a record that is not complete yet is
-//! left for the next reading.
+//! Invariant: a record that is not complete yet is left for the next reading.
 
 use std::time::Duration;
+
+use pcap_file::{DataLink, PcapError, pcap::PcapParser};
 
 use crate::{
     decode::Packet,
     error::{Error, Result},
 };
-
-/// Octets of the file header.
-const FILE_HEADER: usize = 24;
-/// Octets before each packet.
-const RECORD_HEADER: usize = 16;
-/// `LINKTYPE_ETHERNET`.
-const ETHERNET: u32 = 1;
 
 /// A packet as it was on the device.
 #[derive(Debug, Clone)]
@@ -37,70 +30,34 @@ pub struct Captured {
 /// It is no capture file of Ethernet frames. An empty or short file (tcpdump
 /// has not written its header yet) has no packets.
 pub fn parse(file: &[u8]) -> Result<Vec<Captured>> {
-    let Some(header) = file.get(..FILE_HEADER) else {
-        return Ok(Vec::new());
+    let (mut rest, parser) = match PcapParser::new(file) {
+        Ok(opened) => opened,
+        Err(PcapError::IncompleteBuffer) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::Capture(error)),
     };
-    let order = match word(header, 0, Order::Little) {
-        Some(0xa1b2_c3d4) => (Order::Little, 1_000),
-        Some(0xa1b2_3c4d) => (Order::Little, 1),
-        Some(0xd4c3_b2a1) => (Order::Big, 1_000),
-        Some(0x4d3c_b2a1) => (Order::Big, 1),
-        _ => {
-            return Err(Error::State(
-                "no capture file: its magic number is unknown".to_owned(),
-            ));
-        }
-    };
-    let (order, nanoseconds) = order;
-    let link = word(header, 20, order).unwrap_or_default();
-    if link != ETHERNET {
+    let link = parser.header().datalink;
+    if link != DataLink::ETHERNET {
         return Err(Error::State(format!(
-            "a capture of link type {link}; only Ethernet is read"
+            "a capture of link type {}; only Ethernet is read",
+            u32::from(link)
         )));
     }
     let mut packets = Vec::new();
-    let mut rest = &file[FILE_HEADER..];
-    while let Some((captured, left)) = record(rest, order, nanoseconds) {
-        packets.push(captured);
-        rest = left;
+    loop {
+        match parser.next_packet(rest) {
+            Ok((left, record)) => {
+                packets.push(Captured {
+                    time: record.timestamp,
+                    length: record.orig_len,
+                    packet: Packet::decode(&record.data),
+                    bytes: record.data.into_owned(),
+                });
+                rest = left;
+            }
+            Err(PcapError::IncompleteBuffer) => return Ok(packets),
+            Err(error) => return Err(Error::Capture(error)),
+        }
     }
-    Ok(packets)
-}
-
-#[derive(Clone, Copy)]
-enum Order {
-    Little,
-    Big,
-}
-
-/// One record and what follows it; `None` if it is not whole.
-fn record(rest: &[u8], order: Order, nanoseconds: u32) -> Option<(Captured, &[u8])> {
-    let seconds = word(rest, 0, order)?;
-    let fraction = word(rest, 4, order)?;
-    let kept = usize::try_from(word(rest, 8, order)?).ok()?;
-    let length = word(rest, 12, order)?;
-    let end = RECORD_HEADER.checked_add(kept)?;
-    let bytes = rest.get(RECORD_HEADER..end)?.to_vec();
-    let time = Duration::from_secs(u64::from(seconds))
-        + Duration::from_nanos(u64::from(fraction) * u64::from(nanoseconds));
-    let packet = Packet::decode(&bytes);
-    Some((
-        Captured {
-            time,
-            bytes,
-            length,
-            packet,
-        },
-        rest.get(end..)?,
-    ))
-}
-
-fn word(bytes: &[u8], at: usize, order: Order) -> Option<u32> {
-    let four: [u8; 4] = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
-    Some(match order {
-        Order::Little => u32::from_le_bytes(four),
-        Order::Big => u32::from_be_bytes(four),
-    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Packets that claim to come from where they do not: made here octet by octet,
-//! sent as frames past the sender's own stack, counted where they must not arrive.
+//! Packets with forged sources, sent as frames past the sender's own stack and counted
+//! where they must not arrive.
 
 use std::{
     io,
@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use etherparse::{
+    EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder,
+    PacketBuilderStep, SingleVlanHeader, VlanId, VlanPcp,
+};
 use nix::libc;
 use veer_e2e_cluster::Mac;
 
@@ -17,72 +21,51 @@ use crate::site::Site;
 pub const TEXT: &[u8] = b"veer-e2e-forged";
 /// Its source port.
 const PORT: u16 = 40_000;
-/// Ethertypes, host byte order.
-const IPV4: u16 = 0x0800;
-const TAGGED: u16 = 0x8100;
 
-/// The Internet checksum of a header (RFC 1071), its own field as zeros.
-fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks(2).map(|w| match w {
-        [high, low] => u32::from(*high) << 8 | u32::from(*low),
-        rest => u32::from(rest[0]) << 8,
-    });
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or_default()
-}
-
-/// An IPv4 packet of a protocol (IANA's number) with a load.
-fn ipv4(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, load: &[u8]) -> Vec<u8> {
-    let mut ip = vec![0x45, 0];
-    ip.extend((20 + u16::try_from(load.len()).unwrap_or_default()).to_be_bytes());
-    ip.extend([0, 1, 0, 0, 64, protocol, 0, 0]);
-    ip.extend(source.octets());
-    ip.extend(target.octets());
-    let sum = checksum(&ip);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    ip.extend(load);
-    ip
+/// An IPv4 packet up to its payload.
+fn ipv4(source: Ipv4Addr, target: Ipv4Addr) -> PacketBuilderStep<IpHeaders> {
+    let header = Ipv4Header {
+        identification: 1,
+        dont_fragment: false,
+        time_to_live: 64,
+        source: source.octets(),
+        destination: target.octets(),
+        ..Ipv4Header::default()
+    };
+    PacketBuilder::ip(IpHeaders::Ipv4(header, Ipv4Extensions::default()))
 }
 
 /// An IPv4 packet with a UDP datagram that says [`TEXT`].
-pub fn datagram(source: Ipv4Addr, target: Ipv4Addr, port: u16) -> Vec<u8> {
-    let length = 8 + u16::try_from(TEXT.len()).unwrap_or_default();
-    // Without a checksum of its own, which UDP over IPv4 may do.
-    let mut udp: Vec<u8> = [PORT, port, length, 0]
-        .into_iter()
-        .flat_map(u16::to_be_bytes)
-        .collect();
-    udp.extend(TEXT);
-    ipv4(source, target, 17, &udp)
+pub fn datagram(source: Ipv4Addr, target: Ipv4Addr, port: u16) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    ipv4(source, target)
+        .udp(PORT, port)
+        .write(&mut packet, TEXT)?;
+    Ok(packet)
 }
 
 /// An IPv4 packet with a TCP segment that acknowledges octet 1 and has no data.
-pub fn acknowledgement(source: SocketAddrV4, target: SocketAddrV4, sequence: u32) -> Vec<u8> {
-    let mut tcp: Vec<u8> = [source.port(), target.port()]
-        .into_iter()
-        .flat_map(u16::to_be_bytes)
-        .collect();
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend(1_u32.to_be_bytes());
-    // Five words of header, ACK, a window; checksum and urgent pointer.
-    tcp.extend([0x50, 0x10, 1, 0, 0, 0, 0, 0]);
-    let mut summed = [source.ip().octets(), target.ip().octets()].concat();
-    summed.extend([0, 6, 0, 20]);
-    summed.extend(&tcp);
-    let sum = checksum(&summed);
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    ipv4(*source.ip(), *target.ip(), 6, &tcp)
+pub fn acknowledgement(
+    source: SocketAddrV4,
+    target: SocketAddrV4,
+    sequence: u32,
+) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    ipv4(*source.ip(), *target.ip())
+        .tcp(source.port(), target.port(), sequence, 256)
+        .ack(1)
+        .write(&mut packet, &[])?;
+    Ok(packet)
 }
 
-/// An IPv4 packet with an SCTP INIT (`answer` false) or INIT ACK: `tag` is what its
-/// sender wants to be called by, `to_tag` what it calls the other.
+/// An IPv4 packet with an SCTP INIT (`answer` false) or INIT ACK, which etherparse does
+/// not know: `tag` is its sender's verification tag, `to_tag` the receiver's.
 pub fn sctp_init(
     source: SocketAddrV4,
     target: SocketAddrV4,
     answer: bool,
     (tag, to_tag): (u32, u32),
-) -> Vec<u8> {
+) -> Result<Vec<u8>> {
     let mut sctp: Vec<u8> = [source.port(), target.port()]
         .into_iter()
         .flat_map(u16::to_be_bytes)
@@ -97,7 +80,9 @@ pub fn sctp_init(
     let sum = crc32c(&sctp);
     // Lowest octet first, other than all else (RFC 9260, appendix A).
     sctp[8..12].copy_from_slice(&sum.to_le_bytes());
-    ipv4(*source.ip(), *target.ip(), 132, &sctp)
+    let mut packet = Vec::new();
+    ipv4(*source.ip(), *target.ip()).write(&mut packet, IpNumber::SCTP, &sctp)?;
+    Ok(packet)
 }
 
 /// CRC-32C (Castagnoli), bit by bit.
@@ -113,12 +98,25 @@ fn crc32c(octets: &[u8]) -> u32 {
 
 /// A frame; `tagged` puts a VLAN tag of id 0 before the packet, a priority alone.
 pub fn frame(from: Mac, to: Mac, tagged: bool, packet: &[u8]) -> Vec<u8> {
-    let mut frame = [to.0, from.0].concat();
+    let ethernet = Ethernet2Header {
+        source: from.0,
+        destination: to.0,
+        ether_type: if tagged {
+            EtherType::VLAN_TAGGED_FRAME
+        } else {
+            EtherType::IPV4
+        },
+    };
+    let tag = SingleVlanHeader {
+        pcp: VlanPcp::try_new(VlanPcp::MAX_U8).unwrap_or_default(),
+        drop_eligible_indicator: false,
+        vlan_id: VlanId::ZERO,
+        ether_type: EtherType::IPV4,
+    };
+    let mut frame = ethernet.to_bytes().to_vec();
     if tagged {
-        frame.extend(TAGGED.to_be_bytes());
-        frame.extend([0xe0, 0]);
+        frame.extend(tag.to_bytes());
     }
-    frame.extend(IPV4.to_be_bytes());
     frame.extend(packet);
     frame
 }
@@ -292,18 +290,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_with_its_checksum_sums_to_nothing() {
-        let packet = datagram(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2), 9);
-        assert_eq!(checksum(&packet[..20]), 0);
-        assert_eq!(packet.len(), 28 + TEXT.len());
-    }
-
-    #[test]
-    fn a_segments_checksum_covers_the_addresses() {
-        let [a, b] = [1, 2].map(|n| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, n), 80));
-        let packet = acknowledgement(a, b, 7);
-        let pseudo = [&packet[12..20], &[0, 6, 0, 20], &packet[20..]].concat();
-        assert_eq!(checksum(&pseudo), 0);
+    fn an_init_is_a_packet_with_its_ends_and_tags() {
+        let [a, b] = [1, 2].map(|n| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, n), 9));
+        let packet = sctp_init(a, b, true, (7, 5)).expect("a packet");
+        assert_eq!(packet[9], 132);
+        assert_eq!(packet[12..20], [10, 0, 0, 1, 10, 0, 0, 2]);
+        assert_eq!(packet[20..28], [0, 9, 0, 9, 0, 0, 0, 5]);
+        assert_eq!(packet[32..40], [2, 0, 0, 20, 0, 0, 0, 7]);
     }
 
     #[test]

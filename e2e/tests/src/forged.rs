@@ -271,7 +271,7 @@ impl<'a> Stage<'a> {
         for target in [Target::Node, Target::NodePort] {
             for tagged in [false, true] {
                 let (to, port) = self.address(target)?;
-                let packet = forge::datagram(honest, to, port);
+                let packet = forge::datagram(honest, to, port)?;
                 let frame = forge::frame(door.from, door.to, tagged, &packet);
                 forge::burst(&door.world, door.device, &frame, 1)?;
                 self.await_one()
@@ -345,7 +345,7 @@ pub fn refused(scene: &Scene, entry: Entry, count: u64) -> Result<Refused> {
         let source = claim.address(scene)?;
         for target in Target::ALL {
             let (to, port) = stage.address(target)?;
-            let packet = forge::datagram(source, to, port);
+            let packet = forge::datagram(source, to, port)?;
             for tagged in [false, true] {
                 let frame = forge::frame(door.from, door.to, tagged, &packet);
                 refused.kinds += 1;

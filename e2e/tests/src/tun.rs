@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use etherparse::Ipv4HeaderSlice;
 use nix::libc;
 
 use crate::site::Site;
@@ -118,14 +119,11 @@ fn carry(from: Ipv4Addr, ends: &HashMap<Ipv4Addr, File>, count: &AtomicU64) {
         return;
     };
     while let Ok(length) = own.read(&mut packet) {
-        let target = match packet[..length] {
-            [0x45..=0x4f, ..] if length >= 20 => {
-                Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19])
-            }
-            _ => continue,
+        let Ok(header) = Ipv4HeaderSlice::from_slice(&packet[..length]) else {
+            continue;
         };
         // What nobody has is lost, as is what comes to a device that is going.
-        if let Some(mut end) = ends.get(&target)
+        if let Some(mut end) = ends.get(&header.destination_addr())
             && end.write_all(&packet[..length]).is_ok()
         {
             count.fetch_add(1, Ordering::Relaxed);

@@ -204,10 +204,11 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
 }
 
 /// A VXLAN header and, inside, a UDP datagram from `source` to `target`.
-fn forged(vni: u32, source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+fn forged(vni: u32, source: Ipv4Addr, target: Ipv4Addr) -> Result<Vec<u8>> {
     let mac = Mac([2, 0, 0, 0, 0, 7]);
-    let packet = forge::datagram(source, target, UDP);
-    forge::wrapped(vni, &forge::frame(mac, mac, false, &packet))
+    let packet = forge::datagram(source, target, UDP)?;
+    let frame = forge::frame(mac, mac, false, &packet);
+    Ok(forge::wrapped(vni, &frame))
 }
 
 fn tunnel_from_world(scene: &Scene) -> Result<()> {
@@ -218,7 +219,7 @@ fn tunnel_from_world(scene: &Scene) -> Result<()> {
     let node = scene.lab.node("worker1")?;
     let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
     let source = own_source(&world, to.ip())?;
-    let load = forged(vni, claimed.address, victim.address);
+    let load = forged(vni, claimed.address, victim.address)?;
     // Refused on the uplink, or before it by XDP where that is on.
     let xdp = maps::counter(&node, "uplink_xdp", reason::TUNNEL_SOURCE_NOT_NODE)?;
     let place = (&node, "uplink_ingress", reason::TUNNEL_SOURCE_NOT_NODE);
@@ -236,7 +237,7 @@ fn tunnel_of_other_node(scene: &Scene) -> Result<()> {
     let node = scene.lab.node("worker1")?;
     let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
     let source = own_source(&liar, to.ip())?;
-    let load = forged(vni, claimed.address, victim.address);
+    let load = forged(vni, claimed.address, victim.address)?;
     let place = (&node, "overlay_ingress", reason::TUNNEL_SOURCE_NOT_ON_NODE);
     refused(scene, victim, place, || send(&liar, source, to, &load))
 }
@@ -250,7 +251,7 @@ fn reserved_vni(scene: &Scene) -> Result<()> {
     let source = own_source(&liar, to.ip())?;
     // host, world, unmanaged: no sender writes them.
     for vni in [0, 1, 2, 3] {
-        let load = forged(vni, claimed.address, victim.address);
+        let load = forged(vni, claimed.address, victim.address)?;
         let place = (&node, "overlay_ingress", reason::RESERVED_VNI);
         refused(scene, victim, place, || send(&liar, source, to, &load))
             .with_context(|| format!("VNI {vni}"))?;
@@ -263,7 +264,7 @@ fn tunnel_from_pod(scene: &Scene) -> Result<()> {
     let victim = scene.demo_on("worker2")?;
     let node = scene.lab.node("worker1")?;
     let vni = scene.identity(pod)?;
-    let load = forged(vni, pod.address, victim.address);
+    let load = forged(vni, pod.address, victim.address)?;
     for target in scene.lab.cluster.node_names() {
         let to = SocketAddr::from((scene.address(&target)?, VXLAN_PORT));
         let place = (&node, "pod_egress", reason::TUNNEL_PORT_FROM_POD);

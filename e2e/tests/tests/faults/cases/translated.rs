@@ -232,7 +232,7 @@ fn outside_the_window(scene: &Scene) -> Result<Held> {
         SocketAddrV4::new(server.address, HTTP),
         SocketAddrV4::new(client.address, port),
         away,
-    );
+    )?;
     for _ in 0..TIMES {
         send(server, &packet)?;
         ensure!(open.ask("/hostname")?.trim() == server.name, "another pod");
@@ -273,7 +273,7 @@ fn associate(
     let answered = lab
         .cluster
         .capture_in_pod(&client.inner, "eth0", &filter("dst", own))?;
-    let ask = forge::sctp_init(SocketAddrV4::new(client.address, own), to, false, (7, 0));
+    let ask = forge::sctp_init(SocketAddrV4::new(client.address, own), to, false, (7, 0))?;
     // A service rule may still be on its way.
     await_condition("the server is asked", STARTED, || {
         send(client, &ask).map_err(|e| format!("{e:#}"))?;
@@ -285,7 +285,7 @@ fn associate(
         SocketAddrV4::new(client.address, own),
         true,
         (9, 7),
-    );
+    )?;
     send(server, &answer)?;
     let packets =
         answered.await_packets("the client is answered", STARTED, |all| !all.is_empty())?;
