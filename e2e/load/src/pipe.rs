@@ -148,7 +148,10 @@ impl Pipe {
         let mut buffer = [0; 16 << 10];
         loop {
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(io::Error::other("closed by the other end")),
+                Ok(0) => {
+                    let text = "closed by the other end";
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, text));
+                }
                 Ok(length) => self.take(now, &buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use veer_agent_api::{CONF_DIR, CONFLIST, Failure, code};
 
-use crate::version;
+use crate::{portmap, version};
 
 /// Codes of the CNI specification that only the plugin itself uses.
 mod plugin_code {
@@ -104,7 +104,7 @@ pub(crate) enum Error {
         /// The sandbox.
         container: String,
         /// What went wrong.
-        problem: String,
+        problem: portmap::Failed,
     },
     /// A CNI version that is not spoken.
     #[error(
