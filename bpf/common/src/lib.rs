@@ -9,14 +9,13 @@
 //!
 //! # Numbers
 //!
-//! [`Identity`], [`NodeId`], [`IfIndex`] and [`Vni`] are made by functions that refuse
-//! illegal numbers. Values hold the bare numbers and give them as these types by
-//! methods that check nothing, because programs read them for every packet. That is
-//! sound: only the agent writes those maps, and what it writes passed the check; and any
-//! bits are a valid integer, so a row that somebody else wrote makes the programs do
-//! what the row says and cannot make them unsafe. The kernel and the array of remotes
-//! refuse numbers that they do not know. User space that reads a map to act on it calls
-//! `new` on the bare number.
+//! The constructors of [`Identity`], [`NodeId`], [`IfIndex`] and [`Vni`] reject illegal
+//! numbers. Map values hold bare numbers. Their accessors return these types without a
+//! check, because programs call them for every packet. This is sound: only the agent
+//! writes those maps, and it writes legal numbers. A row that something else wrote can
+//! change what the programs do, and cannot make them unsafe: any bits are a valid
+//! integer, the kernel rejects a device that does not exist, and the array of remotes an
+//! index beyond its end. User space that reads a map calls `new` on the bare number.
 //!
 //! [`Identity`]: identity::Identity
 //! [`Vni`]: identity::Vni
@@ -55,9 +54,9 @@ pub mod value;
 /// Version of the layout of all maps together. Part of the pin path
 /// (`/sys/fs/bpf/veer/maps-v2`), so maps of two layouts never mix.
 ///
-/// A new layout adds fields behind those that a value has, and zeros mean that
-/// nobody filled them: agents fill their maps from those of the layout before or
-/// after by that rule. A change of another kind gives the map another name.
+/// A new layout only adds fields behind those that a value has, and zero in them means
+/// "not filled". By that rule agents fill their maps from those of the layout before or
+/// after. A change of another kind gives the map another name.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 3 } else { 2 };
 
 /// UDP port of VXLAN as Linux had it first and most pod networks use it

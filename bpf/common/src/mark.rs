@@ -10,8 +10,8 @@ pub const MASK: u32 = 0xffff_0000;
 /// A program redirected this packet: the egress hook of the target device lets
 /// it pass untouched.
 pub const REDIRECTED: u32 = 0x7ee1_0000;
-/// A program sent this packet up the stack on purpose (a noted flow, or one too
-/// big for its path): it is not noted again.
+/// A program sent this packet up the stack on purpose (a flow with an entry,
+/// or a packet too big for its path): it is not recorded again.
 pub const TO_STACK: u32 = 0x7ee2_0000;
 /// A probe of the agent, from the node's health address: goes by the tunnel,
 /// whatever form the remote's entry has. Set by the agent on its socket

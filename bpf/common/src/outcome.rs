@@ -54,7 +54,7 @@ numbered! {
         Pass = 0, "pass";
         /// To the stack because its destination is this host or the world.
         ToStack = 1, "to-stack";
-        /// To the stack because the flow is noted as translated there.
+        /// To the stack, which translates the flow: it has an entry.
         ToStackNoted = 2, "to-stack-noted";
         /// To the stack, which answers with an ICMP error (too big, TTL over).
         ToStackException = 3, "to-stack-exception";
@@ -66,7 +66,7 @@ numbered! {
         Native = 6, "to-network";
         /// Answered by the program itself (ARP, ND).
         Answer = 7, "answer";
-        /// Passed after noting its flow as translated by the stack.
+        /// Passed after recording its flow as translated by the stack.
         PassNoted = 8, "pass-noted";
     }
 }
@@ -76,8 +76,8 @@ numbered! {
     Observation {
         /// The VNI of a tunnel packet is not the identity known of its source.
         IdentityMismatch = 64, "identity-mismatch";
-        /// A pod, or a share of those elsewhere, has as many notes of translated
-        /// flows as one may: to note another, one of its own that would have ended soon was given up.
+        /// A pod, or a share of clients elsewhere, has as many flow entries as one may
+        /// have: a new one replaced another of its own that would have expired soon.
         NoteGivenUp = 65, "note-given-up";
     }
 }

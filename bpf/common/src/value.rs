@@ -3,7 +3,8 @@
 use crate::node::NodeId;
 pub use crate::tables::{
     CONFIG_PAD, Config, Counter, Decision, DropSample, Endpoint, FORM_NATIVE, FORM_NONE,
-    FORM_TUNNEL, FlowNote, FragmentPorts, Interface, IpcacheEntry, Remote, SAMPLE_BYTES,
+    FORM_TUNNEL, FlowEntry as FlowNote, FragmentPorts, Interface, IpcacheEntry, Remote,
+    SAMPLE_BYTES,
 };
 
 /// See [`NodeId::NONE`].

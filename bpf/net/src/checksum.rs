@@ -1,10 +1,10 @@
-//! The Internet checksum of an IPv4 header, changed without summing it again.
+//! The Internet checksum of an IPv4 header, updated without summing it again.
 
-/// TTL and header checksum after a hop took one from the TTL (RFC 1624). The
+/// TTL and header checksum after one hop (RFC 1624). The
 /// TTL is the high byte of its 16-bit word, so the sum falls by 0x100 and its
-/// complement grows by as much, with the carry brought round.
+/// complement grows by as much, with the end-around carry.
 ///
-/// The caller has seen that `ttl` is not 0.
+/// The caller has checked that `ttl` is not 0.
 #[inline(always)]
 pub const fn decrement_ttl(ttl: u8, checksum: [u8; 2]) -> (u8, [u8; 2]) {
     let sum = u16::from_be_bytes(checksum) as u32 + 0x0100;
@@ -19,7 +19,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_changed_header_sums_to_zero_like_one_computed_anew(
+        fn the_changed_header_sums_to_zero_like_a_fresh_one(
             source: [u8; 4], destination: [u8; 4], identification: u16, ttl in 2u8..,
         ) {
             let mut packet = testing::udp();

@@ -14,9 +14,9 @@ use veer_bpf_common::{
 pub const FIN: u8 = 0x01;
 /// TCP flag: a connection begins.
 pub const SYN: u8 = 0x02;
-/// TCP flag: a connection is refused or broken off.
+/// TCP flag: a connection is refused or aborted.
 pub const RST: u8 = 0x04;
-/// TCP flag: the acknowledgement number counts.
+/// TCP flag: the acknowledgement number is valid.
 pub const ACK: u8 = 0x10;
 
 /// Bytes of a UDP header, and of an ICMP header without its payload.
@@ -24,7 +24,7 @@ const UDP_HEADER: usize = 8;
 /// Bytes of a TCP header without options.
 const TCP_HEADER: usize = 20;
 
-/// Ports by datagram, so that later fragments find what the first one said.
+/// Ports by datagram, so that later fragments find those of the first.
 pub trait Fragments {
     /// What the first fragment had.
     fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts>;

@@ -16,7 +16,7 @@ pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
-/// Protocol number of DCCP, whose ports are where UDP's are, as of the next two.
+/// Protocol number of DCCP. Its ports are where UDP's are, as for the next two.
 pub const DCCP: u8 = 33;
 /// Protocol number of SCTP.
 pub const SCTP: u8 = 132;
@@ -87,7 +87,7 @@ impl Ipv4 {
         Self::read(&packet.anywhere::<HEADER_LENGTH>(offset)?)
     }
 
-    /// Takes apart the fixed part; `None` where version or IHL are impossible.
+    /// Reads the fixed part; `None` where version or IHL are impossible.
     #[inline(always)]
     fn read(h: &[u8; HEADER_LENGTH]) -> Option<Self> {
         let header_length = ((h[0] & 0x0f) as usize) * 4;
@@ -132,9 +132,9 @@ impl Ipv4 {
         self.fragment & OFFSET != 0
     }
 
-    /// Whether it goes to one other host: neither multicast nor broadcast nor
-    /// nowhere, and not to the sender's own loopback (RFC 1122, section 3.2.1.3).
-    /// The node's would take it, where a device has `route_localnet`.
+    /// Whether its destination is one other host: not multicast, broadcast,
+    /// unspecified or loopback (RFC 1122, section 3.2.1.3). A node accepts loopback
+    /// destinations from devices with `route_localnet`.
     #[inline(always)]
     pub const fn is_unicast(&self) -> bool {
         self.destination[0] < 224 && self.destination[0] != 0 && self.destination[0] != 127

@@ -1,10 +1,10 @@
-//! Evidence of drops, for whoever asks why: some of the packets, with all that the
-//! program had found out.
+//! Samples of drops: the first bytes of some packets, with the program's decision
+//! record.
 //!
-//! Of each reason the first in each window of time is kept, in the place of an older
-//! one: that bounds what a drop costs under a flood, and rare reasons are not pushed
-//! out by frequent ones. Nobody has to listen, and an agent that comes later still
-//! finds it.
+//! For each reason the first drop in each window of time is kept and replaces an older
+//! one. This bounds the cost of a drop under a flood, and frequent reasons do not push
+//! out rare ones. It needs no listener, and an agent that starts later still finds the
+//! samples.
 
 use veer_bpf_common::{
     device::IfIndex,
@@ -18,7 +18,7 @@ use veer_bpf_net::{
 
 use crate::{ctx::clock::now, state::maps::SAMPLES};
 
-/// Keeps what there is of a dropped packet, unless another of its window is there.
+/// Keeps a sample of a dropped packet, unless its window already has one.
 #[inline(always)]
 pub(crate) fn keep<P: Bytes>(
     program: Program,

@@ -1,5 +1,5 @@
-//! The frame of every program: what is recorded of a packet, and the one way out:
-//! outcome → code, counter, decision record.
+//! What surrounds every program: the decision record, and the one way out, which
+//! turns the outcome into code and counter.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -106,8 +106,8 @@ fn number(outcome: Outcome) -> u32 {
 /// This CPU's decision record of a program, blank. `None` cannot be: the record
 /// is an element of an array.
 ///
-/// It is written where it lies: carried along, its fields would be spilled and
-/// restored on every branch.
+/// It is written in place: in local variables its fields would be spilled and restored
+/// on every branch.
 #[inline(always)]
 fn record(program: Program) -> Option<&'static mut Decision> {
     let record = DECISIONS.get_ptr_mut(program as u32)?;

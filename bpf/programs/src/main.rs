@@ -3,13 +3,12 @@
 //! Every program has the same shape: an inner function in [`hooks`] looks at the
 //! packet and returns `Result<Verdict, DropReason>`; [`exit`] alone turns that into
 //! the code for the kernel, the counter and the decision record, and [`event`] keeps
-//! evidence of drops. What programs do alike is below them: [`path`] sends a packet
-//! where it is to go, [`state`] is the maps, [`ctx`] is the packet as the kernel hands
+//! samples of drops. Shared code is below the hooks: [`path`] sends a packet on its way, [`state`] is the maps, [`ctx`] is the packet as the kernel hands
 //! it over. A module uses its own folder and those below: hooks → path → state → ctx,
 //! and hooks → exit → event → state. `bpf/net/tests/layers.rs` checks that.
 //!
-//! Built for the host this is only for the linter: nothing here runs there, and
-//! `main` is there for the compiler's sake.
+//! The host build exists for the linter alone: nothing here runs there, and `main`
+//! only satisfies the compiler.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(

@@ -22,7 +22,7 @@ use serde_json::json;
 use veer_bpf_common::{
     mark,
     outcome::{Program, Verdict},
-    tables::{FORM_NATIVE, FORM_TUNNEL, FlowNote, Interface},
+    tables::{FORM_NATIVE, FORM_TUNNEL, FlowEntry, Interface},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -67,9 +67,9 @@ fn main() -> Result<()> {
     node.set_remote(ID_2, remote(FORM_TUNNEL))?;
     node.set_flow(
         flow_key(17, (NODE_2, 2222), (A, 1111)),
-        FlowNote {
+        FlowEntry {
             expires_at: u64::MAX - u64::MAX / 4,
-            ..FlowNote::default()
+            ..FlowEntry::default()
         },
     )?;
     let udp = |source, destination| Packet::udp((source, 5), (destination, 6));

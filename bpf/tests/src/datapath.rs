@@ -15,7 +15,7 @@ use veer_bpf_common::{
     outcome::{DropReason, Program, outcome_name},
     tables::{
         Config, Configuration, Counter, Counters, Decision, Decisions, DropSample, Endpoint,
-        Endpoints, FlowKey, FlowNote, Flows, Heartbeat, Interface, Interfaces, Ipcache,
+        Endpoints, FlowEntry, FlowKey, Flows, Heartbeat, Interface, Interfaces, Ipcache,
         IpcacheEntry, Nodes, Remote, Remotes, Samples, Table,
     },
 };
@@ -161,27 +161,27 @@ impl Datapath {
         Ok(self.array::<Remotes>()?.set(id.get(), remote, 0)?)
     }
 
-    /// Writes a note.
-    pub fn set_flow(&mut self, key: FlowKey, note: FlowNote) -> Result<()> {
-        Ok(self.hash::<Flows>()?.insert(key, note, 0)?)
+    /// Writes a flow entry.
+    pub fn set_flow(&mut self, key: FlowKey, entry: FlowEntry) -> Result<()> {
+        Ok(self.hash::<Flows>()?.insert(key, entry, 0)?)
     }
 
-    /// Reads a note.
-    pub fn flow(&mut self, key: &FlowKey) -> Result<Option<FlowNote>> {
+    /// Reads a flow entry.
+    pub fn flow(&mut self, key: &FlowKey) -> Result<Option<FlowEntry>> {
         match self.hash::<Flows>()?.get(key, 0) {
-            Ok(note) => Ok(Some(note)),
+            Ok(entry) => Ok(Some(entry)),
             Err(aya::maps::MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// How many notes there are.
+    /// How many flow entries there are.
     pub fn flow_count(&mut self) -> Result<usize> {
         let flows = self.hash::<Flows>()?;
         Ok(flows.keys().collect::<Result<Vec<_>, _>>()?.len())
     }
 
-    /// Removes all notes.
+    /// Removes all flow entries.
     pub fn clear_flows(&mut self) -> Result<()> {
         let mut flows = self.hash::<Flows>()?;
         let keys = flows.keys().collect::<Result<Vec<_>, _>>()?;

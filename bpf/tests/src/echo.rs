@@ -28,7 +28,7 @@ impl Echo {
         // SAFETY: no pointers.
         let fd = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_ICMP) };
         let fd = Errno::result(fd).context("ICMP socket")?;
-        // SAFETY: a descriptor just made and owned by nobody else.
+        // SAFETY: a new descriptor that nothing else owns.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let echo = Self {
             socket,

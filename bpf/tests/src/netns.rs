@@ -196,7 +196,7 @@ fn packet_socket(ifindex: IfIndex) -> Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error()).context("packet socket");
     }
-    // SAFETY: a descriptor just made and owned by nobody else.
+    // SAFETY: a new descriptor that nothing else owns.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: integers only, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -82,7 +82,7 @@ pub const HEALTH_2: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 pub const NODE_1: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Another node.
 pub const NODE_2: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-/// Another node, never told of a form.
+/// Another node, whose entry has no form.
 pub const NODE_3: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 /// Outside.
 pub const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);

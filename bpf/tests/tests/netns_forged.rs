@@ -280,7 +280,7 @@ fn no_forged_source_passes_the_uplink() -> Result<()> {
         for to in world.destinations() {
             let to_pod = to.0 == "a pod";
             let mut rows = vec![
-                ("nobody's address", &nowhere[..], refused),
+                ("an address of no node", &nowhere[..], refused),
                 ("an own pod's address", &own[..], from_outside),
             ];
             if !accepted {

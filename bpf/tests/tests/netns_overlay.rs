@@ -10,7 +10,7 @@ use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT,
     identity::{Identity, Vni},
     outcome::{DropReason, Observation, Program, Verdict},
-    tables::FlowNote,
+    tables::FlowEntry,
 };
 use veer_bpf_tests::{
     datapath::flow_key,
@@ -202,7 +202,7 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
             to_stack,
         ),
         (
-            "to nobody",
+            "to an address of no pod",
             "node",
             Vni::from(C_IDENTITY),
             to(Ipv4Addr::new(10, 0, 1, 99)),
@@ -375,7 +375,7 @@ fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
     let lab = Lab::new()?;
     let mut at_b = lab.b.namespace.capture(ETH0)?;
     let server = lab.b.udp(6)?;
-    // An inner MAC that is nobody's: the stack would call it another host's.
+    // An inner MAC of no device: the stack would take it for another host's.
     let packet = lab.udp(C).macs([2, 2, 2, 2, 2, 2], [4, 4, 4, 4, 4, 4]);
     send(&lab.two, C_IDENTITY, &packet.frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
@@ -389,12 +389,12 @@ fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
 }
 
 #[test]
-fn a_noted_flow_goes_up_and_a_new_connection_ends_the_note() -> Result<()> {
+fn a_recorded_flow_goes_up_and_a_new_connection_ends_its_entry() -> Result<()> {
     let mut lab = Lab::new()?;
     let b = lab.b.address;
-    let live = FlowNote {
+    let live = FlowEntry {
         expires_at: u64::MAX,
-        ..FlowNote::default()
+        ..FlowEntry::default()
     };
     lab.node
         .datapath

@@ -24,7 +24,7 @@ fn every_map_is_as_common_lists_it() -> Result<()> {
             | aya::maps::Map::LruHashMap(d)
             | aya::maps::Map::LpmTrie(d)
             | aya::maps::Map::PerCpuArray(d) => d,
-            other => anyhow::bail!("{} is of a kind nobody listed: {other:?}", spec.name),
+            other => anyhow::bail!("{} is of a kind that is not listed: {other:?}", spec.name),
         };
         let info = data.info()?;
         assert_eq!(

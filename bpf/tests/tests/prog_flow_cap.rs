@@ -1,5 +1,5 @@
-//! How many notes of translated flows one pod may have, by
-//! `BPF_PROG_TEST_RUN`: its surplus is its own loss and nobody else's.
+//! How many entries of translated flows one pod may have, by
+//! `BPF_PROG_TEST_RUN`: a pod beyond its share replaces only its own.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -12,7 +12,7 @@ use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
     outcome::{Observation, Program, Verdict},
-    tables::{FlowKey, FlowNote, FlowSlots},
+    tables::{FlowEntry, FlowKey, FlowSlots},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -20,7 +20,7 @@ use veer_bpf_tests::{
     world::{self, *},
 };
 
-/// More flows than a pod may have notes, several times over.
+/// Several times as many flows as a pod may have entries.
 const MANY: u16 = 20_000;
 
 fn load() -> Result<Datapath> {
@@ -51,8 +51,8 @@ fn queries(
     Ok(())
 }
 
-/// How many of those are noted now.
-fn noted(node: &mut Datapath, source: Ipv4Addr, destination: Ipv4Addr) -> Result<usize> {
+/// How many of those have an entry now.
+fn recorded(node: &mut Datapath, source: Ipv4Addr, destination: Ipv4Addr) -> Result<usize> {
     let mut count = 0;
     for i in 0..MANY {
         count += usize::from(node.flow(&query(i, source, destination))?.is_some());
@@ -65,7 +65,7 @@ fn given_up(node: &mut Datapath, program: Program) -> Result<u64> {
 }
 
 #[test]
-fn a_pod_that_opens_very_many_flows_pushes_out_only_its_own_notes() -> Result<()> {
+fn a_pod_that_opens_very_many_flows_replaces_only_its_own_entries() -> Result<()> {
     let mut node = load()?;
     let others = 400;
     queries(&mut node, Program::OverlayEgress, B, C, others)?;
@@ -73,16 +73,16 @@ fn a_pod_that_opens_very_many_flows_pushes_out_only_its_own_notes() -> Result<()
     assert_eq!(given_up(&mut node, Program::PodIngress)?, 0);
     queries(&mut node, Program::PodIngress, A, B, MANY)?;
 
-    assert_eq!(noted(&mut node, B, C)?, usize::from(others));
-    assert_eq!(noted(&mut node, C, B)?, usize::from(others));
-    let own = noted(&mut node, A, B)?;
+    assert_eq!(recorded(&mut node, B, C)?, usize::from(others));
+    assert_eq!(recorded(&mut node, C, B)?, usize::from(others));
+    let own = recorded(&mut node, A, B)?;
     assert!(
         (FlowSlots::PER_ENDPOINT * 9 / 10..=FlowSlots::PER_ENDPOINT).contains(&own),
-        "{own} notes of one pod"
+        "{own} entries of one pod"
     );
     let counted = given_up(&mut node, Program::PodIngress)?;
     assert_eq!(counted, u64::from(MANY) - own as u64);
-    // It goes on to work: what it opened last is noted.
+    // It goes on to work: what it opened last has an entry.
     assert!(node.flow(&query(MANY - 1, A, B))?.is_some());
     Ok(())
 }
@@ -97,18 +97,18 @@ fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
         FlowSlots::foreign_share(client.octets())
     );
     let own = 500;
-    // Not more: where the kernel is emulated, notes would end by their time meanwhile.
+    // Not more: where the kernel is emulated, entries would expire meanwhile.
     let many = 4 * u16::try_from(FlowSlots::PER_FOREIGN_SHARE)?;
     queries(&mut node, Program::OverlayEgress, B, D, own)?;
     queries(&mut node, Program::PodIngress, client, B, 300)?;
     queries(&mut node, Program::PodIngress, C, B, many)?;
 
-    assert_eq!(noted(&mut node, B, D)?, usize::from(own));
-    assert_eq!(noted(&mut node, client, B)?, 300);
-    let stranger = noted(&mut node, C, B)?;
+    assert_eq!(recorded(&mut node, B, D)?, usize::from(own));
+    assert_eq!(recorded(&mut node, client, B)?, 300);
+    let stranger = recorded(&mut node, C, B)?;
     assert!(
         (FlowSlots::PER_FOREIGN_SHARE * 9 / 10..=FlowSlots::PER_FOREIGN_SHARE).contains(&stranger),
-        "{stranger} notes of one client"
+        "{stranger} entries of one client"
     );
     assert!(node.flow(&query(many - 1, C, B))?.is_some());
     // The server opens flows of its own as before.
@@ -116,7 +116,7 @@ fn a_client_on_another_node_uses_up_nothing_of_the_servers() -> Result<()> {
         let frame = Packet::udp((B, i), (D, 53)).frame();
         node.run(Program::OverlayEgress, &frame, Context::default())?;
     }
-    assert_eq!(noted(&mut node, B, D)?, 2 * usize::from(own));
+    assert_eq!(recorded(&mut node, B, D)?, 2 * usize::from(own));
     assert_eq!(given_up(&mut node, Program::OverlayEgress)?, 0);
     Ok(())
 }
@@ -141,18 +141,18 @@ fn an_answered_connection_outlives_its_own_pods_queries() -> Result<()> {
         // As once the reply has come.
         let key = flow_key(6, (A, port), (B, 80));
         let five_days = 5 * 24 * 3600 * 1_000_000_000;
-        let answered = FlowNote {
+        let answered = FlowEntry {
             expires_at: now()? + five_days,
-            state: FlowNote::REPLIED,
-            ..FlowNote::default()
+            state: FlowEntry::REPLIED,
+            ..FlowEntry::default()
         };
         assert!(node.flow(&key)?.is_some(), "port {port}");
         node.set_flow(key, answered)?;
     }
     queries(&mut node, Program::PodIngress, A, B, MANY)?;
     for port in connections {
-        let note = node.flow(&flow_key(6, (A, port), (B, 80)))?;
-        assert!(note.is_some(), "port {port}");
+        let entry = node.flow(&flow_key(6, (A, port), (B, 80)))?;
+        assert!(entry.is_some(), "port {port}");
     }
     Ok(())
 }
@@ -161,9 +161,9 @@ fn an_answered_connection_outlives_its_own_pods_queries() -> Result<()> {
 fn notes_that_ended_make_room_and_are_gone() -> Result<()> {
     let mut node = load()?;
     queries(&mut node, Program::PodIngress, A, B, MANY)?;
-    let ended = FlowNote {
+    let ended = FlowEntry {
         expires_at: 1,
-        ..FlowNote::default()
+        ..FlowEntry::default()
     };
     for i in 0..MANY {
         let key = query(i, A, B);

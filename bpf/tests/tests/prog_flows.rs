@@ -1,4 +1,4 @@
-//! Notes of flows that the stack translated, by `BPF_PROG_TEST_RUN`: who makes
+//! Entries of flows that the stack translated, by `BPF_PROG_TEST_RUN`: who makes
 //! them, who follows them, and when they end.
 
 #![forbid(unsafe_code)]
@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     mark,
     outcome::{Program, Verdict},
-    tables::{FlowKey, FlowNote, Flows, Table},
+    tables::{FlowEntry, FlowKey, Flows, Table},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -46,9 +46,9 @@ fn sctp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Packet {
 fn live(node: &mut Datapath, key: FlowKey) -> Result<()> {
     node.set_flow(
         key,
-        FlowNote {
+        FlowEntry {
             expires_at: now()? + 60 * SECOND,
-            ..FlowNote::default()
+            ..FlowEntry::default()
         },
     )
 }
@@ -66,7 +66,7 @@ fn outcome(node: &mut Datapath, program: Program, packet: &Packet, mark: u32) ->
 }
 
 #[test]
-fn only_translated_flows_are_noted_at_a_pods_veth() -> Result<()> {
+fn only_translated_flows_are_recorded_at_a_pods_veth() -> Result<()> {
     let mut node = load()?;
     let udp = |source| Packet::udp((source, 5), (B, 6));
     for (what, packet, mark, expected) in [
@@ -76,7 +76,12 @@ fn only_translated_flows_are_noted_at_a_pods_veth() -> Result<()> {
         ("own node", udp(NODE_1), 0, Verdict::Pass),
         ("world", udp(WORLD), 0, Verdict::Pass),
         ("redirected", udp(A), mark::REDIRECTED, Verdict::Pass),
-        ("gone up for a note", udp(A), mark::TO_STACK, Verdict::Pass),
+        (
+            "gone up for an entry",
+            udp(A),
+            mark::TO_STACK,
+            Verdict::Pass,
+        ),
         ("kube-proxy's mark", udp(A), 0x4000, Verdict::PassNoted),
         (
             "a later fragment",
@@ -109,7 +114,7 @@ fn only_translated_flows_are_noted_at_a_pods_veth() -> Result<()> {
 }
 
 #[test]
-fn what_the_stack_sends_to_other_nodes_is_noted_where_it_was_translated() -> Result<()> {
+fn what_the_stack_sends_to_other_nodes_is_recorded_where_it_was_translated() -> Result<()> {
     let mut node = load()?;
     let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
     for (what, program, source, destination, mark, noted) in [
@@ -176,7 +181,7 @@ fn what_the_stack_sends_to_other_nodes_is_noted_where_it_was_translated() -> Res
 }
 
 #[test]
-fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
+fn replies_of_a_recorded_flow_go_up_the_stack() -> Result<()> {
     let mut node = load()?;
     let about = Packet::udp((B, 2222), (A, 1111));
     for (what, key, packet) in [
@@ -219,7 +224,7 @@ fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
     ] {
         node.clear_flows()?;
         let direct = node.run(Program::PodEgress, &packet.frame(), Context::default())?;
-        assert_eq!(direct.code, REDIRECT, "{what}, without a note");
+        assert_eq!(direct.code, REDIRECT, "{what}, without an entry");
         live(&mut node, key)?;
         let ran = node.run(Program::PodEgress, &packet.frame(), Context::default())?;
         assert_eq!(
@@ -233,10 +238,10 @@ fn replies_of_a_noted_flow_go_up_the_stack() -> Result<()> {
             packet.frame(),
             "{what}: the stack gets it as it was"
         );
-        let note = node.flow(&key)?;
+        let entry = node.flow(&key)?;
         assert!(
-            note.is_some_and(|n| n.state & FlowNote::REPLIED != 0),
-            "{what}: {note:?}"
+            entry.is_some_and(|n| n.state & FlowEntry::REPLIED != 0),
+            "{what}: {entry:?}"
         );
     }
     Ok(())
@@ -257,7 +262,7 @@ fn an_sctp_association_beside_a_translated_one_is_direct() -> Result<()> {
 }
 
 #[test]
-fn all_fragments_of_a_noted_reply_go_up_the_stack() -> Result<()> {
+fn all_fragments_of_a_recorded_flows_reply_go_up_the_stack() -> Result<()> {
     let mut node = load()?;
     live(&mut node, flow_key(17, (B, 2222), (A, 1111)))?;
     for packet in [a_to(B).first_fragment(4), a_to(B).last_fragment(4)] {
@@ -268,7 +273,7 @@ fn all_fragments_of_a_noted_reply_go_up_the_stack() -> Result<()> {
 }
 
 #[test]
-fn a_note_of_one_direction_does_not_bind_the_other() -> Result<()> {
+fn an_entry_of_one_direction_does_not_bind_the_other() -> Result<()> {
     let mut node = load()?;
     live(&mut node, flow_key(17, (A, 1111), (B, 2222)))?;
     let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
@@ -277,14 +282,14 @@ fn a_note_of_one_direction_does_not_bind_the_other() -> Result<()> {
 }
 
 #[test]
-fn a_note_that_expired_binds_nobody() -> Result<()> {
+fn an_expired_entry_does_not_count() -> Result<()> {
     let mut node = load()?;
     let key = flow_key(17, (B, 2222), (A, 1111));
     node.set_flow(
         key,
-        FlowNote {
+        FlowEntry {
             expires_at: now()? - 1,
-            ..FlowNote::default()
+            ..FlowEntry::default()
         },
     )?;
     let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
@@ -298,7 +303,7 @@ fn a_note_that_expired_binds_nobody() -> Result<()> {
 }
 
 #[test]
-fn a_direct_connection_on_the_tuple_deletes_the_note() -> Result<()> {
+fn a_direct_connection_on_the_tuple_deletes_the_entry() -> Result<()> {
     let mut node = load()?;
     let key = flow_key(6, (A, 1), (B, 2));
     for (flags, kept) in [(SYN | ACK, true), (ACK, true), (SYN, false)] {
@@ -325,45 +330,45 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
             Program::PodEgress,
             answer(SYN | ACK),
             days,
-            FlowNote::REPLIED,
+            FlowEntry::REPLIED,
         ),
         (
             "ACK",
             Program::PodIngress,
             tcp(ACK),
             days,
-            FlowNote::REPLIED,
+            FlowEntry::REPLIED,
         ),
         (
             "FIN",
             Program::PodIngress,
             tcp(FIN | ACK),
             3600,
-            FlowNote::REPLIED | FlowNote::FIN_THERE,
+            FlowEntry::REPLIED | FlowEntry::FIN_THERE,
         ),
         (
             "half-closed",
             Program::PodEgress,
             answer(ACK),
             3600,
-            FlowNote::REPLIED | FlowNote::FIN_THERE,
+            FlowEntry::REPLIED | FlowEntry::FIN_THERE,
         ),
         (
             "FIN of the other end",
             Program::PodEgress,
             answer(FIN | ACK),
             120,
-            FlowNote::REPLIED | FlowNote::FIN_THERE | FlowNote::FIN_BACK | FlowNote::CLOSING,
+            FlowEntry::REPLIED | FlowEntry::FIN_THERE | FlowEntry::FIN_BACK | FlowEntry::CLOSING,
         ),
         ("SYN again", Program::PodIngress, tcp(SYN), 120, 0),
     ] {
         let before = now()?;
         outcome(&mut node, program, &packet, 0)?;
-        let Some(note) = node.flow(&key)? else {
-            anyhow::bail!("{what}: no note");
+        let Some(entry) = node.flow(&key)? else {
+            anyhow::bail!("{what}: no entry");
         };
-        assert_eq!(note.state, state, "{what}");
-        let left = note.expires_at - before;
+        assert_eq!(entry.state, state, "{what}");
+        let left = entry.expires_at - before;
         assert!(
             left + SECOND > seconds * SECOND && left < (seconds + 5) * SECOND,
             "{what}: {left} ns left, {seconds} s expected"
@@ -376,21 +381,21 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
         let before = now()?;
         outcome(&mut node, Program::PodIngress, &packet, 0)?;
         let ports = if protocol == 17 { (7, 8) } else { (0, 0) };
-        let Some(note) = node.flow(&flow_key(protocol, (B, ports.0), (A, ports.1)))? else {
-            anyhow::bail!("protocol {protocol}: no note");
+        let Some(entry) = node.flow(&flow_key(protocol, (B, ports.0), (A, ports.1)))? else {
+            anyhow::bail!("protocol {protocol}: no entry");
         };
-        let left = note.expires_at - before;
+        let left = entry.expires_at - before;
         assert!(left >= seconds * SECOND && left < (seconds + 5) * SECOND);
     }
     Ok(())
 }
 
 #[test]
-fn a_full_map_loses_nothing_when_notes_are_brought_up_to_date() -> Result<()> {
+fn a_full_map_loses_nothing_when_entries_are_updated() -> Result<()> {
     let mut node = load()?;
-    let soon = FlowNote {
+    let soon = FlowEntry {
         expires_at: now()? + 20 * SECOND,
-        ..FlowNote::default()
+        ..FlowEntry::default()
     };
     for i in 0..Flows::CAPACITY {
         let port = (i % 65_536) as u16;
@@ -413,7 +418,7 @@ fn a_full_map_loses_nothing_when_notes_are_brought_up_to_date() -> Result<()> {
     }
     assert!(
         renewed > 100,
-        "only {renewed} of 1000 notes were there to renew"
+        "only {renewed} of 1000 entries were there to renew"
     );
     assert_eq!(node.flow_count()?, before);
     Ok(())

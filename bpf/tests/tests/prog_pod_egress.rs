@@ -80,7 +80,7 @@ fn pods_here_are_found_outside_the_gateways_block_too() -> Result<()> {
     check_on(&mut node, &destinations()).context("a block that is not known")
 }
 
-/// A packet to everybody there is, and what is to become of it.
+/// A packet to each kind of destination, and the verdict.
 fn destinations() -> Vec<(&'static str, Vec<u8>, u32)> {
     vec![
         ("pod here", a_to(B).frame(), Verdict::Deliver as u32),
@@ -169,7 +169,7 @@ fn what_is_not_the_pods_own_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn a_device_that_nobody_wired_gets_nothing_through() -> Result<()> {
+fn a_device_without_an_interface_row_gets_nothing_through() -> Result<()> {
     let mut node = Datapath::load(&[Program::PodEgress])?;
     let ran = run(&mut node, &a_to(B).frame())?;
     assert_eq!(ran.decision.outcome, DropReason::UnknownInterface as u32);
@@ -290,7 +290,7 @@ fn delivery_is_one_hop_with_the_macs_of_the_pods_link() -> Result<()> {
 }
 
 #[test]
-fn a_ttl_that_ends_here_is_the_stacks_affair() -> Result<()> {
+fn a_packet_whose_ttl_ends_here_goes_to_the_stack() -> Result<()> {
     let mut node = load()?;
     for ttl in [0, 1] {
         let frame = a_to(B).ttl(ttl).frame();

@@ -1,5 +1,5 @@
 //! Probes and health addresses by `BPF_PROG_TEST_RUN`: a probe takes the form it
-//! asks for, and a health address is one of its node's stack, and of nobody else.
+//! asks for, and a health address is one of its node's stack only.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -264,7 +264,7 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
     let replies = flow_key(17, (GATEWAY, 5), (B, 6));
     assert!(
         node.flow(&replies)?.is_none(),
-        "the gateway's reply is noted"
+        "the gateway's reply has an entry"
     );
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Samples of drops by `BPF_PROG_TEST_RUN`: what is left of a dropped packet for
-//! whoever asks why.
+//! later readers.
 
 #![forbid(unsafe_code)]
 #![allow(

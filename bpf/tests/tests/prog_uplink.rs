@@ -15,7 +15,7 @@ use veer_bpf_common::{
     identity::Identity,
     node::NodeId,
     outcome::{DropReason, Program, Verdict},
-    tables::{Config, FORM_NATIVE, FORM_TUNNEL, FlowNote},
+    tables::{Config, FORM_NATIVE, FORM_TUNNEL, FlowEntry},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, flow_key},
@@ -154,16 +154,16 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
     let deliver = Verdict::Deliver as u32;
     let pass = Verdict::Pass as u32;
     let own = DropReason::OwnSourceFromOutside as u32;
-    let nobody = DropReason::NoSuchEndpoint as u32;
+    let no_pod = DropReason::NoSuchEndpoint as u32;
     let vacant = Ipv4Addr::new(10, 0, 1, 99);
     let vacant_there = Ipv4Addr::new(10, 0, 2, 99);
-    let nobodys = Ipv4Addr::new(10, 0, 99, 9);
+    let of_no_node = Ipv4Addr::new(10, 0, 99, 9);
     let cluster = (Ipv4Addr::new(10, 0, 0, 0), 16);
     node.set_prefix(cluster, Identity::UNMANAGED, NodeId::NONE)?;
     for (what, source, destination, in_tunnel, in_native) in [
         ("pod to pod", C, B, refused, deliver),
         ("node to pod", NODE_2, B, refused, deliver),
-        ("pod to no pod", C, vacant, refused, nobody),
+        ("pod to no pod", C, vacant, refused, no_pod),
         ("pod of a node never told", D, B, refused, refused),
         ("pod to node", C, NODE_1, refused, pass),
         ("pod to a pod elsewhere", C, D, refused, pass),
@@ -173,9 +173,27 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
         ("health to node", HEALTH_2, NODE_1, refused, pass),
         ("health to pod", HEALTH_2, B, refused, deliver),
         ("health to health", HEALTH_2, GATEWAY, refused, pass),
-        ("nobody's address", nobodys, NODE_1, refused, refused),
-        ("nobody's address to pod", nobodys, B, refused, refused),
-        ("nobody's to the world", nobodys, WORLD, refused, refused),
+        (
+            "an address of no node",
+            of_no_node,
+            NODE_1,
+            refused,
+            refused,
+        ),
+        (
+            "an address of no node to pod",
+            of_no_node,
+            B,
+            refused,
+            refused,
+        ),
+        (
+            "an address of no node to the world",
+            of_no_node,
+            WORLD,
+            refused,
+            refused,
+        ),
         ("node to node", NODE_2, NODE_1, pass, pass),
         ("node to the world", NODE_2, WORLD, pass, pass),
         ("world to pod", WORLD, B, pass, pass),
@@ -239,7 +257,7 @@ fn a_probe_is_heard_before_the_native_form_is_accepted() -> Result<()> {
 }
 
 #[test]
-fn a_tag_within_a_priority_tag_is_its_vlans_or_nobodys() -> Result<()> {
+fn a_tag_within_a_priority_tag_is_its_vlans_or_dropped() -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress])?;
     let unsupported = DropReason::UnsupportedL3 as u32;
     // A test run's frame has no tag that the kernel has taken off; so the first tag
@@ -311,9 +329,9 @@ fn a_routers_error_about_a_direct_flow_is_delivered_past_the_stack() -> Result<(
     let direct = about(B, C);
     node.set_flow(
         flow_key(17, (B, 1111), (Ipv4Addr::new(10, 0, 2, 21), 2222)),
-        FlowNote {
+        FlowEntry {
             expires_at: u64::MAX,
-            ..FlowNote::default()
+            ..FlowEntry::default()
         },
     )?;
     let translated = about(B, Ipv4Addr::new(10, 0, 2, 21));
@@ -378,7 +396,7 @@ fn a_routers_error_about_a_direct_flow_is_delivered_past_the_stack() -> Result<(
 }
 
 #[test]
-fn bare_fragments_and_notes_are_as_inside() -> Result<()> {
+fn bare_fragments_and_flow_entries_are_as_inside() -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress])?;
     node.set_remote(ID_2, remote(FORM_NATIVE))?;
     let mut outcome = |packet: Packet| -> Result<u32> {
@@ -392,9 +410,9 @@ fn bare_fragments_and_notes_are_as_inside() -> Result<()> {
     }
     node.set_flow(
         flow_key(17, (B, 6), (C, 5)),
-        FlowNote {
+        FlowEntry {
             expires_at: u64::MAX,
-            ..FlowNote::default()
+            ..FlowEntry::default()
         },
     )?;
     let ran = node.run(

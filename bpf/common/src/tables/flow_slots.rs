@@ -1,8 +1,8 @@
-//! `FLOW_SLOTS`: whose the notes of translated flows are.
+//! `FLOW_SLOTS`: to whom the entries of translated flows are charged.
 
 use super::{Endpoints, FlowKey, Flows, MapKind, Table};
 
-/// Noted tuples, by who opened the flow and place.
+/// Tuples of flow entries, by opener and place.
 #[derive(Debug)]
 pub enum FlowSlots {}
 
@@ -19,30 +19,29 @@ impl Table for FlowSlots {
     reason = "places and shares have few bits"
 )]
 impl FlowSlots {
-    /// Notes of one local pod, a power of two.
+    /// Entries of one local pod, a power of two.
     pub const PER_ENDPOINT: usize = 4096;
-    /// Shares, by their address, of those elsewhere who open translated flows to pods
-    /// here; a power of two.
+    /// Shares, by address, of clients elsewhere that open translated flows to pods here;
+    /// a power of two.
     pub const FOREIGN_SHARES: u16 = 32;
-    /// Notes of one such share, a power of two.
+    /// Entries of one such share, a power of two.
     pub const PER_FOREIGN_SHARE: usize = 1024;
-    /// The first share in the place of a pod's number in [`FlowSlot`]; pods have less.
+    /// The number of the first share in [`FlowSlot`]; pods have smaller ones.
     pub const FIRST_FOREIGN_SHARE: u16 = u16::MAX - (Self::FOREIGN_SHARES - 1);
-    /// How many places are looked at for a new note.
+    /// How many places are tried for a new entry.
     pub const ATTEMPTS: u32 = 8;
 
-    /// Whose places are those of flows that an address elsewhere opened: a share of
-    /// them by the address. Nobody here pays for strangers, and of them few for each
-    /// other.
+    /// The share whose places flows opened by an address elsewhere take. Pods here do
+    /// not pay for clients elsewhere, and those only for clients of the same share.
     #[inline(always)]
     pub const fn foreign_share(source: [u8; 4]) -> u16 {
-        // Knuth's multiplicative hash; its high bits know of all below.
+        // Knuth's multiplicative hash; its high bits depend on all below.
         let mixed = u32::from_be_bytes(source).wrapping_mul(0x9e37_79b1);
         Self::FIRST_FOREIGN_SHARE + (mixed >> (32 - Self::FOREIGN_SHARES.trailing_zeros())) as u16
     }
 
     /// The place, among those of `opener` (a pod's number, or [`Self::foreign_share`]),
-    /// that a note of `key` takes if the ones before are in use: [`Self::ATTEMPTS`]
+    /// that the entry of `key` takes if the ones before are in use: [`Self::ATTEMPTS`]
     /// different ones, spread over all.
     #[inline(always)]
     pub const fn place(opener: u16, key: &FlowKey, attempt: u32) -> u16 {
@@ -68,7 +67,7 @@ const _: () = {
     assert!(Endpoints::CAPACITY < FlowSlots::FIRST_FOREIGN_SHARE as usize);
 };
 
-/// A place for one note among those of a local pod.
+/// A place for one entry among those of its opener.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowSlot {

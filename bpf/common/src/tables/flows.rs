@@ -3,13 +3,13 @@
 use super::{MapKind, Table};
 use crate::address::FAMILY_V4;
 
-/// Notes of translated flows, by tuple.
+/// Entries of translated flows, by tuple.
 #[derive(Debug)]
 pub enum Flows {}
 
 impl Table for Flows {
     type Key = FlowKey;
-    type Value = FlowNote;
+    type Value = FlowEntry;
     const NAME: &'static str = "FLOWS";
     const KIND: MapKind = MapKind::LruHash;
     const CAPACITY: usize = 65_536;
@@ -18,24 +18,24 @@ impl Table for Flows {
 /// A flow that the host's stack translated; its replies go up the stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowNote {
-    /// Nanoseconds as `bpf_ktime_get_ns` counts, after which the note is void.
+pub struct FlowEntry {
+    /// Nanoseconds as `bpf_ktime_get_ns` counts, after which the entry is void.
     pub expires_at: u64,
-    /// Bits of what was seen: [`FlowNote::REPLIED`] and the others.
+    /// Bits of what was seen: [`FlowEntry::REPLIED`] and the others.
     pub state: u32,
     /// When the flow began, by the same clock in units of 67 ms (2²⁶ ns); 0: not
     /// known.
     pub began: u32,
 }
 
-impl FlowNote {
-    /// [`FlowNote::state`]: a reply was seen.
+impl FlowEntry {
+    /// [`FlowEntry::state`]: a reply was seen.
     pub const REPLIED: u32 = 1;
-    /// [`FlowNote::state`]: RST was seen, or the FINs of both ends.
+    /// [`FlowEntry::state`]: RST was seen, or the FINs of both ends.
     pub const CLOSING: u32 = 2;
-    /// [`FlowNote::state`]: the FIN of the end that opened the flow was seen.
+    /// [`FlowEntry::state`]: the FIN of the end that opened the flow was seen.
     pub const FIN_THERE: u32 = 4;
-    /// [`FlowNote::state`]: the FIN of the other end was seen.
+    /// [`FlowEntry::state`]: the FIN of the other end was seen.
     pub const FIN_BACK: u32 = 8;
 }
 
@@ -106,11 +106,11 @@ impl FlowKey {
         Self::from_words([w[4], w[5], w[6], w[7], w[0], w[1], w[2], w[3], ports, w[9]])
     }
 
-    /// A number in which every bit of the tuple has a part.
+    /// A hash of the tuple.
     #[inline(always)]
     pub const fn mixed(&self) -> u32 {
-        // FNV's offset and prime, a word at a time, and a last stir, since its
-        // low bits know nothing of the words' high ones.
+        // FNV's offset and prime, a word at a time, and a final mix, since its low bits
+        // do not depend on the words' high ones.
         let words = self.words();
         let mut mixed = 0x811c_9dc5u32;
         let mut at = 0;
@@ -137,7 +137,7 @@ impl FlowKey {
     }
 }
 
-plain!(FlowNote, 16);
+plain!(FlowEntry, 16);
 plain!(FlowKey, 40);
 
 #[cfg(test)]

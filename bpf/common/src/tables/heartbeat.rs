@@ -1,4 +1,4 @@
-//! `HEARTBEAT`: when the agent was last heard of.
+//! `HEARTBEAT`: when the agent had its last round.
 
 use super::{MapKind, Table};
 
@@ -16,12 +16,11 @@ impl Table for Heartbeat {
 }
 
 impl Heartbeat {
-    /// Nanoseconds after which an agent without a round is taken for dead.
+    /// Nanoseconds without a round after which an agent counts as dead.
     pub const LASTS: u64 = 30_000_000_000;
 
-    /// Whether an agent whose last round was at `last` has not been heard of since. `now`
-    /// gives nanoseconds as `last` counts them; it is not called where there was no
-    /// round.
+    /// Whether an agent whose last round was at `last` counts as dead. `now` gives
+    /// nanoseconds as `last` counts them; it is not called where there was no round.
     #[inline(always)]
     pub fn is_silent(last: u64, now: impl FnOnce() -> u64) -> bool {
         last != 0 && now() > last.saturating_add(Self::LASTS)

@@ -48,14 +48,14 @@ impl IpcacheEntry {
         NodeId::stored(self.node_id)
     }
 
-    /// Whether what comes from there is to be dropped at the uplink.
+    /// Whether packets from there are dropped at the uplink.
     #[inline(always)]
     pub const fn is_denied(self) -> bool {
         self.node_id == NodeId::DENIED.get()
     }
 
-    /// Whether it is an address that pods may get and no node has got: nobody can send
-    /// from there.
+    /// Whether it is an address for pods that no node holds: no packet can come from
+    /// there.
     #[inline(always)]
     pub const fn is_unassigned(self) -> bool {
         self.node_id == NodeId::NONE.get() && self.identity == Identity::UNMANAGED.get()

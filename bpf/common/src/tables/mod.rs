@@ -23,7 +23,7 @@ pub use counters::{Counter, Counters};
 pub use decisions::{Decision, Decisions};
 pub use endpoints::{Endpoint, Endpoints};
 pub use flow_slots::{FlowSlot, FlowSlots};
-pub use flows::{FlowKey, FlowNote, Flows};
+pub use flows::{FlowEntry, FlowKey, Flows};
 pub use fragments::{FragmentKey, FragmentPorts, Fragments};
 pub use heartbeat::Heartbeat;
 pub use interfaces::{Interface, Interfaces};

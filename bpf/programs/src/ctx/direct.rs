@@ -4,8 +4,8 @@
 //! bytes byte by byte. The kernel lets programs read packets in words wherever
 //! the machine can (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`: all of x86 and
 //! arm64), which takes a quarter of the instructions. The same goes for arrays
-//! of bytes in map values, and for filling with zeros, which the compiler makes
-//! a call of a function that does it byte by byte.
+//! of bytes in map values, and for filling with zeros, which the compiler turns
+//! into a call of a function that does it byte by byte.
 
 /// `N` bytes from `start`.
 ///

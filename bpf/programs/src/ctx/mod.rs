@@ -1,4 +1,4 @@
-//! The packet as the kernel hands it over, and what the kernel answers.
+//! The packet as the kernel hands it over, and the kernel's clock.
 
 pub(crate) mod clock;
 pub(crate) mod direct;

@@ -42,9 +42,9 @@ const TUNNEL_KEY_SIZE: u32 = offset_of!(bpf_tunnel_key, __bindgen_anon_3) as u32
 /// Whether routers on the way may fragment the tunnel's outer packet.
 #[derive(Clone, Copy)]
 pub(crate) enum Outer {
-    /// Yes: what does not fit arrives all the same.
+    /// Yes: a packet that does not fit arrives in fragments.
     MayFragment,
-    /// No: what does not fit is lost.
+    /// No: a packet that does not fit is lost.
     DontFragment,
 }
 
@@ -109,13 +109,13 @@ impl Skb {
         IfIndex::from_kernel(field!(self.ifindex))
     }
 
-    /// Whether the frame had a VLAN tag, which the kernel has taken off.
+    /// Whether the frame had a VLAN tag, which the kernel has removed.
     #[inline(always)]
     pub(crate) fn has_vlan(&self) -> bool {
         field!(self.vlan_present) != 0
     }
 
-    /// The id in the VLAN tag that the kernel has taken off; 0: there was no tag, or
+    /// The id in the VLAN tag that the kernel has removed; 0: there was no tag, or
     /// one that only has a priority, and the stack takes the frame as its own.
     #[inline(always)]
     pub(crate) fn vlan_id(&self) -> u16 {
@@ -133,8 +133,8 @@ impl Skb {
     }
 
     /// Makes the first [`HEAD`] bytes reachable for [`Bytes::head`] where the
-    /// packet has them. Costs nothing where they are linear already, which is
-    /// the rule.
+    /// packet has them. Costs nothing where they are linear already, as they
+    /// usually are.
     #[inline(always)]
     pub(crate) fn pull_head(&self) {
         let wanted = core::cmp::min(self.length(), HEAD as u32);
@@ -145,8 +145,8 @@ impl Skb {
         }
     }
 
-    /// Says that the packet is for this host although its MAC does not.
-    /// `ip_rcv` drops it silently otherwise.
+    /// Marks the packet as one for this host, whatever its MAC. Otherwise `ip_rcv`
+    /// drops it silently.
     #[inline(always)]
     pub(crate) fn set_for_host(&self) {
         if field!(self.pkt_type) != PACKET_HOST {
@@ -166,7 +166,7 @@ impl Skb {
         }
     }
 
-    /// Takes one from the TTL and writes new MACs, in one piece of 26 bytes:
+    /// Decrements the TTL and writes new MACs, in one piece of 26 bytes:
     /// Ethernet and the IPv4 header up to its checksum.
     #[inline(always)]
     pub(crate) fn hop(
@@ -251,9 +251,9 @@ impl Skb {
         })
     }
 
-    /// Says where the tunnel device is to send the packet, and with which VNI.
+    /// Sets the tunnel device's destination and VNI for the packet.
     ///
-    /// The outer checksum is left out: the inner ones cover what matters, and
+    /// The outer checksum is left out: the inner ones cover the payload, and
     /// the tunnel's outer packets stay cheap to segment and to merge.
     #[inline(always)]
     pub(crate) fn set_tunnel(
@@ -266,12 +266,12 @@ impl Skb {
         self.tunnel_key(vni, to, outer)
     }
 
-    /// Takes the route off by which the stack sent the packet to this device.
+    /// Removes the route by which the stack sent the packet to this device.
     ///
-    /// Where the MAC of the neighbour it is redirected to has to be asked for,
+    /// Where the MAC of the neighbour it is redirected to has to be resolved,
     /// the kernel sends it later to the neighbour of *that* route
-    /// (`neigh_update` in `net/core/neighbour.c`): the tunnel device's, and so
-    /// to nobody. A tunnel key takes the route's place and names no neighbour.
+    /// (`neigh_update` in `net/core/neighbour.c`), which is on the tunnel device: the
+    /// packet would be lost. A tunnel key replaces the route and names no neighbour.
     #[inline(always)]
     pub(crate) fn forget_route(&self) -> Result<(), DropReason> {
         self.tunnel_key(Vni::ZERO, [0; 4], Outer::MayFragment)
@@ -342,7 +342,7 @@ impl Bytes for Skb {
         field!(self.len)
     }
 
-    /// Direct packet access; the caller has seen to [`Skb::pull_head`].
+    /// Direct packet access; the caller has called [`Skb::pull_head`].
     #[inline(always)]
     fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let start = field!(self.data) as usize + offset;

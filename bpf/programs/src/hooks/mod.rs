@@ -1,5 +1,5 @@
-//! The entry points, one file per attach point. None imports another: what two do
-//! alike is in [`crate::path`] or below.
+//! The entry points, one file per attach point. None uses another: shared code is in
+//! [`crate::path`] or below.
 
 mod overlay_egress;
 mod overlay_ingress;

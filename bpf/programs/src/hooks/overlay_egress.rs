@@ -22,7 +22,7 @@ use crate::{
 /// Device: the VXLAN device; direction: egress. Expects `pod_egress`'s packets,
 /// which have their tunnel key, and what the stack routed to remote pods and
 /// nodes. Emits the latter with a key, or out of an uplink, by the remote's
-/// form, or by the form that a probe asks for; notes those that were translated.
+/// form, or by the form that a probe asks for; records those that were translated.
 #[classifier]
 fn overlay_egress(ctx: TcContext) -> i32 {
     exit::tc(Program::OverlayEgress, ctx.skb.skb, inner)
@@ -47,12 +47,12 @@ fn inner(skb: &mut Skb) -> Outcome {
     let source = lookup::who(ip.source);
     skb.decision.source_identity = source.identity().get();
     if mark != mark::TO_STACK && source.takes_redirects() {
-        flows::note(skb, &ip);
+        flows::record(skb, &ip);
     }
     let tunnelled = match source {
         Who::Host => Ok(Identity::REMOTE_NODE),
         Who::LocalPod(identity) => Ok(identity),
-        // The other side would refuse it for the same reason.
+        // The receiving node would drop it for the same reason.
         Who::World | Who::RemotePod(..) | Who::RemoteNode(_) => {
             Err(DropReason::TunnelSourceNotOnNode)
         }

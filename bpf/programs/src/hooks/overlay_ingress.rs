@@ -33,7 +33,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     skb.decision.vni = vni.get();
     let node = lookup::node(outer).ok_or(DropReason::TunnelSourceNotNode)?;
     skb.decision.node_id = node.get();
-    // The kernel has taken the inner frame's tag off and would deliver what is behind.
+    // The kernel has removed the inner frame's tag and would deliver the payload.
     if skb.has_vlan() {
         return Err(DropReason::UnsupportedL3);
     }
@@ -48,7 +48,7 @@ fn inner(skb: &mut Skb) -> Outcome {
         return Err(DropReason::TunnelSourceNotOnNode);
     }
     check_vni(skb, vni, source)?;
-    // The inner MAC is the sender's affair, never this device's.
+    // The sender chose the inner MAC; it is never that of this device.
     skb.set_for_host();
     let (destination, pod) = lookup::arrived(ip.destination);
     skb.decision.destination_identity = destination.identity().get();
@@ -59,8 +59,8 @@ fn inner(skb: &mut Skb) -> Outcome {
 }
 
 /// The VNI grants nothing. It must be one that a sender writes, and of the
-/// sender's kind; where it is not the number known here, that is counted: the
-/// sender's pod may be younger than the row that tells of it.
+/// sender's kind. A VNI other than the identity known here is only counted: this
+/// node's row for the sender may be older than the sender's identity.
 #[inline(always)]
 fn check_vni(skb: &Skb, vni: Vni, source: Who) -> Result<(), DropReason> {
     let from_node = matches!(source, Who::RemoteNode(_));

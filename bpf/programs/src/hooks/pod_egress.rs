@@ -22,7 +22,7 @@ use crate::{
 
 /// Device: the host side of a pod's veth; direction: ingress. Expects whatever
 /// a pod may send. Emits it to a local pod, into the tunnel, out of an uplink
-/// or to the stack; answers ARP for the gateway; drops what is not the pod's.
+/// or to the stack; answers ARP for the gateway; drops what the pod may not send.
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
     exit::tc(Program::PodEgress, ctx.skb.skb, inner)

@@ -12,7 +12,7 @@ use crate::{
 
 /// Device: the host side of a pod's veth; direction: egress. Expects what the
 /// stack routed to the pod and `pod_egress`'s ARP answers; `bpf_redirect_peer`
-/// never passes here. Emits all of it, and notes the flows of pods and other
+/// never passes here. Emits all of it, and records the flows of pods and other
 /// nodes: only translation brings those this way.
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
@@ -29,5 +29,5 @@ fn inner(skb: &mut Skb) -> Outcome {
     if !source.takes_redirects() {
         return Ok(Verdict::Pass);
     }
-    Ok(flows::note(skb, &ip))
+    Ok(flows::record(skb, &ip))
 }

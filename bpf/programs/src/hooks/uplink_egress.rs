@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Device: an uplink; direction: egress. Expects everything the node sends.
-/// Emits all of it, and notes the flows of local pods to other nodes and pods:
+/// Emits all of it, and records the flows of local pods to other nodes and pods:
 /// only translation brings those down from the stack to here.
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
@@ -33,5 +33,5 @@ fn inner(skb: &mut Skb) -> Outcome {
     if !destination.takes_redirects() {
         return Ok(Verdict::Pass);
     }
-    Ok(flows::note(skb, &ip))
+    Ok(flows::record(skb, &ip))
 }

@@ -46,10 +46,10 @@ fn inner(skb: &mut Skb) -> Outcome {
     }
 }
 
-/// A tag behind one with id 0. The kernel gives it to its VLAN's device. Where its
-/// id is 0 too, the kernel takes it off as well and goes on to what is behind without
-/// another look by a program (`check_vlan_id` in `__netif_receive_skb_core`), so
-/// nobody would have judged that.
+/// A tag behind one with id 0. The kernel passes the frame to that tag's VLAN device.
+/// Where the second id is 0 too, the kernel removes that tag as well and handles the
+/// payload without running a program again (`check_vlan_id` in
+/// `__netif_receive_skb_core`), so no program would see that payload.
 #[inline(always)]
 fn tag_within(skb: &Skb) -> Outcome {
     match ethernet::tag_id(skb) {
@@ -84,10 +84,10 @@ fn ipv4(skb: &mut Skb) -> Outcome {
     }
 }
 
-/// A packet from outside with a source of this node's own stack. That of the
-/// pods' gateway, which is the health address, is on no link outside, and the node
-/// reaches its own pods without a way round; with the others there are set-ups in
-/// which this is right, and the stack knows.
+/// A packet from outside with a source address of this node's own stack. The pods'
+/// gateway, which is the health address, exists on no outside link, and the node
+/// reaches its own pods directly: both are dropped. For other addresses some network
+/// set-ups are legitimate, and the stack decides.
 #[inline(always)]
 fn own(ip: &Ipv4) -> Outcome {
     if lookup::is_gateway(ip.source) || lookup::endpoint(ip.destination).is_some() {
@@ -98,11 +98,11 @@ fn own(ip: &Ipv4) -> Outcome {
 
 /// A bare packet with a source on the node `id`, whose row is `row`.
 ///
-/// The node's own addresses are on the underlay, and all may hear from them but
-/// pods. Those of its pods and its health address come bare only while the native
-/// form is accepted, to whomever they go: what the stack translates, answers or
-/// forwards for a forged one is as good as delivered. One thing comes before that
-/// form is accepted: what finds out whether it works.
+/// The node's own addresses belong to the underlay: they may send to everything here
+/// but pods. Its pods and its health address send bare packets only while the native
+/// form is accepted, whatever the destination: a forged packet that the stack
+/// translates, answers or forwards does the same harm as one that is delivered.
+/// Probes are exempt, since they find out whether that form works.
 #[inline(always)]
 fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: NodeId) -> Outcome {
     skb.decision.node_id = id.get();

@@ -33,12 +33,11 @@ fn inner(frame: &Frame) -> Outcome {
     }
 }
 
-/// A frame with a tag: one that only has a priority is judged as if it had none. A
-/// tag behind it is `uplink_ingress`'s affair.
+/// A frame with a tag. One with only a priority is judged as one without a tag; a
+/// second tag behind it is left to `uplink_ingress`.
 #[inline(always)]
 fn tagged(frame: &Frame) -> Outcome {
-    // The addresses that are then before the type are not the frame's, and nothing
-    // here looks at them.
+    // The MAC fields of this view are wrong; nothing here reads them.
     let untagged = frame.behind(ethernet::TAG_LENGTH);
     match (ethernet::tag_id(frame), Ethernet::parse(&untagged)) {
         (
@@ -58,7 +57,7 @@ fn ipv4(frame: &Frame) -> Outcome {
     if let Some(verdict) = tunnel::judge(frame, &ip)? {
         return Ok(verdict);
     }
-    // The one look-up that only this is for is spared where nothing is denied.
+    // Only denied prefixes need this lookup, so it is skipped where there are none.
     let denies = lookup::config().is_some_and(Config::denies);
     if denies && lookup::row(ip.source).is_some_and(|row| row.is_denied()) {
         return Err(DropReason::DeniedPrefix);

@@ -12,10 +12,10 @@ use crate::{
     state::{flows, lookup},
 };
 
-/// A packet from the world: to the stack, but for an error about a flow that the
-/// stack knows nothing of. Netfilter calls that invalid, and rules that drop what is
-/// (kube-proxy's, in iptables mode) would leave a pod waiting for packets that never
-/// fit.
+/// A packet from the world: to the stack, except an error about a flow that the stack
+/// does not know. Netfilter calls such an error invalid, and rules that drop invalid
+/// packets (kube-proxy's, in iptables mode) would leave a pod sending packets that
+/// never fit.
 #[inline(always)]
 pub(crate) fn from_world(skb: &mut Skb, ip: &Ipv4) -> Outcome {
     if ip.protocol != ICMP || !is_about_direct_flow(skb, ip) {
@@ -38,5 +38,5 @@ fn is_about_direct_flow(skb: &Skb, ip: &Ipv4) -> bool {
     let remote = lookup::who(about.destination_v4()).remote_node();
     source == ip.destination
         && remote.is_some_and(lookup::accepts_native)
-        && !flows::is_noted(&about)
+        && !flows::is_recorded(&about)
 }

@@ -12,8 +12,8 @@ use crate::{
     state::flows,
 };
 
-/// What goes to this node's pods: to the stack where the flow was translated there,
-/// else delivered.
+/// A packet to one of this node's pods: to the stack where the flow was translated
+/// there, else delivered.
 #[inline(always)]
 pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
@@ -24,8 +24,8 @@ pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outco
 }
 
 /// Delivers to the pod that has the packet's destination, if any has: one hop, the
-/// MACs of the pod's own link, and over to its end of the veth. A TTL that ends here
-/// is the stack's affair.
+/// MACs of the pod's own link, and over to its end of the veth. A packet whose
+/// TTL ends here goes to the stack, which answers it.
 #[inline(always)]
 pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
     let pod = pod.ok_or(DropReason::NoSuchEndpoint)?;

@@ -27,11 +27,11 @@ const fn v4(address: &[u8; 16]) -> [u8; 4] {
 
 /// A pod's packet to the node `id` or a pod on it.
 ///
-/// What does not fit the path goes to the stack, whose route has the path's
-/// `mtu`: it answers with the inner MTU where DF is set and fragments for the
-/// native form otherwise. For the tunnel the outer packet is fragmented where this
-/// node's own uplink is what it does not fit; nobody would do that for the other
-/// end's, so there too the stack fragments.
+/// A packet that does not fit the path goes to the stack, whose route has the path's
+/// `mtu`: the stack answers with the inner MTU where DF is set and fragments for the
+/// native form otherwise. In the tunnel, the kernel fragments an outer packet that
+/// exceeds this node's own uplink. No router fragments for a smaller uplink of the
+/// other node, so the stack fragments for that too.
 #[inline(always)]
 pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity) -> Outcome {
     let remote = find(skb, id)?;
@@ -54,8 +54,7 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity)
             if ip.ttl <= 1 || size::exceeds(skb, ip, skb.gso_size(), remote.native_mtu(config)) {
                 return Ok(exception(skb));
             }
-            // The MACs are the neighbour's; what is written here for them is
-            // replaced.
+            // The kernel replaces the MACs by the neighbour's.
             skb.hop(ip, [0; 6], [0; 6])?;
             native(skb, remote)
         }
@@ -64,11 +63,11 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity)
 }
 
 /// A packet that the stack sends out of the tunnel device to the node `id` or a
-/// pod on it. The stack has counted the hop and seen to the size. `tunnelled`
+/// pod on it. The stack has decremented the TTL and checked the size. `tunnelled`
 /// is the identity for the VNI, or why the tunnel must not carry it.
 ///
-/// A probe goes in the form that it asks for, and in the tunnel with DF outside
-/// too: it is to find what the path takes whole.
+/// A probe goes in the form that it asks for, and in the tunnel with DF in
+/// the outer header too: it measures what the path takes without fragmentation.
 #[inline(always)]
 pub(crate) fn from_stack(
     skb: &mut Skb,
@@ -113,9 +112,9 @@ fn tunnel(
     skb.set_tunnel(identity.into(), v4(&remote.tunnel_address), outer)
 }
 
-/// Uplink and next hop of the native form. Behind a router they are what the node's
-/// routes said at the agent's last round: where that is long ago, the routes are asked
-/// here, lest a changed gateway cuts the pods off.
+/// Uplink and next hop of the native form. Behind a router they come from the node's
+/// routes at the agent's last round. Where that was long ago, the program asks the
+/// routes itself, so that a changed gateway does not cut the pods off.
 #[inline(always)]
 fn next_hop(skb: &Skb, remote: &Remote) -> (IfIndex, [u8; 4]) {
     let (known, node) = (v4(&remote.next_hop), v4(&remote.tunnel_address));

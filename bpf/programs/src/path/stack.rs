@@ -9,9 +9,8 @@ use veer_bpf_net::{
 
 use crate::{ctx::skb::Skb, state::flows};
 
-/// The IPv4 header of a packet that came down from the stack; `None`: the programs
-/// sent it themselves, or it is something else. What has no such header the
-/// stack made as it liked, and it is nobody's translated flow.
+/// The IPv4 header of a packet that came down from the stack; `None`: a program sent
+/// it, or it has no valid IPv4 header and so belongs to no translated flow.
 #[inline(always)]
 pub(crate) fn sent(skb: &Skb) -> Option<Ipv4> {
     if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
@@ -25,7 +24,8 @@ pub(crate) fn sent(skb: &Skb) -> Option<Ipv4> {
     Ipv4::parse(skb, ethernet::HEADER_LENGTH).ok()
 }
 
-/// To the stack, marked as on purpose, where that translated the packet's flow.
+/// Sends the packet to the stack, with [`mark::TO_STACK`], if the stack translated its
+/// flow.
 #[inline(always)]
 pub(crate) fn translated(skb: &Skb, flow: &Flow) -> Option<Verdict> {
     if !flows::answers(flow) {

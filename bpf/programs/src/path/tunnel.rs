@@ -9,10 +9,10 @@ use veer_bpf_net::{bytes::Bytes, ipv4::Ipv4, vxlan};
 
 use crate::state::lookup;
 
-/// What is to become of a tunnel packet; `None` for one that is none of ours.
+/// The verdict on a tunnel packet; `None` for a packet that is not of this tunnel.
 ///
-/// A node's packet to the tunnel port is one, without a look at its
-/// destination: that saves the tunnel's every packet a look-up.
+/// A node's packet to the tunnel port counts as one whatever its destination: this
+/// saves a lookup for every packet of the tunnel.
 #[inline(always)]
 pub(crate) fn judge<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<Option<Verdict>, DropReason> {
     let Some(config) = lookup::config() else {

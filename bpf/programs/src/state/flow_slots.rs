@@ -1,8 +1,8 @@
-//! Places of notes: whom a flow is charged to, and whose note goes where all places of
-//! its opener are taken.
+//! Places of flow entries: whom a flow is charged to, and which entry is replaced where
+//! all places of its opener are taken.
 
 use veer_bpf_common::tables::{FlowKey, FlowSlot, FlowSlots};
-use veer_bpf_net::{ipv4::Ipv4, note};
+use veer_bpf_net::{conntrack, ipv4::Ipv4};
 
 use super::{
     lookup,
@@ -19,12 +19,12 @@ pub(crate) fn opener(ip: &Ipv4) -> u16 {
     )
 }
 
-/// Finds a place for a note of `key` among those of its opener. Whether a live note
-/// had to be given up for it: the one of those looked at that would have ended
-/// first, so rather a query than a connection.
+/// Finds a place for the entry of `key` among those of its opener. Returns whether a
+/// live entry was replaced: of those tried, the one that would have expired first, so
+/// rather a query than a connection.
 ///
-/// Two CPUs may take the same place at once; then one note has none, which is
-/// one more than the pod should have, until it ends.
+/// Two CPUs may take the same place at once. One entry then has none, and the pod has
+/// one entry more than it should until that one expires.
 #[inline(never)]
 pub(crate) fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
     let mut soonest = u64::MAX;
@@ -33,7 +33,7 @@ pub(crate) fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
     while attempt < FlowSlots::ATTEMPTS {
         let slot = FlowSlots::place(endpoint_id, key, attempt);
         let Some(taken_by) = FLOW_SLOTS.get_ptr_mut(FlowSlot { endpoint_id, slot }) else {
-            // Fails only where all memory for places is being changed; the note
+            // Fails only where all memory for places is being changed; the entry
             // then has none, as above.
             let _ = FLOW_SLOTS.insert(FlowSlot { endpoint_id, slot }, key, 0);
             return false;
@@ -41,11 +41,11 @@ pub(crate) fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
         // By reference: the kernel reads the key where it lies, and the stack of this
         // function and its callers has no room for copies (512 bytes for all).
         // SAFETY: integers of a live map value; where another CPU changes them
-        // meanwhile, another note or none is found.
+        // meanwhile, another entry or none is found.
         let other: &FlowKey = unsafe { &*taken_by };
         // SAFETY: as above.
         let expires_at = match unsafe { FLOWS.get(other) } {
-            Some(taken) if note::is_live(taken, now) => taken.expires_at,
+            Some(taken) if conntrack::is_live(taken, now) => taken.expires_at,
             _ => 0,
         };
         if expires_at == 0 {
@@ -65,13 +65,13 @@ pub(crate) fn make_room(endpoint_id: u16, key: &FlowKey, now: u64) -> bool {
     true
 }
 
-/// Takes a place, and so ends the note that had it: an expired one too would
-/// go on to use up room that is others'.
+/// Takes a place and deletes the entry that had it. An expired one would go on to use
+/// room that others need.
 #[inline(always)]
 fn take(place: *mut FlowKey, key: &FlowKey) {
     // SAFETY: as in `make_room`.
     let other: &FlowKey = unsafe { &*place };
-    // It may have been deleted long ago.
+    // It may be deleted already.
     let _ = FLOWS.remove(other);
     // SAFETY: as in `make_room`.
     unsafe { *place = *key };

@@ -11,16 +11,16 @@ pub(crate) struct Seen;
 impl Fragments for Seen {
     #[inline(always)]
     fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        // SAFETY: a copy of integers; a slot used again meanwhile gives another
-        // datagram's ports, and the packet is then treated as that one's.
+        // SAFETY: a copy of integers. A slot that is reused meanwhile gives another
+        // datagram's ports, and the packet is treated as part of that one.
         unsafe { FRAGMENTS.get(key) }.copied()
     }
 
     #[inline(always)]
     fn remember(&self, key: &FragmentKey, ports: FragmentPorts) {
         match FRAGMENTS.get_ptr_mut(key) {
-            // An update of an LRU map takes a new slot first, at another
-            // entry's cost; so write in place.
+            // Written in place: an update of an LRU map takes a new slot first and
+            // may evict another entry for it.
             // SAFETY: four bytes of a live map value.
             Some(known) => unsafe { *known = ports },
             None => {

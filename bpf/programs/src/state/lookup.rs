@@ -14,8 +14,8 @@ use crate::ctx::{clock::now, direct::copy};
 /// Prefix length that asks for one IPv4 address.
 const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
 
-/// Whether the agent has not been heard of for so long that what it last wrote of
-/// the node's surroundings may be wrong by now.
+/// Whether the agent's last round was so long ago that what it wrote of the node's
+/// surroundings may be outdated.
 #[inline(always)]
 pub(crate) fn agent_is_silent() -> bool {
     Heartbeat::is_silent(HEARTBEAT.get(0).copied().unwrap_or(0), now)
@@ -27,14 +27,14 @@ pub(crate) fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// Who has an IPv4 address.
+/// Who an IPv4 address is.
 #[inline(always)]
 pub(crate) fn who(address: [u8; 4]) -> Who {
     row(address).map_or(Who::World, |row| Who::of(*row))
 }
 
-/// The local pod that an address of this node's block belongs to: one look-up where
-/// [`who`] and [`endpoint`] take two, of which one is for the longest prefix.
+/// The local pod that an address of this node's block belongs to: one lookup where
+/// [`who`] and [`endpoint`] take two, one of them for the longest prefix.
 #[inline(always)]
 pub(crate) fn in_own_block(address: [u8; 4]) -> Option<&'static Endpoint> {
     if in_block(config()?, address) {
@@ -53,9 +53,9 @@ fn in_block(config: &Config, address: [u8; 4]) -> bool {
     u64::from(address ^ gateway).wrapping_shr(behind) == 0
 }
 
-/// Who has the IPv4 address that a packet from another node goes to, and the local
-/// pod that is to have it. Pods are asked for first: it is one of them nearly always,
-/// which spares the longest-prefix look-up.
+/// Who the destination of a packet from another node is, and the local pod that has
+/// the address. Endpoints come first: nearly always it is one of them, which saves the
+/// longest-prefix lookup.
 #[inline(always)]
 pub(crate) fn arrived(address: [u8; 4]) -> (Who, Option<&'static Endpoint>) {
     match endpoint(address) {

@@ -13,8 +13,8 @@ use veer_bpf_common::{
     },
 };
 
-/// Defines the map of a table as aya's type for its kind, with what comes first in
-/// that type's parameters.
+/// Defines the map of a table as aya's type for its kind, with the first parameters of
+/// that type.
 macro_rules! map {
     ($name:ident: $table:ident as $kind:ident<$($parameter:ty),+>) => {
         #[btf_map]

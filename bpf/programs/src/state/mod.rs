@@ -1,4 +1,4 @@
-//! What the maps say, and what packets teach them.
+//! The maps: what the agent wrote there, and what the programs record.
 
 pub(crate) mod counters;
 pub(crate) mod flow_slots;

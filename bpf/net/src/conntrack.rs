@@ -1,21 +1,21 @@
-//! How long a note of a translated flow lasts: as long as `nf_conntrack` keeps
-//! its own entry (`net/netfilter/nf_conntrack_proto_*.c`), which alone can
-//! translate the replies.
+//! How long the entry of a translated flow lasts: as long as `nf_conntrack` keeps
+//! its own (`net/netfilter/nf_conntrack_proto_*.c`), which alone can translate the
+//! replies.
 
 use crate::{
     flow::{FIN, Flow, RST},
     ipv4::{ICMP, TCP, UDP},
 };
-use veer_bpf_common::tables::FlowNote;
+use veer_bpf_common::tables::FlowEntry;
 
 /// Nanoseconds of a second.
 pub const SECOND: u64 = 1_000_000_000;
 
-/// A write is spared while it would move the expiry by less than this.
+/// An entry is not written while that would move its expiry by less than this.
 const COARSENESS: u64 = SECOND;
 
 /// Both ends' FINs.
-const FINS: u32 = FlowNote::FIN_THERE | FlowNote::FIN_BACK;
+const FINS: u32 = FlowEntry::FIN_THERE | FlowEntry::FIN_BACK;
 
 /// After how many ticks of [`tick`] an answered UDP flow is a stream: conntrack waits
 /// two seconds, so more than two whole seconds must lie between.
@@ -32,11 +32,10 @@ const fn tick(now: u64) -> u32 {
 /// been there for some seconds.
 #[inline(always)]
 const fn lifetime(protocol: u8, state: u32, stream: bool) -> u64 {
-    let replied = state & FlowNote::REPLIED != 0;
+    let replied = state & FlowEntry::REPLIED != 0;
     let seconds = match protocol {
-        TCP if state & FlowNote::CLOSING != 0 => 120,
-        // One end has said all, and the other may take its time: what kube-proxy sets
-        // `nf_conntrack_tcp_timeout_close_wait` to.
+        TCP if state & FlowEntry::CLOSING != 0 => 120,
+        // Half-closed: kube-proxy sets `nf_conntrack_tcp_timeout_close_wait` to this.
         TCP if state & FINS != 0 => 3600,
         TCP if replied => 5 * 24 * 3600,
         TCP => 120,
@@ -53,7 +52,7 @@ const fn lifetime(protocol: u8, state: u32, stream: bool) -> u64 {
 #[inline(always)]
 const fn next_state(state: u32, flow: &Flow, reply: bool) -> u32 {
     let mut state = if reply {
-        state | FlowNote::REPLIED
+        state | FlowEntry::REPLIED
     } else if flow.opens() {
         0
     } else {
@@ -61,49 +60,49 @@ const fn next_state(state: u32, flow: &Flow, reply: bool) -> u32 {
     };
     if flow.tcp_flags & FIN != 0 {
         state |= if reply {
-            FlowNote::FIN_BACK
+            FlowEntry::FIN_BACK
         } else {
-            FlowNote::FIN_THERE
+            FlowEntry::FIN_THERE
         };
     }
     if flow.tcp_flags & RST != 0 || state & FINS == FINS {
-        state |= FlowNote::CLOSING;
+        state |= FlowEntry::CLOSING;
     }
     state
 }
 
-/// A note after a packet of its flow at time `now`, in nanoseconds; `None`
-/// where it is hardly different and need not be written. `reply` says that the
-/// packet went against the note's direction.
+/// An entry after a packet of its flow at time `now`, in nanoseconds; `None` where
+/// the difference is too small to write. `reply` says that the packet went against
+/// the entry's direction.
 #[inline(always)]
-pub fn refreshed(note: &FlowNote, flow: &Flow, reply: bool, now: u64) -> Option<FlowNote> {
-    let state = next_state(note.state, flow, reply);
-    let stream = tick(now).wrapping_sub(note.began) >= STREAM;
+pub fn refreshed(entry: &FlowEntry, flow: &Flow, reply: bool, now: u64) -> Option<FlowEntry> {
+    let state = next_state(entry.state, flow, reply);
+    let stream = tick(now).wrapping_sub(entry.began) >= STREAM;
     let expires_at = now.wrapping_add(lifetime(flow.key.protocol, state, stream));
-    if state == note.state && expires_at < note.expires_at.wrapping_add(COARSENESS) {
+    if state == entry.state && expires_at < entry.expires_at.wrapping_add(COARSENESS) {
         return None;
     }
-    Some(FlowNote {
+    Some(FlowEntry {
         expires_at,
         state,
-        began: note.began,
+        began: entry.began,
     })
 }
 
-/// The first note of a flow.
+/// The first entry of a flow.
 #[inline(always)]
-pub fn new(flow: &Flow, now: u64) -> FlowNote {
-    FlowNote {
+pub fn new(flow: &Flow, now: u64) -> FlowEntry {
+    FlowEntry {
         expires_at: now.wrapping_add(lifetime(flow.key.protocol, 0, false)),
         state: 0,
         began: tick(now),
     }
 }
 
-/// Whether a note still counts at `now`.
+/// Whether an entry still counts at `now`.
 #[inline(always)]
-pub const fn is_live(note: &FlowNote, now: u64) -> bool {
-    note.expires_at > now
+pub const fn is_live(entry: &FlowEntry, now: u64) -> bool {
+    entry.expires_at > now
 }
 
 #[cfg(test)]
@@ -133,22 +132,22 @@ mod tests {
         }
     }
 
-    fn seconds_left(note: &FlowNote, now: u64) -> u64 {
-        (note.expires_at - now) / SECOND
+    fn seconds_left(entry: &FlowEntry, now: u64) -> u64 {
+        (entry.expires_at - now) / SECOND
     }
 
     #[test]
-    fn a_new_note_lasts_as_an_unreplied_flow() {
+    fn a_new_entry_lasts_as_an_unreplied_flow() {
         for (protocol, expected) in [(TCP, 120), (UDP, 30), (ICMP, 30), (132, 600)] {
             assert_eq!(seconds_left(&new(&flow(protocol, SYN), NOW), NOW), expected);
         }
     }
 
-    /// A note after these packets: flags, and whether it is a reply.
-    fn after(packets: &[(u8, bool)]) -> FlowNote {
+    /// An entry after these packets: flags, and whether it is a reply.
+    fn after(packets: &[(u8, bool)]) -> FlowEntry {
         let first = new(&flow(TCP, SYN), NOW);
-        packets.iter().fold(first, |note, (flags, reply)| {
-            refreshed(&note, &flow(TCP, *flags), *reply, NOW).unwrap_or(note)
+        packets.iter().fold(first, |entry, (flags, reply)| {
+            refreshed(&entry, &flow(TCP, *flags), *reply, NOW).unwrap_or(entry)
         })
     }
 
@@ -182,12 +181,12 @@ mod tests {
 
     #[test]
     fn a_port_used_again_after_its_close_is_a_new_connection() {
-        let note = new(&flow(TCP, SYN), NOW);
-        let note = refreshed(&note, &flow(TCP, SYN | ACK), true, NOW).unwrap();
-        let note = refreshed(&note, &flow(TCP, FIN | ACK), true, NOW).unwrap();
+        let entry = new(&flow(TCP, SYN), NOW);
+        let entry = refreshed(&entry, &flow(TCP, SYN | ACK), true, NOW).unwrap();
+        let entry = refreshed(&entry, &flow(TCP, FIN | ACK), true, NOW).unwrap();
         let later = NOW + 60 * SECOND;
-        let note = refreshed(&note, &flow(TCP, SYN), false, later).unwrap();
-        assert_eq!((note.state, seconds_left(&note, later)), (0, 120));
+        let entry = refreshed(&entry, &flow(TCP, SYN), false, later).unwrap();
+        assert_eq!((entry.state, seconds_left(&entry, later)), (0, 120));
     }
 
     #[test]
@@ -197,30 +196,30 @@ mod tests {
         assert_eq!(seconds_left(&answered, NOW), 30);
         // Conntrack calls it a stream from two seconds on.
         let soon = NOW + 2 * SECOND;
-        let note = refreshed(&answered, &flow(UDP, 0), false, soon).unwrap();
-        assert_eq!(seconds_left(&note, soon), 30);
+        let entry = refreshed(&answered, &flow(UDP, 0), false, soon).unwrap();
+        assert_eq!(seconds_left(&entry, soon), 30);
         let later = NOW + 3 * SECOND;
-        let note = refreshed(&answered, &flow(UDP, 0), false, later).unwrap();
-        assert_eq!(seconds_left(&note, later), 120);
+        let entry = refreshed(&answered, &flow(UDP, 0), false, later).unwrap();
+        assert_eq!(seconds_left(&entry, later), 120);
         // One-sided it never is one.
-        let note = refreshed(&asked, &flow(UDP, 0), false, later).unwrap();
-        assert_eq!(seconds_left(&note, later), 30);
+        let entry = refreshed(&asked, &flow(UDP, 0), false, later).unwrap();
+        assert_eq!(seconds_left(&entry, later), 30);
     }
 
     #[test]
-    fn a_note_is_written_at_most_once_a_second() {
-        let note = new(&flow(UDP, 0), NOW);
+    fn an_entry_is_written_at_most_once_a_second() {
+        let entry = new(&flow(UDP, 0), NOW);
         assert_eq!(
-            refreshed(&note, &flow(UDP, 0), false, NOW + SECOND - 1),
+            refreshed(&entry, &flow(UDP, 0), false, NOW + SECOND - 1),
             None
         );
-        assert!(refreshed(&note, &flow(UDP, 0), false, NOW + SECOND).is_some());
+        assert!(refreshed(&entry, &flow(UDP, 0), false, NOW + SECOND).is_some());
     }
 
     #[test]
-    fn a_note_ends_at_its_expiry() {
-        let note = new(&flow(UDP, 0), NOW);
-        assert!(is_live(&note, note.expires_at - 1));
-        assert!(!is_live(&note, note.expires_at));
+    fn an_entry_ends_at_its_expiry() {
+        let entry = new(&flow(UDP, 0), NOW);
+        assert!(is_live(&entry, entry.expires_at - 1));
+        assert!(!is_live(&entry, entry.expires_at));
     }
 }
