@@ -1,5 +1,5 @@
-//! Server-side apply, one field manager per controller; creation where there must
-//! be no object yet.
+//! Server-side apply with one field manager per controller, and creation of objects
+//! that must not exist yet.
 
 use std::fmt::Debug;
 
@@ -72,8 +72,8 @@ fn body<K: Resource<DynamicType = ()>>(
     }))
 }
 
-/// Creates an object. That there is one already is a conflict, which an apply
-/// would not see.
+/// Creates an object. If it exists already, that is a conflict, which an apply would
+/// not report.
 pub(crate) async fn create<K>(to: &Api<K>, manager: &str, object: &K) -> Result<K, Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Serialize,

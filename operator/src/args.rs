@@ -66,7 +66,7 @@ pub(crate) enum Command {
     Decommission(decommission::Arguments),
 }
 
-/// What controllers need of the command line.
+/// The settings of the controllers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     /// How long a deleted Node's blocks are kept.
@@ -78,7 +78,7 @@ pub(crate) struct Settings {
 }
 
 impl Args {
-    /// The part that controllers need.
+    /// The settings of the controllers.
     pub(crate) fn settings(&self) -> Settings {
         Settings {
             quarantine: Duration::from_secs(self.cidr_quarantine_seconds),

@@ -1,12 +1,13 @@
-//! One watch per kind, shared by all controllers: a store of what is, and a
-//! stream of what changed.
+//! One watch per kind, shared by all controllers: a store of the objects and a stream
+//! of their changes.
 //!
 //! A change is announced after the store has it. A subscriber that falls behind
-//! is told [`Change::All`] and looks at everything, as after a new list, from
-//! which the objects that vanished meanwhile cannot be named.
+//! receives [`Change::All`] and has to look at everything. A new list is announced in
+//! the same way: the objects that vanished before it have no names in it.
 //!
-//! An object that cannot be read is left out, and named once in the log: agents
-//! write some of these kinds, and no word of one agent may blind the cluster.
+//! An object that cannot be read is left out and named once in the log. Agents write
+//! some of these kinds, and an object of one agent must not stop the operator from
+//! reading the others.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
@@ -31,9 +32,9 @@ const BACKLOG: usize = 1024;
 /// What changed.
 #[derive(Debug)]
 pub(crate) enum Change<K> {
-    /// This is new or not as it was.
+    /// The object is new or was modified.
     Set(Arc<K>),
-    /// This is gone.
+    /// The object is gone.
     Gone(Arc<K>),
     /// Anything may have changed.
     All,
@@ -54,8 +55,8 @@ impl<K> Clone for Change<K> {
 pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
     store: Store<K>,
     changes: broadcast::Sender<Change<K>>,
-    /// How many lists were read. Not the store's own word for it: that wakes
-    /// one waiter only, which is the applier.
+    /// How many lists were read. The store's own signal is not enough: it wakes one
+    /// waiter only, which is the applier.
     filled: watch::Receiver<u64>,
     unreadable: Arc<Unreadable>,
 }
@@ -68,12 +69,13 @@ struct Unreadable(Mutex<Reasons>);
 struct Reasons {
     /// How many lists were begun.
     lists: u64,
-    /// Why, and in which list or the watch after it that was seen; by name.
+    /// The reason, and the list (or the watch after it) in which it was seen; by
+    /// name.
     all: BTreeMap<String, (String, u64)>,
 }
 
 impl Unreadable {
-    /// Takes note of one; says so unless that is known.
+    /// Records an unreadable object; returns whether it was unknown.
     fn note(&self, kind: &str, name: &str, invalid: &InvalidObject) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = (invalid.error.clone(), known.lists);
@@ -107,8 +109,8 @@ impl Unreadable {
         known.all.get(name).map(|(why, _)| why.clone())
     }
 
-    /// The event as one of objects that can be read; none: it says nothing of such
-    /// a one. `known` is what the store has under a name.
+    /// The event without objects that cannot be read; none if it concerns such an
+    /// object only. `known` is what the store has under a name.
     fn readable<K>(
         &self,
         event: Event<DeserializeGuard<K>>,
@@ -174,8 +176,8 @@ where
         Self::quiet(client, |_, _| false)
     }
 
-    /// As [`Self::new`]; a new version that says the same as the one before is
-    /// stored and not announced.
+    /// As [`Self::new`]; a new version that says the same as the one before is stored
+    /// and not announced.
     pub(crate) fn quiet(
         client: &Client,
         says_the_same: fn(&K, &K) -> bool,
@@ -227,7 +229,7 @@ where
                     }
                     Event::Init | Event::InitApply(_) => continue,
                 };
-                // No subscriber is no fault.
+                // Having no subscriber is not an error.
                 let _ = announce.send(change);
             }
         };
@@ -262,8 +264,8 @@ where
         self.store.clone()
     }
 
-    /// How many lists were read: more than one means that the watch was
-    /// interrupted, and that what was known before may be of another time.
+    /// How many lists were read. More than one means that the watch was interrupted
+    /// and that what was known before may be outdated.
     pub(crate) fn lists(&self) -> u64 {
         *self.filled.borrow()
     }
@@ -277,7 +279,7 @@ where
             .await
             .is_err()
         {
-            // The watch is gone, and with it this term: nothing to go on with.
+            // The watch has ended, and with it this term.
             std::future::pending::<()>().await;
         }
     }

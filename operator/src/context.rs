@@ -1,4 +1,4 @@
-//! What all controllers of a leader's term share.
+//! What the controllers of a leader's term share.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::selection::{Part, Selection};
 use crate::slim::{SlimNode, SlimReport};
 
-/// After how many different events the memory of them starts anew.
+/// How many different events are remembered; then the memory is cleared.
 const EVENTS_REMEMBERED: usize = 1000;
 
 /// A ClusterNetwork, or why it cannot be read.
@@ -39,7 +39,7 @@ pub(crate) struct Context {
     pub(crate) reports: Cached<SlimReport>,
     pub(crate) claims: Cached<PodCIDR>,
     pub(crate) identities: Cached<SecurityIdentity>,
-    /// Whoever allocates or judges a block drained holds this.
+    /// Held while blocks are allocated or judged drained.
     pub(crate) ledger: tokio::sync::Mutex<Ledger>,
     /// Which label sets pods use.
     pub(crate) usage: Usage,
@@ -124,10 +124,10 @@ impl Context {
         network.or_else(|| Some(("NodeReport", self.reports.unreadable(node)?)))
     }
 
-    /// Names of Ready nodes whose agent has not said what blocks it holds. Once there was none,
-    /// there is none until something is listed anew: the guard is against what
-    /// this leader cannot have seen, such as blocks held on disk that a restored
-    /// etcd knows nothing of.
+    /// Names of Ready nodes whose agent has not reported which blocks it holds. Once
+    /// there is none, the answer stays empty until something is listed again. This
+    /// protects against what this leader cannot have seen, such as blocks held on
+    /// disk that a restored etcd does not know.
     pub(crate) fn unheard(&self) -> Vec<String> {
         let lists = self.nodes.lists() + self.node_networks.lists() + self.claims.lists();
         if self.heard.load(Ordering::Acquire) == lists {
@@ -141,7 +141,7 @@ impl Context {
             .filter(|node| node.is_ready())
             .filter(|node| {
                 let network = self.node_networks.get(node.name());
-                // One that cannot be read says nothing, and holds nobody up.
+                // An unreadable NodeNetwork delays no other node.
                 selection.part(node, network.is_some()) == Part::Takes
                     && self.node_networks.unreadable(node.name()).is_none()
                     && network.is_none_or(|network| network.status.is_none())
@@ -155,8 +155,8 @@ impl Context {
         names
     }
 
-    /// Publishes an event, once a term for the same object, reason and note.
-    /// That it fails is logged and nothing else: events are for people.
+    /// Publishes an event, once a term for the same object, reason and note. A
+    /// failure is only logged: nothing depends on events.
     pub(crate) async fn event<K: Resource<DynamicType = ()>>(
         &self,
         on: &K,

@@ -1,14 +1,13 @@
-//! `veer-operator decommission`: what `helm uninstall` runs before it removes the
-//! rest.
+//! `veer-operator decommission`: `helm uninstall` runs it before it removes the rest.
 //!
-//! It does so only where removal is proven; see `proof`. Every agent is asked,
-//! through its NodeNetwork, to remove all of veer from its node. Input: the
-//! NodeNetworks and Nodes. The operator is stopped first, since it would give
-//! nodes their taint and NodeNetworks back. What only it and the agents write is
-//! deleted afterwards, so that a later installation starts anew; the
-//! ClusterNetwork is the user's and stays.
+//! It acts only if removal is proven; see `proof`. Every agent is asked, through its
+//! NodeNetwork, to remove all of veer from its node. Input: the NodeNetworks and
+//! Nodes. The operator is stopped first, since it would give the nodes their taint
+//! and NodeNetworks back. The objects that only it and the agents write are deleted
+//! afterwards, so that a later installation finds none; the ClusterNetwork is the
+//! user's and stays.
 //!
-//! Invariant: it ends, by itself, within its time, and names who did not answer.
+//! Invariant: it ends within its time and names the nodes that did not answer.
 
 mod proof;
 
@@ -32,7 +31,7 @@ use crate::slim::{SlimEndpoint, SlimNetwork, SlimNetworkStatus};
 
 /// Name of the operator's Deployment and Lease, and of its pods' label.
 const OPERATOR: &str = "veer-operator";
-/// How often the API server is asked how far things are.
+/// How often the progress is read from the API server.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Arguments of `decommission`.
@@ -100,12 +99,12 @@ pub(crate) async fn run(
     arguments: &Arguments,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + Duration::from_secs(arguments.timeout_seconds);
-    // Only once: what proves it may go with the last step.
+    // Checked once: the last step may remove the proof.
     patiently(deadline, async || {
         prove(&client, namespace, &arguments.release).await
     })
     .await?;
-    // Every step finds out what is left to be done.
+    // Every step finds out what is left to do.
     patiently(deadline, async || {
         remove(&client, namespace, arguments.timeout_seconds, deadline).await
     })
@@ -139,7 +138,7 @@ fn passes(error: &ApiError) -> bool {
     }
 }
 
-/// Has it removed, from the beginning or from wherever an earlier try came to.
+/// Removes veer, from the beginning or from where an earlier try stopped.
 async fn remove(
     client: &Client,
     namespace: &str,
@@ -240,7 +239,7 @@ fn waiting(networks: &[SlimNetwork], existing: &BTreeSet<String>) -> Vec<String>
     of(networks, existing, Answer::Owed)
 }
 
-/// Nodes on which, as far as anybody knows, no agent runs that could answer.
+/// Nodes without an agent that could answer, as far as is known.
 fn silent(networks: &[SlimNetwork], existing: &BTreeSet<String>) -> Vec<String> {
     of(networks, existing, Answer::NobodyThere)
 }
@@ -249,8 +248,8 @@ fn silent(networks: &[SlimNetwork], existing: &BTreeSet<String>) -> Vec<String> 
 enum Answer {
     Owed,
     Given,
-    /// No agent ever spoke for the node, or the node takes no part any more and its
-    /// agent's pod went with that.
+    /// No agent ever reported for the node, or the node no longer takes part and its
+    /// agent's pod is gone.
     NobodyThere,
 }
 
@@ -282,7 +281,7 @@ fn names<K: ResourceExt>(objects: impl IntoIterator<Item = K>) -> BTreeSet<Strin
         .collect()
 }
 
-/// Tells one agent; that its NodeNetwork has gone meanwhile is no error.
+/// Asks one agent; if its NodeNetwork has gone, that is no error.
 async fn ask(networks: &Api<SlimNetwork>, name: &str) -> Result<(), Error> {
     let patch = Patch::Merge(json!({ "spec": { "decommission": true } }));
     let asked = networks.patch(name, &PatchParams::default(), &patch).await;
@@ -323,7 +322,8 @@ async fn stop_operator(client: &Client, namespace: &str, deadline: Instant) -> R
     }
 }
 
-/// Takes veer's taint from nodes that have it, since nobody else will.
+/// Removes veer's taint from nodes that have it: the operator, which would do it, is
+/// stopped.
 async fn remove_taints(nodes: &Api<Node>, deadline: Instant) -> Result<(), Error> {
     loop {
         let mut conflict = None;

@@ -1,4 +1,4 @@
-//! What can fail in a controller.
+//! Errors of the controllers.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Error {
     }
 }
 
-/// Says of an API error what was tried; a conflict is told apart.
+/// Adds to an API error what was tried; a conflict becomes a case of its own.
 pub(crate) fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
     let what = what.into();
     move |source| {
@@ -86,7 +86,7 @@ pub(crate) fn code(error: &kube::Error) -> Option<u16> {
     }
 }
 
-/// `None` where the API server says that there is no such object.
+/// `None` if the API server has no such object.
 pub(crate) fn found<T>(result: kube::Result<T>) -> kube::Result<Option<T>> {
     match result {
         Ok(object) => Ok(Some(object)),

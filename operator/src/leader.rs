@@ -8,9 +8,9 @@
 //! and identities are claimed by creating objects.
 //!
 //! The Lease changes with every renewal. If its resourceVersion is lower than one
-//! seen before, etcd was restored from a backup, what the caches say is of
-//! another time, and the term ends, so that the next begins with new lists and
-//! asks all agents what they hold.
+//! seen before, etcd was restored from a backup and the caches are from another time.
+//! Then the term ends, so that the next one begins with new lists and with new
+//! reports of all agents.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) struct Candidate {
     name: String,
     identity: String,
     duration: Duration,
-    /// What the Lease last said, and since when.
+    /// The last content of the Lease, and the time since when.
     seen: Option<(LeaseSpec, Instant)>,
     /// The highest resourceVersion of the Lease seen.
     version: u64,

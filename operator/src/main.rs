@@ -1,6 +1,6 @@
-//! veer-operator: allocates pod CIDRs and security identities, and drives the
-//! routing mode. One replica leads at a time; see `leader` for what that is
-//! worth and `controllers` for what a leader does.
+//! veer-operator: allocates pod CIDRs and security identities, and changes the
+//! routing mode. One replica leads at a time; see `leader` for what that guarantees
+//! and `controllers` for what a leader does.
 
 #![forbid(unsafe_code)]
 

@@ -12,8 +12,7 @@ pub(crate) enum Selection {
     All,
     /// Those that match.
     By(Selector),
-    /// Nobody can say: there is no ClusterNetwork, or it or the selector cannot be
-    /// read.
+    /// Unknown: there is no ClusterNetwork, or it or the selector cannot be read.
     Unknown,
 }
 
@@ -24,7 +23,7 @@ pub(crate) enum Part {
     Takes,
     /// It does not, and what it has is taken from it.
     Leaves,
-    /// Nobody can say: it is left as it is.
+    /// Unknown: the node is left as it is.
     Unknown,
 }
 
@@ -40,8 +39,8 @@ impl Selection {
         Selector::try_from(labels).map_or(Self::Unknown, Self::By)
     }
 
-    /// Whether a node takes part. `known`: it has a NodeNetwork; such a one goes on
-    /// as before while nobody can say.
+    /// Whether a node takes part. `known`: it has a NodeNetwork; such a node keeps
+    /// what it has while the answer is unknown.
     pub(crate) fn part(&self, node: &SlimNode, known: bool) -> Part {
         match self {
             Self::All => Part::Takes,

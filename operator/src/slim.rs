@@ -1,6 +1,6 @@
 //! Nodes, Pods, Namespaces and NodeReports with only the fields that the operator
-//! reads: a Node carries a list of images, a Pod its whole specification and a
-//! NodeReport what people read, and none of it is worth its memory here.
+//! reads. A Node carries a list of images, a Pod its whole specification and a
+//! NodeReport details for people; the operator keeps none of that in memory.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -257,7 +257,7 @@ impl SlimReport {
     }
 }
 
-/// Drops what every object carries and nobody here reads.
+/// Drops the metadata that every object carries and nothing here reads.
 pub(crate) fn strip<K: Resource>(object: &mut K) {
     let meta = object.meta_mut();
     meta.managed_fields = None;

@@ -1,10 +1,10 @@
-//! What a node's agent said last.
+//! The last report of a node's agent.
 
 use std::borrow::Cow;
 
 use crate::slim::{SlimReport, SlimReportStatus};
 
-/// The agent's report; one without a boot id, if it has said nothing yet.
+/// The agent's report; one without a boot id if there is none yet.
 pub(crate) fn spoken(report: Option<&SlimReport>) -> Cow<'_, SlimReportStatus> {
     report.map_or_else(
         || Cow::Owned(SlimReportStatus::default()),

@@ -28,7 +28,7 @@ use crate::slim::SlimReport;
 /// node's report concerns it.
 const SETTLE: Duration = Duration::from_millis(150);
 
-/// What every term begins with.
+/// The inputs of every term.
 pub(crate) struct Setup {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
@@ -170,8 +170,7 @@ fn controllers(context: &Arc<Context>) -> Vec<BoxFuture<'static, ()>> {
     ]
 }
 
-/// The NodeReports that nobody may need any more, whenever a Node or NodeNetwork
-/// changes.
+/// The NodeReports that may be unused, whenever a Node or NodeNetwork changes.
 fn reports_to_judge(c: &Context) -> impl Stream<Item = ObjectRef<SlimReport>> + Send + use<> {
     stream::select_all([
         c.reports.queue().boxed(),
@@ -184,8 +183,8 @@ fn reports_to_judge(c: &Context) -> impl Stream<Item = ObjectRef<SlimReport>> + 
     ])
 }
 
-/// One item for all that come within [`SETTLE`] of the first: unlike a debounce
-/// it does not wait for a pause, which a large cluster may never make.
+/// One item for all that come within [`SETTLE`] of the first. Unlike a debounce it
+/// does not wait for a pause, which a large cluster may never have.
 fn gather(changes: impl Stream<Item = ()> + Send + 'static) -> BoxStream<'static, ()> {
     stream::unfold(changes.boxed(), |mut changes| async move {
         changes.next().await?;

@@ -1,5 +1,5 @@
-//! The controllers, and how one is run: a queue of references to what may have
-//! to be done, a reconciliation per object, and a wait that grows with failures.
+//! The controllers, and how one runs: a queue of references to objects, a
+//! reconciliation per object, and a wait that grows with failures.
 
 pub(crate) mod cluster_network;
 pub(crate) mod node;
@@ -70,6 +70,6 @@ pub(crate) async fn run<K, F>(
     let config = Config::default().debounce(settle).concurrency(8);
     let queue = queue.map(Ok::<_, Infallible>);
     let mut results = std::pin::pin!(applier(attempt, policy, context, store, queue, config));
-    // What failed was logged by the policy; an object that is gone is no error.
+    // The error policy has logged failures; an object that is gone is no error.
     while results.next().await.is_some() {}
 }

@@ -54,8 +54,8 @@ pub(crate) async fn reconcile(
         }
         return Ok(Action::requeue(SLOW));
     }
-    // Whoever releases a block deletes this first and the claim then; a claim that
-    // went alone was deleted by somebody else, under pods that may still run.
+    // A release deletes the NodeNetwork first and the claim afterwards. So if only
+    // the claim is gone, somebody else deleted it, and pods may still run.
     let there = found(networks.get(&name).await)
         .map_err(api(format!("look for the NodeNetwork of node {name}")))?;
     let Some(there) = there else {

@@ -1,5 +1,5 @@
-//! NodeReport: goes once neither a Node nor a NodeNetwork has its name. Until then
-//! what the agent said last is what is known of the pods that may still run there.
+//! NodeReport: removed once neither a Node nor a NodeNetwork has its name. Until then
+//! the agent's last report is all that is known of the pods that may still run there.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,11 +1,11 @@
-//! Whether veer is really to be removed.
+//! Whether veer really has to be removed.
 //!
-//! That the Job runs proves nothing: Helm's hooks are ordinary objects to whoever
-//! applies a rendered chart. Proof is Helm's own record of the release, which says
-//! `uninstalling` before Helm starts the Job, or an annotation that a person gave
-//! the ClusterNetwork. Input: the Secrets (or, with another storage driver of
-//! Helm, the config maps) of the release, by their labels alone, and the
-//! ClusterNetwork.
+//! That the Job runs proves nothing: for everybody who applies a rendered chart,
+//! Helm's hooks are ordinary objects. Proof is Helm's own record of the release,
+//! which has the status `uninstalling` before Helm starts the Job, or an annotation
+//! that a person gave the ClusterNetwork. Input: the Secrets (or, with another
+//! storage driver of Helm, the config maps) of the release, by their labels alone,
+//! and the ClusterNetwork.
 //!
 //! Invariant: nothing is written before there is proof.
 
@@ -43,7 +43,7 @@ pub(crate) enum Seen {
     Nothing,
 }
 
-/// What Helm's record of the release in `namespace` says.
+/// The status of the release in Helm's records in `namespace`.
 pub(super) async fn release(client: &Client, name: &str, namespace: &str) -> Result<Seen, Error> {
     // Helm's own labels. Only metadata is asked for: the content has all values.
     let its = ListParams::default().labels(&format!("owner=helm,name={name}"));
@@ -60,8 +60,8 @@ pub(super) async fn release(client: &Client, name: &str, namespace: &str) -> Res
     Ok(latest(maps.items.iter().map(|map| &map.metadata)))
 }
 
-/// The status of the latest revision: that of an earlier one may be left from an
-/// uninstall that was given up.
+/// The status of the latest revision. An earlier one may still have the status of an
+/// uninstall that was aborted.
 fn latest<'a>(records: impl Iterator<Item = &'a ObjectMeta>) -> Seen {
     let label = |record: &ObjectMeta, key: &str| {
         let labels = record.labels.as_ref();
@@ -91,8 +91,8 @@ pub(super) async fn annotated(client: &Client) -> Result<bool, Error> {
     }))
 }
 
-/// Takes the annotation off: what it asked for is done, and a later installation
-/// must not find it.
+/// Removes the annotation: its request is fulfilled, and a later installation must
+/// not find it.
 pub(super) async fn fulfilled(client: &Client) -> Result<(), Error> {
     let networks: Api<ClusterNetwork> = Api::all(client.clone());
     let patch = Patch::Merge(json!({ "metadata": { "annotations": { UNINSTALL: null } } }));

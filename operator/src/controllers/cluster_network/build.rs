@@ -1,4 +1,4 @@
-//! What the plan and the status are made from.
+//! The inputs of the plan and of the status.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::selection::{Part, Selection};
 use crate::slim::{SlimNode, SlimReport};
 use crate::spoken::spoken;
 
-/// What there is in the cluster.
+/// The objects in the cluster.
 pub(crate) struct Seen {
     /// The Nodes that take part.
     pub(crate) nodes: Vec<Arc<SlimNode>>,
@@ -28,9 +28,9 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Reads the caches, in an order that lets a block be judged drained: the
-    /// ledger is free only while nobody allocates, and who allocates after that
-    /// reads a ClusterNetwork at least as new as the one being judged.
+    /// Reads the caches in an order in which a block can be judged drained: holding
+    /// the ledger's lock excludes allocations, and a later allocation reads a
+    /// ClusterNetwork at least as new as the one being judged.
     pub(crate) async fn read(context: &Context, spec: &ClusterNetworkSpec) -> Self {
         let claims = context.ledger.lock().await.claims(context.claims.all());
         let networks = context.node_networks.all();
@@ -51,8 +51,8 @@ impl Seen {
         }
     }
 
-    /// Why a node is not ready; `None`: its kubelet and its agent are, and the
-    /// agent's word is of the node's present boot.
+    /// Why a node is not ready; `None`: kubelet and agent are ready, and the agent's
+    /// report is from the node's current boot.
     pub(crate) fn absent(&self, node: &SlimNode) -> Option<&'static str> {
         if !node.is_ready() {
             return Some("the kubelet is not ready");
@@ -88,10 +88,10 @@ pub(crate) fn wish(network: &ClusterNetwork) -> Wish<'_> {
     }
 }
 
-/// The nodes, as the epoch sees them. A Node that has no NodeNetwork yet has
-/// nothing to be told; a NodeNetwork without a Node is no member.
+/// The nodes as the epoch sees them. A Node without a NodeNetwork gets no orders yet;
+/// a NodeNetwork without a Node is no member.
 pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
-    // One that cannot be read selects nobody and is named among the problems.
+    // An unreadable selector selects no node and is listed among the problems.
     let canary = network.spec.rollout.canary.clone();
     let canary = canary.and_then(|labels| Selector::try_from(labels).ok());
     let mut members: Vec<Member> = seen
@@ -105,7 +105,8 @@ pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
             Some(Member {
                 name: node.name().to_owned(),
                 absent: seen.absent(node),
-                // Its kubelet runs, and no agent ever has: no pod of veer is there.
+                // The kubelet runs and no agent ever has, so the node has no pod of
+                // veer's.
                 bare: node.is_ready() && status.is_none() && said.boot_id.is_empty(),
                 canary: canary.as_ref().is_some_and(|c| c.matches(&node.labels())),
                 told: network.spec.epoch.clone(),

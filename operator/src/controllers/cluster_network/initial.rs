@@ -1,6 +1,6 @@
-//! The ClusterNetwork's beginning: made from the installer's values if there is
-//! none, and never written again, so that an upgrade or a rollback leaves the
-//! routing mode alone.
+//! Creates the ClusterNetwork from the installer's values if there is none, and never
+//! writes it again, so that an upgrade or a rollback does not change the routing
+//! mode.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! ClusterNetwork: reports what there is, and moves the routing mode.
 //!
-//! The spec is the user's and never written here. The epoch is first written to
-//! the status, under the version read, so that of two leaders one fails; only
-//! then are the nodes told.
+//! The spec is the user's and never written here. The epoch is written to the status
+//! first, under the version read, so that of two leaders one fails; the nodes get
+//! their orders after that.
 
 mod build;
 pub(crate) mod epoch;
@@ -34,7 +34,7 @@ const MANAGER: &str = "veer-operator/cluster-network";
 
 /// How often it is looked at without a change.
 const SLOW: Duration = Duration::from_mins(5);
-/// How many nodes are told at once.
+/// How many nodes get their orders at a time.
 const TELL: usize = 8;
 
 /// Brings the status and the nodes' epochs to where they should be.
@@ -69,7 +69,7 @@ pub(crate) async fn reconcile(
     })))
 }
 
-/// Tells each node its epoch where it was told another.
+/// Writes the epoch to each node whose order differs.
 async fn tell(context: &Context, seen: &Seen, plan: &epoch::Plan) -> Result<(), Error> {
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
     let mut orders = Vec::new();
@@ -123,7 +123,7 @@ async fn announce(
     } in news::news(&old, status, plan)
     {
         if type_ == EventType::Warning {
-            // A pair that fails in every attempt is told once.
+            // A pair that fails in every attempt is reported once.
             context.event(network, type_, reason, note).await;
         } else if let Err(error) = context.publish(network, type_, reason, note).await {
             tracing::warn!(reason, "cannot publish an event: {error}");
@@ -131,7 +131,7 @@ async fn announce(
     }
 }
 
-/// Says that the object cannot be read; nodes keep what they were told.
+/// Reports that the object cannot be read; the nodes keep their orders.
 async fn refuse(
     context: &Context,
     invalid: &kube::core::error_boundary::InvalidObject,
@@ -140,7 +140,7 @@ async fn refuse(
     let api: Api<ClusterNetwork> = Api::all(context.client.clone());
     let condition = status::unreadable(&invalid.error, invalid.metadata.generation);
     let body = serde_json::json!({ "conditions": [condition] });
-    // Its answer would be as unreadable as what was read.
+    // The answer would be as unreadable as the object that was read.
     let manager = "veer-operator/cluster-network-unreadable";
     match crate::apply::status(&api, CLUSTER_NETWORK, manager, body, None).await {
         Err(Error::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => {}

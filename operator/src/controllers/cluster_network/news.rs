@@ -1,5 +1,5 @@
-//! What events tell of a change: pure. Each comes from the difference between
-//! the status that was and the one that is written, so none is repeated.
+//! The events of a change: pure. They come from the difference between the previous
+//! and the new status, so none is repeated.
 
 use kube_runtime::events::EventType;
 use veer_crds::v1alpha1::{ClusterNetworkStatus, Phase};

@@ -1,5 +1,5 @@
-//! What the status says of the rollout: pure. Nothing in it changes with time
-//! alone, so that a look at a cluster where nothing happens writes nothing.
+//! The rollout in the status: pure. Nothing in it changes with time alone, so that a
+//! reconciliation of an unchanged cluster writes nothing.
 
 use k8s_openapi::jiff::Timestamp;
 use veer_crds::condition::Judgement;
@@ -16,8 +16,8 @@ pub(super) fn progress(plan: &Plan) -> String {
     format!("{}/{}", plan.done, plan.counts.total)
 }
 
-/// The nodes that the phase waits for, those first that were told first. `old` is
-/// what the status says now: who is in it keeps the time since when.
+/// The nodes that the phase waits for, those with the oldest order first. `old` is
+/// the current status: a node that is in it keeps its time.
 pub(super) fn slowest(old: &[NodeReason], plan: &Plan, now: Timestamp) -> Vec<NodeReason> {
     let mut rows: Vec<(bool, String, NodeReason)> = plan
         .awaited

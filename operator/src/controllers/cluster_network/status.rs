@@ -85,7 +85,7 @@ fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
         .iter()
         .filter(|c| entry.cidr.contains(&c.spec.cidr))
         .count();
-    // What a node holds without a claim is in use all the same.
+    // A block that a node holds without a claim is in use all the same.
     let held = seen.networks.values().any(|network| {
         let mut held = network.status.iter().flat_map(|s| &s.held_pod_cidrs);
         held.any(|b| is_share(entry, b))

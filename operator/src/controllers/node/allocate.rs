@@ -88,7 +88,7 @@ pub(crate) fn lowest_free(from: &IpNet, prefix: u8, taken: &Taken) -> Option<IpN
         let Some(to) = taken.meets(from, candidate, last) else {
             return block(from, candidate, prefix);
         };
-        // The next boundary after what is in the way.
+        // The next boundary after the range in the way.
         candidate = (to | span).checked_add(1)?;
     }
 }

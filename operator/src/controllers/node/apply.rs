@@ -1,12 +1,11 @@
 //! Claims: the only code that gives out blocks.
 //!
-//! A block is taken by creating the object named after it, so of two leaders
-//! one fails. Blocks of different sizes have different names and could still
-//! overlap; therefore a claim is checked against a list read from the server
-//! after it was made and before its node hears of it, and withdrawn if it
-//! overlaps another. Two leaders
-//! that do this at once see each other's claim, both or one of them: both may
-//! fail, never both succeed.
+//! A block is taken by creating the object named after it, so of two leaders one
+//! fails. Blocks of different sizes have different names and could still overlap. So
+//! a claim is checked against a list read from the server, after it was created and
+//! before its node learns of it, and withdrawn if it overlaps another. Of two leaders
+//! that do this at once, at least one sees the other's claim: both may fail, never
+//! both succeed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use crate::context::Context;
 use crate::controllers::pod_cidr::{life::ORPHANED, release};
 use crate::error::{Error, api, code, found};
 
-/// How often a search is begun anew after meeting claims of others.
+/// How often a search is repeated after it met claims of others.
 const TRIES: usize = 64;
 
 /// What a node has after its claims were settled.
@@ -36,7 +35,7 @@ pub(crate) struct Outcome {
     pub(crate) blocks: Vec<IpNet>,
     /// Those of them that are new.
     pub(crate) allocated: Vec<IpNet>,
-    /// What keeps it from having all it should.
+    /// Why it does not have all the blocks that it should have.
     pub(crate) problem: Option<Problem>,
 }
 
@@ -56,13 +55,13 @@ pub(crate) enum Problem {
         /// The block that becomes free next.
         next: Option<Freed>,
     },
-    /// Ready nodes have not said yet what they hold.
+    /// Ready nodes have not reported yet which blocks they hold.
     #[error(
         "waiting for the agents of these ready nodes to report the blocks they hold: {}; see why \
          their agent does not run, or delete the Nodes", .0.join(", ")
     )]
     Unheard(Vec<String>),
-    /// The agent holds a block that is another node's.
+    /// The agent holds a block of another node.
     #[error(
         "this node's agent holds {block}, which is claimed by node {owner}: drain one of the two \
          nodes and delete its Node"
@@ -133,8 +132,8 @@ pub(crate) async fn settle(
             outcome.blocks.push(block);
             continue;
         }
-        // What it holds is disputed: another block would cut off its pods. Its
-        // agent's word alone is not passed on.
+        // The block that it holds is disputed, and another one would cut off its
+        // pods. The agent's report alone is not passed on to others.
         if let Some(block) = node.holds.iter().find(|b| Family::of(b) == *family) {
             outcome
                 .blocks
@@ -165,8 +164,8 @@ async fn verified(context: &Context, ledger: &mut Ledger, block: &IpNet) -> Resu
     Ok(matches!(claimed, Claimed::Ours))
 }
 
-/// The block of a family that a node keeps: what its agent holds or was told,
-/// else the lowest it claims; rather one that it need not leave.
+/// The block of a family that a node keeps: the one that its agent holds or that its
+/// NodeNetwork has, else the lowest it claims; preferably one that it need not leave.
 fn kept(claims: &[Arc<PodCIDR>], node: &ValidatedNode, family: Family) -> Option<IpNet> {
     let mut mine: Vec<IpNet> = claims
         .iter()
@@ -191,8 +190,8 @@ async fn reclaim(
 ) -> Result<Option<Problem>, Error> {
     let claims = ledger.claims(context.claims.all());
     let overlapping = claims.iter().find(|c| overlap(&c.spec.cidr, block));
-    // Where all claims were deleted, who was told a block goes before who says that
-    // it holds it.
+    // If all claims were deleted, a node whose NodeNetwork has the block comes before
+    // a node whose agent reports it.
     let anothers = || {
         let told = |n: &Arc<NodeNetwork>| n.spec.pod_cidrs.iter().any(|b| overlap(b, block));
         let mut others = context.node_networks.all().into_iter();
@@ -272,9 +271,9 @@ async fn allocate(
     })
 }
 
-/// Where nothing is left: the block of the Node that is gone for longest, or when it
-/// may be had. Its pods are gone from the API by then, and with them from a machine
-/// that still runs.
+/// For a cluster without a free block: the block of the Node that is gone for
+/// longest, or when it will be free. Its pods are gone from the API by then, and so
+/// from a machine that still runs.
 async fn scarce(
     context: &Context,
     ledger: &mut Ledger,
@@ -329,14 +328,14 @@ fn figures(entries: &[(IpNet, u8)]) -> String {
     each.join(", ")
 }
 
-/// Whose a claim is after the attempt to make it.
+/// The node of a claim after the attempt to create it.
 enum Claimed {
     Ours,
     Others(Arc<PodCIDR>),
 }
 
-/// Makes the claim of a block for a Node that is gone, where somebody deleted it
-/// under the pods that may still run there; whether it is that node's.
+/// Creates the claim of a block for a Node that is gone, if somebody deleted the
+/// claim while pods may still run there; returns whether the block is that node's.
 pub(crate) async fn keep(context: &Context, name: &str, block: &IpNet) -> Result<bool, Error> {
     let gone = ValidatedNode {
         name: name.to_owned(),
@@ -401,9 +400,9 @@ async fn claim(
     verify(context, ledger, &name, block).await
 }
 
-/// Withdraws a claim that overlaps another of a different size. Asked of every
-/// claim whose block its node does not hold yet: the process that made it may
-/// have died before it asked.
+/// Withdraws a claim that overlaps another of a different size. This is done for
+/// every claim whose block its node does not hold yet: the process that created it
+/// may have died before the check.
 async fn verify(
     context: &Context,
     ledger: &mut Ledger,

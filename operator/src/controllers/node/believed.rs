@@ -1,9 +1,9 @@
-//! Which of a node's addresses others may believe: pure.
+//! Which of a node's addresses count for other nodes: pure.
 //!
-//! An agent's word alone is none: whoever has its token could have all nodes send
-//! him what is meant for a Service or for a load balancer. So an address counts
-//! when the Node's own status has it, or when the user listed it. Of two nodes
-//! that could have one address, the one that lives has it.
+//! An agent's report alone is not enough: with its token one could make all nodes
+//! send traffic of a Service or a load balancer to oneself. So an address counts if
+//! the Node's own status has it or the user listed it. If two nodes could have one
+//! address, the node that is ready has it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::slim::SlimNode;
 /// How many addresses of a node count, as many as the schema takes.
 const MOST: usize = 64;
 
-/// Those of the reported addresses that are to be believed, in the reported order:
-/// the primary of each family first.
+/// The reported addresses that count, in the reported order: the primary of each
+/// family first.
 pub(super) fn believed(
     node: &SlimNode,
     reported: &[IpAddr],
@@ -40,8 +40,8 @@ pub(super) fn believed(
     all
 }
 
-/// Those that no other Node has a better claim to. `node`: `None` once it is gone,
-/// which is the weakest claim of all.
+/// The addresses to which no other Node has a better claim. `node`: `None` once it is
+/// gone, which is the weakest claim of all.
 pub(crate) fn uncontested(
     addresses: &[IpAddr],
     node: Option<&SlimNode>,
@@ -59,8 +59,8 @@ pub(crate) fn uncontested(
     addresses.iter().copied().filter(|a| !lost(a)).collect()
 }
 
-/// The node that is ready has the better claim; of two, the one that came later:
-/// the machine was installed again under another name.
+/// The ready node has the better claim; of two, the younger one: the machine was
+/// installed again under another name.
 fn strength(node: &SlimNode) -> impl Ord + use<'_> {
     let made = node.metadata.creation_timestamp.as_ref().map(|t| t.0);
     (node.is_ready(), made, node.name())

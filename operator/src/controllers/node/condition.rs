@@ -1,5 +1,5 @@
-//! The Node's condition `NetworkUnavailable`. Some clouds begin with it true, and
-//! the node stays tainted until somebody says otherwise.
+//! The Node's condition `NetworkUnavailable`. Some clouds create nodes with it true,
+//! and the node stays tainted until somebody sets it to false.
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -15,8 +15,8 @@ use super::MANAGER;
 
 const TYPE: &str = "NetworkUnavailable";
 
-/// Whether the condition is to be set: the agent is ready in this boot, and nobody
-/// has said yet that the network is there.
+/// Whether the condition has to be set: the agent is ready in this boot, and the
+/// condition is not false yet.
 fn is_due(node: &SlimNode, report: Option<&SlimReport>) -> bool {
     let said = spoken(report);
     let mut conditions = node.status.conditions.iter();
@@ -27,7 +27,7 @@ fn is_due(node: &SlimNode, report: Option<&SlimReport>) -> bool {
         && is_true(&said.conditions, "Ready")
 }
 
-/// Sets it, if it is due.
+/// Sets it if necessary.
 pub(crate) async fn settle(
     context: &Context,
     node: &SlimNode,

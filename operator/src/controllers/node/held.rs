@@ -1,8 +1,8 @@
-//! Which of the blocks that an agent says it holds count: pure.
+//! Which of the blocks that an agent reports as held count: pure.
 //!
-//! An agent's word is needed where the store forgot what it gave out (a restored
-//! backup, deleted CRDs), and is believed for no more than such a store would have
-//! given: one share of each family.
+//! The report is needed if the store has lost what it gave out (a restored backup,
+//! deleted CRDs). It counts for no more than such a store would have given: one share
+//! of each family.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use veer_crds::v1alpha1::{NodeNetwork, PodCidrEntry};
 
 use super::validate::Family;
 
-/// What an agent's word comes to.
+/// The blocks that an agent reports, judged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// Blocks that count as the node's, in the order of the agent.
+    /// Blocks that count as the node's, in the order of the report.
     pub(crate) counts: Vec<IpNet>,
     /// The others, each once.
     pub(crate) refused: BTreeSet<IpNet>,
@@ -40,8 +40,8 @@ pub(crate) fn listed(blocks: &BTreeSet<IpNet>) -> String {
     named.join(", ") + &more
 }
 
-/// Judges what the agent of a node says. `claimed`: whether a block is the node's by
-/// a claim. What is claimed, or was told to the node, is the operator's own word.
+/// Judges the report of a node's agent. `claimed`: whether a block is the node's by a
+/// claim. The operator itself decided on what is claimed or in the NodeNetwork.
 pub(crate) fn judge(
     network: Option<&NodeNetwork>,
     entries: &[PodCidrEntry],

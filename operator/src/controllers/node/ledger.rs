@@ -1,5 +1,5 @@
-//! Claims as this process knows them: what the cache shows, and what was made
-//! or met so recently that the cache may not show it yet.
+//! Claims as this process knows them: those in the cache, and those that it created
+//! or met so recently that the cache may not have them yet.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use veer_crds::v1alpha1::PodCIDR;
 
-/// How long a claim is remembered that the cache does not show. A cache later
-/// than that is no cache, and claiming by name is safe without.
+/// How long a claim is remembered that the cache does not show. No cache lags that
+/// far, and claiming by name is safe without the ledger.
 const MEMORY: Duration = Duration::from_mins(1);
 
 /// Claims that the cache may not show yet, by name.

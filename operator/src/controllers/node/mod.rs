@@ -36,12 +36,12 @@ use crate::spoken::spoken;
 /// Field manager of this controller.
 pub(crate) const MANAGER: &str = "veer-operator/node";
 
-/// How often a node that has what it needs is looked at all the same.
+/// How often a node that lacks nothing is looked at.
 const SLOW: Duration = Duration::from_mins(10);
 /// How often a node that waits for a block is looked at.
 const WAITING: Duration = Duration::from_secs(15);
 
-/// Brings one Node to what it should have.
+/// Reconciles one Node.
 pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Result<Action, Error> {
     let name = node.name().to_owned();
     let held = context.node_networks.get(&name);
@@ -50,7 +50,7 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     match selection.part(&node, held.is_some()) {
         Part::Takes => {}
         Part::Leaves => {
-            // What it has goes with its last pod, as that of a Node that is gone.
+            // Its block is released with its last pod, as for a Node that is gone.
             taint::leave(&context, &node).await?;
             return Ok(Action::requeue(SLOW));
         }
@@ -89,7 +89,7 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     let outcome = apply::settle(&context, &wanted, &network.spec).await?;
 
     let nodes = context.nodes.all();
-    // A report that is missing withdraws nothing.
+    // A missing report withdraws nothing.
     let told = || held.iter().flat_map(|held| held.spec.addresses.clone());
     let reported = if said.boot_id.is_empty() {
         told().collect()
@@ -99,8 +99,8 @@ pub(crate) async fn reconcile(node: Arc<SlimNode>, context: Arc<Context>) -> Res
     let addresses = believed::believed(&node, &reported, &network.spec, &nodes);
     let spec = build::spec(node.uid(), &outcome.blocks, &addresses);
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
-    // By what was read, or not at all: a leader that was stopped past its Lease
-    // must not give back a block that is by now another node's.
+    // Under the version read or not at all: a leader that was stopped for longer than
+    // its Lease must not restore a block that another node has by now.
     match held.as_deref() {
         Some(held) if build::is_as_wanted(&held.spec, &spec) => {}
         Some(held) => {

@@ -14,8 +14,8 @@ use crate::slim::{SlimNode, SlimReport};
 use super::MANAGER;
 use super::apply::Outcome;
 
-/// Field manager of the condition: not the agent's, so neither drops the
-/// other's.
+/// Field manager of the condition. The agent has another, so neither removes the
+/// other's fields.
 const CONDITION_MANAGER: &str = "veer-operator/node-condition";
 
 /// Type of the condition.

@@ -1,9 +1,9 @@
 //! The taint of a node whose agent has not reported since the node's boot.
 //!
-//! It comes off once the agent is ready under the node's present boot id. An
-//! agent that is briefly not ready under the same boot id leaves the taint as
-//! it is: its programs still run. Where the container runtime calls another
-//! network's plugin it comes back, since new pods would not be veer's.
+//! It is removed once the agent is ready under the node's current boot id. An agent
+//! that is briefly not ready under the same boot id leaves it as it is: its
+//! programs still run. If the container runtime calls another network's plugin, the
+//! taint comes back, since new pods would not be veer's.
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -18,7 +18,7 @@ use crate::spoken::spoken;
 
 use super::MANAGER;
 
-/// What is to be done about the taint.
+/// What to do with the taint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Add,
@@ -30,13 +30,13 @@ fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimRepo
     let tainted = is_tainted(node);
     let status = network.and_then(|n| n.status.as_ref());
     let said = spoken(report);
-    // Its report is gone, or it is an agent that makes none yet: that is no word
-    // of a reboot.
+    // The report is gone, or the agent is an older one that writes none: neither
+    // means a reboot.
     let silent = said.boot_id.is_empty() && status.is_some_and(|s| !s.held_pod_cidrs.is_empty());
     let of_this_boot = || said.boot_id == node.status.node_info.boot_id;
     let reported = silent || (!said.boot_id.is_empty() && of_this_boot());
     let ready = is_true(&said.conditions, "Ready") && !status.is_some_and(|s| s.decommissioned);
-    // Its agent works, and pods get another network all the same.
+    // The agent works, but pods get another network.
     let diverted = said
         .conditions
         .iter()

@@ -1,4 +1,4 @@
-//! What a Node should have, from what it has: pure.
+//! What a Node should have, given what it has: pure.
 
 use std::collections::BTreeSet;
 
@@ -15,12 +15,12 @@ pub(crate) struct ValidatedNode {
     pub(crate) name: String,
     /// Its UID.
     pub(crate) uid: String,
-    /// Blocks that its agent holds, as far as that counts, or was told; whether
-    /// claimed or not.
+    /// Blocks that its agent holds, as far as they count, or that its NodeNetwork
+    /// has; claimed or not.
     pub(crate) holds: Vec<IpNet>,
-    /// Those of them that it was told.
+    /// Those of them that its NodeNetwork has.
     pub(crate) told: Vec<IpNet>,
-    /// Blocks that its agent says it holds, and that do not count.
+    /// Blocks that its agent reports as held and that do not count.
     pub(crate) refused: BTreeSet<IpNet>,
     /// Families it should have a block of, IPv4 first.
     pub(crate) families: Vec<Family>,
@@ -61,8 +61,8 @@ impl std::fmt::Display for Family {
     }
 }
 
-/// Puts together what a Node holds and should have. What the agent holds comes
-/// before what it was told. `claimed`: whether a block is the node's by a claim.
+/// Collects what a Node holds and should have. What the agent holds comes before what
+/// the NodeNetwork has. `claimed`: whether a block is the node's by a claim.
 pub(crate) fn validate(
     node: &SlimNode,
     network: Option<&NodeNetwork>,

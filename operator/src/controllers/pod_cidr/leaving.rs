@@ -1,5 +1,5 @@
-//! Asks the agent of a node that takes no part any more to remove all of veer, and
-//! takes that back if the node takes part again.
+//! Asks the agent of a node that no longer takes part to remove all of veer, and
+//! revokes the request if the node takes part again.
 
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -8,8 +8,8 @@ use veer_crds::v1alpha1::NodeNetwork;
 use crate::context::Context;
 use crate::error::Error;
 
-/// Field manager of `spec.decommission`, so that what an uninstall asked for is not
-/// taken back.
+/// Field manager of `spec.decommission`, so that the request of an uninstall is not
+/// revoked.
 const MANAGER: &str = "veer-operator/leaving";
 
 /// Asks the agent.
@@ -22,7 +22,7 @@ pub(super) async fn ask(context: &Context, network: &NodeNetwork) -> Result<(), 
     Ok(())
 }
 
-/// Takes it back, if this asked.
+/// Revokes the request if it was made here.
 pub(crate) async fn take_back(context: &Context, network: &NodeNetwork) -> Result<(), Error> {
     apply(context, network, json!({})).await
 }

@@ -1,4 +1,4 @@
-//! What becomes of a claim: pure.
+//! The life cycle of a claim: pure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,10 +31,10 @@ pub(crate) struct View<'a> {
     pub(crate) quarantine: Duration,
 }
 
-/// What becomes of it.
+/// The decision about it.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Life {
-    /// It stays, with this status; to be looked at again after a time.
+    /// It stays, with this status, and is looked at again after a time.
     Is(PodCIDRStatus, Option<Duration>),
     /// The node has another of this family and never had this one.
     Surplus,
@@ -97,9 +97,9 @@ pub(super) fn used(claim: &PodCIDR) -> PodCIDRStatus {
     }
 }
 
-/// Two leaders at once may have given one node two blocks of a family. The one
-/// that its agent reports is kept; the other goes once it is certain that the
-/// agent neither has it nor is told of it.
+/// Two leaders at once may have given one node two blocks of a family. The one that
+/// its agent reports is kept; the other is released once it is certain that neither
+/// the agent nor the NodeNetwork has it.
 fn surplus(view: &View<'_>) -> bool {
     let block = &view.claim.spec.cidr;
     let alike = |other: &IpNet| other.addr().is_ipv4() == block.addr().is_ipv4();
@@ -226,7 +226,8 @@ mod tests {
         };
         let now = "2026-01-01T00:00:00Z";
         assert_eq!(of(&leaving, Some(&asked), now), Life::Over);
-        // An agent may serve, or nobody knows; an old confirmation is none.
+        // The agent may still serve, or its state is unknown; an old confirmation
+        // does not count.
         for network in [Some(&serving), Some(&before), None] {
             let Life::Is(status, again) = of(&leaving, network, now) else {
                 panic!("the claim went at once");

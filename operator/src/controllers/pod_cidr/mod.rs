@@ -30,7 +30,7 @@ const MANAGER: &str = "veer-operator/pod-cidr";
 /// How often the pods of a node that takes no part any more are looked at.
 const LOOK: Duration = Duration::from_secs(15);
 
-/// Brings one claim to where it should be.
+/// Reconciles one claim.
 pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Result<Action, Error> {
     let node_name = claim.spec.node_name.clone();
     let node = context.member(&node_name);
@@ -42,7 +42,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
         .into_iter()
         .filter(|c| c.spec.node_name == node_name)
         .collect();
-    // A node that has a part makes its own again.
+    // A node that takes part creates its own again.
     let lost = node.is_none() && network.is_none();
     if leaving && !may_end(&claim, &context).await? {
         if lost {

@@ -1,8 +1,7 @@
 //! The end of a claim of a node that is gone, or that takes no part any more.
 //!
-//! The NodeNetwork goes first: other nodes route to the block, and believe its
-//! packets from there, until that is gone. Then the claim, and with it the block is
-//! free.
+//! The NodeNetwork is deleted first: other nodes route to the block, and accept
+//! packets from it, until then. The claim follows, and with it the block is free.
 
 use std::sync::Arc;
 
@@ -42,8 +41,8 @@ pub(crate) async fn release(
     forget(context, ledger, claim).await
 }
 
-/// Deletes a NodeNetwork. Agents doubt the deletion of one that has blocks and whose
-/// node was not asked to remove veer, so the blocks go first.
+/// Deletes a NodeNetwork. Agents do not trust the deletion of one that has blocks
+/// unless its node was asked to remove veer, so the blocks are removed first.
 pub(crate) async fn remove(
     networks: &Api<NodeNetwork>,
     mut network: NodeNetwork,
@@ -77,7 +76,7 @@ pub(super) async fn make_again(
     Ok(())
 }
 
-/// Deletes a claim that its node neither has nor is told of.
+/// Deletes a claim whose block neither the agent nor the NodeNetwork has.
 pub(super) async fn forget(
     context: &Context,
     ledger: &mut Ledger,

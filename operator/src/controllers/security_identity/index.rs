@@ -36,7 +36,7 @@ impl Usage {
     }
 }
 
-/// What counts of one pod.
+/// The parts of a pod that count.
 #[derive(Debug)]
 struct Entry {
     account: String,
@@ -65,7 +65,7 @@ pub(crate) struct Index {
 impl Index {
     /// Whether any pod uses the set; unknown before the first lists are in.
     pub(crate) fn in_use(&self, set: &BTreeMap<String, String>) -> Option<bool> {
-        // A set in use is in use, whatever else is still to come.
+        // A set in use is in use, whatever the rest of the lists says.
         if self.users.contains_key(set) {
             Some(true)
         } else {

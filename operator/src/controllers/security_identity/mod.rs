@@ -1,12 +1,12 @@
-//! SecurityIdentity: every label set that a pod uses gets a number, as soon as
-//! the pod exists; a number that nobody uses any more is collected.
+//! SecurityIdentity: every label set that a pod uses gets a number as soon as the pod
+//! exists; an unused number is removed.
 //!
-//! Two parts. [`assign`] follows pods and namespaces and makes what is missing;
-//! its work is in proportion to what changed. [`retire`] looks at one identity
-//! at a time, when it falls out of use and at the end of each wait.
+//! Two parts. [`assign`] follows pods and namespaces and creates missing identities;
+//! its work is proportional to the changes. [`retire`] looks at one identity at a
+//! time, when it falls out of use and at the end of each wait.
 //!
-//! Invariant: a number never means two sets. It is the object's name, and an
-//! object is deleted only when no agent assigns it and nobody has it.
+//! Invariant: a number never means two sets. It is the object's name, and an object
+//! is deleted only when no agent assigns it and no pod has it.
 
 pub(crate) mod assign;
 mod build;

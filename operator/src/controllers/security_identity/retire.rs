@@ -1,10 +1,10 @@
-//! Collects identities that nobody uses.
+//! Removes unused identities.
 //!
 //! Unused for a while → Retiring: agents stop assigning it. Every agent has
-//! acknowledged that, and lists read from the server show no Pod and no
-//! PodEndpoint that has it → deleted, in exactly the version that was judged.
-//! Only then may the number come back. A pod that appears in between makes the
-//! identity active again, which changes its version.
+//! acknowledged that, and lists read from the server show no Pod and no PodEndpoint
+//! that has it → deleted, in exactly the version that was judged. Only then may the
+//! number be assigned again. A pod that appears in between makes the identity active
+//! again, which changes its version.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 /// How often an identity in use is looked at.
 const SLOW: Duration = Duration::from_hours(1);
 
-/// Brings one identity a step nearer to its end, if that is due.
+/// Takes one identity a step towards its deletion, if that is due.
 pub(crate) async fn reconcile(
     identity: Arc<SecurityIdentity>,
     context: Arc<Context>,
@@ -115,8 +115,8 @@ async fn retire(identity: &SecurityIdentity, context: &Context) -> Result<Action
     Ok(Action::await_change())
 }
 
-/// Whether every agent that ever reported has seen the identity in its present
-/// version. A node that is down holds this up: its pods may still have it.
+/// Whether every agent that ever reported has seen the identity in its current
+/// version. A node that is down delays this: its pods may still have the identity.
 fn acknowledged(identity: &SecurityIdentity, context: &Context) -> bool {
     let Some(version) = identity
         .metadata

@@ -1,8 +1,8 @@
 //! When pairs that fail are tried again.
 //!
-//! The attempt counts up within a change and is never set back, so that a late
-//! report can be told from a new one. Times are those of the status: an operator
-//! that was away, or another one with another clock, at worst tries once early.
+//! The attempt counts up within a change and is never reset, so that a late report
+//! differs from a new one. Times come from the status: an operator that was away, or
+//! another one with another clock, at worst tries once early.
 
 use k8s_openapi::jiff::Timestamp;
 use veer_crds::v1alpha1::{Phase, RolloutPolicy};
@@ -17,7 +17,7 @@ const LONGEST: i64 = 300;
 /// When the next attempt is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nothing fails, or what was asked for is not answered yet.
+    /// Nothing fails, or the current attempt has no result yet.
     None,
     /// Then.
     At(Timestamp),
@@ -25,7 +25,7 @@ pub(super) enum Next {
     Now,
 }
 
-/// Says when. `since` is when the phase or the attempt began.
+/// Computes it. `since` is when the phase or the attempt began.
 pub(super) fn next(
     rollout: &RolloutPolicy,
     view: &View<'_>,
@@ -35,7 +35,7 @@ pub(super) fn next(
     let phase = view.epoch.phase;
     let confirm = match phase {
         Phase::Preflight => 0,
-        // What was switched may need all of it before it falls back.
+        // A switched pair may need all of this time before it falls back.
         Phase::Switch => i64::from(rollout.confirm_timeout_seconds),
         Phase::Prepare | Phase::Finalize | Phase::Ready => return Next::None,
     };
@@ -51,7 +51,7 @@ pub(super) fn next(
         return Next::None;
     }
     let due = since.as_second() + wait(view.epoch.attempt) + confirm;
-    // A time that lies ahead is of another clock.
+    // A time in the future comes from another clock.
     if now >= since && now.as_second() < due {
         Next::At(Timestamp::from_second(due).unwrap_or(now))
     } else {

@@ -1,16 +1,15 @@
-//! The routing epoch: which step every node is to be in. Pure.
+//! The routing epoch: which step every node has to be in. Pure.
 //!
-//! A change of mode goes Preflight → Prepare → Switch → Finalize → Ready. The
-//! cluster takes the next step once every ready node has acknowledged the present
-//! one; a node takes the steps one after the other even if it comes late and the
-//! others have long finished. Nodes that are not ready hold nobody up, except at
-//! Finalize, after which the old form is no longer accepted; one on which no agent
-//! ever ran does not even there. Every change by the
-//! user, turning round half-way included, makes a higher number.
+//! A change of mode goes Preflight → Prepare → Switch → Finalize → Ready. The cluster
+//! takes the next step once every ready node has acknowledged the current one. A node
+//! takes the steps one after the other, even if it is late and the others have
+//! finished. Nodes that are not ready delay no step but Finalize, after which the old
+//! form is no longer accepted; a node on which no agent ever ran does not delay that
+//! either. Every change by the user, also a reversal half-way, gets a higher number.
 //!
-//! Pairs of ready nodes that fail in the target form stop the change before
-//! Prepare and before Finalize, unless the user said to keep them as they are;
-//! the nodes that report them are told a higher attempt from time to time.
+//! Pairs of ready nodes that fail in the target form stop the change before Prepare
+//! and before Finalize, unless the user chose to keep them as they are. The nodes
+//! that report them get a higher attempt from time to time.
 
 mod attempt;
 mod order;
@@ -39,11 +38,11 @@ pub(crate) struct Member {
     pub(crate) bare: bool,
     /// Whether it is to switch before the others.
     pub(crate) canary: bool,
-    /// What it was told.
+    /// Its last order.
     pub(crate) told: Option<Epoch>,
     /// What it acknowledged.
     pub(crate) applied: Option<Epoch>,
-    /// What its probes came to.
+    /// The results of its probes.
     pub(crate) probes: Option<ProbeReport>,
 }
 
@@ -53,14 +52,14 @@ impl Member {
     }
 }
 
-/// Where the cluster is and should go.
+/// Where the cluster is and where it has to go.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish<'a> {
     /// UID of the ClusterNetwork.
     pub(crate) uid: &'a str,
     /// The mode that its spec asks for.
     pub(crate) mode: RoutingMode,
-    /// How it asks for it.
+    /// The rollout policy of its spec.
     pub(crate) rollout: &'a RolloutPolicy,
     /// The epoch of its status.
     pub(crate) current: Option<&'a Epoch>,
@@ -77,14 +76,14 @@ pub(crate) struct Wish<'a> {
 pub(crate) struct Awaited {
     /// The node.
     pub(crate) node: String,
-    /// What it was told and has not acknowledged; `None`: it has not been told
-    /// to go further yet.
+    /// The order that it has not acknowledged; `None`: it has no order to go further
+    /// yet.
     pub(crate) owes: Option<Epoch>,
     /// The last step of this change that it acknowledged.
     pub(crate) done: Option<Phase>,
 }
 
-/// What is to be done.
+/// The result of the plan.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// The cluster's epoch.
@@ -95,13 +94,13 @@ pub(crate) struct Plan {
     pub(crate) began: Timestamp,
     /// The mode traffic moves by.
     pub(crate) active: RoutingMode,
-    /// What each node is to be told.
+    /// The order of each node.
     pub(crate) orders: Vec<(String, Epoch)>,
     /// Nodes by what they acknowledged.
     pub(crate) counts: NodeCounts,
     /// How many have done the epoch's step.
     pub(crate) done: i32,
-    /// Ready nodes that have not, those first that owe an answer.
+    /// Ready nodes that have not; those with an unacknowledged order first.
     pub(crate) awaited: Vec<Awaited>,
     /// Nodes that are not ready, and why.
     pub(crate) excluded: Vec<NodeReason>,
@@ -166,10 +165,10 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member], now: Timestamp) -> Plan 
     }
 }
 
-/// Whether a node was told, or has done, a later change than this. Either etcd was
-/// restored from a backup, and where the nodes are is known from them alone; or
-/// this is an old view of the ClusterNetwork, and the write of its status fails
-/// before anybody is told to go back.
+/// Whether a node was ordered, or has done, a later change than this. Either etcd was
+/// restored from a backup, and only the nodes know where they are; or this is an
+/// outdated view of the ClusterNetwork, and the write of its status fails before any
+/// node gets an order to go back.
 fn is_overtaken(epoch: &Epoch, members: &[Member]) -> bool {
     let epochs = members.iter().flat_map(|m| [&m.told, &m.applied]);
     let mut numbers = epochs.flatten().map(|e| e.number);
@@ -179,15 +178,15 @@ fn is_overtaken(epoch: &Epoch, members: &[Member]) -> bool {
 /// How many changes of mode a backup of etcd may lack.
 const FORGOTTEN: i64 = 1 << 16;
 
-/// Whether a node may have seen an epoch of this number where the highest that is
-/// known is `known`. One node's word must not use the numbers up, or bring every
-/// node a change at will.
+/// Whether a node may have seen an epoch of this number if the highest known one is
+/// `known`. The report of one node must not use the numbers up, or start a change on
+/// every node at will.
 fn is_credible(number: i64, known: i64) -> bool {
     number.saturating_sub(known) <= FORGOTTEN
 }
 
-/// The first epoch of a ClusterNetwork. Where no node runs in another mode, or is
-/// on its way, there is nothing to move, and it begins as finished.
+/// The first epoch of a ClusterNetwork. If no node runs in another mode or is on its
+/// way to one, there is nothing to move, and the epoch begins as finished.
 fn first(wish: &Wish<'_>, members: &[Member]) -> Epoch {
     let moving = members
         .iter()
@@ -235,7 +234,7 @@ fn may_advance(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
     let phase = view.epoch.phase;
     let keep = rollout.failed_pairs == FailedPairs::Keep;
     let works = || keep || !view.ready().any(|m| view.fails(m));
-    // Nobody ready is no consent.
+    // No ready node means no consent.
     let somebody = view.members.is_empty() || view.ready().next().is_some();
     let may = match phase {
         Phase::Preflight => works(),
@@ -246,8 +245,8 @@ fn may_advance(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
     may && somebody && view.all_ready_done(phase)
 }
 
-/// The mode that traffic moves by: the target once all that are ready have
-/// switched, and what it was until then.
+/// The active mode: the target once all ready nodes have switched, the previous mode
+/// until then.
 fn active(wish: &Wish<'_>, view: &View<'_>) -> RoutingMode {
     let epoch = view.epoch;
     let switched = view.all_ready_done(Phase::Switch)
@@ -316,7 +315,7 @@ fn failed_pairs(view: &View<'_>) -> Vec<FailedPair> {
         pairs.extend(view.fell_back(member).map(|p| pair(p, "fell back: ")));
         pairs.extend(view.failed(member).map(|p| pair(p, "")));
     }
-    // Sorted without regard to the reason, so that of two the first remains.
+    // Sorted without the reason, so that the first of two equal pairs remains.
     pairs.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
     pairs.dedup_by(|b, a| (&a.from, &a.to) == (&b.from, &b.to));
     pairs

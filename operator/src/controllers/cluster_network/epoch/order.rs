@@ -1,14 +1,14 @@
-//! What each node is to be told: the step after its last, up to the cluster's.
+//! The order of each node: the step after its last, up to the cluster's.
 //!
-//! Only a ready node is told to switch, only once every ready node accepts both
-//! forms, canaries before the others, and only so many at once.
+//! Only a ready node gets the order to switch, only once every ready node accepts
+//! both forms, canaries before the others, and only a limited number at a time.
 
 use veer_crds::v1alpha1::{Epoch, FailedPairs, Phase, RolloutPolicy};
 
 use super::view::View;
 use super::{Member, next};
 
-/// Who may be told to switch now.
+/// Which nodes may get the order to switch now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gate {
     Nobody,
@@ -57,8 +57,7 @@ fn gate(rollout: &RolloutPolicy, view: &View<'_>) -> Gate {
     }
 }
 
-/// Whether nodes wait to be told to switch and there is no ready canary to go
-/// first.
+/// Whether nodes wait for the order to switch and no canary is ready to go first.
 pub(super) fn lacks_canary(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
     view.epoch.phase == Phase::Switch
         && rollout.canary.is_some()
@@ -104,8 +103,9 @@ fn take(slots: &mut usize) -> bool {
     free
 }
 
-/// Whether a node that did none of this change is where a finished one leads to:
-/// new, without traffic that could be lost, or there by an earlier number.
+/// Whether a node that has done no step of this change is in the state that a
+/// finished change leads to: it is new and has no traffic to lose, or it is there by
+/// an earlier number.
 pub(super) fn arrived(applied: Option<&Epoch>, epoch: &Epoch) -> bool {
     epoch.phase == Phase::Ready
         && applied.is_none_or(|a| a.mode == epoch.mode && a.phase == Phase::Ready)

@@ -33,23 +33,23 @@ impl<'a> View<'a> {
         self.members.iter().filter(|m| m.ready())
     }
 
-    /// What a member was told of this change.
+    /// A member's last order in this change.
     pub(super) fn told<'m>(&self, member: &'m Member) -> Option<&'m Epoch> {
         member.told.as_ref().filter(|told| same(told, self.epoch))
     }
 
-    /// Whether a member was told to take this step, or a later one.
+    /// Whether a member was ordered to take this step or a later one.
     pub(super) fn is_told(&self, member: &Member, phase: Phase) -> bool {
         self.told(member).is_some_and(|told| told.phase >= phase)
     }
 
-    /// Whether a member acknowledged a step, under the attempt that it was told.
+    /// Whether a member acknowledged a step, under the attempt of its order.
     pub(super) fn done(&self, member: &Member, phase: Phase) -> bool {
         let told = self.told(member).filter(|told| told.phase == phase);
         let attempt = told.map_or(0, |told| told.attempt);
         let applied = member.applied.as_ref().filter(|a| same(a, self.epoch));
         match phase {
-            // A member that was told more has done it.
+            // A member with a later order has done this step.
             Phase::Preflight => {
                 applied.is_some_and(|a| a.phase > phase)
                     || self.is_told(member, Phase::Prepare)
@@ -81,7 +81,7 @@ impl<'a> View<'a> {
         self.ready().all(|member| self.done(member, phase))
     }
 
-    /// Ready members that were told to switch and have not acknowledged it.
+    /// Ready members that have the order to switch and have not acknowledged it.
     pub(super) fn switching(&self) -> usize {
         let told = |m: &&Member| self.told(m).is_some_and(|t| t.phase == Phase::Switch);
         self.ready()
@@ -96,7 +96,7 @@ impl<'a> View<'a> {
     }
 
     /// Named peers that do not answer a ready member in the target form. A peer that
-    /// is not ready does not count: it has its own way to the new mode.
+    /// is not ready does not count: it goes to the new mode on its own.
     pub(super) fn failed<'m>(
         &self,
         member: &'m Member,
@@ -112,9 +112,9 @@ impl<'a> View<'a> {
         self.named(self.spoken(member).map(|report| &report.fell_back))
     }
 
-    /// How many pairs of a ready member with ready peers fail beside the named
-    /// ones: at least. Of those without a name as many may not be ready as there
-    /// are members that are not.
+    /// How many pairs of a ready member with ready peers fail beside the named ones,
+    /// at least: among the unnamed ones, as many may be not ready as there are
+    /// members that are not.
     pub(super) fn unnamed(&self, member: &Member) -> usize {
         let Some(report) = self.spoken(member) else {
             return 0;
@@ -162,7 +162,7 @@ impl<'a> View<'a> {
             || self.unnamed(member) > 0
     }
 
-    /// Whether a member with failing pairs was not told the present attempt.
+    /// Whether a member with failing pairs has no order of the current attempt.
     pub(super) fn may_try_again(&self, member: &Member, phase: Phase) -> bool {
         let behind = |told: &Epoch| told.phase == phase && told.attempt < self.epoch.attempt;
         matches!(phase, Phase::Preflight | Phase::Switch)
