@@ -3,8 +3,9 @@
 //! replies.
 
 use crate::{
-    flow::{FIN, Flow, RST},
-    ipv4::{ICMP, TCP, UDP},
+    flow::Flow,
+    ip::{ICMP, TCP, UDP},
+    l4::{FIN, RST},
 };
 use veer_bpf_common::tables::FlowEntry;
 
@@ -110,7 +111,7 @@ mod tests {
     extern crate std;
 
     use super::*;
-    use crate::flow::{ACK, SYN};
+    use crate::l4::{ACK, SYN};
     use std::vec;
     use veer_bpf_common::tables::FlowKey;
 

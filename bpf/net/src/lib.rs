@@ -26,7 +26,10 @@ pub mod checksum;
 pub mod conntrack;
 pub mod ethernet;
 pub mod flow;
-pub mod ipv4;
+pub mod fragments;
+pub mod icmp;
+pub mod ip;
+pub mod l4;
 pub mod size;
 pub mod vxlan;
 

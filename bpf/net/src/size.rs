@@ -2,7 +2,7 @@
 
 use crate::{
     bytes::Bytes,
-    ipv4::{Ipv4, TCP, UDP},
+    ip::{TCP, UDP, v4::Ipv4},
 };
 
 /// The `gso_size` of a packet whose segments are as they were made, each within the
@@ -36,7 +36,7 @@ pub fn exceeds<P: Bytes>(packet: &P, ip: &Ipv4, gso_size: u32, mtu: u32) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bytes::Slice, ethernet::HEADER_LENGTH as ETH, flow::ACK, testing};
+    use crate::{bytes::Slice, ethernet::HEADER_LENGTH as ETH, l4::ACK, testing};
 
     fn sized(mut packet: testing::Packet, total: usize) -> (Ipv4, std::vec::Vec<u8>) {
         packet.payload.resize(total - 20, 0);

@@ -4,7 +4,7 @@
 use crate::{
     bytes::Bytes,
     ethernet,
-    ipv4::{Ipv4, UDP},
+    ip::{UDP, v4::Ipv4},
 };
 use veer_bpf_common::{identity::Vni, outcome::DropReason};
 

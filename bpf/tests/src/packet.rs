@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::identity::Vni;
 
 /// TCP flag, as the programs know it.
-pub use veer_bpf_net::flow::{ACK, FIN, RST, SYN};
+pub use veer_bpf_net::l4::{ACK, FIN, RST, SYN};
 
 /// `EtherType` IPv4 and the ones around it.
 const IPV4: u16 = 0x0800;

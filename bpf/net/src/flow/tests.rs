@@ -6,10 +6,12 @@ use super::*;
 use crate::{
     bytes::Slice,
     ethernet::HEADER_LENGTH as ETH,
+    l4::{ACK, RST, SYN},
     testing::{self, Packet},
 };
 use proptest::prelude::*;
 use std::{cell::RefCell, vec, vec::Vec};
+use veer_bpf_common::tables::{FragmentKey, FragmentPorts};
 
 /// The map of the programs as plain data.
 #[derive(Default)]

@@ -23,7 +23,7 @@ use veer_bpf_net::{
     arp,
     bytes::{Bytes, HEAD},
     checksum, ethernet,
-    ipv4::Ipv4,
+    ip::v4::Ipv4,
 };
 
 use super::direct;

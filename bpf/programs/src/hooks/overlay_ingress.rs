@@ -9,7 +9,7 @@ use veer_bpf_common::{
 use veer_bpf_net::{
     bytes::Bytes,
     ethernet::{self, Ethernet},
-    ipv4::Ipv4,
+    ip::v4::Ipv4,
 };
 
 use crate::{

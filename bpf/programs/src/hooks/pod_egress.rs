@@ -10,7 +10,7 @@ use veer_bpf_net::{
     arp::Arp,
     ethernet::{self, Ethernet},
     flow::Flow,
-    ipv4::{Ipv4, UDP},
+    ip::{UDP, v4::Ipv4},
 };
 
 use crate::{

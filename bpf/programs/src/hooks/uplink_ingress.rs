@@ -9,7 +9,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
-    ipv4::{ICMP, Ipv4},
+    ip::{ICMP, v4::Ipv4},
 };
 
 use crate::{

@@ -7,7 +7,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
-    ipv4::Ipv4,
+    ip::v4::Ipv4,
 };
 
 use crate::{ctx::xdp::Frame, exit, path::tunnel, state::lookup};

@@ -2,8 +2,8 @@
 
 use veer_bpf_common::outcome::{Outcome, Verdict};
 use veer_bpf_net::{
-    flow,
-    ipv4::{ICMP, Ipv4},
+    icmp,
+    ip::{ICMP, v4::Ipv4},
 };
 
 use super::local;
@@ -31,7 +31,7 @@ fn is_about_direct_flow(skb: &Skb, ip: &Ipv4) -> bool {
     if ip.is_later_fragment() || lookup::endpoint(ip.destination).is_none() {
         return false;
     }
-    let Some(about) = flow::undeliverable(skb, ip) else {
+    let Some(about) = icmp::v4::undeliverable(skb, ip) else {
         return false;
     };
     let source = about.source_v4();

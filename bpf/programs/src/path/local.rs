@@ -4,7 +4,7 @@ use veer_bpf_common::{
     outcome::{DropReason, Outcome, Verdict},
     tables::Endpoint,
 };
-use veer_bpf_net::ipv4::Ipv4;
+use veer_bpf_net::ip::v4::Ipv4;
 
 use super::stack;
 use crate::{

@@ -9,7 +9,7 @@ use veer_bpf_common::{
     outcome::{DropReason, Outcome, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
-use veer_bpf_net::{ipv4::Ipv4, size};
+use veer_bpf_net::{ip::v4::Ipv4, size};
 
 use super::{fib, stack::exception};
 use crate::{

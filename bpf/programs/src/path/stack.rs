@@ -4,7 +4,7 @@ use veer_bpf_common::{mark, outcome::Verdict};
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
     flow::Flow,
-    ipv4::Ipv4,
+    ip::v4::Ipv4,
 };
 
 use crate::{ctx::skb::Skb, state::flows};

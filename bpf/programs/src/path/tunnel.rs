@@ -5,7 +5,7 @@ use veer_bpf_common::{
     outcome::{DropReason, Verdict},
     tables::Who,
 };
-use veer_bpf_net::{bytes::Bytes, ipv4::Ipv4, vxlan};
+use veer_bpf_net::{bytes::Bytes, ip::v4::Ipv4, vxlan};
 
 use crate::state::lookup;
 

@@ -2,7 +2,7 @@
 //! all places of its opener are taken.
 
 use veer_bpf_common::tables::{FlowKey, FlowSlot, FlowSlots};
-use veer_bpf_net::{conntrack, ipv4::Ipv4};
+use veer_bpf_net::{conntrack, ip::v4::Ipv4};
 
 use super::{
     lookup,

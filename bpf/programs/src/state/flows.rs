@@ -23,7 +23,7 @@ use veer_bpf_net::{
     bytes::Bytes,
     conntrack,
     flow::{self, Flow},
-    ipv4::Ipv4,
+    ip::v4::Ipv4,
 };
 
 use super::{

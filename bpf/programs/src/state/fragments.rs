@@ -1,7 +1,7 @@
 //! Ports of datagrams that come in fragments.
 
 use veer_bpf_common::tables::{FragmentKey, FragmentPorts};
-use veer_bpf_net::flow::Fragments;
+use veer_bpf_net::fragments::Fragments;
 
 use super::maps::FRAGMENTS;
 

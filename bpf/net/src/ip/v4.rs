@@ -4,25 +4,11 @@ use crate::{bytes::Bytes, ethernet};
 use veer_bpf_common::{
     address::{FAMILY_V4, IpKey},
     outcome::DropReason,
-    tables::FragmentKey,
+    tables::{FlowKey, FragmentKey, FragmentPorts},
 };
 
 /// Bytes of a header without options.
 pub const HEADER_LENGTH: usize = 20;
-/// Protocol number of ICMP.
-pub const ICMP: u8 = 1;
-/// Protocol number of TCP.
-pub const TCP: u8 = 6;
-/// Protocol number of UDP.
-pub const UDP: u8 = 17;
-
-/// Protocol number of DCCP. Its ports are where UDP's are, as for the next two.
-pub const DCCP: u8 = 33;
-/// Protocol number of SCTP.
-pub const SCTP: u8 = 132;
-/// Protocol number of UDP-Lite.
-pub const UDP_LITE: u8 = 136;
-
 /// The "don't fragment" bit in the word of the fragment offset.
 const DONT_FRAGMENT: u16 = 0x4000;
 /// The "more fragments" bit there.
@@ -138,6 +124,18 @@ impl Ipv4 {
     #[inline(always)]
     pub const fn is_unicast(&self) -> bool {
         self.destination[0] < 224 && self.destination[0] != 0 && self.destination[0] != 127
+    }
+
+    /// The tuple of the packet with these ports.
+    #[inline(always)]
+    pub(crate) const fn flow_key(&self, ports: FragmentPorts) -> FlowKey {
+        FlowKey::v4(
+            self.source,
+            self.destination,
+            ports.source_port,
+            ports.destination_port,
+            self.protocol,
+        )
     }
 
     /// What all fragments of this packet share.

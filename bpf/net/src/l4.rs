@@ -1,0 +1,32 @@
+//! Transport headers, of which a flow needs ports and TCP's flags.
+
+use veer_bpf_common::tables::FragmentPorts;
+
+/// TCP flag: no more data from the sender.
+pub const FIN: u8 = 0x01;
+/// TCP flag: a connection begins.
+pub const SYN: u8 = 0x02;
+/// TCP flag: a connection is refused or aborted.
+pub const RST: u8 = 0x04;
+/// TCP flag: the acknowledgement number is valid.
+pub const ACK: u8 = 0x10;
+
+/// Bytes of a UDP header.
+pub(crate) const UDP_HEADER: usize = 8;
+/// Bytes of a TCP header without options.
+pub(crate) const TCP_HEADER: usize = 20;
+
+/// What a packet without ports has in their place.
+pub(crate) const NO_PORTS: FragmentPorts = FragmentPorts {
+    source_port: [0; 2],
+    destination_port: [0; 2],
+};
+
+/// Ports as their header has them.
+#[inline(always)]
+pub(crate) const fn ports(source_port: [u8; 2], destination_port: [u8; 2]) -> FragmentPorts {
+    FragmentPorts {
+        source_port,
+        destination_port,
+    }
+}
