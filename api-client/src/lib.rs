@@ -1,18 +1,18 @@
 //! How operator and agents reach the Kubernetes API, publish Events and write errors
 //! in a log.
 //!
-//! An API server whose machine lost power, or that a load balancer gave up,
-//! says no goodbye: a watch on such a connection is silent for ever, and kube's
-//! own client would never know. Here the kernel asks the other end after 15
-//! seconds and ends the connection when it hears nothing for 30; and one on which
-//! even a living peer says nothing for 75 is ended too. A connection that lay idle
-//! for 10 is not used again: a request on one whose other end is gone would begin
-//! the 30 seconds anew, just when a watch has found out.
+//! If the machine of an API server loses power, or a load balancer drops a
+//! connection, no packet ends it: a watch on it is silent for ever, and kube's own
+//! client does not notice. Here the kernel probes the other end after 15 seconds of
+//! silence and ends the connection after 30 without an acknowledgement; a connection
+//! on which a living peer sends nothing for 75 seconds is ended too. A connection
+//! that was idle for 10 seconds is not used again: if its other end is gone, a new
+//! request would start another 30 seconds, just after a watch has noticed.
 //!
-//! A server that is overloaded says so (429, 503, 504), often with the time after
-//! which to ask again. What was refused so is asked again here, by that time and with
-//! growing waits; and whoever waits of his own accord does it by [`jittered`], so
-//! that a thousand agents do not come back in the same second.
+//! An overloaded server answers 429, 503 or 504, often with the time after which to
+//! repeat the request. Such requests are repeated here, after that time and with
+//! growing waits. Other waits are randomised by [`jittered`], so that a thousand
+//! agents do not come back in the same second.
 
 #![forbid(unsafe_code)]
 
@@ -72,8 +72,8 @@ pub enum Error {
 ///
 /// # Errors
 ///
-/// None is named, or what is named cannot be used. Whether it answers is not
-/// looked at.
+/// No server is named, or the configuration cannot be used. The server is not
+/// contacted.
 pub async fn connect() -> Result<Client, Error> {
     let config = Config::infer().await.map_err(Error::NoServer)?;
     client(config).map_err(Error::Unusable)
@@ -112,7 +112,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// A wait of three quarters to five quarters of this, by chance.
 pub fn jittered(wait: Duration) -> Duration {
-    // Every state of this kind is seeded anew.
+    // Every state of this kind gets a new seed.
     let chance = RandomState::new().hash_one(()) % 1024;
     let chance = u32::try_from(chance).unwrap_or_default();
     wait * 3 / 4 + wait * chance / 2048

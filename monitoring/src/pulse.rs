@@ -1,14 +1,14 @@
-//! Whether a program's main loop still goes round, for its `/healthz`.
+//! Whether a program's main loop is alive, for its `/healthz`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a loop may take for one round before the program counts as stuck.
-/// Loops go round every few seconds; the longest honest round, on a busy machine
-/// with the largest maps, takes some tens of seconds.
+/// How long one iteration of a loop may take before the program counts as stuck.
+/// Loops iterate every few seconds; the longest legitimate iteration, on a busy
+/// machine with the largest maps, takes some tens of seconds.
 pub const STUCK: Duration = Duration::from_mins(3);
 
-/// When a loop last went round.
+/// When a loop last finished an iteration.
 #[derive(Debug)]
 pub struct Pulse {
     /// What `last` counts from. The clock stands still while the machine sleeps.

@@ -1,11 +1,11 @@
-//! veer-bench: how fast veer is, on the test cluster, against what the machine
-//! itself can do.
+//! veer-bench: how fast veer is on the test cluster, compared with the machine
+//! itself.
 //!
-//! All network figures come from interleaved rounds of one run and are told as
-//! ratios to a bare veth pair and to node-to-node traffic: the machine's own
-//! moods fall on all alike. Client and server of a round trip share one CPU, so
-//! that the length of the path is measured and not the waking of a CPU; streams
-//! have one CPU each.
+//! All network figures come from interleaved rounds of one run. They are ratios to a
+//! bare veth pair and to node-to-node traffic, since changes of the machine's speed
+//! affect all of them alike. Client and server of a round trip share one CPU, so that
+//! the length of the path is measured and not the wake-up of a CPU; streams have one
+//! CPU each.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "its table is its result")]

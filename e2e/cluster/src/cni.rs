@@ -18,7 +18,7 @@ const CONFIGURATION: &str = "/etc/cni/net.d";
 /// Where it looks for plugins.
 const PLUGINS: &str = "/opt/cni/bin";
 
-/// A pod as the plugins are told of it.
+/// A pod, as the plugins get it.
 #[derive(Debug, Clone)]
 pub struct LightPod {
     /// Its namespace in Kubernetes.
@@ -27,7 +27,7 @@ pub struct LightPod {
     pub name: String,
     /// Its UID.
     pub uid: String,
-    /// The sandbox's id; another one for the same pod is a sandbox made anew.
+    /// The sandbox's id; a new sandbox of the same pod has another.
     pub container: String,
 }
 

@@ -1,7 +1,7 @@
-//! Light nodes: a machine and a Node object, and nothing that runs pods. The
-//! object is what a kubelet would make of the machine, so that whoever gives
-//! out addresses or waits for nodes counts it; a small loop renews its lease,
-//! so that it stays Ready.
+//! Light nodes: a machine and a Node object without anything that runs pods. The
+//! object is what a kubelet would create for the machine, so that controllers which
+//! allot addresses or wait for nodes count it; a small loop renews its lease, so that
+//! it stays Ready.
 
 use serde_json::json;
 

@@ -54,7 +54,8 @@ pub struct Config {
     pub pod_devices: Option<String>,
     /// Whether each node has a second uplink, eth1, in a network of its own.
     pub second_uplink: bool,
-    /// Zones that the workers belong to in turn, by their label; 0: nobody has one.
+    /// Zones that the workers belong to in turn, by their label; 0: no worker has
+    /// one.
     #[serde(default)]
     pub zones: u8,
 }
@@ -122,8 +123,8 @@ pub enum Role {
     ControlPlane,
     /// Runs a kubelet.
     Worker,
-    /// Has a Node object and no kubelet: the harness calls the CNI plugins, and
-    /// whoever wants more there starts it.
+    /// Has a Node object and no kubelet: the harness calls the CNI plugins, and tests
+    /// start what else they need.
     Light,
 }
 

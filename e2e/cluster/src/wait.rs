@@ -1,6 +1,5 @@
-//! Conditions awaited with a deadline. The only pause between two looks in
-//! the whole crate is here; whoever waits says what for, and a wait that
-//! fails says what it saw last.
+//! Conditions awaited with a deadline. The only pause between two looks in the whole
+//! crate is here. Each wait has a name, and one that fails reports what it saw last.
 
 use std::{
     cell::Cell,
@@ -16,8 +15,8 @@ use crate::error::{Error, Result};
 /// milliseconds and more), long against the cost of a look.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// No wait gives up earlier, whatever its caller asks for: a busy machine is no
-/// fault of what is awaited, and what comes at once is not waited for longer.
+/// The shortest deadline, whatever the caller asks for: a slow machine is no failure
+/// of the condition, and a condition that is true at once is not waited for.
 const LEAST: Duration = Duration::from_secs(30);
 
 /// `VEER_E2E_PATIENCE`: by how much every deadline is longer, for machines much

@@ -14,7 +14,7 @@ use crate::{
     order::{Answer, Order, SOCKET},
 };
 
-/// How long whoever asked may take to read the answer.
+/// How long a client may take to read the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What came over it.

@@ -18,8 +18,8 @@ use crate::{
     wire::{BULK, DATAGRAMS, ECHO},
 };
 
-/// Between two looks while there are flows. It bounds what a gap can be told
-/// apart from.
+/// Between two looks while there are flows. Gaps shorter than this cannot be told
+/// apart.
 const TICK: Duration = Duration::from_millis(1);
 /// The same while there are none.
 const IDLE: Duration = Duration::from_millis(10);

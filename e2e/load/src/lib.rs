@@ -1,16 +1,16 @@
-//! veer-load: steady, numbered traffic between places of a cluster, and a
-//! report of what became of it.
+//! veer-load: steady, numbered traffic between places of a cluster, and a report of
+//! its fate.
 //!
-//! The program runs where packets are to begin and end: in pods, on nodes, in
-//! the world. Each process serves and asks; whoever directs them connects to
-//! an abstract Unix socket ([`order::SOCKET`]), which lives in the network
-//! namespace like the traffic itself but touches no device.
+//! The program runs where packets begin and end: in pods, on nodes, in the world.
+//! Each process is server and client. It is controlled over an abstract Unix socket
+//! ([`order::SOCKET`]), which belongs to the network namespace like the traffic
+//! itself but uses no device.
 //!
-//! Invariants: one thread, which wakes up every millisecond and does all there
-//! is to do, so that with real-time priority little of a busy machine shows in
-//! the figures; when it did not wake up all the same is told; arrivals of
-//! datagrams are timed by the kernel; a datagram has a number, so that each
-//! lost, doubled or late one is known, in each direction by itself.
+//! Invariants: one thread wakes up every millisecond and does all the work, so that
+//! with real-time priority a busy machine hardly shows in the figures; the report
+//! lists the times when it did not wake up; the kernel timestamps the arrival of
+//! datagrams; a datagram has a number, so that each lost, doubled or late one is
+//! known, in each direction separately.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a process is told and what it answers: one JSON value per line.
+//! Orders to a process and its answers: one JSON value per line.
 
 use std::net::SocketAddr;
 

@@ -7,7 +7,7 @@ pub const MOMENT_MS: u64 = 100;
 /// A process that does not run for longer than this, in milliseconds, has
 /// paused.
 pub const PAUSE_MS: u64 = 5;
-/// So many gaps of an end of a flow are told, the longest.
+/// How many gaps of one end of a flow are reported: the longest.
 pub const GAPS: usize = 64;
 
 /// Which end of a flow.
@@ -25,9 +25,9 @@ pub struct PlaceReport {
     /// Datagrams that arrived and found a socket's buffer full: lost by this
     /// process, not by the network.
     pub overflown: u64,
-    /// When it did not run for longer than [`PAUSE_MS`]: what is missing in
-    /// one of them is this process's, or the machine's under it, and not the
-    /// network's. In order, none touches another.
+    /// When the process did not run for longer than [`PAUSE_MS`]. What is missing
+    /// then was lost by the process or its machine, not by the network. In order; no
+    /// two touch.
     pub pauses: Vec<Span>,
     /// Its ends of flows.
     pub ends: Vec<End>,

@@ -15,8 +15,8 @@ use veer_e2e_cluster::{DNS_SERVICE, attempt, await_condition};
 
 use crate::site::Site;
 
-/// Datagrams have nobody who repeats them; one may fall to a service rule that
-/// is being written.
+/// Datagrams are not retransmitted; one may be lost while a service rule is being
+/// written.
 const UDP_ATTEMPTS: u32 = 3;
 
 /// How long one of [`UDP_ATTEMPTS`] and the last of some pings may take: a loss
@@ -79,8 +79,8 @@ fn ask(to: SocketAddr, text: &str, time: Duration) -> Result<String> {
     Err(last.map_or_else(|| anyhow!("not sent"), Into::into))
 }
 
-/// What happened to a datagram that nobody listens for: the error of the
-/// socket, `ConnectionRefused` where an ICMP error came back to it.
+/// What happened to a datagram to a closed port: the error of the socket,
+/// `ConnectionRefused` if an ICMP error came back to it.
 pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
     let time = attempt();
     from.within(|| {

@@ -1,6 +1,6 @@
-//! Kubernetes' own network suite against the cluster: the judge that nobody
-//! here wrote. The specs are shared out to some processes, each with names of
-//! its own, since they wait more than they work.
+//! Kubernetes' own network suite against the cluster: a judge that was not written
+//! here. Several processes share the specs, each with names of its own, since they
+//! wait more than they work.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Things on a node that are somebody else's, a tcx program among them: veer must
+//! Things on a node that belong to others, a tcx program among them: veer must
 //! leave them alone. The programs that Debian 12 ships cannot attach one to tcx,
 //! so the few calls of bpf(2) are made here.
 

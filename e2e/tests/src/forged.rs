@@ -70,8 +70,8 @@ impl Claim {
         }
     }
 
-    /// Whether nobody can tell such packets from honest ones: bare packets are how
-    /// nodes send while the native form is accepted, and come by the uplink.
+    /// Whether such packets cannot be told from honest ones: nodes send bare packets
+    /// while the native form is accepted, and they arrive by the uplink.
     fn is_believed(self, mode: Mode, entry: Entry) -> bool {
         let remote = matches!(self, Self::RemotePod | Self::RemoteHealth);
         remote && entry == Entry::Uplink && mode != Mode::Tunnel

@@ -1,5 +1,5 @@
-//! A cluster with the product on it, installed as its users install it: with
-//! `helm install` on nodes that are `NotReady` for want of a network.
+//! A cluster with the product on it, installed as its users install it: with `helm
+//! install` on nodes that are `NotReady` because they have no network.
 
 use std::{
     env,

@@ -86,7 +86,7 @@ impl Follow {
         let (sender, versions) = channel();
         thread::spawn(move || {
             let values = Deserializer::from_reader(BufReader::new(out)).into_iter::<Value>();
-            // It ends with kubectl, or with whoever listens.
+            // It ends with kubectl or with the receiver.
             for value in values.map_while(Result::ok) {
                 if sender.send((now(), value)).is_err() {
                     break;
@@ -100,7 +100,7 @@ impl Follow {
         })
     }
 
-    /// Returns the first version from here on that `is` wants.
+    /// Returns the first version from here on that fulfils `is`.
     pub fn until(&mut self, what: &str, mut is: impl FnMut(&Value) -> bool) -> Result<Value> {
         let start = Instant::now();
         loop {
@@ -262,7 +262,7 @@ fn until_done(follow: &mut Follow, before: i64, phase: Phase) -> Result<()> {
     Ok(())
 }
 
-/// Lets a change on, and pauses it in the phase that it comes to.
+/// Resumes a change and pauses it in the next phase.
 fn step(
     lab: &Lab,
     follow: &mut Follow,

@@ -122,7 +122,8 @@ fn carry(from: Ipv4Addr, ends: &HashMap<Ipv4Addr, File>, count: &AtomicU64) {
         let Ok(header) = Ipv4HeaderSlice::from_slice(&packet[..length]) else {
             continue;
         };
-        // What nobody has is lost, as is what comes to a device that is going.
+        // A packet without a receiver is lost, as is one to a device that is being
+        // removed.
         if let Some(mut end) = ends.get(&header.destination_addr())
             && end.write_all(&packet[..length]).is_ok()
         {

@@ -10,8 +10,8 @@ use super::plan::{Path, Planned};
 /// A gap that is always usual.
 const HARMLESS: Duration = Duration::from_millis(50);
 
-/// How long gaps are on the machine as it is. It is for reports: a longer one is
-/// told, and no harm, since a busy machine makes it as well as a network.
+/// How long gaps are on this machine. Used in reports only: a longer gap is reported
+/// but is no failure, since a busy machine causes it as well as a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     /// The longest gap on the undisturbed cluster, without what its ends were

@@ -31,8 +31,8 @@ pub use plan::{NAMESPACE, Path, Planned};
 
 use crate::lab::Lab;
 
-/// From the last flow opened to the first datagram: all processes are told
-/// within it. Where the machine is too busy for that, they are told again with
+/// From the last flow opened to the first datagram: all processes must get their
+/// orders within it. On a machine that is too busy, the orders are sent again with
 /// more time.
 const LEAD: Duration = Duration::from_millis(700);
 /// The longest of these.

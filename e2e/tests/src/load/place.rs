@@ -1,5 +1,4 @@
-//! A running veer-load: found by its network, made real-time, and told what
-//! to do.
+//! A running veer-load: found by its network, made real-time, and controlled.
 
 use std::{
     fs,

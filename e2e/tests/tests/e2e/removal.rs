@@ -1,4 +1,5 @@
-//! `helm uninstall` takes everything away, and a new installation starts anew.
+//! `helm uninstall` removes everything, and a new installation starts without
+//! leftovers.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What a pod or the world must not be able to do. Each attempt must reach
-//! nobody, and the reason's counter must say so.
+//! What a pod or the world must not be able to do. No attempt may reach anybody, and
+//! the counter of the reason must rise.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},

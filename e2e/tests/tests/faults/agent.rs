@@ -111,7 +111,7 @@ fn signalled(scene: &Scene, signal: &str, times: usize) -> Result<Held> {
     )
 }
 
-/// Records are made anew from what the kernel, the runtime and the API hold.
+/// The records are rebuilt from the kernel, the runtime and the API.
 fn state_lost(scene: &Scene) -> Result<Held> {
     const NODE: &str = "worker1";
     let lab = &scene.lab;

@@ -207,7 +207,7 @@ fn lost_silently(scene: &Scene) -> Result<Held> {
             let wire = Rules::put(lab, "veer_e2e_silent", "", &nothing)?;
             lab.cluster.stop_process("control", "kube-apiserver")?;
             forget_connections(lab)?;
-            // New connections work; to a segment of an old one nobody answers.
+            // New connections work; segments of old ones get no answer.
             let no_reset = format!("tcp sport {API_PORT} tcp flags & rst == rst drop");
             wire.replace("", &rules("", &no_reset))?;
             lab.cluster.start_process("control", "kube-apiserver")?;
@@ -359,10 +359,10 @@ fn restored(scene: &Scene) -> Result<Held> {
                 fs::remove_dir_all(&there)?;
                 Ok(fs::rename(&copied, &there)?)
             })?;
-            // As the manual of etcd asks: what has a cache of Kubernetes' own starts
-            // anew. veer's own agents and operators do not, and kube-proxy need not:
-            // no service changes here, and one started over its own rules has been
-            // seen to leave an endpoint's chain empty.
+            // As the manual of etcd requires, Kubernetes' own components with a cache
+            // are restarted. veer's agents and operators are not, and kube-proxy need
+            // not be: no service changes here, and one that started over its own
+            // rules has been seen to leave an endpoint's chain empty.
             for node in lab.cluster.node_names() {
                 lab.cluster.stop_process(&node, "kubelet")?;
                 lab.cluster.start_process(&node, "kubelet")?;

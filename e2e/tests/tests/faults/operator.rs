@@ -89,8 +89,7 @@ fn signal(lab: &Lab, node: &str, signal: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a pod of labels that nobody had yet has an identity: somebody
-/// leads and works.
+/// Waits until a pod with new labels has an identity: a leader works.
 fn works(lab: &Lab, name: &str) -> Result<()> {
     lab.kubectl().apply(&workloads::single(
         DEMO,
@@ -122,8 +121,8 @@ fn killed(scene: &Scene) -> Result<Held> {
     )
 }
 
-/// Pods of many label sets on a light node, and the nodes themselves: each
-/// wants something from whoever leads.
+/// Pods of many label sets on a light node, and the nodes themselves: each gives the
+/// leader something to do.
 fn ask(lab: &Lab, round: &str, count: usize) -> Result<()> {
     let items: Vec<Value> = (0..count)
         .map(|number| {
@@ -141,7 +140,7 @@ fn ask(lab: &Lab, round: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// A Node that nobody is: it only wants addresses.
+/// A Node without a machine: it only needs addresses.
 fn ask_for_addresses(lab: &Lab, name: &str) -> Result<()> {
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
         "spec": {"unschedulable": true}});

@@ -226,8 +226,8 @@ fn remove_agents(lab: &Lab, removed: bool) -> Result<()> {
     Ok(())
 }
 
-/// A pair that cannot confirm falls back by itself, whatever becomes of its
-/// agents, and nothing is lost afterwards.
+/// A pair that cannot confirm falls back without its agents, and nothing is lost
+/// afterwards.
 fn falls_back(scene: &Scene, agents: Agents) -> Result<Held> {
     let lab = &scene.lab;
     let _policy = Policy::set(lab, &json!({"confirmTimeoutSeconds": CONFIRM}))?;
@@ -297,9 +297,10 @@ fn afterwards(scene: &Scene, agents: Agents) -> Result<String> {
     Ok(report.figure())
 }
 
-/// The user was told since the watch began: with the next attempt the pair is named as
-/// one that fails, and the nodes as fallen back no longer. Where agents were away for
-/// longer than the operator waits between attempts, that begins as soon as they are back.
+/// The user was informed since the watch began: with the next attempt the pair is
+/// listed as failing, and its nodes no longer as fallen back. If agents were away for
+/// longer than the operator waits between attempts, the next attempt begins as soon
+/// as they are back.
 fn named_since(follow: &mut Follow, agents: Agents) -> Result<()> {
     follow.until("the pair that fell back is named", |n| {
         let nodes = n["status"]["failedNodes"].as_array();

@@ -24,7 +24,7 @@ pub(crate) enum Form {
     Short,
     /// Each, a few times.
     Quick,
-    /// Each, as often and as long as a promise wants it.
+    /// Each, as often and as long as its promise requires.
     Full,
 }
 

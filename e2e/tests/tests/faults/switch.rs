@@ -291,7 +291,8 @@ fn canary(scene: &Scene) -> Result<Held> {
 }
 
 fn without_api(scene: &Scene) -> Result<Held> {
-    // Long enough for probes on a busy machine: nothing is to fall back for want of one.
+    // Long enough for probes on a busy machine: no pair may fall back because a probe
+    // was late.
     const CONFIRM: u64 = 30;
     let lab = &scene.lab;
     let _policy = Policy::set(lab, &serde_json::json!({"confirmTimeoutSeconds": CONFIRM}))?;

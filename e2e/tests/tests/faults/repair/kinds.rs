@@ -18,9 +18,8 @@ pub(super) struct Kind {
     pub(super) counted: &'static str,
     /// What the event must say.
     pub(super) told: String,
-    /// Whether the thing is another one afterwards (a device made anew has
-    /// another index and MAC).
-    pub(super) anew: bool,
+    /// Whether the repair makes a new one (a new device has another index and MAC).
+    pub(super) replaced: bool,
 }
 
 fn kind(
@@ -34,7 +33,7 @@ fn kind(
         script: script.into(),
         counted,
         told: told.into(),
-        anew: false,
+        replaced: false,
     }
 }
 
@@ -95,8 +94,8 @@ fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
     let block = block.context("worker2 has no block")?;
     let far = lab.cluster.address("worker2")?;
     let own = lab.cluster.address(NODE)?;
-    let made_anew = Kind {
-        anew: true,
+    let remade = Kind {
+        replaced: true,
         ..kind(
             "VXLAN device deleted",
             "ip link del veer_vxlan",
@@ -129,7 +128,7 @@ fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
             "routes",
             block,
         ),
-        made_anew,
+        remade,
         kind(
             "VXLAN device set down",
             set("veer_vxlan down"),

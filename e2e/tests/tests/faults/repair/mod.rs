@@ -1,5 +1,5 @@
-//! What others change or remove comes back, is counted and told; what is others'
-//! stays theirs.
+//! What others change or remove is restored, counted and reported; what belongs to
+//! others is left alone.
 
 mod kinds;
 
@@ -57,7 +57,7 @@ fn counts(lab: &Lab) -> Result<Counts> {
         .collect())
 }
 
-/// Without what is another one when a device was made anew.
+/// The lines that stay the same when a device is created again.
 fn apart_from_device(all: &Snapshot) -> Snapshot {
     let own =
         |line: &&String| !line.starts_with("CONFIG") && !line.starts_with("device veer_vxlan");
@@ -72,7 +72,7 @@ fn broken(lab: &Lab, kind: &Kind) -> Result<Duration> {
     let start = Instant::now();
     await_condition("it is back", SETTLED, || {
         let after = snapshot::node(lab, NODE).map_err(|e| format!("{e:#}"))?;
-        let same = if kind.anew {
+        let same = if kind.replaced {
             snapshot::same(&apart_from_device(&before), &apart_from_device(&after))
         } else {
             snapshot::same(&before, &after)
@@ -113,7 +113,7 @@ fn await_told(lab: &Lab, before: &Counts, kinds: &[Kind]) -> Result<()> {
     Ok(())
 }
 
-/// Things of somebody else's on the node.
+/// Things on the node that belong to others.
 const FOREIGN: [(&str, &str, &str); 4] = [
     (
         "route",
