@@ -26,35 +26,35 @@ fn code(source: &str) -> String {
         .collect()
 }
 
+/// The name that `path` begins with.
+fn first_name(path: &str) -> &str {
+    let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
+    &path[..end.unwrap_or(path.len())]
+}
+
 /// The modules of the root that `code` names: `crate::a`, `crate::{a::b, c}`.
-fn named(code: &str) -> Vec<String> {
+fn named(code: &str) -> Vec<&str> {
     let mut found = Vec::new();
     for path in code.split("crate::").skip(1) {
-        let mut depth = 0;
-        let mut name = String::new();
-        for c in path.chars() {
+        let Some(group) = path.strip_prefix('{') else {
+            found.push(first_name(path));
+            continue;
+        };
+        let (mut depth, mut begins) = (0, true);
+        for (at, c) in group.char_indices() {
             match c {
                 '{' => depth += 1,
+                '}' if depth == 0 => break,
                 '}' => depth -= 1,
-                c if depth <= 1 && (c.is_alphanumeric() || c == '_') => {
-                    name.push(c);
-                    continue;
+                ',' if depth == 0 => begins = true,
+                _ if begins && !c.is_whitespace() => {
+                    found.push(first_name(&group[at..]));
+                    begins = false;
                 }
                 _ => {}
             }
-            // A name ends here. Behind `::` are names of its own module's things.
-            if !name.is_empty() {
-                found.push(std::mem::take(&mut name));
-            }
-            if depth == 0 {
-                break;
-            }
-            if depth == 1 && c == ':' {
-                name.push(':');
-            }
         }
     }
-    found.retain(|name| !name.starts_with(':'));
     found
 }
 
@@ -69,7 +69,8 @@ fn violations(layer: &str, source: &str) -> Vec<String> {
     let own = (layer != "hooks").then_some(layer);
     let mut wrong: Vec<String> = named(&code)
         .into_iter()
-        .filter(|name| Some(name.as_str()) != own && !below.contains(&name.as_str()))
+        .filter(|name| Some(*name) != own && !below.contains(name))
+        .map(str::to_owned)
         .collect();
     if code.contains("super::super") || (layer == "hooks" && code.contains("super::")) {
         wrong.push("super".into());

@@ -54,7 +54,7 @@ pub struct FlowKey {
     pub destination_port: [u8; 2],
     /// IP protocol number.
     pub protocol: u8,
-    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    /// As in [`crate::address::IpKey`].
     pub family: u8,
     /// Zero.
     pub pad: [u8; 2],
