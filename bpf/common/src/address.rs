@@ -62,7 +62,7 @@ impl IpKey {
 
 /// A key of a longest-prefix map as the kernel sees it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PrefixKey {
     /// [`IP_KEY_TAG_BITS`] and the bits of the prefix.
     pub bits: u32,

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use veer_bpf_common::{maps::NODES, value::Remote};
+use veer_bpf_common::value::Remote;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
@@ -32,11 +32,11 @@ use veer_agent_core::{
     peers::{self, Ids, Left, Peers},
     repair::{Kind, RoundLog},
     switch::{Answer, Ask, Now, Step, Switch},
+    tables::Scope,
 };
 use veer_agent_kernel::{
     attachments::{self, Attachments},
     clock::monotonic,
-    datapath,
     error::{self, netlink},
     netlink::{
         VXLAN, is_host_veth,
@@ -49,7 +49,6 @@ use veer_agent_kernel::{
     nft,
     observe::{self, Wanted},
     stack::{self, Health, Host, PodMtus, Vxlan},
-    tables::{self, Scope},
 };
 
 /// How long the node's address may be away, for a lease renewed or an uplink made
@@ -101,11 +100,11 @@ impl Converger {
     /// Over what is in the maps and on disk.
     pub(crate) fn new(shared: &Shared, held: &Checkpoint) -> Result<Self, Error> {
         let (present, nodes, rows) = {
-            let maps = &mut shared.datapath().maps;
+            let tables = &mut shared.datapath().maps.tables;
             (
-                maps.used_remotes()?,
-                datapath::read_all(&maps.nodes, NODES)?,
-                maps.ipcache_rows()?,
+                tables.remotes.read()?,
+                tables.nodes.read()?,
+                tables.ipcache.read()?,
             )
         };
         Ok(Self {
@@ -246,7 +245,7 @@ impl Converger {
         let guarded = self.attachments.guarded(links);
         let (block, pods) = {
             let store = shared.store();
-            (store.block(), store.wired())
+            (store.block(), store.wired_now())
         };
         let wanted = nft::Wanted {
             index,
@@ -416,8 +415,9 @@ impl Converger {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             done.repaired(Kind::Pin, format!("the pin of map {name} was removed"));
         }
-        let found = datapath.maps.used_remotes()?;
-        self.present = tables::own_remotes(&datapath.maps, &found);
+        let tables = &mut datapath.maps.tables;
+        let found = tables.remotes.read()?;
+        self.present = tables.own_remotes(&found);
         let complete = index.complete;
         let wanted = self.desired(shared, index, peers, step, full);
         let scope = Scope {
@@ -425,7 +425,7 @@ impl Converger {
             rows: complete.nodes && complete.endpoints,
             ipcache: full,
         };
-        tables::converge(&mut datapath, &wanted, found, scope, |what| {
+        tables.converge(&wanted, found, scope, |what| {
             done.repaired(Kind::MapEntry, what);
         })?;
         datapath.maps.beat(monotonic())?;

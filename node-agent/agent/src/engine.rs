@@ -33,9 +33,7 @@ use pods::Noticed;
 use probing::Probing;
 use veer_agent_core::{
     checkpoint::Checkpoint,
-    desired,
     index::{Event, Stale},
-    prefix::host_prefix,
     switch::{self, Answer},
 };
 
@@ -221,7 +219,7 @@ impl Engine {
         }
         cni::recover::absent_records(&self.shared);
         cni::portmap::adopt(&self.shared);
-        let rows = self.shared.datapath().maps.shadow.ipcache.len();
+        let rows = self.shared.datapath().maps.tables.ipcache.len();
         let every = u32::try_from(rows / ROWS_PER_ROUND).unwrap_or(u32::MAX);
         self.round(self.rounds.is_multiple_of(every.max(1)));
     }
@@ -408,16 +406,11 @@ impl Engine {
             return Ok(());
         }
         let mut datapath = self.shared.datapath();
-        let index = self.shared.index();
-        let plan = self.shared.plan();
-        let store = self.shared.store();
-        let complete = index.complete.nodes && index.complete.endpoints;
+        let complete = self.shared.index().complete;
+        let complete = complete.nodes && complete.endpoints;
         for address in addresses {
-            let row = desired::row(&index, &store, &plan.facts, &plan.peers, *address);
-            if row.is_none() && !complete {
-                continue;
-            }
-            datapath.maps.set_ipcache(host_prefix(*address), row)?;
+            self.shared
+                .converge_address(&mut datapath, *address, complete)?;
         }
         Ok(())
     }

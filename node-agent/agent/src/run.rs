@@ -32,6 +32,7 @@ use crate::{
     status::{self, Report},
     watch::{self as watches, Earlier},
 };
+use veer_agent_core::prefix::host_prefix;
 use veer_agent_kernel::{
     datapath::{self, Datapath},
     netlink::notify,
@@ -110,13 +111,17 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
 /// How much an earlier agent knew of other nodes.
 fn earlier(shared: &Shared) -> Result<Earlier, datapath::Error> {
     let mut datapath = shared.datapath();
-    let pods = datapath.maps.ipcache_rows()?;
+    let tables = &mut datapath.maps.tables;
+    let pods = tables.ipcache.read()?;
     Ok(Earlier {
-        nodes: datapath.maps.used_remotes()?.len(),
+        nodes: tables.remotes.read()?.len(),
         pods: pods
             .iter()
-            .filter(|((length, _), row)| {
-                *length == 32
+            .filter(|(prefix, row)| {
+                prefix
+                    .ip
+                    .to_ip()
+                    .is_some_and(|ip| **prefix == host_prefix(ip))
                     && row.node_id >= NODE_ID_FIRST_REMOTE
                     && row.identity >= FIRST_ALLOCATED
             })

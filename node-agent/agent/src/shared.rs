@@ -22,6 +22,7 @@ use crate::{
     cni::conflist::Chain, engine::Input, events::Events, publish::Publisher, records::Records,
 };
 use veer_agent_core::{
+    desired,
     endpoint::{LocalEndpoint, Store},
     facts::Facts,
     index::Index,
@@ -29,7 +30,10 @@ use veer_agent_core::{
     repair::{Kind, Ledger, Note, RoundLog},
     switch::Step,
 };
-use veer_agent_kernel::{datapath::Datapath, lock::Lock};
+use veer_agent_kernel::{
+    datapath::{self, Datapath},
+    lock::Lock,
+};
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -223,10 +227,28 @@ impl Shared {
         }
     }
 
+    /// A round of the maps for one address: of a local pod that comes, goes or changes,
+    /// or of another node's. Without `complete` a row that nothing is known of stays.
+    pub(crate) fn converge_address(
+        &self,
+        datapath: &mut Datapath,
+        address: IpAddr,
+        complete: bool,
+    ) -> Result<(), datapath::Error> {
+        let tables = &mut datapath.maps.tables;
+        let before = tables.device_at(address)?;
+        let wanted = {
+            let (index, plan, store) = (self.index(), self.plan(), self.store());
+            let Plan { facts, peers, .. } = &*plan;
+            desired::address_rows_of(&index, &store, facts, peers, address, before)
+        };
+        Ok(tables.converge_address(&wanted, complete)?)
+    }
+
     /// Wired pods but those whose ADD or DEL is under way.
     pub(crate) fn settled_pods(&self) -> Vec<Arc<LocalEndpoint>> {
         let adding = self.adding().clone();
-        let mut pods = self.store().wired();
+        let mut pods = self.store().wired_now();
         pods.retain(|pod| !adding.contains(&pod.host_ifname));
         pods
     }

@@ -44,11 +44,14 @@ pub fn difference<K: Copy + Eq + Hash, V: Copy + PartialEq>(
 /// What is to be done with one map, and what somebody else did to it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Compared<K, V> {
+    /// What is to be written and removed.
     pub todo: Difference<K, V>,
+    /// Entries that are not as this agent wrote them, and what was done to them.
     pub strange: Vec<(K, &'static str)>,
 }
 
 impl<K, V> Compared<K, V> {
+    /// Passes on what somebody else did.
     pub fn tell(&self, mut to: impl FnMut(&K, &'static str)) {
         for (key, how) in &self.strange {
             to(key, how);

@@ -19,3 +19,4 @@ pub mod prefix;
 pub mod repair;
 pub mod route;
 pub mod switch;
+pub mod tables;

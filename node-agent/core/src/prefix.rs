@@ -3,18 +3,17 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use veer_bpf_common::key::IpKey;
-
-/// A prefix of the ipcache: length in bits of the address, and the address.
-pub type Prefix = (u8, IpKey);
+use veer_bpf_common::address::{IP_KEY_TAG_BITS, IpKey, PrefixKey};
 
 /// The prefix of one address.
-pub fn host_prefix(address: IpAddr) -> Prefix {
-    let length = if address.is_ipv4() { 32 } else { 128 };
-    (length, IpKey::from(address))
+pub fn host_prefix(address: IpAddr) -> PrefixKey {
+    prefix(&IpNet::from(address))
 }
 
 /// The prefix of a network.
-pub fn prefix(net: &IpNet) -> Prefix {
-    (net.prefix_len(), IpKey::from(net.network()))
+pub fn prefix(net: &IpNet) -> PrefixKey {
+    PrefixKey {
+        bits: IP_KEY_TAG_BITS + u32::from(net.prefix_len()),
+        ip: IpKey::from(net.network()),
+    }
 }

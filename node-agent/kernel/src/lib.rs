@@ -13,4 +13,3 @@ pub mod nft;
 pub mod observe;
 pub mod probe;
 pub mod stack;
-pub mod tables;

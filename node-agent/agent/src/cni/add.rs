@@ -10,7 +10,7 @@ use std::{
 use veer_agent_api::{Add, Added, Failure, HostPort, code};
 use veer_bpf_common::identity::INIT;
 
-use super::{del, internal, write_rows};
+use super::{del, internal};
 use crate::{engine::Input, shared::Shared};
 use veer_agent_core::{
     endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
@@ -291,7 +291,7 @@ fn wire(
             store.insert(endpoint.clone());
             undo.inserted = true;
         }
-        write_rows(&mut datapath, &endpoint)?;
+        shared.converge_address(&mut datapath, endpoint.address, true)?;
     }
     pod::configure(
         &mut socket,

@@ -68,7 +68,8 @@ pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
                 ));
             }
         }
-        let row = datapath.maps.endpoints.get(&endpoint.key(), 0).ok();
+        let row = datapath.maps.tables.endpoints.get(&endpoint.key());
+        let row = row.ok().flatten();
         if row != Some(endpoint.endpoint_value()) {
             wrong.push(format!("the endpoint map lacks {}", endpoint.address));
         }

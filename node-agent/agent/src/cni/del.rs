@@ -4,14 +4,28 @@ use std::{io, sync::Arc};
 
 use veer_agent_api::Attachment;
 
-use super::remove_rows;
 use crate::{engine::Input, publish::place, shared::Shared};
 use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
-use veer_agent_kernel::netlink::{link, wire::Socket};
+use veer_agent_kernel::{
+    datapath,
+    netlink::{link, wire::Socket},
+};
+use veer_crds::condition::explain;
+
+/// Why a sandbox could not be unwired.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Its device or its record stays.
+    #[error("cannot remove its device or its record: {0}")]
+    Io(#[from] io::Error),
+    /// Its rows stay.
+    #[error("cannot remove its rows: {}", explain(.0))]
+    Datapath(#[from] datapath::Error),
+}
 
 /// Unwires a sandbox's interface: its device (both ends go together, with their
 /// routes and neighbours), its record, its rows, its pins, the pod's object.
-pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> io::Result<()> {
+pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> Result<(), Error> {
     let removed = forget(shared, attachment)?;
     if let Some(endpoint) = removed.filter(|e| !e.is_nameless()) {
         let key = place::key(&shared.index().endpoints, &endpoint);
@@ -25,7 +39,7 @@ pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> io::Result<()>
 pub(super) fn forget(
     shared: &Shared,
     attachment: &Attachment,
-) -> io::Result<Option<Arc<LocalEndpoint>>> {
+) -> Result<Option<Arc<LocalEndpoint>>, Error> {
     let known_as = shared.store().known_as(attachment);
     // Before the device goes: one that a record lacks is made again.
     let endpoint = shared.store().leave(&known_as);
@@ -40,7 +54,7 @@ pub(super) fn forget(
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();
     if let Some(endpoint) = &endpoint {
-        remove_rows(&mut datapath, endpoint).map_err(io::Error::other)?;
+        shared.converge_address(&mut datapath, endpoint.address, true)?;
     }
     for device in &devices {
         datapath.detach(device)?;

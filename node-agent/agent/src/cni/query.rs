@@ -9,9 +9,9 @@ use veer_agent_api::{
     CounterRow, EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow,
 };
 use veer_bpf_common::{
+    address::{IP_KEY_TAG_BITS, PrefixKey},
     identity::Identity,
     key::{FlowKey, to_ip},
-    maps::{ENDPOINTS, FLOWS},
     outcome::{FIRST_REASON, Program},
     value::{Counter, FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
 };
@@ -19,7 +19,7 @@ use veer_bpf_common::{
 use crate::shared::Shared;
 use veer_agent_core::endpoint::mac_text;
 use veer_agent_kernel::{
-    datapath::{Error, read_all},
+    datapath::Error,
     nft::{self, Count},
 };
 
@@ -58,7 +58,13 @@ pub(super) fn node_status(shared: &Shared) -> NodeStatus {
 }
 
 pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
-    let rows = read_all(&shared.datapath().maps.endpoints, ENDPOINTS).unwrap_or_default();
+    let rows = shared
+        .datapath()
+        .maps
+        .tables
+        .endpoints
+        .read()
+        .unwrap_or_default();
     let store = shared.store();
     let mut found: Vec<EndpointRow> = rows
         .into_iter()
@@ -115,12 +121,12 @@ fn tunnel_endpoints(shared: &Shared) -> BTreeMap<u32, IpAddr> {
 }
 
 pub(super) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
-    let rows = shared.datapath().maps.ipcache_rows()?;
+    let rows = shared.datapath().maps.tables.ipcache.read()?;
     let nodes = tunnel_endpoints(shared);
-    let mut found: Vec<(IpAddr, u8, IpcacheRow)> = rows
+    let mut found: Vec<(IpAddr, u32, IpcacheRow)> = rows
         .into_iter()
-        .filter_map(|((length, key), entry)| {
-            let address = key.to_ip()?;
+        .filter_map(|(PrefixKey { bits, ip }, entry)| {
+            let (length, address) = (bits.saturating_sub(IP_KEY_TAG_BITS), ip.to_ip()?);
             let none = if address.is_ipv4() {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED)
             } else {
@@ -140,7 +146,7 @@ pub(super) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
 }
 
 pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
-    let entries = shared.datapath().maps.used_remotes()?;
+    let entries = shared.datapath().maps.tables.remotes.read()?;
     let index = shared.index();
     let plan = shared.plan();
     let cidrs = |name: &str| {
@@ -245,7 +251,7 @@ fn rows(counted: Vec<(Program, u32, &'static str, Counter)>) -> Vec<CounterRow> 
 }
 
 pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
-    let rows = read_all(&shared.datapath().maps.flows, FLOWS)?;
+    let rows = shared.datapath().maps.flows()?;
     let now = veer_agent_kernel::clock::monotonic();
     Ok(rows
         .into_iter()

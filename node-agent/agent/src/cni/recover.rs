@@ -142,10 +142,10 @@ fn in_maps(
     index: u32,
 ) -> (Option<veer_bpf_common::value::Interface>, Option<IpAddr>) {
     let (row, config) = {
-        let datapath = shared.datapath();
+        let tables = &shared.datapath().maps.tables;
         (
-            datapath.maps.interfaces.get(&index, 0).ok(),
-            datapath.maps.present_config().ok(),
+            tables.interfaces.get(&index).ok().flatten(),
+            tables.config.get(&0).ok().flatten(),
         )
     };
     let block = shared.store().block().and_then(|b| gateway_of(&b.into()));

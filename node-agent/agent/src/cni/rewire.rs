@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, io};
 
-use super::{add::alive, write_rows};
+use super::add::alive;
 use crate::shared::Shared;
 use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
 use veer_agent_kernel::{
@@ -100,8 +100,8 @@ fn rewire(
         host_ports: !endpoint.host_ports().is_empty(),
     };
     let host = pod::create(socket, &netns, &wiring)?;
-    let before = std::mem::replace(&mut endpoint.ifindex, host.index);
-    let wired = enter(shared, &endpoint, before).and_then(|wanted| {
+    endpoint.ifindex = host.index;
+    let wired = enter(shared, &endpoint).and_then(|wanted| {
         if wanted {
             let proc_sys_net = &shared.options.proc_sys_net;
             pod::configure(socket, &netns, &wiring, host.index, proc_sys_net)?;
@@ -119,7 +119,7 @@ fn rewire(
 /// Attaches the programs and writes the rows; `false`: the pod is being deleted. A
 /// DEL forgets the record first and removes the device then, so one that came before
 /// the new device is seen here, and a later one removes it.
-fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool, Error> {
+fn enter(shared: &Shared, endpoint: &LocalEndpoint) -> Result<bool, Error> {
     let mut datapath = shared.datapath();
     {
         let mut store = shared.store();
@@ -133,7 +133,6 @@ fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool,
     for hook in [Hook::PodEgress, Hook::PodIngress] {
         datapath.attach(&endpoint.host_ifname, hook)?;
     }
-    write_rows(&mut datapath, endpoint)?;
-    datapath.maps.set_interface(before, None)?;
+    shared.converge_address(&mut datapath, endpoint.address, true)?;
     Ok(true)
 }

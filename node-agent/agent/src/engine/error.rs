@@ -2,6 +2,7 @@
 
 use std::{io, net::IpAddr};
 
+use veer_agent_core::tables;
 use veer_agent_kernel::{datapath, error};
 
 /// Why a round failed.
@@ -30,6 +31,12 @@ pub(crate) enum Error {
         /// What does now.
         new: IpAddr,
     },
+}
+
+impl From<tables::Error> for Error {
+    fn from(error: tables::Error) -> Self {
+        datapath::Error::from(error).into()
+    }
 }
 
 impl From<datapath::Error> for Error {

@@ -104,8 +104,9 @@ impl Engine {
                 && complete.pods
                 && complete.endpoints_listed
         };
-        let config = self.shared.datapath().maps.present_config();
-        let forgotten = !told && config.is_ok_and(|c| c.gateway_v4 != [0; 4]);
+        let config = self.shared.datapath().maps.tables.config.get(&0);
+        let wired = config.is_ok_and(|c| c.is_some_and(|c| c.gateway_v4 != [0; 4]));
+        let forgotten = !told && wired;
         if forgotten {
             let mut plan = self.shared.plan_mut();
             if plan.not_ready != FORGOTTEN {

@@ -176,7 +176,8 @@ impl Engine {
         let Some(endpoint) = changed else {
             return Ok(());
         };
-        cni::write_rows(&mut datapath, &endpoint)?;
+        self.shared
+            .converge_address(&mut datapath, endpoint.address, true)?;
         drop(datapath);
         self.shared.persist(attachment).map_err(Error::State)?;
         tracing::info!(pod = endpoint.pod(), identity = number, "identity");

@@ -1,13 +1,14 @@
 //! Denied prefixes as rows of the ipcache.
 
 use veer_bpf_common::{
+    address::PrefixKey,
     identity::WORLD,
     value::{IpcacheEntry, NODE_ID_DENIED},
 };
 
 use crate::{
     index::{Index, Networks},
-    prefix::{Prefix, prefix},
+    prefix::prefix,
 };
 
 const DENIED: IpcacheEntry = IpcacheEntry {
@@ -18,7 +19,7 @@ const DENIED: IpcacheEntry = IpcacheEntry {
 /// The rows of what the user denies. The longest prefix decides, so one that lies
 /// within pods' blocks is left out: pods are never denied. One that holds pods or
 /// nodes is not, for their own rows are longer.
-pub(super) fn rows(index: &Index) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
+pub(super) fn rows(index: &Index) -> impl Iterator<Item = (PrefixKey, IpcacheEntry)> {
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let of_cluster: Networks = cluster
         .into_iter()

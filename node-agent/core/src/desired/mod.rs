@@ -11,8 +11,8 @@ use std::{
 
 use ipnet::IpNet;
 use veer_bpf_common::{
+    address::{IpKey, PrefixKey},
     identity::{HEALTH, HOST, INIT, REMOTE_NODE},
-    key::IpKey,
     value::{
         CONFIG_DENIES, CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry,
         NODE_ID_LOCAL, Remote,
@@ -21,11 +21,11 @@ use veer_bpf_common::{
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 use crate::{
-    endpoint::{Store, gateway_of},
+    endpoint::{LocalEndpoint, Store, gateway_of},
     facts::Facts,
     index::Index,
     peers::Peers,
-    prefix::{Prefix, host_prefix, prefix},
+    prefix::{host_prefix, prefix},
     route::{Route, host_route},
     switch::{Pairs, Step, entry, pair_mtu, tunnel_mtu},
 };
@@ -40,7 +40,7 @@ pub struct Desired {
     /// Other nodes by id.
     pub remotes: HashMap<u32, Remote>,
     /// Rows of the ipcache.
-    pub ipcache: HashMap<Prefix, IpcacheEntry>,
+    pub ipcache: HashMap<PrefixKey, IpcacheEntry>,
     /// Local pods by address.
     pub endpoints: HashMap<IpKey, Endpoint>,
     /// Local pods by device.
@@ -83,7 +83,7 @@ pub fn row(
     peers: &Peers,
     address: IpAddr,
 ) -> Option<IpcacheEntry> {
-    let identity = store.by_address(address).map(|e| e.identity);
+    let identity = store.wired_at(address).map(|e| e.identity);
     row_of(
         index,
         facts,
@@ -132,6 +132,43 @@ fn row_of(
         identity: pod.identity,
         node_id: *peers.by_name.get(pod.node)?,
     })
+}
+
+/// What the maps are to hold of one address.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AddressRows {
+    /// The address.
+    pub address: IpAddr,
+    /// The local pod that has it.
+    pub endpoint: Option<Endpoint>,
+    /// Devices that the pod has or had, and what is to be held of each; `None`: nothing.
+    pub interfaces: [Option<(u32, Option<Interface>)>; 2],
+    /// Its row in the ipcache; `None`: no row of its own.
+    pub row: Option<IpcacheEntry>,
+}
+
+/// The part of [`desired`] that concerns one address. `before` is the device of the
+/// local pod that the maps know there.
+pub fn address_rows_of(
+    index: &Index,
+    store: &Store,
+    facts: &Facts,
+    peers: &Peers,
+    address: IpAddr,
+    before: Option<u32>,
+) -> AddressRows {
+    let pod = store.wired_at(address);
+    let of_device = |device: u32| {
+        let pod = store.wired().find(|pod| pod.ifindex == device);
+        (device, pod.map(LocalEndpoint::interface_value))
+    };
+    let now = pod.map(|pod| pod.ifindex);
+    AddressRows {
+        address,
+        endpoint: pod.map(LocalEndpoint::endpoint_value),
+        interfaces: [now, before.filter(|device| Some(*device) != now)].map(|d| d.map(of_device)),
+        row: row(index, store, facts, peers, address),
+    }
 }
 
 /// Everything.
@@ -225,7 +262,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
 impl Desired {
     /// What the wired pods of this node need beside their rows.
     fn local_pods(&mut self, store: &Store, facts: &Facts) {
-        for endpoint in store.iter() {
+        for endpoint in store.wired() {
             self.endpoints
                 .insert(endpoint.key(), endpoint.endpoint_value());
             self.interfaces
@@ -245,12 +282,12 @@ fn address_rows(
     store: &Store,
     facts: &Facts,
     peers: &Peers,
-) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
-    let pods: HashMap<IpAddr, u32> = store.iter().map(|e| (e.address, e.identity)).collect();
+) -> impl Iterator<Item = (PrefixKey, IpcacheEntry)> {
+    let pods: HashMap<IpAddr, u32> = store.wired().map(|e| (e.address, e.identity)).collect();
     let health = store.health_address();
     let own = facts.addresses.iter().copied();
     let all = own
-        .chain(store.iter().map(|e| e.address))
+        .chain(store.wired().map(|e| e.address))
         .chain(peers.by_address.keys().copied())
         .chain(health)
         .chain(peers.health_ids.keys().copied())

@@ -22,6 +22,10 @@ fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
 }
 
+fn net(length: u8, address: &str) -> PrefixKey {
+    prefix(&IpNet::new(ip(address), length).unwrap())
+}
+
 fn node(name: &str, cidr: &str, address: &str) -> NodeRecord {
     NodeRecord {
         name: name.into(),
@@ -158,7 +162,7 @@ impl World {
 fn blocks_are_init_on_their_node_and_addresses_are_host_or_remote_node() {
     let mut world = World::new();
     let d = world.desired(None);
-    let get = |length, a: &str| d.ipcache.get(&(length, IpKey::from(ip(a)))).copied();
+    let get = |length, a: &str| d.ipcache.get(&net(length, a)).copied();
     let entry = |identity, node_id| Some(IpcacheEntry { identity, node_id });
     assert_eq!(get(24, "10.1.0.0"), entry(INIT, 1));
     assert_eq!(get(24, "10.1.1.0"), entry(INIT, 2));

@@ -4,16 +4,13 @@
 use std::net::IpAddr;
 
 use veer_bpf_common::{
+    address::PrefixKey,
     identity::UNMANAGED,
     value::{IpcacheEntry, NODE_ID_NONE},
 };
 
 use super::Peers;
-use crate::{
-    facts::Facts,
-    index::Index,
-    prefix::{Prefix, prefix},
-};
+use crate::{facts::Facts, index::Index, prefix::prefix};
 
 const UNASSIGNED: IpcacheEntry = IpcacheEntry {
     identity: UNMANAGED,
@@ -27,7 +24,7 @@ pub(super) fn rows(
     index: &Index,
     facts: &Facts,
     peers: &Peers,
-) -> impl Iterator<Item = (Prefix, IpcacheEntry)> {
+) -> impl Iterator<Item = (PrefixKey, IpcacheEntry)> {
     let nodes: Vec<IpAddr> = facts
         .primary
         .into_iter()

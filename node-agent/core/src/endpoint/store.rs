@@ -336,12 +336,24 @@ impl Store {
     }
 
     /// Those that the node is to be wired for: no DEL of theirs has begun.
-    pub fn wired(&self) -> Vec<Arc<LocalEndpoint>> {
-        let wired = self.endpoints.iter();
-        wired
-            .filter(|(attachment, _)| !self.leaving.contains(attachment))
-            .map(|(_, endpoint)| Arc::clone(endpoint))
-            .collect()
+    pub fn wired(&self) -> impl Iterator<Item = &LocalEndpoint> {
+        self.staying().map(|e| &**e)
+    }
+
+    /// The same for who goes on without the store.
+    pub fn wired_now(&self) -> Vec<Arc<LocalEndpoint>> {
+        self.staying().cloned().collect()
+    }
+
+    fn staying(&self) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
+        let all = self.endpoints.iter();
+        all.filter(|(attachment, _)| !self.leaving.contains(attachment))
+            .map(|(_, endpoint)| endpoint)
+    }
+
+    /// That of [`Store::wired`] with an address.
+    pub fn wired_at(&self, address: IpAddr) -> Option<&LocalEndpoint> {
+        self.wired().find(|e| e.address == address)
     }
 
     /// Whether no pod is wired.

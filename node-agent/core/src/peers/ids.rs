@@ -7,13 +7,13 @@ use std::{
 
 use ipnet::IpNet;
 use veer_bpf_common::{
+    address::{IpKey, PrefixKey, to_ip},
     identity::INIT,
-    key::{IpKey, to_ip},
     maps::REMOTES_MAX,
     value::{IpcacheEntry, NODE_ID_FIRST_REMOTE, Remote},
 };
 
-use crate::prefix::{Prefix, prefix};
+use crate::prefix::prefix;
 
 /// What an earlier agent left in the maps of nodes.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct Left<'a> {
     /// Ids by address.
     pub nodes: &'a HashMap<IpKey, u32>,
     /// Rows of the ipcache; those of blocks say whose an id is.
-    pub rows: &'a HashMap<Prefix, IpcacheEntry>,
+    pub rows: &'a HashMap<PrefixKey, IpcacheEntry>,
 }
 
 /// Which node has which id.
@@ -44,7 +44,7 @@ struct Earlier {
     /// By the node's tunnel address.
     by_address: HashMap<IpAddr, u32>,
     /// By the node's block.
-    by_block: HashMap<Prefix, u32>,
+    by_block: HashMap<PrefixKey, u32>,
     /// All addresses of a node, the tunnel's first.
     addresses: HashMap<u32, Vec<IpAddr>>,
 }

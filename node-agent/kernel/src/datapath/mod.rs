@@ -9,6 +9,7 @@ mod attach;
 mod handover;
 mod maps;
 mod raw;
+mod rows;
 
 use std::{
     fs, io,
@@ -26,7 +27,7 @@ use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 use crate::netlink::wire::Socket;
 
 pub use attach::{Hook, XdpAttach, remove_clsact};
-pub use maps::{Maps, read_all};
+pub use maps::Maps;
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,9 @@ pub enum Error {
         /// Why.
         source: aya::maps::MapError,
     },
+    /// A map that the agent fills could not be read or written.
+    #[error(transparent)]
+    Table(#[from] veer_agent_core::tables::Error),
     /// A program could not be attached.
     #[error("cannot attach {program} to {device}")]
     Attach {

@@ -19,7 +19,7 @@ fn denied_prefixes_are_rows_and_pods_and_nodes_are_never_denied() {
     world.index.handle(Event::Cluster(cluster.clone()));
     let d = world.desired(None);
     assert_eq!(d.config.flags, CONFIG_DENIES);
-    let mut denied: Vec<Prefix> = d
+    let mut denied: Vec<PrefixKey> = d
         .ipcache
         .iter()
         .filter(|(_, row)| (row.identity, row.node_id) == (WORLD, NODE_ID_DENIED))
@@ -31,14 +31,14 @@ fn denied_prefixes_are_rows_and_pods_and_nodes_are_never_denied() {
         (24, "192.0.2.0"),
         (32, "2001:db8::"),
     ]
-    .map(|(length, a)| (length, IpKey::from(ip(a))))
+    .map(|(length, a)| net(length, a))
     .to_vec();
     denied.sort_unstable();
     expected.sort_unstable();
     assert_eq!(denied, expected);
     let own = |prefix| d.ipcache.get(&prefix).map(|row| row.identity);
     assert_eq!(own(host_prefix(ip("192.0.2.2"))), Some(REMOTE_NODE));
-    assert_eq!(own((24, IpKey::from(ip("10.1.1.0")))), Some(INIT));
+    assert_eq!(own(net(24, "10.1.1.0")), Some(INIT));
 
     let (uid, mut spec) = *cluster;
     spec.denied_prefixes.clear();

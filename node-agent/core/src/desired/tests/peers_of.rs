@@ -81,13 +81,13 @@ fn an_address_that_the_operator_takes_from_a_node_is_the_other_ones_at_once() {
     }
     let owner = |d: &Desired| d.nodes[&IpKey::from(ip("192.0.2.3"))];
     let d = world.desired(None);
-    let blade = d.ipcache[&(24, IpKey::from(ip("10.1.3.0")))].node_id;
+    let blade = d.ipcache[&net(24, "10.1.3.0")].node_id;
     assert_eq!(owner(&d), blade, "the younger of two");
     let nodes = d.remotes.len();
     newer.addresses.clear();
     world.index.handle(Event::Node(Change::Apply(newer)));
     let d = world.desired(None);
-    let worker = d.ipcache[&(24, IpKey::from(ip("10.1.2.0")))].node_id;
+    let worker = d.ipcache[&net(24, "10.1.2.0")].node_id;
     assert_eq!(owner(&d), worker);
     assert_eq!(d.remotes.len(), nodes, "the other keeps its place");
 }
@@ -108,7 +108,7 @@ fn an_address_given_anew_is_the_living_nodes_whatever_the_names() {
         }
         let d = world.desired(None);
         let owner = d.nodes[&IpKey::from(ip("192.0.2.3"))];
-        assert_eq!(d.ipcache[&(24, IpKey::from(ip("10.1.3.0")))].node_id, owner);
+        assert_eq!(d.ipcache[&net(24, "10.1.3.0")].node_id, owner);
         assert_eq!(d.ipcache[&host_prefix(ip("192.0.2.3"))].node_id, owner);
     }
 }
@@ -129,7 +129,7 @@ fn of_two_living_nodes_at_one_address_the_newer_has_it_whatever_the_names() {
             "10.1.3.0"
         };
         let owner = d.nodes[&IpKey::from(ip("192.0.2.3"))];
-        assert_eq!(d.ipcache[&(24, IpKey::from(ip(newer)))].node_id, owner);
+        assert_eq!(d.ipcache[&net(24, newer)].node_id, owner);
     }
 }
 

@@ -4,8 +4,8 @@ use veer_bpf_common::{identity::UNMANAGED, value::NODE_ID_NONE};
 
 use super::*;
 
-fn unassigned(d: &Desired) -> Vec<Prefix> {
-    let mut found: Vec<Prefix> = d
+fn unassigned(d: &Desired) -> Vec<PrefixKey> {
+    let mut found: Vec<PrefixKey> = d
         .ipcache
         .iter()
         .filter(|(_, row)| (row.identity, row.node_id) == (UNMANAGED, NODE_ID_NONE))
@@ -31,10 +31,10 @@ fn what_no_node_has_of_the_pod_cidrs_is_nobodys() {
     let mut world = World::new();
     assert!(unassigned(&world.desired(None)).is_empty());
     let d = with_cidrs(&mut world, &["10.1.0.0/16", "10.9.0.0/16"]);
-    let expected = ["10.1.0.0", "10.9.0.0"].map(|a| (16, IpKey::from(ip(a))));
+    let expected = ["10.1.0.0", "10.9.0.0"].map(|a| net(16, a));
     assert_eq!(unassigned(&d), expected);
     let of = |prefix| d.ipcache.get(&prefix).map(|row| row.identity);
-    assert_eq!(of((24, IpKey::from(ip("10.1.1.0")))), Some(INIT));
+    assert_eq!(of(net(24, "10.1.1.0")), Some(INIT));
 }
 
 #[test]
