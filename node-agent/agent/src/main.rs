@@ -6,20 +6,13 @@
 
 #![forbid(unsafe_code)]
 
-mod checkpoint_file;
-mod cni;
-mod converge;
 mod engine;
-mod events;
-mod http;
-mod install;
-mod metrics;
-mod publish;
-mod records;
-mod retry;
+mod pods;
+mod report;
 mod run;
+mod runtime;
 mod shared;
-mod status;
+mod socket;
 mod watch;
 
 use std::{
@@ -32,7 +25,7 @@ use clap::{Parser, Subcommand};
 use veer_agent_api::CONF_DIR;
 use veer_api_client::chain;
 
-use cni::conflist::Chain;
+use runtime::conflist::Chain;
 
 /// Node agent of the veer pod network.
 #[derive(Debug, Parser)]
@@ -152,7 +145,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Install { cni_bin_dir }) => {
-            let copied = install::install(&cni_bin_dir)
+            let copied = runtime::install::install(&cni_bin_dir)
                 .with_context(|| format!("cannot install into {}", cni_bin_dir.display()))?;
             tracing::info!(?copied, "installed");
             Ok(())

@@ -19,7 +19,10 @@ use veer_agent_api::Attachment;
 use veer_monitoring::Pulse;
 
 use crate::{
-    cni::conflist::Chain, engine::Input, events::Events, publish::Publisher, records::Records,
+    engine::Input,
+    pods::records::Records,
+    report::{events::Events, publish::Publisher},
+    runtime::conflist::Chain,
 };
 use veer_agent_core::{
     desired,

@@ -7,8 +7,7 @@ use veer_agent_api::{CONFLIST, SERVED_NAME, file};
 
 use super::Engine;
 use crate::{
-    cni::{conflist, foreign},
-    install::Keeper,
+    runtime::{conflist, foreign, install::Keeper},
     shared::{Options, Shared},
 };
 use veer_agent_core::repair::Kind;

@@ -9,8 +9,8 @@ use veer_agent_api::Attachment;
 
 use super::{Engine, Error};
 use crate::{
-    cni,
-    publish::{Entry, Todo, place},
+    report::publish::{Entry, Todo, place},
+    runtime::conflist,
 };
 use veer_agent_core::{index::Resolution, repair::Kind};
 
@@ -113,9 +113,7 @@ impl Engine {
         self.noticed
             .bandwidth_told
             .retain(|uid| asking.iter().any(|(.., asks)| asks == uid));
-        if asking.is_empty()
-            || cni::conflist::chains(&self.shared.options.cni_conf_dir, "bandwidth")
-        {
+        if asking.is_empty() || conflist::chains(&self.shared.options.cni_conf_dir, "bandwidth") {
             return;
         }
         for (namespace, name, uid) in asking {

@@ -11,7 +11,7 @@ use std::{fs, io, path::Path};
 
 use veer_agent_api::file;
 
-use crate::{checkpoint_file::CheckpointFile, cni::conflist::PLUGIN};
+use crate::{engine::checkpoint_file::CheckpointFile, runtime::conflist::PLUGIN};
 
 /// Removes the agent's files if the node is decommissioned. `state` and `run` are
 /// its directories, `plugins` is the node's directory of CNI plugins, `sandboxes` is

@@ -24,7 +24,10 @@ use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
 };
 
-use crate::{engine::Input, events::Events, retry};
+use crate::{
+    engine::Input,
+    report::{events::Events, retry},
+};
 use veer_agent_core::index::{
     Change, Event, IdentityRecord, NodeRecord, OwnRow, PodEndpointRow, PodRecord, Seen,
 };

@@ -16,8 +16,11 @@ use tokio::{
 };
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
 
-use super::{add, check, del, drops, gc, internal, query};
-use crate::shared::Shared;
+use crate::{
+    pods::{add, check, del, gc, internal},
+    shared::Shared,
+    socket::{drops, query},
+};
 use veer_agent_core::repair::Kind;
 
 /// Requests worked on at once: netlink is serial in the kernel anyway, and each
@@ -156,7 +159,7 @@ fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String 
                 Err(failure) => tracing::error!("{}", failure.msg),
             }
             if shared.plan().decommission {
-                super::conflist::remove_with_the_last(shared);
+                crate::runtime::conflist::remove_with_the_last(shared);
             }
             encode(result)
         }

@@ -13,7 +13,7 @@ use super::{
     Report, Urgent,
     keep::{self, Todo, Written, own_part, todo},
 };
-use crate::retry;
+use crate::report::retry;
 
 /// Least time between two writes.
 const LEAST: Duration = Duration::from_millis(200);

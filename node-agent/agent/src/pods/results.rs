@@ -12,7 +12,7 @@ use veer_agent_api::{Attachment, host_port};
 use veer_agent_core::endpoint::{Kept, device_digits};
 
 /// The network's name in veer's configuration.
-pub(super) const NETWORK: &str = "veer";
+pub(crate) const NETWORK: &str = "veer";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

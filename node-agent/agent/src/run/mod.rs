@@ -22,14 +22,16 @@ use tokio::{
 use veer_bpf_common::{identity::FIRST_ALLOCATED, value::NODE_ID_FIRST_REMOTE};
 
 use crate::{
-    cni::server,
     engine::{Engine, Input},
-    events::Events,
-    http,
-    publish::Publisher,
-    records::Records,
+    pods::records::Records,
+    report::{
+        events::Events,
+        http,
+        publish::Publisher,
+        status::{self, Report},
+    },
     shared::{Options, Shared},
-    status::{self, Report},
+    socket::server,
     watch::{self as watches, Earlier},
 };
 use veer_agent_core::prefix::host_prefix;

@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 use veer_agent_api::CONFLIST;
 
-use super::conflist::PLUGIN;
+use crate::runtime::conflist::PLUGIN;
 
 /// What is appended to the name of a file that is moved aside: no runtime reads
 /// a file of that kind.

@@ -19,10 +19,10 @@ use veer_bpf_common::value::Remote;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
-    cni,
     engine::Error,
+    pods::{recover, rewire},
+    report::status::{self, Report},
     shared::Shared,
-    status::{self, Report},
 };
 use veer_agent_core::{
     checkpoint::Checkpoint,
@@ -84,7 +84,7 @@ pub(crate) struct Converger {
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,
     pod_mtus: PodMtus,
-    strays: cni::recover::Strays,
+    strays: recover::Strays,
     /// What is wrong on the node that veer cannot put right, but works beside:
     /// the reason of a condition, and in words.
     pub(crate) concerns: Vec<(&'static str, String)>,
@@ -129,7 +129,7 @@ impl Converger {
             basis: None,
             away: None,
             pod_mtus: PodMtus::default(),
-            strays: cni::recover::Strays::default(),
+            strays: recover::Strays::default(),
             concerns: Vec::new(),
             degraded: String::new(),
             degraded_reason: "",
@@ -213,7 +213,7 @@ impl Converger {
                 xdp: cluster.map(|c| c.xdp),
             },
         );
-        let stranded = cni::rewire::lost_devices(shared, &mut socket, &links);
+        let stranded = rewire::lost_devices(shared, &mut socket, &links);
         concerns.extend(stranded.into_iter().map(|s| ("PodWithoutDevice", s)));
         if !smaller_first {
             self.host

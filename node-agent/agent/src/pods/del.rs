@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use veer_agent_api::Attachment;
 
-use crate::{engine::Input, publish::place, shared::Shared};
+use crate::{engine::Input, report::publish::place, shared::Shared};
 use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
 use veer_agent_kernel::{
     datapath,
@@ -25,7 +25,7 @@ pub(crate) enum Error {
 
 /// Unwires a sandbox's interface: its device (both ends go together, with their
 /// routes and neighbours), its record, its rows, its pins, the pod's object.
-pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> Result<(), Error> {
+pub(crate) fn unwire(shared: &Shared, attachment: &Attachment) -> Result<(), Error> {
     let removed = forget(shared, attachment)?;
     if let Some(endpoint) = removed.filter(|e| !e.is_nameless()) {
         let key = place::key(&shared.index().endpoints, &endpoint);
@@ -36,7 +36,7 @@ pub(super) fn unwire(shared: &Shared, attachment: &Attachment) -> Result<(), Err
 
 /// The part of [`unwire`] that concerns this node alone. The address is free
 /// again when nothing on disk or in the maps has it.
-pub(super) fn forget(
+pub(crate) fn forget(
     shared: &Shared,
     attachment: &Attachment,
 ) -> Result<Option<Arc<LocalEndpoint>>, Error> {

@@ -5,8 +5,7 @@
 
 use std::{collections::HashSet, io};
 
-use super::add::alive;
-use crate::shared::Shared;
+use crate::{pods::add::alive, shared::Shared};
 use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
 use veer_agent_kernel::{
     datapath::{self, Hook},

@@ -5,8 +5,10 @@ use std::{fs, sync::Arc};
 
 use veer_agent_api::{Attachment, Del, file};
 
-use super::{add::alive, del};
-use crate::shared::Shared;
+use crate::{
+    pods::{add::alive, del},
+    shared::Shared,
+};
 
 /// Unwires every pod whose network namespace is gone.
 pub(crate) fn collect(shared: &Shared) {
@@ -24,7 +26,7 @@ pub(crate) fn collect(shared: &Shared) {
 
 /// Unwires those that the runtime does not name and whose namespace is gone. One
 /// that lives is another runtime's of the same node.
-pub(super) fn retain(shared: &Arc<Shared>, valid: &[Attachment]) {
+pub(crate) fn retain(shared: &Arc<Shared>, valid: &[Attachment]) {
     let extra: Vec<_> = {
         let adding = shared.adding().clone();
         shared

@@ -13,13 +13,12 @@ use veer_bpf_common::{
     value::DropSample,
 };
 
-use super::query::protocol;
-use crate::shared::Shared;
+use crate::{shared::Shared, socket::query::protocol};
 use veer_agent_core::endpoint::{LocalEndpoint, mac_text};
 use veer_agent_kernel::datapath::Error;
 
 /// The samples that the maps hold, the latest first.
-pub(super) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
+pub(crate) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
     let mut samples = shared.datapath().maps.samples()?;
     samples.sort_unstable_by_key(|(_, _, sample)| std::cmp::Reverse(sample.at));
     let plan = shared.plan();

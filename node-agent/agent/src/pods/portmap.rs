@@ -7,8 +7,10 @@
 use serde_json::json;
 use veer_agent_api::{Attachment, HostPort, PORTMAP_RULES, file};
 
-use super::results::{self, NETWORK};
-use crate::shared::Shared;
+use crate::{
+    pods::results::{self, NETWORK},
+    shared::Shared,
+};
 
 /// Learns the hostPorts of pods whose ADD did not say them.
 pub(crate) fn adopt(shared: &Shared) {

@@ -10,8 +10,11 @@ use std::{
 use veer_agent_api::{Add, Added, Failure, HostPort, code};
 use veer_bpf_common::identity::INIT;
 
-use super::{del, internal};
-use crate::{engine::Input, shared::Shared};
+use crate::{
+    engine::Input,
+    pods::{del, internal},
+    shared::Shared,
+};
 use veer_agent_core::{
     endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
     index::Resolution,
@@ -84,7 +87,7 @@ fn step(what: &'static str) -> impl Fn(std::io::Error) -> Error {
 }
 
 /// Wires a sandbox.
-pub(super) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
+pub(crate) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
     let pod = format!("{}/{}", add.pod_namespace, add.pod_name);
     if let Some(reason) = not_ready(shared) {
         return Err(Failure {
@@ -194,14 +197,14 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
 }
 
 /// Whether the namespace of a wired pod is still there.
-pub(super) fn alive(endpoint: &LocalEndpoint) -> bool {
+pub(crate) fn alive(endpoint: &LocalEndpoint) -> bool {
     netns::is_at(&endpoint.netns, endpoint.netns_inode)
 }
 
 /// Waits briefly for the pod's identity; what comes later is put right later.
 /// The Pod itself is known to the kubelet, so it can only be some milliseconds
 /// away; its number is a matter of the operator.
-pub(super) async fn await_identity(shared: &Shared, add: &Add) {
+pub(crate) async fn await_identity(shared: &Shared, add: &Add) {
     let begun = Instant::now();
     loop {
         let patience = match look_up(shared, add) {
@@ -353,6 +356,6 @@ fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {
 }
 
 /// The gateway of what was wired, as CHECK compares it.
-pub(super) fn gateway(endpoint: &LocalEndpoint) -> IpAddr {
+pub(crate) fn gateway(endpoint: &LocalEndpoint) -> IpAddr {
     endpoint.gateway
 }

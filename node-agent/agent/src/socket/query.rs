@@ -23,7 +23,7 @@ use veer_agent_kernel::{
     nft::{self, Count},
 };
 
-pub(super) fn node_status(shared: &Shared) -> NodeStatus {
+pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
     let (attach, index) = (shared.datapath().attach_kind().to_owned(), shared.index());
     let plan = shared.plan();
     let store = shared.store();
@@ -57,7 +57,7 @@ pub(super) fn node_status(shared: &Shared) -> NodeStatus {
     }
 }
 
-pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
+pub(crate) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
     let rows = shared
         .datapath()
         .maps
@@ -89,7 +89,7 @@ pub(super) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
     found
 }
 
-pub(super) fn identities(shared: &Shared) -> Vec<IdentityRow> {
+pub(crate) fn identities(shared: &Shared) -> Vec<IdentityRow> {
     let reserved = Identity::RESERVED.iter().map(|(number, name)| IdentityRow {
         identity: number.get(),
         state: "Reserved".into(),
@@ -120,7 +120,7 @@ fn tunnel_endpoints(shared: &Shared) -> BTreeMap<u32, IpAddr> {
     found
 }
 
-pub(super) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
+pub(crate) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
     let rows = shared.datapath().maps.tables.ipcache.read()?;
     let nodes = tunnel_endpoints(shared);
     let mut found: Vec<(IpAddr, u32, IpcacheRow)> = rows
@@ -145,7 +145,7 @@ pub(super) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
     Ok(found.into_iter().map(|(_, _, row)| row).collect())
 }
 
-pub(super) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
+pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
     let entries = shared.datapath().maps.tables.remotes.read()?;
     let index = shared.index();
     let plan = shared.plan();
@@ -225,7 +225,7 @@ fn nftables() -> Vec<CounterRow> {
         .collect()
 }
 
-pub(super) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
+pub(crate) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
     let counted: Vec<_> = shared.datapath().maps.counted().collect::<Result<_, _>>()?;
     Ok(rows(counted))
 }
@@ -250,7 +250,7 @@ fn rows(counted: Vec<(Program, u32, &'static str, Counter)>) -> Vec<CounterRow> 
     programs.chain(nftables()).collect()
 }
 
-pub(super) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
+pub(crate) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
     let rows = shared.datapath().maps.flows()?;
     let now = veer_agent_kernel::clock::monotonic();
     Ok(rows
@@ -272,7 +272,7 @@ fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {
 }
 
 /// A protocol's name, or its number.
-pub(super) fn protocol(number: u8) -> String {
+pub(crate) fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
         6 => "tcp".into(),

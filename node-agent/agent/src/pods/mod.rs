@@ -1,21 +1,15 @@
-//! The CNI side: the socket that veer-cni and the `veer` command talk to, and
-//! what it does for them.
+//! This node's pods: what the CNI verbs do for them, what puts them right afterwards,
+//! and their records on disk.
 
-mod add;
-mod check;
-pub(crate) mod conflist;
-mod del;
-mod drops;
-pub(crate) mod foreign;
+pub(crate) mod add;
+pub(crate) mod check;
+pub(crate) mod del;
 pub(crate) mod gc;
 pub(crate) mod portmap;
-mod query;
+pub(crate) mod records;
 pub(crate) mod recover;
-pub(crate) mod results;
+mod results;
 pub(crate) mod rewire;
-pub(crate) mod server;
-
-pub(crate) use query::readable_counters;
 
 use veer_agent_api::{Failure, code};
 

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use veer_monitoring::{Probed, pages};
 
-use crate::{metrics::Scraped, shared::Shared};
+use crate::{report::metrics::Scraped, shared::Shared};
 
 impl Probed for Shared {
     // Takes no lock: a stuck engine may hold one.

@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 use veer_agent_api::CounterRow;
 
-use crate::{cni, shared::Shared};
+use crate::{shared::Shared, socket::readable_counters};
 
 /// Reads at each scrape.
 pub(crate) struct Scraped(Arc<Shared>);
@@ -57,7 +57,7 @@ struct Figures {
 impl Figures {
     fn read(shared: &Shared) -> Self {
         // Each lock is released before the next one is taken.
-        let counters = cni::readable_counters(shared);
+        let counters = readable_counters(shared);
         let identities = shared.index().identities.len();
         let ready = shared.plan().not_ready.is_empty();
         let endpoints = shared.store().len();

@@ -13,8 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::results;
-use crate::{engine::Input, shared::Shared};
+use crate::{engine::Input, pods::results, shared::Shared};
 use veer_agent_core::{
     endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
     repair::Kind,

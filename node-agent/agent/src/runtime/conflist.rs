@@ -191,7 +191,7 @@ pub(crate) fn chains(folder: &Path, plugin: &str) -> bool {
 /// Removes it, and veer-cni, once no pod of veer is left on a node that is
 /// cleaned up: until then the runtime needs both for DEL.
 pub(crate) fn remove_with_the_last(shared: &Shared) {
-    super::gc::collect(shared);
+    crate::pods::gc::collect(shared);
     if !shared.store().is_empty() {
         return;
     }

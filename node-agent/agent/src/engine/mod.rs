@@ -4,6 +4,8 @@
 //!
 //! One thread of its own, blocking; the only writer of index and plan.
 
+pub(crate) mod checkpoint_file;
+mod converge;
 mod error;
 mod files;
 mod host_ports;
@@ -25,7 +27,11 @@ use tokio::sync::watch;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
-    checkpoint_file::CheckpointFile, cni, converge::Converger, shared::Shared, status::Report,
+    engine::{checkpoint_file::CheckpointFile, converge::Converger},
+    pods::{gc, portmap, recover},
+    report::status::Report,
+    runtime::conflist,
+    shared::Shared,
 };
 pub(crate) use error::Error;
 use files::NodeFiles;
@@ -143,9 +149,9 @@ impl Engine {
             if let Some(block) = self.wanted_v4() {
                 self.shared.store().set_block(block);
             }
-            cni::gc::collect(&self.shared);
+            gc::collect(&self.shared);
         }
-        cni::portmap::adopt(&self.shared);
+        portmap::adopt(&self.shared);
         self.round(true);
         let mut last = Instant::now();
         let mut next = last + ROUND;
@@ -213,12 +219,12 @@ impl Engine {
     fn repair(&mut self) {
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds.is_multiple_of(COLLECT_EVERY) {
-            cni::gc::collect(&self.shared);
-            cni::gc::work_queue(&self.shared);
+            gc::collect(&self.shared);
+            gc::work_queue(&self.shared);
             self.strangers();
         }
-        cni::recover::absent_records(&self.shared);
-        cni::portmap::adopt(&self.shared);
+        recover::absent_records(&self.shared);
+        portmap::adopt(&self.shared);
         let rows = self.shared.datapath().maps.tables.ipcache.len();
         let every = u32::try_from(rows / ROWS_PER_ROUND).unwrap_or(u32::MAX);
         self.round(self.rounds.is_multiple_of(every.max(1)));
@@ -331,8 +337,8 @@ impl Engine {
         self.converger.degraded = degraded;
         self.converger.degraded_reason = why;
         if ready && !self.started {
-            cni::gc::collect(&self.shared);
-            cni::gc::work_queue(&self.shared);
+            gc::collect(&self.shared);
+            gc::work_queue(&self.shared);
             tracing::info!("ready");
         }
         self.files.converge(&self.shared, ready, self.started);
@@ -451,7 +457,7 @@ impl Engine {
             tracing::error!(%error, "cannot note the clean-up");
         }
         files::leave(&self.shared.options);
-        cni::conflist::remove_with_the_last(&self.shared);
+        conflist::remove_with_the_last(&self.shared);
         self.converger.decommissioned = done;
         self.report();
     }

@@ -12,7 +12,7 @@ use super::{
     Report,
     keep::{self, Todo, Written, own_part, todo},
 };
-use crate::{retry, watch::version};
+use crate::{report::retry, watch::version};
 
 /// How long what the watch shows may be older than what was written.
 const ECHO: Duration = Duration::from_secs(10);

@@ -4,15 +4,17 @@ use std::net::IpAddr;
 
 use veer_agent_api::{Check, Failure, code};
 
-use super::{add::gateway, internal};
-use crate::shared::Shared;
+use crate::{
+    pods::{add::gateway, internal},
+    shared::Shared,
+};
 use veer_agent_kernel::{
     datapath::Hook,
     netlink::{link, netns, pod, wire::Socket},
 };
 
 /// Says what differs, in one line.
-pub(super) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
+pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
     let endpoint = {
         let store = shared.store();
         store.get(&store.known_as(&check.attachment)).cloned()

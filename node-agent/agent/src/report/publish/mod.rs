@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 use veer_crds::v1alpha1::{PodEndpoint, PodEndpointSpec, PodEndpointState};
 
-use crate::{retry, watch::version};
+use crate::{report::retry, watch::version};
 use place::Key;
 use veer_agent_core::{
     endpoint::LocalEndpoint,
@@ -431,5 +431,4 @@ async fn be(
 }
 
 #[cfg(test)]
-#[path = "publish_tests.rs"]
 mod tests;

@@ -9,7 +9,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use crate::publish::FIELD_MANAGER;
+use crate::report::publish::FIELD_MANAGER;
 
 /// Field of a status in which several writers have entries of their own.
 const CONDITIONS: &str = "conditions";

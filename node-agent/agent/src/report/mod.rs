@@ -1,0 +1,9 @@
+//! What the agent tells: statuses, PodEndpoints and Events to the API server, health and
+//! metrics to who asks.
+
+pub(crate) mod events;
+pub(crate) mod http;
+mod metrics;
+pub(crate) mod publish;
+pub(crate) mod retry;
+pub(crate) mod status;

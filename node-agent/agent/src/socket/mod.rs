@@ -1,0 +1,7 @@
+//! The socket that veer-cni and the `veer` command talk to.
+
+mod drops;
+mod query;
+pub(crate) mod server;
+
+pub(crate) use query::readable_counters;
