@@ -352,5 +352,4 @@ fn ask(peer: &Peer, form: u8, step: &Step, confirms: bool) -> Ask {
 }
 
 #[cfg(test)]
-#[path = "pairs_tests.rs"]
 mod tests;

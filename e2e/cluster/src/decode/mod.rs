@@ -391,5 +391,4 @@ fn vni([flags, _, _, _, high, middle, low, _]: [u8; 8]) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[path = "decode_tests.rs"]
 mod tests;

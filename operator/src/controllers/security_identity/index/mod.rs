@@ -275,5 +275,4 @@ fn key(pod: &SlimPod) -> (&str, &str) {
 }
 
 #[cfg(test)]
-#[path = "index_tests.rs"]
 mod tests;
