@@ -28,10 +28,13 @@ impl NodeFiles {
     }
 
     /// Puts back what is missing. With `serving`, pods can be wired, and the
-    /// runtime is to call veer; with `begun`, it could already.
-    pub(super) fn converge(&mut self, shared: &Shared, serving: bool, begun: bool) {
+    /// runtime is to call veer; with `begun`, it could already. Returns whether a folder
+    /// is gone that only another start of the container brings back.
+    pub(super) fn converge(&mut self, shared: &Shared, serving: bool, begun: bool) -> bool {
         let options = &shared.options;
-        end_without_folders(options);
+        if lacks_folders(options) {
+            return true;
+        }
         match self.plugins.look() {
             Ok(put) => {
                 for what in put {
@@ -41,7 +44,7 @@ impl NodeFiles {
             Err(error) => tracing::error!(%error, "cannot put the CNI plugins back"),
         }
         if !serving {
-            return;
+            return false;
         }
         match conflist::write(&options.cni_conf_dir, &options.state, &options.chain) {
             Ok(Some(what)) if begun => shared.repaired(Kind::Conflist, what),
@@ -52,6 +55,7 @@ impl NodeFiles {
         if let Err(error) = fs::write(served(options), "1\n") {
             tracing::warn!(%error, "cannot note that pods can be wired");
         }
+        false
     }
 
     /// Looks for files of other networks that the runtime takes instead of veer's.
@@ -154,23 +158,24 @@ pub(super) fn leave(options: &Options) {
 /// A folder that was removed from the node stays mounted here, and nothing can be
 /// put into it any more. The container runtime makes the folder again when it
 /// starts the container anew.
-fn end_without_folders(options: &Options) {
+fn lacks_folders(options: &Options) -> bool {
     let run = options.socket.parent().unwrap_or(Path::new("/run/veer"));
-    for folder in [
+    let mut folders = [
         run,
         &options.state,
         &options.cni_bin_dir,
         &options.cni_conf_dir,
-    ] {
-        if is_removed(folder) {
-            tracing::error!(
-                folder = %folder.display(),
-                "the folder was removed from the node: ending, so that the kubelet starts the \
-                 agent anew with a new one"
-            );
-            std::process::exit(0);
-        }
-    }
+    ]
+    .into_iter();
+    let Some(folder) = folders.find(|folder| is_removed(folder)) else {
+        return false;
+    };
+    tracing::error!(
+        folder = %folder.display(),
+        "the folder was removed from the node: ending, so that the kubelet starts the agent \
+         again with a new one"
+    );
+    true
 }
 
 /// Whether a folder that is still open or mounted has no name any more.

@@ -110,6 +110,8 @@ pub(crate) struct Engine {
     noticed: Noticed,
     /// Nothing is touched yet, see [`Engine::has_forgotten`].
     waiting: bool,
+    /// The agent is to end, so that the kubelet starts another.
+    ending: bool,
 }
 
 impl Engine {
@@ -137,10 +139,11 @@ impl Engine {
             files,
             noticed: Noticed::default(),
             waiting: true,
+            ending: false,
         })
     }
 
-    /// Works until all senders are gone.
+    /// Works until all senders are gone, or only another agent can go on.
     pub(crate) fn run(mut self) {
         // What was wired before the node was last booted: the device numbers in
         // those records may be other devices' now.
@@ -155,7 +158,7 @@ impl Engine {
         self.round(true);
         let mut last = Instant::now();
         let mut next = last + ROUND;
-        loop {
+        while !self.ending {
             self.shared.pulse.beat();
             let wait = next.saturating_duration_since(Instant::now());
             let first = match self.from.recv_timeout(wait) {
@@ -297,7 +300,7 @@ impl Engine {
             return;
         }
         if self.converger.decommissioned {
-            self.begin_anew();
+            self.start_again();
             return;
         }
         let outcome = self.try_round(full);
@@ -305,8 +308,9 @@ impl Engine {
             // Connections to the API server that began at the old address are
             // dead without knowing it. Everything else stays as it is for the
             // next agent, which takes the ids of other nodes over.
-            tracing::error!("{error}: ending, so that the kubelet starts the agent anew");
-            std::process::exit(0);
+            tracing::error!("{error}: ending, so that the kubelet starts the agent again");
+            self.ending = true;
+            return;
         }
         let reason = match &outcome {
             Ok(reason) => reason.clone(),
@@ -341,7 +345,7 @@ impl Engine {
             gc::work_queue(&self.shared);
             tracing::info!("ready");
         }
-        self.files.converge(&self.shared, ready, self.started);
+        self.ending |= self.files.converge(&self.shared, ready, self.started);
         self.started |= ready;
         self.sync_objects();
         self.shared.report_repairs();
@@ -423,15 +427,15 @@ impl Engine {
 
     /// The node is wanted again: maps and folders that a start makes are gone, so
     /// the kubelet is to start the agent again.
-    fn begin_anew(&mut self) {
+    fn start_again(&mut self) {
         let held = Checkpoint {
             decommissioned: false,
             ..self.held.get().clone()
         };
         match self.held.set(held) {
             Ok(()) => {
-                tracing::info!("the node is wanted again; ending to start anew");
-                std::process::exit(0);
+                tracing::info!("the node is wanted again: ending, to start from the beginning");
+                self.ending = true;
             }
             Err(error) => tracing::error!(%error, "cannot note that the node is wanted again"),
         }

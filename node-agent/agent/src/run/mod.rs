@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{oneshot, watch},
 };
 
 use veer_bpf_common::{identity::FIRST_ALLOCATED, value::NODE_ID_FIRST_REMOTE};
@@ -81,9 +81,14 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     let (report, reports) = watch::channel(Report::default());
     let engine = Engine::new(shared.clone(), from_engine, report)
         .context("cannot take over what is in the kernel")?;
+    let (ended, engine_ends) = oneshot::channel();
     thread::Builder::new()
         .name("engine".into())
-        .spawn(move || engine.run())
+        .spawn(move || {
+            engine.run();
+            // Nobody waits any more only when the agent ends by a signal.
+            let _ = ended.send(());
+        })
         .context("cannot start the engine")?;
     tokio::spawn(wishes.run(client.clone()));
     tokio::spawn(event_writer.run(client.clone(), node));
@@ -96,6 +101,8 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        // It has said why. Everything stays as it is for the next agent.
+        _ = engine_ends => std::process::exit(0),
     }
     let (state, socket) = (&shared.options.state, &shared.options.socket);
     let directory = socket.parent().unwrap_or(Path::new("/run/veer"));
