@@ -165,9 +165,10 @@ fn packet(
     length: usize,
 ) -> io::Result<Vec<u8>> {
     let payload = vec![0; length.saturating_sub(HEADERS)];
-    let bad = |e: &dyn std::error::Error| io::Error::other(e.to_string());
+    // Only a length that IP cannot say is refused.
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let mut ip =
-        Ipv4Header::new(0, 64, ip_number::ICMP, from.octets(), to.octets()).map_err(|e| bad(&e))?;
+        Ipv4Header::new(0, 64, ip_number::ICMP, from.octets(), to.octets()).map_err(too_long)?;
     ip.dont_fragment = true;
     let echo = Icmpv4Type::EchoRequest(IcmpEchoHeader { id, seq: number });
     let builder = PacketBuilder::ip(IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()));
@@ -175,7 +176,7 @@ fn packet(
     builder
         .icmpv4(echo)
         .write(&mut bytes, &payload)
-        .map_err(|e| bad(&e))?;
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     Ok(bytes)
 }
 

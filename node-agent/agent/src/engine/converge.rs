@@ -10,7 +10,6 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,10 +38,8 @@ use veer_agent_kernel::{
     clock::monotonic,
     error::{self, netlink},
     netlink::{
-        VXLAN, is_host_veth,
         link::{self, Link},
-        neighbour,
-        route::{self, PROTOCOL},
+        neighbour, route,
         sysctl::Sysctls,
         wire::Socket,
     },
@@ -68,22 +65,22 @@ pub(crate) struct Converger {
     ids: Ids,
     /// Entries of the remotes' map as last written. A pair's form is what it is
     /// here: the map is read for it when the agent starts, and only then.
-    present: HashMap<u32, Remote>,
+    pub(super) present: HashMap<u32, Remote>,
     /// The epoch, and what probes found.
     pub(crate) switch: Switch,
-    health: Health,
-    vxlan: Vxlan,
-    host: Host,
-    attachments: Attachments,
-    nft: nft::Table,
-    forward: nft::Forward,
-    facts: Facts,
+    pub(super) health: Health,
+    pub(super) vxlan: Vxlan,
+    pub(super) host: Host,
+    pub(super) attachments: Attachments,
+    pub(super) nft: nft::Table,
+    pub(super) forward: nft::Forward,
+    pub(super) facts: Facts,
     peers: Arc<Peers>,
     /// What `peers` was made of; `None`: nothing yet.
     basis: Option<Basis>,
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,
-    pod_mtus: PodMtus,
+    pub(super) pod_mtus: PodMtus,
     strays: recover::Strays,
     /// What is wrong on the node that veer cannot put right, but works beside:
     /// the reason of a condition, and in words.
@@ -411,7 +408,7 @@ impl Converger {
         full: bool,
     ) -> Result<bool, Error> {
         let mut datapath = shared.datapath();
-        for path in datapath.repin().map_err(netlink("pin a map again"))? {
+        for path in datapath.repin()? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             done.repaired(Kind::Pin, format!("the pin of map {name} was removed"));
         }
@@ -435,88 +432,6 @@ impl Converger {
             self.present.extend(wanted.remotes);
         }
         Ok(scope.rows)
-    }
-
-    /// What others have done to the node that keeps packets of pods from their way.
-    fn look_around(
-        &mut self,
-        done: &mut RoundLog,
-        proc_sys_net: &Path,
-        known: Vec<(&'static str, String)>,
-    ) {
-        self.concerns = known;
-        match self.forward.converge() {
-            Ok(changes) => {
-                for chain in changes.opened {
-                    let note = format!(
-                        "{chain} drops what it does not know; it has a rule of veer's now that \
-                         accepts what comes from and goes to pods"
-                    );
-                    done.inform("ForwardOpened", note);
-                }
-                for chain in changes.again {
-                    let what = format!("veer's rules in {chain} were removed");
-                    done.repaired(Kind::Nftables, what);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
-        }
-        let blocked = self.forward.concerns();
-        self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
-        let deaf = proc_sys_net.join("ipv4/icmp_echo_ignore_all");
-        if std::fs::read_to_string(deaf).is_ok_and(|v| v.trim() == "1") {
-            let key = "net.ipv4.icmp_echo_ignore_all";
-            let concern = format!(
-                "{key} is 1, so other nodes' probes get no answer and no pair with this node can \
-                 change its form: set it to 0"
-            );
-            self.concerns.push(("ProbesIgnored", concern));
-        }
-        for (address, device) in &self.facts.misplaced {
-            let concern = format!(
-                "{device} has {address}, which lies in a block of pods: a pod or another node has \
-                 it. Remove it (ip addr del {address} dev {device}), or the whole device if \
-                 another network left it"
-            );
-            self.concerns.push(("AddressOfPods", concern));
-        }
-    }
-
-    /// Detaches and removes everything of veer. Pods keep running without a
-    /// network until they are deleted.
-    pub(crate) fn decommission(&mut self, shared: &Shared) -> Result<(), Error> {
-        let mut socket = Socket::route().map_err(netlink("open a socket"))?;
-        shared
-            .datapath()
-            .remove_pins()
-            .map_err(netlink("remove pins"))?;
-        self.attachments.remove(&self.facts);
-        self.nft
-            .remove()
-            .map_err(netlink("remove the nftables table"))?;
-        self.forward
-            .remove()
-            .map_err(netlink("take rules out of others' chains"))?;
-        for (protocol, route) in route::list(&mut socket).map_err(netlink("list routes"))? {
-            if protocol == PROTOCOL {
-                route::delete(&mut socket, &route).map_err(netlink("remove a route"))?;
-            }
-        }
-        link::delete(&mut socket, VXLAN).map_err(netlink("remove veer_vxlan"))?;
-        for device in link::list(&mut socket).map_err(netlink("list links"))? {
-            if is_host_veth(&device.name) {
-                link::delete(&mut socket, &device.name).map_err(netlink("remove a veth"))?;
-            }
-        }
-        self.host.restore().map_err(netlink("restore sysctls"))?;
-        self.vxlan.forget();
-        self.health
-            .remove(&mut socket, shared.store().health_address())
-            .map_err(netlink("take the health address off lo"))?;
-        self.pod_mtus = PodMtus::default();
-        self.present.clear();
-        self.switch.applied = None;
-        Ok(())
     }
 
     /// What to report.

@@ -5,7 +5,9 @@
 //! One thread of its own, blocking; the only writer of index and plan.
 
 pub(crate) mod checkpoint_file;
+mod concerns;
 mod converge;
+mod decommission;
 mod error;
 mod files;
 mod host_ports;
@@ -448,7 +450,7 @@ impl Engine {
             plan.decommission = true;
             plan.not_ready = "veer is being removed from this node".into();
         }
-        let outcome = self.converger.decommission(&self.shared);
+        let outcome = self.converger.decommission_node(&self.shared);
         let done = outcome.is_ok();
         if let Err(error) = outcome {
             tracing::error!(error = %crate::chain(&error), "clean-up is not complete; trying again");

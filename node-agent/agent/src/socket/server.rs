@@ -12,7 +12,8 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{AcquireError, Semaphore},
+    task::JoinError,
 };
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
 
@@ -88,7 +89,21 @@ pub(crate) async fn run(shared: Arc<Shared>, mut listener: UnixListener) {
     }
 }
 
-async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -> io::Result<()> {
+/// Why a connection ended without an answer.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    /// The other end is gone.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The agent ends.
+    #[error("the agent ends")]
+    Slots(#[from] AcquireError),
+    /// So does the thread that worked.
+    #[error("the work was cut off")]
+    Work(#[from] JoinError),
+}
+
+async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -> Result<(), Cut> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_MESSAGE as u64))
@@ -99,13 +114,11 @@ async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -
         // Waits without a slot, so that pods whose identity is known go first.
         add::await_identity(&shared, add).await;
     }
-    let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
-    let answer = tokio::task::spawn_blocking(move || answer(&shared, request))
-        .await
-        .map_err(io::Error::other)?;
+    let slot = slots.acquire_owned().await?;
+    let answer = tokio::task::spawn_blocking(move || answer(&shared, request)).await?;
     drop(slot);
     write.write_all(answer.as_bytes()).await?;
-    write.shutdown().await
+    Ok(write.shutdown().await?)
 }
 
 fn encode<T: Serialize>(result: Result<T, Failure>) -> String {

@@ -18,7 +18,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{MapData, MapInfo};
+use aya::{
+    maps::{MapData, MapError, MapInfo},
+    pin::PinError,
+};
 use veer_bpf_common::maps::{
     self as layout, CONFIG, ENDPOINTS, FLOW_SLOTS, FLOWS, FRAGMENTS, INTERFACES, IPCACHE, MapSpec,
     NODES, REMOTES,
@@ -31,6 +34,32 @@ use crate::netlink::{VXLAN, wire::Socket};
 const LEARNED: [&str; 3] = [FLOWS, FLOW_SLOTS, FRAGMENTS];
 /// Maps that the agent fills, and from which programs decide.
 const FILLED: [&str; 6] = [CONFIG, NODES, REMOTES, INTERFACES, ENDPOINTS, IPCACHE];
+
+/// Why a map of another layout could not be taken over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeoverError {
+    /// It cannot be opened.
+    #[error("cannot open it")]
+    Map(#[from] MapError),
+    /// It cannot be pinned.
+    #[error("cannot pin it")]
+    Pin(#[from] PinError),
+    /// An entry cannot be read or written.
+    #[error("cannot copy its entries")]
+    Entries(#[from] io::Error),
+    /// Kind, sizes or capacity differ.
+    #[error("the other layout describes it otherwise")]
+    Described,
+    /// Its kind or the size of its keys differs.
+    #[error("it has other keys")]
+    Keys,
+    /// There is no map of that name here.
+    #[error("this layout has no such map")]
+    Missing,
+    /// Somebody else removed keys all the while.
+    #[error("it changed during all of the walk")]
+    Changing,
+}
 
 /// A takeover from another layout under way.
 #[derive(Debug)]
@@ -114,14 +143,14 @@ pub(super) fn prepare(
 }
 
 /// Pins a map of another layout as this one's too.
-fn share(from: &Path, own: &Path, spec: &MapSpec) -> io::Result<()> {
+fn share(from: &Path, own: &Path, spec: &MapSpec) -> Result<(), TakeoverError> {
     let path = from.join(spec.name);
-    let info = MapInfo::from_pin(&path).map_err(io::Error::other)?;
+    let info = MapInfo::from_pin(&path)?;
     if !same_layout(&info, spec) {
-        return Err(io::Error::other("the other layout describes it otherwise"));
+        return Err(TakeoverError::Described);
     }
-    let map = MapData::from_pin(&path).map_err(io::Error::other)?;
-    map.pin(own.join(spec.name)).map_err(io::Error::other)
+    let map = MapData::from_pin(&path)?;
+    Ok(map.pin(own.join(spec.name))?)
 }
 
 impl Handover {
@@ -166,19 +195,16 @@ impl Handover {
     }
 }
 
-fn fill(from: &Path, own: &[(PathBuf, MapData)]) -> io::Result<usize> {
-    let map = MapData::from_pin(from).map_err(io::Error::other)?;
+fn fill(from: &Path, own: &[(PathBuf, MapData)]) -> Result<usize, TakeoverError> {
+    let map = MapData::from_pin(from)?;
     let (_, to) = own
         .iter()
         .find(|(path, _)| path.file_name() == from.file_name())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let (old, new) = (
-        map.info().map_err(io::Error::other)?,
-        to.info().map_err(io::Error::other)?,
-    );
+        .ok_or(TakeoverError::Missing)?;
+    let (old, new) = (map.info()?, to.info()?);
     let kind = |info: &MapInfo| info.map_type().map_or(0, |kind| kind as u32);
     if kind(&old) != kind(&new) || old.key_size() != new.key_size() {
-        return Err(io::Error::other("it has other keys"));
+        return Err(TakeoverError::Keys);
     }
     raw::copy(&map, to)
 }

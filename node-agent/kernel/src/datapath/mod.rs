@@ -22,6 +22,7 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier},
 };
 use handover::Handover;
+use veer_agent_api::file;
 use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
 
 use crate::netlink::wire::Socket;
@@ -67,6 +68,14 @@ pub enum Error {
         name: &'static str,
         /// Why.
         source: aya::maps::MapError,
+    },
+    /// A map cannot be pinned again.
+    #[error("cannot pin {path} again")]
+    Repin {
+        /// Where.
+        path: PathBuf,
+        /// Why not: of the map, of the pin or of the folder.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A map that the agent fills could not be read or written.
     #[error(transparent)]
@@ -189,21 +198,28 @@ impl Datapath {
 
     /// Pins maps again whose pins are gone or are of other maps. Returns the
     /// paths of those.
-    pub fn repin(&self) -> io::Result<Vec<&Path>> {
+    pub fn repin(&self) -> Result<Vec<&Path>, Error> {
         let mut lost = Vec::new();
         for (path, map) in &self.pinned {
-            let own = map.info().map_err(io::Error::other)?.id();
+            let pin = |source| Error::Repin {
+                path: path.clone(),
+                source,
+            };
+            let own = map.info().map_err(|e| pin(e.into()))?.id();
             if MapInfo::from_pin(path).is_ok_and(|info| info.id() == own) {
                 continue;
             }
             if let Some(folder) = path.parent() {
-                fs::create_dir_all(folder)?;
+                fs::create_dir_all(folder).map_err(|e| pin(e.into()))?;
             }
-            veer_agent_api::file::remove(path)?;
-            map.pin(path).map_err(io::Error::other)?;
+            file::remove(path).map_err(|e| pin(e.into()))?;
+            map.pin(path).map_err(|e| pin(e.into()))?;
             lost.push(path.as_path());
         }
-        fs::create_dir_all(&self.links)?;
+        fs::create_dir_all(&self.links).map_err(|source| Error::Bpffs {
+            path: self.links.clone(),
+            source,
+        })?;
         Ok(lost)
     }
 

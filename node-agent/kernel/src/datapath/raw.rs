@@ -8,6 +8,8 @@ use std::{
 
 use aya::maps::MapData;
 
+use super::handover::TakeoverError;
+
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
@@ -60,11 +62,8 @@ fn absent(error: &io::Error) -> bool {
 /// Copies all entries of a map into another whose keys are of the same size. Of
 /// a longer value the new one has the beginning, after a shorter one it has
 /// zeros; entries that are all zeros stay out. Returns how many were copied.
-pub(super) fn copy(from: &MapData, to: &MapData) -> io::Result<usize> {
-    let (old, new) = (
-        from.info().map_err(io::Error::other)?,
-        to.info().map_err(io::Error::other)?,
-    );
+pub(super) fn copy(from: &MapData, to: &MapData) -> Result<usize, TakeoverError> {
+    let (old, new) = (from.info()?, to.info()?);
     let (source, target) = (from.fd().as_fd(), to.fd().as_fd());
     let mut key = vec![0; old.key_size() as usize];
     let mut next = key.clone();
@@ -103,7 +102,7 @@ pub(super) fn copy(from: &MapData, to: &MapData) -> io::Result<usize> {
         )?;
         copied += 1;
     }
-    Err(io::Error::other("the map changed during all of the walk"))
+    Err(TakeoverError::Changing)
 }
 
 #[cfg(test)]
@@ -130,10 +129,10 @@ mod tests {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        let fd = i32::try_from(fd).expect("a descriptor");
         // SAFETY: the kernel just gave this descriptor to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        MapData::from_fd(fd).map_err(io::Error::other)
+        Ok(MapData::from_fd(fd).expect("a map"))
     }
 
     fn put(map: &MapData, mut key: [u8; 4], value: &[u8]) {

@@ -127,7 +127,8 @@ fn drops() -> io::Result<bool> {
 }
 
 fn ask(socket: &impl AsRawFd, option: libc::c_int, buffer: &mut [u8]) -> io::Result<()> {
-    let mut length = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
+    let mut length = libc::socklen_t::try_from(buffer.len())
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: the kernel reads and writes at most `length` bytes of the buffer.
     let result = unsafe {
         libc::getsockopt(

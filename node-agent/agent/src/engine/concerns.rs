@@ -1,0 +1,54 @@
+//! What is wrong on the node that veer cannot put right, but works beside.
+
+use std::path::Path;
+
+use veer_agent_core::repair::{Kind, RoundLog};
+
+use super::converge::Converger;
+
+impl Converger {
+    /// What others have done to the node that keeps packets of pods from their way.
+    pub(super) fn look_around(
+        &mut self,
+        done: &mut RoundLog,
+        proc_sys_net: &Path,
+        known: Vec<(&'static str, String)>,
+    ) {
+        self.concerns = known;
+        match self.forward.converge() {
+            Ok(changes) => {
+                for chain in changes.opened {
+                    let note = format!(
+                        "{chain} drops what it does not know; it has a rule of veer's now that \
+                         accepts what comes from and goes to pods"
+                    );
+                    done.inform("ForwardOpened", note);
+                }
+                for chain in changes.again {
+                    let what = format!("veer's rules in {chain} were removed");
+                    done.repaired(Kind::Nftables, what);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the chains of other programs"),
+        }
+        let blocked = self.forward.concerns();
+        self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
+        let deaf = proc_sys_net.join("ipv4/icmp_echo_ignore_all");
+        if std::fs::read_to_string(deaf).is_ok_and(|v| v.trim() == "1") {
+            let key = "net.ipv4.icmp_echo_ignore_all";
+            let concern = format!(
+                "{key} is 1, so other nodes' probes get no answer and no pair with this node can \
+                 change its form: set it to 0"
+            );
+            self.concerns.push(("ProbesIgnored", concern));
+        }
+        for (address, device) in &self.facts.misplaced {
+            let concern = format!(
+                "{device} has {address}, which lies in a block of pods: a pod or another node has \
+                 it. Remove it (ip addr del {address} dev {device}), or the whole device if \
+                 another network left it"
+            );
+            self.concerns.push(("AddressOfPods", concern));
+        }
+    }
+}
