@@ -156,14 +156,3 @@ mod tests {
         assert_eq!(Vni::from_header([0xab, 0xcd, 0xef]).get(), 0x00ab_cdef);
     }
 }
-
-/// Old names, as numbers.
-macro_rules! numbers {
-    ($($name:ident)*) => {
-        $(
-            #[allow(missing_docs, reason = "goes with its last use")]
-            pub const $name: u32 = Identity::$name.get();
-        )*
-    };
-}
-numbers!(HOST WORLD UNMANAGED HEALTH INIT REMOTE_NODE FIRST_ALLOCATED LAST_ALLOCATED);

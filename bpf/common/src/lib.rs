@@ -43,13 +43,10 @@ macro_rules! plain {
 pub mod address;
 pub mod device;
 pub mod identity;
-pub mod key;
-pub mod maps;
 pub mod mark;
 pub mod node;
 pub mod outcome;
 pub mod tables;
-pub mod value;
 
 /// Version of the layout of all maps together. Part of the pin path
 /// (`/sys/fs/bpf/veer/maps-v2`), so maps of two layouts never mix.

@@ -1,8 +1,6 @@
 //! How a program ends: a verdict or a drop with a reason, and the numbers under
 //! which both are counted.
 
-use crate::tables::{Counters, Samples};
-
 /// Makes a `#[repr(u32)]` enum with its names and its list in one place.
 macro_rules! numbered {
     ($(#[$attr:meta])* $name:ident { $($(#[$vattr:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
@@ -142,19 +140,6 @@ pub const FIRST_REASON: u32 = 128;
 /// How many reasons one program can have.
 pub const REASONS_PER_PROGRAM: u32 = 32;
 const _: () = assert!(FIRST_REASON + REASONS_PER_PROGRAM <= OUTCOMES_PER_PROGRAM);
-
-/// See [`Samples::PER_REASON`].
-pub const SAMPLES_PER_REASON: u32 = Samples::PER_REASON;
-
-/// See [`Counters::index`].
-pub const fn counter_index(program: Program, outcome: u32) -> u32 {
-    Counters::index(program, outcome)
-}
-
-/// See [`Samples::index`].
-pub const fn sample_index(program: Program, reason: DropReason, window: u64) -> u32 {
-    Samples::index(program, reason, window)
-}
 
 /// Number and name of every outcome of any kind, in the order of the numbers.
 pub fn outcomes() -> impl Iterator<Item = (u32, &'static str)> {

@@ -29,7 +29,7 @@ use nix::{
         sockopt::{Mark, RcvBuf, SetStruct},
     },
 };
-use veer_bpf_common::{mark, value::FORM_NATIVE};
+use veer_bpf_common::{mark, tables::FORM_NATIVE};
 
 use veer_agent_core::switch::{Answer, Ask};
 

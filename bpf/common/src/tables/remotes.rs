@@ -15,7 +15,7 @@ impl Table for Remotes {
     const CAPACITY: usize = 8192;
 }
 
-/// [`Remote::form`]: never been probed or told; nothing may be sent.
+/// [`Remote::form`]: no form was decided yet; nothing may be sent.
 pub const FORM_NONE: u8 = 0;
 /// [`Remote::form`]: VXLAN with the sender's identity as VNI.
 pub const FORM_TUNNEL: u8 = 1;

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use veer_bpf_common::value::Remote;
+use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{

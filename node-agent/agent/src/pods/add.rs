@@ -8,7 +8,7 @@ use std::{
 };
 
 use veer_agent_api::{Add, Added, Failure, HostPort, code};
-use veer_bpf_common::identity::INIT;
+use veer_bpf_common::identity::Identity;
 
 use crate::{
     engine::Input,
@@ -229,8 +229,8 @@ fn look_up(shared: &Shared, add: &Add) -> Resolution {
 fn identity(shared: &Shared, add: &Add) -> (u32, Option<String>) {
     match look_up(shared, add) {
         Resolution::Known(number, uid) => (number, Some(uid)),
-        Resolution::NoNumber(uid) => (INIT, Some(uid)),
-        Resolution::NoPod => (INIT, None),
+        Resolution::NoNumber(uid) => (Identity::INIT.get(), Some(uid)),
+        Resolution::NoPod => (Identity::INIT.get(), None),
     }
 }
 

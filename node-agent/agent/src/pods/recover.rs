@@ -139,7 +139,7 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
 fn in_maps(
     shared: &Shared,
     index: u32,
-) -> (Option<veer_bpf_common::value::Interface>, Option<IpAddr>) {
+) -> (Option<veer_bpf_common::tables::Interface>, Option<IpAddr>) {
     let (row, config) = {
         let tables = &shared.datapath().maps.tables;
         (

@@ -19,7 +19,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use veer_bpf_common::{identity::FIRST_ALLOCATED, value::NODE_ID_FIRST_REMOTE};
+use veer_bpf_common::{identity::Identity, node::NodeId};
 
 use crate::{
     engine::{Engine, Input},
@@ -131,8 +131,8 @@ fn earlier(shared: &Shared) -> Result<Earlier, datapath::Error> {
                     .ip
                     .to_ip()
                     .is_some_and(|ip| **prefix == host_prefix(ip))
-                    && row.node_id >= NODE_ID_FIRST_REMOTE
-                    && row.identity >= FIRST_ALLOCATED
+                    && row.node_id >= NodeId::FIRST_REMOTE.get()
+                    && row.identity >= Identity::FIRST_ALLOCATED.get()
             })
             .count(),
     })

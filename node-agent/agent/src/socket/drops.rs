@@ -10,7 +10,7 @@ use nix::net::if_::if_indextoname;
 use veer_agent_api::DropRow;
 use veer_bpf_common::{
     outcome::{DropReason, Program},
-    value::DropSample,
+    tables::DropSample,
 };
 
 use crate::{shared::Shared, socket::query::protocol};

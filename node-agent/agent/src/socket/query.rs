@@ -9,11 +9,11 @@ use veer_agent_api::{
     CounterRow, EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow,
 };
 use veer_bpf_common::{
-    address::{IP_KEY_TAG_BITS, PrefixKey},
+    address::{IP_KEY_TAG_BITS, PrefixKey, to_ip},
     identity::Identity,
-    key::{FlowKey, to_ip},
+    node::NodeId,
     outcome::{FIRST_REASON, Program},
-    value::{Counter, FORM_NATIVE, FORM_TUNNEL, NODE_ID_LOCAL, REMOTE_ACCEPT_NATIVE},
+    tables::{Counter, FORM_NATIVE, FORM_TUNNEL, FlowKey, Remote},
 };
 
 use crate::shared::Shared;
@@ -157,7 +157,7 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
     let none = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let own = RemoteRow {
         node: shared.options.node.clone(),
-        node_id: NODE_ID_LOCAL,
+        node_id: NodeId::LOCAL.get(),
         pod_cidrs: shared
             .store()
             .block()
@@ -196,7 +196,7 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
             form: form.into(),
             next_hop: to_ip(entry.next_hop_family, entry.next_hop),
             uplink: uplink.unwrap_or_default(),
-            accept_native: entry.flags & REMOTE_ACCEPT_NATIVE != 0,
+            accept_native: entry.flags & Remote::ACCEPT_NATIVE != 0,
             epoch: entry.epoch,
             falls_back_in: (entry.revert_at != 0)
                 .then(|| entry.revert_at.saturating_sub(now) / 1_000_000_000),

@@ -1,10 +1,6 @@
 //! Denied prefixes as rows of the ipcache.
 
-use veer_bpf_common::{
-    address::PrefixKey,
-    identity::WORLD,
-    value::{IpcacheEntry, NODE_ID_DENIED},
-};
+use veer_bpf_common::{address::PrefixKey, identity::Identity, node::NodeId, tables::IpcacheEntry};
 
 use crate::{
     index::{Index, Networks},
@@ -12,8 +8,8 @@ use crate::{
 };
 
 const DENIED: IpcacheEntry = IpcacheEntry {
-    identity: WORLD,
-    node_id: NODE_ID_DENIED,
+    identity: Identity::WORLD.get(),
+    node_id: NodeId::DENIED.get(),
 };
 
 /// The rows of what the user denies. The longest prefix decides, so one that lies

@@ -12,11 +12,9 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::{
     address::{IpKey, PrefixKey},
-    identity::{HEALTH, HOST, INIT, REMOTE_NODE},
-    value::{
-        CONFIG_DENIES, CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry,
-        NODE_ID_LOCAL, Remote,
-    },
+    identity::Identity,
+    node::NodeId,
+    tables::{CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, Remote},
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
@@ -104,17 +102,17 @@ fn row_of(
 ) -> Option<IpcacheEntry> {
     let local = |identity| IpcacheEntry {
         identity,
-        node_id: NODE_ID_LOCAL,
+        node_id: NodeId::LOCAL.get(),
     };
     if facts.addresses.contains(&address) {
-        return Some(local(HOST));
+        return Some(local(Identity::HOST.get()));
     }
     if health == Some(address) {
-        return Some(local(HEALTH));
+        return Some(local(Identity::HEALTH.get()));
     }
     if let Some(node_id) = peers.health_ids.get(&address) {
         return Some(IpcacheEntry {
-            identity: HEALTH,
+            identity: Identity::HEALTH.get(),
             node_id: *node_id,
         });
     }
@@ -123,7 +121,7 @@ fn row_of(
     }
     if let Some(node_id) = peers.by_address.get(&address) {
         return Some(IpcacheEntry {
-            identity: REMOTE_NODE,
+            identity: Identity::REMOTE_NODE.get(),
             node_id: *node_id,
         });
     }
@@ -196,11 +194,11 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
     };
 
     let init = |node_id| IpcacheEntry {
-        identity: INIT,
+        identity: Identity::INIT.get(),
         node_id,
     };
     if let Some(block) = &block {
-        d.ipcache.insert(prefix(block), init(NODE_ID_LOCAL));
+        d.ipcache.insert(prefix(block), init(NodeId::LOCAL.get()));
     }
     for (name, id) in &peers.by_name {
         let Some(node) = index.nodes.get(name) else {
@@ -241,7 +239,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         d.remotes.insert(*id, remote);
     }
     for address in &facts.addresses {
-        d.nodes.insert(IpKey::from(*address), NODE_ID_LOCAL);
+        d.nodes.insert(IpKey::from(*address), NodeId::LOCAL.get());
     }
     for (address, id) in &peers.by_address {
         d.nodes.insert(IpKey::from(*address), *id);
@@ -333,7 +331,7 @@ fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &Step) -> C
         vxlan_ifindex: facts.vxlan_index,
         tunnel_mtu: step.tunnel_mtu,
         native_mtu: step.native_mtu,
-        flags: if denies { CONFIG_DENIES } else { 0 },
+        flags: if denies { Config::DENIES } else { 0 },
         gateway_v4: gateway_v4.octets(),
         gateway_v6: [0; 16],
         tunnel_port: tunnel_port(cluster).to_be_bytes(),

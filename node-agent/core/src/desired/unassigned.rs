@@ -3,18 +3,14 @@
 
 use std::net::IpAddr;
 
-use veer_bpf_common::{
-    address::PrefixKey,
-    identity::UNMANAGED,
-    value::{IpcacheEntry, NODE_ID_NONE},
-};
+use veer_bpf_common::{address::PrefixKey, identity::Identity, node::NodeId, tables::IpcacheEntry};
 
 use super::Peers;
 use crate::{facts::Facts, index::Index, prefix::prefix};
 
 const UNASSIGNED: IpcacheEntry = IpcacheEntry {
-    identity: UNMANAGED,
-    node_id: NODE_ID_NONE,
+    identity: Identity::UNMANAGED.get(),
+    node_id: NodeId::NONE.get(),
 };
 
 /// One row per pod CIDR; those of nodes, pods and denied prefixes are longer or

@@ -14,9 +14,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::{
-    identity::INIT,
-    key::IpKey,
-    value::{Endpoint as EndpointValue, Interface as InterfaceValue},
+    address::IpKey,
+    identity::Identity,
+    tables::{Endpoint as EndpointValue, Interface as InterfaceValue},
 };
 use veer_crds::labels::fnv1a;
 
@@ -128,7 +128,7 @@ impl LocalEndpoint {
 
     /// Whether its own number is still unknown.
     pub fn is_init(&self) -> bool {
-        self.identity == INIT
+        self.identity == Identity::INIT.get()
     }
 }
 

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use veer_agent_api::{Attachment, HostPort};
-use veer_bpf_common::{identity::INIT, value::Interface as InterfaceValue};
+use veer_bpf_common::{identity::Identity, tables::Interface as InterfaceValue};
 
 use super::LocalEndpoint;
 use crate::link::{Link, Mac};
@@ -119,7 +119,7 @@ impl Evidence<'_> {
             gateway,
             endpoint_id: row.map_or(0, |row| row.endpoint_id),
             serial: 0,
-            identity: row.map_or(INIT, |row| row.identity),
+            identity: row.map_or(Identity::INIT.get(), |row| row.identity),
             host_ifname: self.host.name.clone(),
             ifindex: self.host.index,
             mac: self.pod.mac,
@@ -235,7 +235,7 @@ mod tests {
         .unwrap();
         assert_eq!(record.address, pod.addresses[0]);
         assert_eq!(record.gateway, pod.gateways[0]);
-        assert_eq!(record.identity, INIT);
+        assert_eq!(record.identity, Identity::INIT.get());
         assert!(record.is_nameless());
         assert!(record.attachment.container_id.starts_with(NAMELESS));
     }

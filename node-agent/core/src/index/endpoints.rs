@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use veer_bpf_common::identity::{FIRST_ALLOCATED, INIT, LAST_ALLOCATED};
+use veer_bpf_common::identity::Identity;
 use veer_crds::v1alpha1::PodEndpointSpec;
 
 use super::Change;
@@ -143,8 +143,11 @@ impl Endpoints {
                 node: &row.node,
                 identity: u32::try_from(row.identity)
                     .ok()
-                    .filter(|i| (FIRST_ALLOCATED..=LAST_ALLOCATED).contains(i))
-                    .unwrap_or(INIT),
+                    .filter(|i| {
+                        (Identity::FIRST_ALLOCATED.get()..=Identity::LAST_ALLOCATED.get())
+                            .contains(i)
+                    })
+                    .unwrap_or(Identity::INIT.get()),
             })
     }
 

@@ -242,7 +242,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use veer_bpf_common::identity::INIT;
+    use veer_bpf_common::identity::Identity;
 
     fn node(name: &str, cidr: &str) -> NodeRecord {
         NodeRecord {
@@ -392,7 +392,7 @@ mod tests {
             r.identity = bad;
             index.handle(Event::Endpoint(Change::Apply(r)));
             let pod = index.remote_pod("10.1.1.5".parse().unwrap()).unwrap();
-            assert_eq!(pod.identity, INIT);
+            assert_eq!(pod.identity, Identity::INIT.get());
         }
     }
 }

@@ -8,9 +8,9 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::{
     address::{IpKey, PrefixKey, to_ip},
-    identity::INIT,
-    maps::REMOTES_MAX,
-    value::{IpcacheEntry, NODE_ID_FIRST_REMOTE, Remote},
+    identity::Identity,
+    node::NodeId,
+    tables::{IpcacheEntry, Remote, Remotes, Table},
 };
 
 use crate::prefix::prefix;
@@ -59,7 +59,7 @@ impl Ids {
     pub fn from_present(left: Left<'_>) -> Self {
         let mut earlier = Earlier::default();
         for (id, remote) in left.remotes {
-            if *id >= NODE_ID_FIRST_REMOTE
+            if *id >= NodeId::FIRST_REMOTE.get()
                 && let Some(address) = tunnel_address(remote)
             {
                 earlier.by_address.insert(address, *id);
@@ -74,7 +74,8 @@ impl Ids {
             }
         }
         for (prefix, row) in left.rows {
-            if row.identity == INIT && earlier.addresses.contains_key(&row.node_id) {
+            if row.identity == Identity::INIT.get() && earlier.addresses.contains_key(&row.node_id)
+            {
                 earlier.by_block.insert(*prefix, row.node_id);
             }
         }
@@ -130,14 +131,14 @@ impl Ids {
 
     /// The lowest that is free: where those taken leave the first gap.
     fn unused(&self) -> Option<u32> {
-        let last = u32::try_from(REMOTES_MAX).unwrap_or(u32::MAX);
+        let last = u32::try_from(Remotes::CAPACITY).unwrap_or(u32::MAX);
         let count = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
-        let next = NODE_ID_FIRST_REMOTE.saturating_add(count);
+        let next = NodeId::FIRST_REMOTE.get().saturating_add(count);
         // Without gaps, the common case, no look at each is needed.
         if next < last && self.taken.last().is_none_or(|highest| *highest < next) {
             return Some(next);
         }
-        (NODE_ID_FIRST_REMOTE..last).find(|id| !self.taken.contains(id))
+        (NodeId::FIRST_REMOTE.get()..last).find(|id| !self.taken.contains(id))
     }
 
     /// Forgets nodes that are gone. Only with a complete list of nodes: then
@@ -202,7 +203,7 @@ mod tests {
             (IpKey::from(ip("10.0.0.6")), 6),
         ]);
         let init = |node_id| IpcacheEntry {
-            identity: INIT,
+            identity: Identity::INIT.get(),
             node_id,
         };
         let rows = HashMap::from([(prefix(&block), init(5))]);

@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use veer_bpf_common::{
-    key::IpKey,
-    value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE, Remote},
+    address::IpKey,
+    tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
 use veer_crds::v1alpha1::{Phase, RoutingMode};
 
@@ -108,7 +108,7 @@ impl Pair<'_> {
         match step.phase() {
             Phase::Preflight => self
                 .present
-                .is_some_and(|p| p.flags & REMOTE_ACCEPT_NATIVE != 0),
+                .is_some_and(|p| p.flags & Remote::ACCEPT_NATIVE != 0),
             Phase::Prepare | Phase::Switch => true,
             Phase::Finalize | Phase::Ready => {
                 step.mode() == RoutingMode::Native
@@ -142,7 +142,7 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
         next_hop: next_hop.map_or([0; 16], |hop| *hop.addr()),
         ifindex: pair.path.map_or(0, |p| p.index),
         flags: if pair.accepts_native() {
-            REMOTE_ACCEPT_NATIVE
+            Remote::ACCEPT_NATIVE
         } else {
             0
         },

@@ -2,7 +2,7 @@
 
 use veer_bpf_common::{
     VXLAN_OVERHEAD_V4,
-    value::{FORM_NATIVE, FORM_TUNNEL},
+    tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 

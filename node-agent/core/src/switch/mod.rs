@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use veer_bpf_common::value::Remote;
+use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{endpoint::Store, facts::Facts, index::Index, peers::Peers, repair::RoundLog};

@@ -22,18 +22,25 @@ use aya::{
     maps::{MapData, MapError, MapInfo},
     pin::PinError,
 };
-use veer_bpf_common::maps::{
-    self as layout, CONFIG, ENDPOINTS, FLOW_SLOTS, FLOWS, FRAGMENTS, INTERFACES, IPCACHE, MapSpec,
-    NODES, REMOTES,
+use veer_bpf_common::tables::{
+    self, Configuration, Endpoints, FlowSlots, Flows, Fragments, Interfaces, Ipcache, MapSpec,
+    Nodes, Remotes, Table,
 };
 
 use super::{Error, attach, raw, same_layout};
 use crate::netlink::{VXLAN, wire::Socket};
 
 /// Maps that the programs fill.
-const LEARNED: [&str; 3] = [FLOWS, FLOW_SLOTS, FRAGMENTS];
+const LEARNED: [&str; 3] = [Flows::NAME, FlowSlots::NAME, Fragments::NAME];
 /// Maps that the agent fills, and from which programs decide.
-const FILLED: [&str; 6] = [CONFIG, NODES, REMOTES, INTERFACES, ENDPOINTS, IPCACHE];
+const FILLED: [&str; 6] = [
+    Configuration::NAME,
+    Nodes::NAME,
+    Remotes::NAME,
+    Interfaces::NAME,
+    Endpoints::NAME,
+    Ipcache::NAME,
+];
 
 /// Why a map of another layout could not be taken over.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +112,7 @@ fn maps_in_use(clsact: Option<&mut Socket>) -> HashSet<u32> {
 }
 
 fn uses(folder: &Path, in_use: &HashSet<u32>) -> bool {
-    MapInfo::from_pin(folder.join(REMOTES)).is_ok_and(|info| in_use.contains(&info.id()))
+    MapInfo::from_pin(folder.join(Remotes::NAME)).is_ok_and(|info| in_use.contains(&info.id()))
 }
 
 /// Before the object is loaded: makes room for new maps where another layout's
@@ -134,7 +141,7 @@ pub(super) fn prepare(
     // Pins of this layout's own are of an earlier takeover, and stale.
     fs::remove_dir_all(own).map_err(bpffs(own))?;
     fs::create_dir_all(own).map_err(bpffs(own))?;
-    for spec in layout::ALL.iter().filter(|s| LEARNED.contains(&s.name)) {
+    for spec in tables::ALL.iter().filter(|s| LEARNED.contains(&s.name)) {
         if let Err(error) = share(&from, own, spec) {
             tracing::warn!(map = spec.name, error = %veer_crds::condition::explain(&error), "what traffic taught is not taken over");
         }

@@ -6,7 +6,7 @@ use aya::{
 };
 use veer_agent_core::tables::Tables;
 use veer_bpf_common::{
-    outcome::{DropReason, Program, SAMPLES_PER_REASON, counter_index, outcomes, sample_index},
+    outcome::{DropReason, Program, outcomes},
     tables::{
         Configuration, Counter, Counters, DropSample, Endpoints, FlowEntry, FlowKey, Flows,
         Heartbeat, Interfaces, Ipcache, Nodes, Remotes, Samples, Table,
@@ -64,7 +64,7 @@ impl Maps {
 
     /// The packets that a program ended so, on all CPUs.
     pub fn counter(&self, program: Program, outcome: u32) -> Result<Counter, Error> {
-        let index = counter_index(program, outcome);
+        let index = Counters::index(program, outcome);
         let values = self.counters.get(&index, 0).map_err(error::<Counters>)?;
         Ok(Counter {
             packets: values.iter().map(|c| c.packets).sum(),
@@ -92,8 +92,8 @@ impl Maps {
         let mut found = Vec::new();
         for program in Program::ALL {
             for reason in DropReason::ALL {
-                for window in 0..u64::from(SAMPLES_PER_REASON) {
-                    let index = sample_index(*program, *reason, window);
+                for window in 0..u64::from(Samples::PER_REASON) {
+                    let index = Samples::index(*program, *reason, window);
                     let values = self.samples.get(&index, 0).map_err(error::<Samples>)?;
                     let some = values.iter().filter(|sample| sample.at != 0);
                     found.extend(some.map(|sample| (*program, *reason, *sample)));

@@ -23,7 +23,10 @@ use aya::{
 };
 use handover::Handover;
 use veer_agent_api::file;
-use veer_bpf_common::{LAYOUT_VERSION, maps as layout, program};
+use veer_bpf_common::{
+    LAYOUT_VERSION, program,
+    tables::{self, MapSpec},
+};
 
 use crate::netlink::wire::Socket;
 
@@ -125,14 +128,14 @@ impl Datapath {
             Some(Socket::route().map_err(Error::Netlink)?)
         };
         let (from, others) = handover::prepare(&root, &pins, clsact.as_mut())?;
-        for spec in &layout::ALL {
+        for spec in &tables::ALL {
             drop_foreign_pin(&pins.join(spec.name), spec)?;
         }
         let mut loader = EbpfLoader::new();
         // Only UAPI structures are read, so there is nothing to relocate and
         // no need to keep the kernel's BTF in memory.
         loader.btf(None);
-        for spec in &layout::ALL {
+        for spec in &tables::ALL {
             loader.map_pin_path(spec.name, pins.join(spec.name));
         }
         let mut object = loader
@@ -142,7 +145,7 @@ impl Datapath {
             load_program(&mut object, name)?;
         }
         let maps = Maps::take(&mut object)?;
-        let pinned = layout::ALL
+        let pinned = tables::ALL
             .iter()
             .map(|spec| {
                 let path = pins.join(spec.name);
@@ -248,7 +251,7 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), Error> {
 }
 
 /// Whether a map is what this version expects.
-fn same_layout(info: &MapInfo, spec: &layout::MapSpec) -> bool {
+fn same_layout(info: &MapInfo, spec: &MapSpec) -> bool {
     let kind = info.map_type().map_or(0, |kind| kind as u32);
     kind == spec.kind as u32
         && info.key_size() == spec.key_size
@@ -258,7 +261,7 @@ fn same_layout(info: &MapInfo, spec: &layout::MapSpec) -> bool {
 }
 
 /// Removes a pin that is not the map this version expects under its name.
-fn drop_foreign_pin(path: &Path, spec: &layout::MapSpec) -> Result<(), Error> {
+fn drop_foreign_pin(path: &Path, spec: &MapSpec) -> Result<(), Error> {
     if !path.exists() {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! What the user denies, beside pods and nodes.
 
-use veer_bpf_common::{identity::WORLD, value::NODE_ID_DENIED};
+use veer_bpf_common::{identity::Identity, node::NodeId};
 
 use super::*;
 
@@ -18,11 +18,13 @@ fn denied_prefixes_are_rows_and_pods_and_nodes_are_never_denied() {
     let cluster = Box::new(("c".to_owned(), spec.unwrap()));
     world.index.handle(Event::Cluster(cluster.clone()));
     let d = world.desired(None);
-    assert_eq!(d.config.flags, CONFIG_DENIES);
+    assert_eq!(d.config.flags, Config::DENIES);
     let mut denied: Vec<PrefixKey> = d
         .ipcache
         .iter()
-        .filter(|(_, row)| (row.identity, row.node_id) == (WORLD, NODE_ID_DENIED))
+        .filter(|(_, row)| {
+            (row.identity, row.node_id) == (Identity::WORLD.get(), NodeId::DENIED.get())
+        })
         .map(|(prefix, _)| *prefix)
         .collect();
     let mut expected = [
@@ -37,8 +39,11 @@ fn denied_prefixes_are_rows_and_pods_and_nodes_are_never_denied() {
     expected.sort_unstable();
     assert_eq!(denied, expected);
     let own = |prefix| d.ipcache.get(&prefix).map(|row| row.identity);
-    assert_eq!(own(host_prefix(ip("192.0.2.2"))), Some(REMOTE_NODE));
-    assert_eq!(own(net(24, "10.1.1.0")), Some(INIT));
+    assert_eq!(
+        own(host_prefix(ip("192.0.2.2"))),
+        Some(Identity::REMOTE_NODE.get())
+    );
+    assert_eq!(own(net(24, "10.1.1.0")), Some(Identity::INIT.get()));
 
     let (uid, mut spec) = *cluster;
     spec.denied_prefixes.clear();

@@ -7,7 +7,7 @@ mod unassigned;
 
 use std::collections::HashMap;
 
-use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, REMOTE_ACCEPT_NATIVE};
+use veer_bpf_common::tables::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
 use super::*;
@@ -164,11 +164,11 @@ fn blocks_are_init_on_their_node_and_addresses_are_host_or_remote_node() {
     let d = world.desired(None);
     let get = |length, a: &str| d.ipcache.get(&net(length, a)).copied();
     let entry = |identity, node_id| Some(IpcacheEntry { identity, node_id });
-    assert_eq!(get(24, "10.1.0.0"), entry(INIT, 1));
-    assert_eq!(get(24, "10.1.1.0"), entry(INIT, 2));
-    assert_eq!(get(32, "192.0.2.1"), entry(HOST, 1));
-    assert_eq!(get(32, "198.51.100.1"), entry(HOST, 1));
-    assert_eq!(get(32, "192.0.2.2"), entry(REMOTE_NODE, 2));
+    assert_eq!(get(24, "10.1.0.0"), entry(Identity::INIT.get(), 1));
+    assert_eq!(get(24, "10.1.1.0"), entry(Identity::INIT.get(), 2));
+    assert_eq!(get(32, "192.0.2.1"), entry(Identity::HOST.get(), 1));
+    assert_eq!(get(32, "198.51.100.1"), entry(Identity::HOST.get(), 1));
+    assert_eq!(get(32, "192.0.2.2"), entry(Identity::REMOTE_NODE.get(), 2));
     assert_eq!(d.nodes.get(&IpKey::from(ip("192.0.2.2"))), Some(&2));
     assert_eq!(d.config.gateway_v4, [10, 1, 0, 1]);
     assert_eq!(d.config.block_bits_v4, 24);
@@ -234,7 +234,7 @@ fn health_addresses_are_the_nodes_and_nobody_elses() {
     let row = |a: &str| d.ipcache.get(&host_prefix(ip(a))).copied();
     let health = |node_id| {
         Some(IpcacheEntry {
-            identity: HEALTH,
+            identity: Identity::HEALTH.get(),
             node_id,
         })
     };
@@ -268,7 +268,7 @@ fn the_route_to_another_nodes_block_never_leaves_the_vxlan_device() {
 
 const T: u8 = FORM_TUNNEL;
 const N: u8 = FORM_NATIVE;
-const YES: u32 = REMOTE_ACCEPT_NATIVE;
+const YES: u32 = Remote::ACCEPT_NATIVE;
 
 #[test]
 fn a_change_to_native_probes_accepts_sends_confirms_and_raises_the_mtu_last() {

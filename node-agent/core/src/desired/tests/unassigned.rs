@@ -1,6 +1,6 @@
 //! What of the cluster's pod CIDRs no node has.
 
-use veer_bpf_common::{identity::UNMANAGED, value::NODE_ID_NONE};
+use veer_bpf_common::{identity::Identity, node::NodeId};
 
 use super::*;
 
@@ -8,7 +8,9 @@ fn unassigned(d: &Desired) -> Vec<PrefixKey> {
     let mut found: Vec<PrefixKey> = d
         .ipcache
         .iter()
-        .filter(|(_, row)| (row.identity, row.node_id) == (UNMANAGED, NODE_ID_NONE))
+        .filter(|(_, row)| {
+            (row.identity, row.node_id) == (Identity::UNMANAGED.get(), NodeId::NONE.get())
+        })
         .map(|(prefix, _)| *prefix)
         .collect();
     found.sort_unstable();
@@ -34,7 +36,7 @@ fn what_no_node_has_of_the_pod_cidrs_is_nobodys() {
     let expected = ["10.1.0.0", "10.9.0.0"].map(|a| net(16, a));
     assert_eq!(unassigned(&d), expected);
     let of = |prefix| d.ipcache.get(&prefix).map(|row| row.identity);
-    assert_eq!(of(net(24, "10.1.1.0")), Some(INIT));
+    assert_eq!(of(net(24, "10.1.1.0")), Some(Identity::INIT.get()));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use veer_agent_api::{Attachment, HostPort};
-use veer_bpf_common::maps::FIRST_FOREIGN_SHARE;
+use veer_bpf_common::tables::FlowSlots;
 
 use super::{Claims, LocalEndpoint, Pool, gateway_of, is_device_of, pool::Released};
 
@@ -153,7 +153,9 @@ impl Store {
     fn free_id(&mut self) -> u16 {
         loop {
             let next = self.last_id.checked_add(1);
-            let id = next.filter(|id| *id < FIRST_FOREIGN_SHARE).unwrap_or(1);
+            let id = next
+                .filter(|id| *id < FlowSlots::FIRST_FOREIGN_SHARE)
+                .unwrap_or(1);
             self.last_id = id;
             let taken = self.reserved_ids.contains(&id)
                 || self.endpoints.values().any(|e| e.endpoint_id == id);

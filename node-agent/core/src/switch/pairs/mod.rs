@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use veer_bpf_common::value::{FORM_NATIVE, FORM_TUNNEL, Remote};
+use veer_bpf_common::tables::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
 use super::{Answer, Ask, Step, tunnel_mtu};
