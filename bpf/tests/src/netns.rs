@@ -307,9 +307,9 @@ impl Capture {
     }
 
     /// The headers of what was seen, for messages.
-    pub fn summary(&self) -> Vec<crate::packet::Seen> {
+    pub fn summary(&self) -> Vec<crate::packet::Headers> {
         let seen = self.frames.iter();
-        seen.filter_map(|f| crate::packet::Seen::of(f)).collect()
+        seen.filter_map(|f| crate::packet::Headers::of(f)).collect()
     }
 
     fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {

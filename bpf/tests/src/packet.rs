@@ -371,7 +371,7 @@ pub fn sum(bytes: &[u8]) -> u16 {
 
 /// The header fields of a captured or returned frame that tests ask about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Headers {
     /// Destination MAC.
     pub destination_mac: [u8; 6],
     /// Source MAC.
@@ -396,7 +396,7 @@ pub struct Seen {
     pub transport_at: usize,
 }
 
-impl Seen {
+impl Headers {
     /// Reads an IPv4 frame; `None` for anything else.
     pub fn of(frame: &[u8]) -> Option<Self> {
         let ip = frame.get(14..34)?;

@@ -3,7 +3,7 @@
 
 use crate::{
     datapath::Datapath,
-    packet::{Packet, Seen},
+    packet::{Headers, Packet},
 };
 use anyhow::Result;
 use std::net::Ipv4Addr;
@@ -226,6 +226,6 @@ pub fn name(outcome: u32) -> &'static str {
 ///
 /// Where the frame is not IPv4.
 #[allow(clippy::expect_used, reason = "an assertion of tests")]
-pub fn headers(frame: &[u8]) -> Seen {
-    Seen::of(frame).expect("an IPv4 frame")
+pub fn headers(frame: &[u8]) -> Headers {
+    Headers::of(frame).expect("an IPv4 frame")
 }

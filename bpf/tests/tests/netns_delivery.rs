@@ -21,7 +21,7 @@ use veer_bpf_common::{
 use veer_bpf_tests::{
     lab::{ETH0, Pod, TwoNodes, address, exchange, gateway},
     netns::{DEADLINE, await_condition},
-    packet::{Packet, Seen},
+    packet::{Headers, Packet},
 };
 
 #[test]
@@ -37,8 +37,8 @@ fn pods_on_one_node_reach_each_other_past_the_stack() -> Result<()> {
     ensure!(reply == b"back" && from == (lab.b.address, 2222).into());
 
     let (a, b) = (lab.a.address, lab.b.address);
-    let request = |f: &[u8]| Seen::of(f).filter(|s| s.source == a && s.destination == b);
-    let answer = |f: &[u8]| Seen::of(f).filter(|s| s.source == b && s.destination == a);
+    let request = |f: &[u8]| Headers::of(f).filter(|s| s.source == a && s.destination == b);
+    let answer = |f: &[u8]| Headers::of(f).filter(|s| s.source == b && s.destination == a);
     let seen = at_b.wait(request)?;
     assert_eq!(seen.ttl, 63);
     assert!(seen.checksum_ok);
@@ -79,9 +79,9 @@ fn a_tunnelled_packet_carries_its_senders_identity() -> Result<()> {
 
     let (a, c) = (lab.a.address, lab.c.address);
     let tunnelled = |f: &[u8], from| {
-        let outer = Seen::of(f)?;
+        let outer = Headers::of(f)?;
         let (vni, inner) = outer.tunnelled(f)?;
-        let inner = Seen::of(inner).filter(|i| i.source == from)?;
+        let inner = Headers::of(inner).filter(|i| i.source == from)?;
         Some((outer, vni, inner))
     };
     let (outer, vni, inner) = wire.wait(|f| tunnelled(f, a))?;
@@ -94,11 +94,11 @@ fn a_tunnelled_packet_carries_its_senders_identity() -> Result<()> {
     let (_, vni, inner) = wire.wait(|f| tunnelled(f, c))?;
     assert_eq!((vni, inner.destination), (lab.c.identity.into(), a));
 
-    let request = |f: &[u8]| Seen::of(f).filter(|s| s.source == a && s.destination == c);
+    let request = |f: &[u8]| Headers::of(f).filter(|s| s.source == a && s.destination == c);
     let seen = at_c.wait(request)?;
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));
     assert_eq!(seen.destination_mac, lab.c.mac);
-    veth_c.wait(|f| Seen::of(f).filter(|s| s.source == c))?;
+    veth_c.wait(|f| Headers::of(f).filter(|s| s.source == c))?;
     assert!(!veth_c.frames()?.iter().any(|f| request(f).is_some()));
     assert_eq!((lab.one.forwarded()?, lab.two.forwarded()?), forwarded);
     Ok(())
@@ -117,13 +117,13 @@ fn a_native_packet_is_bare_on_the_wire() -> Result<()> {
         .with_context(|| lab.counted().unwrap_or_default())?;
 
     let a = lab.a.address;
-    let request = |f: &[u8]| Seen::of(f).filter(|s| s.source == a);
+    let request = |f: &[u8]| Headers::of(f).filter(|s| s.source == a);
     let seen = wire.wait(request)?;
     assert_eq!((seen.source_mac, seen.destination_mac), macs);
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));
     let seen = at_c.wait(request)?;
     assert_eq!((seen.ttl, seen.checksum_ok), (62, true));
-    let tunnelled = |f: &[u8]| Seen::of(f).is_some_and(|s| s.destination_port == 8472);
+    let tunnelled = |f: &[u8]| Headers::of(f).is_some_and(|s| s.destination_port == 8472);
     assert!(!wire.frames()?.iter().any(|f| tunnelled(f)));
     assert_eq!((lab.one.forwarded()?, lab.two.forwarded()?), forwarded);
     Ok(())
@@ -325,7 +325,7 @@ fn a_ttl_that_ends_on_the_way_is_answered() -> Result<()> {
             lab.a.namespace.raw(ETH0)?.send(&packet.frame())?;
             // Time exceeded, about a packet to `to`.
             let exceeded = |f: &[u8]| {
-                let seen = Seen::of(f).filter(|s| s.protocol == 1)?;
+                let seen = Headers::of(f).filter(|s| s.protocol == 1)?;
                 let about = f.get(seen.transport_at + 24..seen.transport_at + 28)?;
                 (f[seen.transport_at] == 11 && about == to.octets()).then_some(())
             };
@@ -352,14 +352,14 @@ fn frames_cut_off_in_their_headers_end_at_the_pods_veth() -> Result<()> {
     }
     raw.send(&frame)?;
     let (a, b) = (lab.a.address, lab.b.address);
-    at_b.wait(|f| Seen::of(f).filter(|s| s.source == a && s.destination == b))?;
+    at_b.wait(|f| Headers::of(f).filter(|s| s.source == a && s.destination == b))?;
     let malformed = DropReason::Malformed as u32;
     let dropped = lab.one.datapath.packets(Program::PodEgress, malformed)?;
     assert_eq!(dropped, frame.len() as u64 - 15);
     let from_a = at_b
         .frames()?
         .iter()
-        .filter(|f| Seen::of(f).is_some_and(|s| s.source == a));
+        .filter(|f| Headers::of(f).is_some_and(|s| s.source == a));
     assert_eq!(from_a.count(), 1);
     Ok(())
 }

@@ -10,7 +10,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_tests::{
     lab::{ETH0, TwoNodes, address, id},
-    packet::Seen,
+    packet::Headers,
     world::now,
 };
 
@@ -37,7 +37,7 @@ fn a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long() -> Resu
         .namespace
         .ip(&["route", "add", &to, "via", &via, "dev", ETH0])?;
     let (a, c) = (lab.a.address, lab.c.address);
-    let bare = |f: &[u8]| Seen::of(f).filter(|s| s.source == a && s.destination == c);
+    let bare = |f: &[u8]| Headers::of(f).filter(|s| s.source == a && s.destination == c);
     let client = lab.a.udp(1111)?;
     let long_ago = now()?.saturating_sub(Heartbeat::LASTS + 1);
     ensure!(long_ago > 0, "the machine has just started");

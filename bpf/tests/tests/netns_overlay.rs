@@ -16,7 +16,7 @@ use veer_bpf_tests::{
     datapath::flow_key,
     lab::{ETH0, Node, Pod, SILENCE, Underlay, address, gateway, id},
     netns::{DEADLINE, Namespace, await_condition},
-    packet::{Packet, SYN, Seen, arp, vxlan_payload},
+    packet::{Headers, Packet, SYN, arp, vxlan_payload},
     world::{identity, name},
 };
 
@@ -379,7 +379,7 @@ fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
     let packet = lab.udp(C).macs([2, 2, 2, 2, 2, 2], [4, 4, 4, 4, 4, 4]);
     send(&lab.two, C_IDENTITY, &packet.frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
-    let seen = at_b.wait(|f| Seen::of(f).filter(|s| s.source == C))?;
+    let seen = at_b.wait(|f| Headers::of(f).filter(|s| s.source == C))?;
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));
     assert_eq!(
         (seen.source_mac, seen.destination_mac),

@@ -15,7 +15,7 @@ use veer_bpf_tests::{
     echo::Echo,
     lab::{ETH0, MTU, TwoNodes, address, gateway, id},
     netns::{Capture, DEADLINE},
-    packet::Seen,
+    packet::Headers,
 };
 
 const TUNNEL_MTU: usize = (MTU - VXLAN_OVERHEAD_V4) as usize;
@@ -25,19 +25,19 @@ const SMALL: usize = 64;
 
 /// An echo request of node 1's health address, of `length` bytes, in a tunnel
 /// packet: its outer header and VNI.
-fn tunnelled(frame: &[u8], length: usize) -> Option<(Seen, Vni)> {
-    let outer = Seen::of(frame)?;
+fn tunnelled(frame: &[u8], length: usize) -> Option<(Headers, Vni)> {
+    let outer = Headers::of(frame)?;
     let (vni, inner) = outer.tunnelled(frame)?;
-    let request = Seen::of(inner)?;
+    let request = Headers::of(inner)?;
     (is_request(&request) && inner.len() == 14 + length).then_some((outer, vni))
 }
 
-fn bare(frame: &[u8], length: usize) -> Option<Seen> {
-    let seen = Seen::of(frame)?;
+fn bare(frame: &[u8], length: usize) -> Option<Headers> {
+    let seen = Headers::of(frame)?;
     (is_request(&seen) && frame.len() == 14 + length).then_some(seen)
 }
 
-fn is_request(seen: &Seen) -> bool {
+fn is_request(seen: &Headers) -> bool {
     (seen.source, seen.destination) == (gateway(1), gateway(2)) && seen.protocol == 1
 }
 
@@ -116,13 +116,13 @@ fn a_probe_that_does_not_fit_its_form_is_not_cut_up() -> Result<()> {
     probe.send(gateway(2), TUNNEL_MTU + 1)?;
     exchange(&mut lab, &probe, gateway(2), SMALL)?;
     wire.wait(|f| tunnelled(f, SMALL))?;
-    let fragments = wire.frames()?.iter().filter_map(|f| Seen::of(f));
+    let fragments = wire.frames()?.iter().filter_map(|f| Headers::of(f));
     let fragments = fragments.filter(|s| s.fragment & 0x3fff != 0).count();
     assert_eq!(fragments, 0, "seen: {:?}", wire.summary());
     // What is no probe arrives all the same, in fragments.
     let echo = lab.one.namespace.run(|| Echo::new(gateway(1), 0, 78))?;
     exchange(&mut lab, &echo, gateway(2), TUNNEL_MTU + 1)?;
-    let fragment = |f: &[u8]| Seen::of(f).filter(|s| s.fragment & 0x3fff != 0);
+    let fragment = |f: &[u8]| Headers::of(f).filter(|s| s.fragment & 0x3fff != 0);
     wire.wait(fragment)?;
     Ok(())
 }

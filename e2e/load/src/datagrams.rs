@@ -8,10 +8,10 @@ use std::{
 use crate::{
     error::{Error, Result},
     order::{FlowSpec, Progress},
+    protocol::{HEAD, Head, Purpose},
     report::{End, Side},
     socket::{Arrival, LONGEST, Socket},
-    tally::{Pace, Seen, Tally},
-    wire::{HEAD, Head, Purpose},
+    tally::{Numbers, Pace, Tally},
 };
 
 /// How long greetings are answered at most.
@@ -29,7 +29,7 @@ struct Ends {
     side: Side,
     size: usize,
     pace: Pace,
-    seen: Seen,
+    seen: Numbers,
     tally: Tally,
 }
 
@@ -40,7 +40,7 @@ impl Ends {
             side: end,
             size: usize::from(size).clamp(HEAD, LONGEST),
             pace: Pace::new(rate),
-            seen: Seen::default(),
+            seen: Numbers::default(),
             tally: Tally::default(),
         }
     }

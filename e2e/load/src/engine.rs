@@ -12,10 +12,10 @@ use crate::{
     error::{Result, What},
     order::{Answer, FlowSpec, Kind, Order},
     pipe::{Pipe, Stranger},
+    protocol::{BULK, DATAGRAMS, ECHO},
     report::PlaceReport,
     socket::now,
     tally::Pauses,
-    wire::{BULK, DATAGRAMS, ECHO},
 };
 
 /// Between two looks while there are flows. Gaps shorter than this cannot be told

@@ -20,10 +20,10 @@ mod engine;
 mod error;
 pub mod order;
 mod pipe;
+pub mod protocol;
 pub mod report;
 mod socket;
 mod tally;
-pub mod wire;
 
 pub use engine::Engine;
 pub use error::{Error, Result};

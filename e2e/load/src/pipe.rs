@@ -10,9 +10,9 @@ use std::{
 use crate::{
     error::{Error, Result, What},
     order::{FlowSpec, Kind, Progress},
+    protocol::{MESSAGE, content, message, read_message},
     report::{End, Side},
     tally::{Pace, Tally},
-    wire::{MESSAGE, content, message, read_message},
 };
 
 /// How long connecting and greeting may take.

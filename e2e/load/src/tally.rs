@@ -70,7 +70,7 @@ impl Tally {
 
 /// Which numbers have come.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct Numbers {
     bits: Vec<u64>,
     highest: Option<u64>,
     pub(crate) distinct: u64,
@@ -78,7 +78,7 @@ pub(crate) struct Seen {
     pub(crate) reordered: u64,
 }
 
-impl Seen {
+impl Numbers {
     /// A number came.
     pub(crate) fn note(&mut self, number: u64) {
         let (Ok(word), bit) = (usize::try_from(number / 64), 1 << (number % 64)) else {
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn numbers_that_come_twice_or_late_are_counted_as_such() {
-        let mut seen = Seen::default();
+        let mut seen = Numbers::default();
         for number in [0, 1, 3, 2, 3, 200, 100] {
             seen.note(number);
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use veer_e2e_cluster::decode::VXLAN_PORT;
 
-use crate::{lab::Lab, wire::Rules};
+use crate::{lab::Lab, underlay_rules::Rules};
 
 /// Name of the table.
 const TABLE: &str = "veer_e2e_broken";

@@ -52,7 +52,7 @@ const ATTACHED: Duration = Duration::from_secs(10);
 
 /// A death: at the `number`th call of that name that a thread makes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Step {
+pub struct Death {
     /// The system call.
     pub call: String,
     /// From 1.
@@ -61,7 +61,7 @@ pub struct Step {
 
 /// The steps in what strace printed of all threads: the calls that change
 /// something, each counted as strace counts, by thread and name.
-pub fn steps(trace: &str) -> Vec<Step> {
+pub fn steps(trace: &str) -> Vec<Death> {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut found = BTreeSet::new();
     for line in trace.lines() {
@@ -79,7 +79,7 @@ pub fn steps(trace: &str) -> Vec<Step> {
         let count = counts.entry((thread, call)).or_default();
         *count += 1;
         if CHANGES.iter().any(|change| rest.contains(change)) {
-            found.insert(Step {
+            found.insert(Death {
                 call: call.to_owned(),
                 number: *count,
             });
@@ -98,7 +98,7 @@ pub struct Watch {
 impl Watch {
     /// Attaches to the agent of a node. With a step the agent dies there;
     /// without one all calls are noted.
-    pub fn attach(lab: &Lab, node: &str, step: Option<&Step>) -> Result<Self> {
+    pub fn attach(lab: &Lab, node: &str, step: Option<&Death>) -> Result<Self> {
         let machine = lab.node(node)?;
         let pid = agents::pid(lab, node)?.with_context(|| format!("no agent on {node}"))?;
         let mut command = machine.command("strace")?;
@@ -156,7 +156,7 @@ fn traced(machine: &Machine, pid: agents::Pid) -> Result<Option<()>> {
     bail!("{text}")
 }
 
-fn injection(step: &Step) -> String {
+fn injection(step: &Death) -> String {
     format!("inject={}:signal=KILL:when={}", step.call, step.number)
 }
 
@@ -256,7 +256,7 @@ fn lend(program: &Path, to: &Path) -> Result<()> {
 
 /// The next agent that starts on a node dies at a step, or, without one, has
 /// its calls noted.
-pub fn arm(lab: &Lab, node: &str, step: Option<&Step>) -> Result<()> {
+pub fn arm(lab: &Lab, node: &str, step: Option<&Death>) -> Result<()> {
     let options = step.map_or_else(
         || format!("-e {CALLS} -o {TRACE}\n"),
         |step| format!("-e {CALLS} -e {} -o /dev/null\n", injection(step)),
@@ -297,7 +297,7 @@ mod tests {
             10 sendto(5, [{nlmsg_type=RTM_GETROUTE}], 20, 0, NULL, 0) = 20\n\
             10 sendto(5, [{nlmsg_type=RTM_NEWROUTE}], 20, 0, NULL, 0) = 20\n\
             10 +++ killed by SIGKILL +++\n";
-        let step = |call: &str, number| Step {
+        let step = |call: &str, number| Death {
             call: call.to_owned(),
             number,
         };

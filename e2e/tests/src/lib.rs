@@ -30,5 +30,5 @@ pub mod site;
 pub mod snapshot;
 pub mod told;
 pub mod tun;
-pub mod wire;
+pub mod underlay_rules;
 pub mod workloads;

@@ -35,12 +35,12 @@ text { fill: #e6e9ee } .page { fill: #0d1117 } .faint { fill: #9aa4b2 }
 }";
 
 /// When a phase began, in seconds from the beginning of the load, and its name.
-pub type Step = (f64, String);
+pub type PhaseMark = (f64, String);
 
 /// The phases that versions of the ClusterNetwork went through. The one that
 /// was there before is at 0.
-pub fn steps(versions: &[Version], began: u64) -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
+pub fn steps(versions: &[Version], began: u64) -> Vec<PhaseMark> {
+    let mut steps: Vec<PhaseMark> = Vec::new();
     for (at, network) in versions {
         let phase = &network["status"]["epoch"]["phase"];
         let Value::String(phase) = phase else {
@@ -89,7 +89,7 @@ impl Canvas {
         ));
     }
 
-    fn phases(&mut self, steps: &[Step]) {
+    fn phases(&mut self, steps: &[PhaseMark]) {
         let (top, height) = PHASES;
         for (index, (from, name)) in steps.iter().enumerate() {
             let to = steps.get(index + 1).map_or(self.time, |(at, _)| *at);
@@ -140,7 +140,7 @@ impl Canvas {
 }
 
 /// Draws what became of a load and the phases that passed meanwhile.
-pub fn draw(title: &str, report: &Report, steps: &[Step]) -> String {
+pub fn draw(title: &str, report: &Report, steps: &[PhaseMark]) -> String {
     let line = report.timeline(|_| true);
     // The last moment is cut short by the end of the load.
     let line = &line[..line.len().saturating_sub(1)];

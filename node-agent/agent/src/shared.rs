@@ -31,7 +31,7 @@ use veer_agent_core::{
     index::Index,
     peers::Peers,
     repair::{Kind, Ledger, Note, RoundLog},
-    switch::Step,
+    switch::RoutingStep,
 };
 use veer_agent_kernel::{
     datapath::{self, Datapath},
@@ -75,7 +75,7 @@ pub(crate) struct Plan {
     /// Other nodes.
     pub(crate) peers: Arc<Peers>,
     /// What the epoch asks.
-    pub(crate) step: Step,
+    pub(crate) step: RoutingStep,
     /// Why pairs do not have the form that the epoch leads to, by the peer's name.
     pub(crate) troubles: BTreeMap<String, String>,
     /// MTU of veths, in bytes.

@@ -212,7 +212,7 @@ impl Error {
 /// An error as the CNI specification wants it printed.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Report<'a> {
+pub(crate) struct ErrorObject<'a> {
     cni_version: &'a str,
     code: u32,
     msg: String,
@@ -220,7 +220,7 @@ pub(crate) struct Report<'a> {
     details: String,
 }
 
-impl<'a> Report<'a> {
+impl<'a> ErrorObject<'a> {
     /// Reports `error` in the shape of `cni_version`.
     pub(crate) fn new(error: &Error, cni_version: &'a str) -> Self {
         Self {
@@ -250,7 +250,7 @@ mod tests {
             socket: "/run/veer/agent.sock".into(),
             source: io::Error::from(io::ErrorKind::ConnectionRefused),
         };
-        let report = Report::new(&error, "1.0.0");
+        let report = ErrorObject::new(&error, "1.0.0");
         assert_eq!(report.code, code::TRY_AGAIN);
         assert_eq!(
             report.msg,
@@ -268,7 +268,7 @@ mod tests {
             details: "NodeNetwork a".to_owned(),
         });
         let json: serde_json::Value =
-            serde_json::from_str(&Report::new(&error, "1.1.0").to_json()).unwrap();
+            serde_json::from_str(&ErrorObject::new(&error, "1.1.0").to_json()).unwrap();
         assert_eq!(
             json,
             serde_json::json!({

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::environment::Environment;
-use crate::error::{Error, Report};
+use crate::error::{Error, ErrorObject};
 
 /// Longest configuration taken from standard input, in bytes. A GC names every
 /// attachment of the node: 250 pods make about 40 KiB.
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let (output, code) = match run(&mut cni_version) {
         Ok(output) => (output, ExitCode::SUCCESS),
         Err(error) => (
-            Report::new(&error, &cni_version).to_json(),
+            ErrorObject::new(&error, &cni_version).to_json(),
             ExitCode::FAILURE,
         ),
     };

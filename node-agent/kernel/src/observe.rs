@@ -16,8 +16,8 @@ use crate::{
         address::{self, Address},
         is_host_veth,
         link::{self, Link},
+        message::Socket,
         route::{self, Lookup, PROTOCOL, Route},
-        wire::Socket,
     },
 };
 use veer_agent_core::facts::{Facts, Path, Uplink};

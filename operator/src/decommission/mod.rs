@@ -24,7 +24,7 @@ use serde_json::json;
 use tracing::{info, warn};
 use veer_crds::v1alpha1::{NodeReport, PodCIDR, SecurityIdentity, TAINT_AGENT_NOT_READY};
 
-use proof::Seen;
+use proof::ReleaseState;
 
 use crate::error::{Error as ApiError, api, code, found};
 use crate::slim::{SlimEndpoint, SlimNetwork, SlimNetworkStatus};
@@ -62,7 +62,7 @@ pub(crate) enum Error {
         /// The Helm release, as namespace/name.
         release: String,
         /// What is known of it.
-        seen: Seen,
+        seen: ReleaseState,
     },
     /// The operator's pods are still there.
     #[error(
@@ -211,14 +211,14 @@ async fn prove(client: &Client, namespace: &str, release: &proof::Release) -> Re
     }
     let namespace = release.release_namespace.as_deref().unwrap_or(namespace);
     match proof::release(client, &release.release, namespace).await? {
-        Seen::Uninstalling => {
+        ReleaseState::Uninstalling => {
             info!(
                 release = release.release,
                 namespace, "Helm is uninstalling this release"
             );
             Ok(())
         }
-        seen @ (Seen::Status(_) | Seen::Nothing) => Err(Error::Unproven {
+        seen @ (ReleaseState::Status(_) | ReleaseState::Nothing) => Err(Error::Unproven {
             release: format!("{namespace}/{}", release.release),
             seen,
         }),
@@ -226,11 +226,13 @@ async fn prove(client: &Client, namespace: &str, release: &proof::Release) -> Re
 }
 
 /// Why a release is no proof.
-fn reason(release: &str, seen: &Seen) -> String {
+fn reason(release: &str, seen: &ReleaseState) -> String {
     match seen {
-        Seen::Nothing => format!("Helm has no release {release}"),
-        Seen::Status(status) => format!("Helm release {release} is {status}, not uninstalling"),
-        Seen::Uninstalling => format!("Helm release {release} is uninstalling"),
+        ReleaseState::Nothing => format!("Helm has no release {release}"),
+        ReleaseState::Status(status) => {
+            format!("Helm release {release} is {status}, not uninstalling")
+        }
+        ReleaseState::Uninstalling => format!("Helm release {release} is uninstalling"),
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct Release {
 
 /// What the API server knows of the release, for the text of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum ReleaseState {
     /// Its latest revision is being uninstalled.
     Uninstalling,
     /// Its latest revision has another status.
@@ -44,14 +44,18 @@ pub(crate) enum Seen {
 }
 
 /// The status of the release in Helm's records in `namespace`.
-pub(super) async fn release(client: &Client, name: &str, namespace: &str) -> Result<Seen, Error> {
+pub(super) async fn release(
+    client: &Client,
+    name: &str,
+    namespace: &str,
+) -> Result<ReleaseState, Error> {
     // Helm's own labels. Only metadata is asked for: the content has all values.
     let its = ListParams::default().labels(&format!("owner=helm,name={name}"));
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secrets = secrets.list_metadata(&its).await;
     let secrets = secrets.map_err(api(format!("list secrets in {namespace}")))?;
     let seen = latest(secrets.items.iter().map(|secret| &secret.metadata));
-    if seen != Seen::Nothing {
+    if seen != ReleaseState::Nothing {
         return Ok(seen);
     }
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
@@ -62,7 +66,7 @@ pub(super) async fn release(client: &Client, name: &str, namespace: &str) -> Res
 
 /// The status of the latest revision. An earlier one may still have the status of an
 /// uninstall that was aborted.
-fn latest<'a>(records: impl Iterator<Item = &'a ObjectMeta>) -> Seen {
+fn latest<'a>(records: impl Iterator<Item = &'a ObjectMeta>) -> ReleaseState {
     let label = |record: &ObjectMeta, key: &str| {
         let labels = record.labels.as_ref();
         labels.and_then(|labels| labels.get(key)).cloned()
@@ -70,11 +74,11 @@ fn latest<'a>(records: impl Iterator<Item = &'a ObjectMeta>) -> Seen {
     let revision =
         |record: &&ObjectMeta| label(record, "version").and_then(|v| v.parse::<u64>().ok());
     let Some(record) = records.max_by_key(revision) else {
-        return Seen::Nothing;
+        return ReleaseState::Nothing;
     };
     match label(record, "status").unwrap_or_default() {
-        status if status == "uninstalling" => Seen::Uninstalling,
-        status => Seen::Status(status),
+        status if status == "uninstalling" => ReleaseState::Uninstalling,
+        status => ReleaseState::Status(status),
     }
 }
 
@@ -126,15 +130,21 @@ mod tests {
             record("8", "superseded"),
         ];
         let seen = latest(given_up_then_upgraded.iter());
-        assert_eq!(seen, Seen::Status("deployed".into()));
+        assert_eq!(seen, ReleaseState::Status("deployed".into()));
         let upgraded_then_uninstalled = [record("9", "superseded"), record("10", "uninstalling")];
-        assert_eq!(latest(upgraded_then_uninstalled.iter()), Seen::Uninstalling);
+        assert_eq!(
+            latest(upgraded_then_uninstalled.iter()),
+            ReleaseState::Uninstalling
+        );
     }
 
     #[test]
     fn no_record_is_no_proof() {
-        assert_eq!(latest([].iter()), Seen::Nothing);
+        assert_eq!(latest([].iter()), ReleaseState::Nothing);
         let unlabelled = [ObjectMeta::default()];
-        assert_eq!(latest(unlabelled.iter()), Seen::Status(String::new()));
+        assert_eq!(
+            latest(unlabelled.iter()),
+            ReleaseState::Status(String::new())
+        );
     }
 }

@@ -29,7 +29,7 @@ use veer_bpf_net::{
 use super::{
     counters,
     flow_slots::{make_room, opener},
-    fragments::Seen,
+    fragments::FragmentMap,
     maps::FLOWS,
 };
 use crate::ctx::{clock::now, skb::Skb};
@@ -37,13 +37,13 @@ use crate::ctx::{clock::now, skb::Skb};
 /// The flow of a packet.
 #[inline(always)]
 pub(crate) fn of(skb: &Skb, ip: &Ipv4) -> Result<Flow, DropReason> {
-    flow::of(skb, ip, &Seen)
+    flow::of(skb, ip, &FragmentMap)
 }
 
 /// Whether the flow has a live entry: the stack translates it.
 #[inline(always)]
 pub(crate) fn is_recorded(key: &FlowKey) -> bool {
-    // SAFETY: a copy of integers, as in `Seen::ports`.
+    // SAFETY: a copy of integers, as in `FragmentMap::ports`.
     let entry = unsafe { FLOWS.get(key) }.copied();
     entry.is_some_and(|entry| conntrack::is_live(&entry, now()))
 }

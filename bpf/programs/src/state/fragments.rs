@@ -6,9 +6,9 @@ use veer_bpf_net::fragments::Fragments;
 use super::maps::FRAGMENTS;
 
 /// The map of fragments.
-pub(crate) struct Seen;
+pub(crate) struct FragmentMap;
 
-impl Fragments for Seen {
+impl Fragments for FragmentMap {
     #[inline(always)]
     fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         // SAFETY: a copy of integers. A slot that is reused meanwhile gives another

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::{await_condition, paths};
 use veer_e2e_load::{
     order::{FlowSpec, Kind, Progress},
+    protocol::{BULK, DATAGRAMS, ECHO},
     report::Side,
-    wire::{BULK, DATAGRAMS, ECHO},
 };
 
 use super::place::Place;

@@ -17,7 +17,7 @@ use veer_e2e_tests::{
     pods::{self, Pod},
     scene::{DEMO, Scene, identity_of},
     snapshot,
-    wire::Rules,
+    underlay_rules::Rules,
     workloads,
 };
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     agents,
-    deaths::{self, Step, Watch},
+    deaths::{self, Death, Watch},
     lab::{Lab, Mode},
     load::{self, Path},
     pods,
@@ -50,7 +50,7 @@ pub(crate) fn faults() -> Vec<Fault> {
 }
 
 /// All of them, or some that are evenly spread.
-fn chosen(all: &[Step]) -> Vec<Step> {
+fn chosen(all: &[Death]) -> Vec<Death> {
     let count = quick_or_full(SAMPLE, all.len()).min(all.len());
     (0..count)
         .filter_map(|n| all.get(n * all.len() / count.max(1)))
@@ -69,9 +69,9 @@ struct Stepped {
 /// returns how many of its steps were reached.
 fn stepped(
     scene: &Scene,
-    reference: &[Step],
+    reference: &[Death],
     at_once: usize,
-    mut attempt: impl FnMut(&[Step]) -> Result<usize>,
+    mut attempt: impl FnMut(&[Death]) -> Result<usize>,
 ) -> Result<Held> {
     ensure!(
         !reference.is_empty(),
@@ -82,7 +82,7 @@ fn stepped(
         let mut deaths = 0;
         for some in steps.chunks(at_once) {
             let names = || {
-                let name = |step: &Step| format!("{} number {}", step.call, step.number);
+                let name = |step: &Death| format!("{} number {}", step.call, step.number);
                 let names: Vec<String> = some.iter().map(name).collect();
                 format!("killed at {}", names.join(", "))
             };
@@ -143,7 +143,7 @@ fn starting(scene: &Scene) -> Result<Held> {
 
 /// Has the agent of a node start under strace, and die at a step, or be noted;
 /// returns when the one after it, or it, is ready.
-fn restart(lab: &Lab, node: &str, step: Option<&Step>) -> Result<()> {
+fn restart(lab: &Lab, node: &str, step: Option<&Death>) -> Result<()> {
     let old = agents::pid(lab, node)?;
     deaths::arm(lab, node, step)?;
     agents::signal(lab, node, "KILL")?;
@@ -165,7 +165,7 @@ fn end_traced(lab: &Lab, node: &str) -> Result<()> {
 /// whether it died, and else its calls.
 fn watched(
     lab: &Lab,
-    agents: &[(&str, Option<&Step>)],
+    agents: &[(&str, Option<&Death>)],
     act: impl FnOnce() -> Result<()>,
 ) -> Result<Vec<(bool, String)>> {
     let mut watches = Vec::new();
@@ -193,7 +193,7 @@ fn watched(
 /// [`watched`] of the one agent on [`NODE`].
 fn one_watched(
     lab: &Lab,
-    step: Option<&Step>,
+    step: Option<&Death>,
     act: impl FnOnce() -> Result<()>,
 ) -> Result<(bool, String)> {
     let seen = watched(lab, &[(NODE, step)], act)?;
@@ -229,7 +229,7 @@ fn delete(lab: &Lab) -> Result<()> {
 /// or without, and leaves all nodes as in the snapshot.
 fn with_a_pod(
     scene: &Scene,
-    attempt: impl Fn(&Lab, &Snapshot, Option<&Step>) -> Result<(bool, String)>,
+    attempt: impl Fn(&Lab, &Snapshot, Option<&Death>) -> Result<(bool, String)>,
 ) -> Result<Held> {
     let lab = &scene.lab;
     load::limit(lab)?;

@@ -20,7 +20,7 @@ use veer_crds::v1alpha1::Epoch;
 use crate::{
     engine::Error,
     pods::{recover, rewire},
-    report::status::{self, Report},
+    report::status::{self, StatusReport},
     shared::Shared,
 };
 use veer_agent_core::{
@@ -30,7 +30,7 @@ use veer_agent_core::{
     index::Index,
     peers::{self, Ids, Left, Peers},
     repair::{Kind, RoundLog},
-    switch::{Answer, Ask, Now, Step, Switch},
+    switch::{Answer, Ask, Now, RoutingStep, Switch},
     tables::Scope,
 };
 use veer_agent_kernel::{
@@ -39,9 +39,9 @@ use veer_agent_kernel::{
     error::{self, netlink},
     netlink::{
         link::{self, Link},
+        message::Socket,
         neighbour, route,
         sysctl::Sysctls,
-        wire::Socket,
     },
     nft,
     observe::{self, Wanted},
@@ -362,7 +362,7 @@ impl Converger {
         Arc::clone(&self.peers)
     }
 
-    fn publish_plan(&self, shared: &Shared, peers: &Arc<Peers>, step: &Step, underlay: u32) {
+    fn publish_plan(&self, shared: &Shared, peers: &Arc<Peers>, step: &RoutingStep, underlay: u32) {
         let mut plan = shared.plan_mut();
         if plan.facts != self.facts {
             plan.facts.clone_from(&self.facts);
@@ -378,7 +378,7 @@ impl Converger {
         shared: &Shared,
         index: &Index,
         peers: &Peers,
-        step: &Step,
+        step: &RoutingStep,
         rows: bool,
     ) -> Desired {
         let store = shared.store();
@@ -404,7 +404,7 @@ impl Converger {
         index: &Index,
         done: &mut RoundLog,
         peers: &Peers,
-        step: &Step,
+        step: &RoutingStep,
         full: bool,
     ) -> Result<bool, Error> {
         let mut datapath = shared.datapath();
@@ -435,8 +435,8 @@ impl Converger {
     }
 
     /// What to report.
-    pub(crate) fn report(&self, shared: &Shared, held: &Checkpoint) -> Report {
-        Report::new(status::Inputs {
+    pub(crate) fn report(&self, shared: &Shared, held: &Checkpoint) -> StatusReport {
+        StatusReport::new(status::Inputs {
             shared,
             held,
             facts: &self.facts,

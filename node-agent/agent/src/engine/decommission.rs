@@ -4,8 +4,8 @@ use veer_agent_kernel::{
     error::netlink,
     netlink::{
         VXLAN, is_host_veth, link,
+        message::Socket,
         route::{self, PROTOCOL},
-        wire::Socket,
     },
     stack::PodMtus,
 };

@@ -31,7 +31,7 @@ use veer_crds::v1alpha1::Epoch;
 use crate::{
     engine::{checkpoint_file::CheckpointFile, converge::Converger},
     pods::{gc, portmap, recover},
-    report::status::Report,
+    report::status::StatusReport,
     runtime::conflist,
     shared::Shared,
 };
@@ -101,7 +101,7 @@ pub(crate) enum Input {
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     from: Receiver<Input>,
-    report: watch::Sender<Report>,
+    report: watch::Sender<StatusReport>,
     held: CheckpointFile,
     converger: Converger,
     rounds: u32,
@@ -121,7 +121,7 @@ impl Engine {
     pub(crate) fn new(
         shared: Arc<Shared>,
         from: Receiver<Input>,
-        report: watch::Sender<Report>,
+        report: watch::Sender<StatusReport>,
     ) -> Result<Self, Error> {
         let held = CheckpointFile::open(&shared.options.state);
         if let Some(cluster) = held.get().cluster.clone() {

@@ -24,9 +24,9 @@ use veer_agent_kernel::{
     datapath::Hook,
     netlink::{
         link,
+        message::Socket,
         netns::{self, Netns},
         pod::{self, Wiring},
-        wire::Socket,
     },
 };
 

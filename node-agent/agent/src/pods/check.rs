@@ -10,7 +10,7 @@ use crate::{
 };
 use veer_agent_kernel::{
     datapath::Hook,
-    netlink::{link, netns, pod, wire::Socket},
+    netlink::{link, message::Socket, netns, pod},
 };
 
 /// Says what differs, in one line.

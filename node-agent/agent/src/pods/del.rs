@@ -8,7 +8,7 @@ use crate::{engine::Input, report::publish::place, shared::Shared};
 use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
 use veer_agent_kernel::{
     datapath,
-    netlink::{link, wire::Socket},
+    netlink::{link, message::Socket},
 };
 use veer_crds::condition::explain;
 

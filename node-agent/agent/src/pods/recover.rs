@@ -23,8 +23,8 @@ use veer_agent_kernel::{
     netlink::{
         address, host_veth_digits, is_host_veth,
         link::{self, Link},
+        message::Socket,
         netns, route,
-        wire::Socket,
     },
 };
 

@@ -11,9 +11,9 @@ use veer_agent_kernel::{
     datapath::{self, Hook},
     netlink::{
         link::{self, Link},
+        message::Socket,
         netns,
         pod::{self, Wiring},
-        wire::Socket,
     },
 };
 

@@ -28,7 +28,7 @@ use crate::{
         events::Events,
         http,
         publish::Publisher,
-        status::{self, Report},
+        status::{self, StatusReport},
     },
     shared::{Options, Shared},
     socket::server,
@@ -78,7 +78,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     let earlier = earlier(&shared).context("cannot read the maps")?;
     watches::start(&client, &node, &to_engine, &shared.events, earlier);
     listen_to_kernel(to_engine)?;
-    let (report, reports) = watch::channel(Report::default());
+    let (report, reports) = watch::channel(StatusReport::default());
     let engine = Engine::new(shared.clone(), from_engine, report)
         .context("cannot take over what is in the kernel")?;
     let (ended, engine_ends) = oneshot::channel();

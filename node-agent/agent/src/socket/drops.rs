@@ -28,7 +28,7 @@ pub(crate) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
     let now = veer_agent_kernel::clock::monotonic();
     let row = |(program, reason, sample): &(Program, DropReason, DropSample)| {
         let head = sample.head.get(..sample.captured as usize);
-        let Seen {
+        let PacketSummary {
             protocol,
             source,
             destination,
@@ -61,15 +61,15 @@ fn device(index: u32) -> String {
 
 /// What a packet was, as far as its beginning tells.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
+struct PacketSummary {
     protocol: String,
     source: String,
     destination: String,
 }
 
-fn seen(head: &[u8]) -> Seen {
+fn seen(head: &[u8]) -> PacketSummary {
     let Ok(packet) = LaxPacketHeaders::from_ethernet(head) else {
-        return Seen {
+        return PacketSummary {
             protocol: "no Ethernet".into(),
             source: String::new(),
             destination: String::new(),
@@ -92,7 +92,7 @@ fn seen(head: &[u8]) -> Seen {
             )
         }
         (Some(NetHeaders::Arp(arp)), _) => match arp.try_eth_ipv4() {
-            Ok(arp) => Seen {
+            Ok(arp) => PacketSummary {
                 protocol: "arp".into(),
                 source: Ipv4Addr::from(arp.sender_ipv4).to_string(),
                 destination: Ipv4Addr::from(arp.target_ipv4).to_string(),
@@ -124,13 +124,13 @@ fn between(
     source: impl Into<IpAddr>,
     destination: impl Into<IpAddr>,
     ports: Option<[u16; 2]>,
-) -> Seen {
+) -> PacketSummary {
     let (source, destination) = (source.into(), destination.into());
     let end = |address, port: Option<u16>| match port {
         Some(port) => SocketAddr::new(address, port).to_string(),
         None => address.to_string(),
     };
-    Seen {
+    PacketSummary {
         protocol: protocol(number),
         source: end(source, ports.map(|p| p[0])),
         destination: end(destination, ports.map(|p| p[1])),
@@ -138,12 +138,12 @@ fn between(
 }
 
 /// Of a frame that no IP address is known of.
-fn macs(packet: &LaxPacketHeaders<'_>, protocol: String) -> Seen {
+fn macs(packet: &LaxPacketHeaders<'_>, protocol: String) -> PacketSummary {
     let [source, destination] = match &packet.link {
         Some(LinkHeader::Ethernet2(frame)) => [frame.source, frame.destination].map(mac_text),
         Some(LinkHeader::LinuxSll(_)) | None => Default::default(),
     };
-    Seen {
+    PacketSummary {
         protocol,
         source,
         destination,
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_packet_is_told_by_addresses_and_ports() {
-        let expected = Seen {
+        let expected = PacketSummary {
             protocol: "udp".into(),
             source: "10.0.0.1:4000".into(),
             destination: "10.0.0.2:53".into(),

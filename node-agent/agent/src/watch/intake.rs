@@ -21,7 +21,7 @@ use std::{
 
 use kube::Resource;
 
-use super::source::{Seen, version};
+use super::source::{Observed, version};
 use veer_agent_core::index::Change;
 
 /// What an object is called in the index, and whether it is this node's own.
@@ -109,19 +109,19 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
     /// second value says why something is doubted.
     pub(super) fn take(
         &mut self,
-        seen: Seen<K>,
+        seen: Observed<K>,
         now: Instant,
     ) -> (Option<Change<K, K>>, Option<String>) {
         match seen {
-            Seen::List(all) => {
+            Observed::List(all) => {
                 let (change, doubt) = self.listed(all, now);
                 (Some(change), doubt)
             }
-            Seen::Apply(object) => {
+            Observed::Apply(object) => {
                 self.know(&object);
                 (Some(Change::Apply(object)), None)
             }
-            Seen::Delete(object) => self.deleted(object, now),
+            Observed::Delete(object) => self.deleted(object, now),
         }
     }
 
@@ -283,7 +283,7 @@ mod tests {
     ) -> (bool, bool) {
         let mut object = object(name, version);
         object.immutable = Some(was_to_go);
-        let (change, why) = intake.take(Seen::Delete(object), now);
+        let (change, why) = intake.take(Observed::Delete(object), now);
         (change.is_some(), why.is_some())
     }
 
@@ -294,7 +294,7 @@ mod tests {
     ) -> Change<String, String> {
         let all = objects.iter().map(|(name, version)| object(name, *version));
         let names = |v: Vec<ConfigMap>| v.iter().map(ResourceExt::name_any).collect();
-        match intake.take(Seen::List(all.collect()), now).0.unwrap() {
+        match intake.take(Observed::List(all.collect()), now).0.unwrap() {
             Change::Snapshot(all) => Change::Snapshot(names(all)),
             Change::Doubted(all, gone) => Change::Doubted(names(all), names(gone)),
             Change::Apply(o) => Change::Apply(o.name_any()),
@@ -358,7 +358,7 @@ mod tests {
         let now = Instant::now();
         let mut intake = doubting(0);
         list(&mut intake, &FOUR, now);
-        intake.take(Seen::Apply(object("e", 9)), now);
+        intake.take(Observed::Apply(object("e", 9)), now);
         let restored = [("own", 5), ("a", 1), ("b", 2), ("c", 3), ("d", 4)];
         let names = ["own", "a", "b", "c", "d"];
         assert_eq!(list(&mut intake, &restored, now), doubted(&names, &[]));
@@ -392,9 +392,9 @@ mod tests {
             "kept, and told once"
         );
         assert!(delete(&mut intake, ("own", 8), false, now).0, "the own one");
-        intake.take(Seen::Apply(object("a", 9)), now);
+        intake.take(Observed::Apply(object("a", 9)), now);
         assert!(intake.again().is_some(), "b is missing still");
-        intake.take(Seen::Apply(object("b", 10)), now);
+        intake.take(Observed::Apply(object("b", 10)), now);
         assert_eq!(intake.again(), None);
     }
 
@@ -443,7 +443,7 @@ mod tests {
         let later = later + CONFIRM;
         assert_eq!(list(&mut intake, &[], later), doubted(&[], &[]));
         for (name, version) in &FOUR[1..] {
-            intake.take(Seen::Apply(object(name, version + 9)), later);
+            intake.take(Observed::Apply(object(name, version + 9)), later);
         }
         assert_eq!(intake.again(), None);
     }
@@ -456,7 +456,7 @@ mod tests {
         let told = ["a", "b", "c"].map(|name| {
             let (kept, told) = delete(&mut intake, (name, 6), false, now);
             assert!(!kept);
-            intake.take(Seen::Apply(object(name, 7)), now);
+            intake.take(Observed::Apply(object(name, 7)), now);
             told
         });
         assert_eq!(told, [true, false, false]);

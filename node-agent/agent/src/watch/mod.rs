@@ -29,7 +29,7 @@ use crate::{
     report::{events::Events, retry},
 };
 use veer_agent_core::index::{
-    Change, Event, IdentityRecord, NodeRecord, OwnRow, PodEndpointRow, PodRecord, Seen,
+    Change, Event, IdentityRecord, NodeRecord, OwnNode, OwnRow, PodEndpointRow, PodRecord,
 };
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
@@ -243,7 +243,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
     let uid = node.uid().unwrap_or_default();
     let mine = name == own;
     let seen = mine.then(|| {
-        Box::new(Seen {
+        Box::new(OwnNode {
             uid: uid.clone(),
             version: version(&node),
             status: node.status.clone().unwrap_or_default(),

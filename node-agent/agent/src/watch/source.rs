@@ -36,7 +36,7 @@ const GONE: u16 = 410;
 
 /// What is seen.
 #[derive(Debug)]
-pub(super) enum Seen<K> {
+pub(super) enum Observed<K> {
     /// All objects.
     List(Vec<K>),
     /// One that is new or changed.
@@ -126,7 +126,7 @@ where
     /// # Errors
     ///
     /// A request failed or a watch ended badly; the next call tries again.
-    pub(super) async fn next(&mut self) -> Result<Seen<K>, Error> {
+    pub(super) async fn next(&mut self) -> Result<Observed<K>, Error> {
         if let Some(pause) = self.pause {
             // At least so long: else two that get through and fail again would
             // keep each other, and the server, busy.
@@ -158,10 +158,10 @@ where
         }
     }
 
-    async fn step(&mut self) -> Result<Seen<K>, Error> {
+    async fn step(&mut self) -> Result<Observed<K>, Error> {
         loop {
             let Some(version) = self.version.clone() else {
-                return self.list().await.map(Seen::List);
+                return self.list().await.map(Observed::List);
             };
             if self.lost {
                 self.compare(&version).await?;
@@ -195,13 +195,13 @@ where
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     self.version = object.resource_version();
                     if let Some(object) = readable(object) {
-                        return Ok(Seen::Apply(object));
+                        return Ok(Observed::Apply(object));
                     }
                 }
                 WatchEvent::Deleted(object) => {
                     self.version = object.resource_version();
                     match readable(object) {
-                        Some(object) => return Ok(Seen::Delete(object)),
+                        Some(object) => return Ok(Observed::Delete(object)),
                         // What it was is not known: the next list lacks it.
                         None => self.list_again(),
                     }
@@ -377,9 +377,9 @@ mod tests {
             (200, format!("{}\n{}\n", event(UNREADABLE), event(good)))
         });
         let seen = source.next().await.expect("a list");
-        assert!(matches!(seen, Seen::List(all) if all.len() == 1 && all[0].name_any() == "a"));
+        assert!(matches!(seen, Observed::List(all) if all.len() == 1 && all[0].name_any() == "a"));
         let seen = source.next().await.expect("what came after it");
-        assert!(matches!(seen, Seen::Apply(object) if object.name_any() == "c"));
+        assert!(matches!(seen, Observed::Apply(object) if object.name_any() == "c"));
         assert_eq!(
             asked.lock().expect("no panic").len(),
             2,
@@ -403,10 +403,14 @@ mod tests {
             }
         });
         let seen = source.next().await.expect("a list");
-        assert!(matches!(seen, Seen::List(all) if all[0].resource_version() == Some("100".into())));
+        assert!(
+            matches!(seen, Observed::List(all) if all[0].resource_version() == Some("100".into()))
+        );
         source.next().await.expect_err("no watch");
         let seen = source.next().await.expect("a list of the restored store");
-        assert!(matches!(seen, Seen::List(all) if all[0].resource_version() == Some("50".into())));
+        assert!(
+            matches!(seen, Observed::List(all) if all[0].resource_version() == Some("50".into()))
+        );
     }
 
     #[tokio::test(start_paused = true)]

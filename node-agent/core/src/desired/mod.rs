@@ -25,7 +25,7 @@ use crate::{
     peers::Peers,
     prefix::{host_prefix, prefix},
     route::{Route, host_route},
-    switch::{Pairs, Step, entry, pair_mtu, tunnel_mtu},
+    switch::{Pairs, RoutingStep, entry, pair_mtu, tunnel_mtu},
 };
 
 /// Everything the kernel should hold.
@@ -61,7 +61,7 @@ pub struct Inputs<'a> {
     /// Other nodes with their ids and addresses.
     pub peers: &'a Peers,
     /// What the epoch asks.
-    pub step: &'a Step,
+    pub step: &'a RoutingStep,
     /// Remotes as they are now, by id.
     pub present: &'a HashMap<u32, Remote>,
     /// What probes found.
@@ -320,7 +320,7 @@ fn remote_routes(
         .collect()
 }
 
-fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &Step) -> Config {
+fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &RoutingStep) -> Config {
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let denies = cluster.is_some_and(|c| !c.denied_prefixes.is_empty());
     let (gateway_v4, block_bits_v4) = match (block.and_then(gateway_of), block) {

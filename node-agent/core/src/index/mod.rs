@@ -15,7 +15,7 @@ use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 pub use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
 pub use identities::{IdentityRecord, PodRecord, Resolution};
-pub use nodes::{Networks, NodeRecord, Seen};
+pub use nodes::{Networks, NodeRecord, OwnNode};
 
 use crate::endpoint::Claims;
 use identities::Identities;
@@ -361,9 +361,9 @@ mod tests {
         let mut index = index();
         let mut a = node("a", "10.1.0.0/24");
         let seen = |uid: &str| {
-            Some(Box::new(Seen {
+            Some(Box::new(OwnNode {
                 uid: uid.into(),
-                ..Seen::default()
+                ..OwnNode::default()
             }))
         };
         a.seen = seen("uid-1");

@@ -42,13 +42,13 @@ pub struct NodeRecord {
     /// The Node is deleted; pods may still run there.
     pub gone: bool,
     /// What the status was seen to be; of the own node only.
-    pub seen: Option<Box<Seen>>,
+    pub seen: Option<Box<OwnNode>>,
 }
 
 /// The own NodeNetwork as the API server has it: what the agent writes there is
 /// compared with it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
+pub struct OwnNode {
     /// UID of the object; one that was made again has another.
     pub uid: String,
     /// resourceVersion; 0: of its order nothing is known.
@@ -132,7 +132,7 @@ pub struct Nodes {
     by_name: BTreeMap<String, NodeRecord>,
     blocks: Networks,
     generation: u64,
-    own: Option<Box<Seen>>,
+    own: Option<Box<OwnNode>>,
 }
 
 impl Nodes {
@@ -240,7 +240,7 @@ impl Nodes {
     }
 
     /// The own NodeNetwork as it was last seen; `None`: it is not there.
-    pub fn own_seen(&self) -> Option<&Seen> {
+    pub fn own_seen(&self) -> Option<&OwnNode> {
         self.own.as_deref()
     }
 

@@ -10,8 +10,8 @@ use veer_bpf_common::{
 use veer_crds::v1alpha1::{Phase, RoutingMode};
 
 use super::{
-    View,
-    epoch::{Step, peer_accepts, peer_left_native, target},
+    PairState,
+    epoch::{RoutingStep, peer_accepts, peer_left_native, target},
 };
 use crate::{facts::Path, index::NodeRecord};
 
@@ -19,7 +19,7 @@ use crate::{facts::Path, index::NodeRecord};
 #[derive(Clone, Copy, Debug)]
 pub struct Pair<'a> {
     /// What the epoch asks.
-    pub step: &'a Step,
+    pub step: &'a RoutingStep,
     /// The peer.
     pub node: &'a NodeRecord,
     /// The address that stands for it.
@@ -31,7 +31,7 @@ pub struct Pair<'a> {
     /// Its entry now.
     pub present: Option<&'a Remote>,
     /// What probes say.
-    pub view: View,
+    pub view: PairState,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub now: u64,
 }
@@ -121,7 +121,7 @@ impl Pair<'_> {
 }
 
 /// The low 32 bits of the epoch's number: what an entry's field holds.
-fn number(step: &Step) -> u32 {
+fn number(step: &RoutingStep) -> u32 {
     let number = step.epoch.as_ref().map_or(0, |e| e.number);
     u32::try_from(number & 0xffff_ffff).unwrap_or(0)
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// What the epoch asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Step {
+pub struct RoutingStep {
     /// The epoch; `None`: the operator has not said anything yet.
     pub epoch: Option<Epoch>,
     /// MTU of pods' default routes, in bytes.
@@ -28,7 +28,7 @@ pub struct Step {
     pub confirm: u64,
 }
 
-impl Step {
+impl RoutingStep {
     /// The mode that traffic is to move by, once switched.
     pub fn mode(&self) -> RoutingMode {
         self.epoch.as_ref().map_or(RoutingMode::Tunnel, |e| e.mode)
@@ -47,15 +47,15 @@ impl Step {
 }
 
 /// What the epoch asks of this node. `present_mtu` is what pods have now; 0:
-/// nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`Step`].
+/// nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`RoutingStep`].
 pub fn step(
     epoch: Option<&Epoch>,
     underlay_mtu: u32,
     present_mtu: u32,
     kept: bool,
     confirm: u64,
-) -> Step {
-    let mut step = Step {
+) -> RoutingStep {
+    let mut step = RoutingStep {
         epoch: epoch.cloned(),
         // The smaller of the two.
         mtu: tunnel_mtu(underlay_mtu),
@@ -74,7 +74,7 @@ pub fn step(
 
 /// Largest packet between this node and a peer, in bytes of the underlay: the
 /// smaller of what the two ends carry.
-pub fn pair_mtu(step: &Step, facts: &Facts, peer: &NodeRecord) -> u32 {
+pub fn pair_mtu(step: &RoutingStep, facts: &Facts, peer: &NodeRecord) -> u32 {
     let ends = [facts.path_mtu(), peer.path_mtu].into_iter();
     let known = ends.filter(|mtu| *mtu != 0);
     known.fold(step.native_mtu, u32::min)

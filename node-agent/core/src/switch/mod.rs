@@ -15,8 +15,8 @@ use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{endpoint::Store, facts::Facts, index::Index, peers::Peers, repair::RoundLog};
 
-pub use epoch::{Step, pair_mtu, peer_accepts, step, target, tunnel_mtu};
-pub use pairs::{Inputs, Pairs, Peer, View};
+pub use epoch::{RoutingStep, pair_mtu, peer_accepts, step, target, tunnel_mtu};
+pub use pairs::{Inputs, PairState, Pairs, Peer};
 
 /// One peer to be probed in one form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct Switch {
     /// What probes of other nodes found.
     pub pairs: Pairs,
     /// What the epoch asks, as of the last round.
-    pub step: Step,
+    pub step: RoutingStep,
     /// The epoch acknowledged.
     pub applied: Option<Epoch>,
     /// What was last known of all pairs of one attempt.
@@ -77,7 +77,7 @@ impl Switch {
     /// acknowledged.
     pub fn new(pairs: Pairs, applied: Option<Epoch>) -> Self {
         Self {
-            step: Step::default(),
+            step: RoutingStep::default(),
             applied,
             probes: None,
             kept: pairs.kept().and_then(kept_form),
@@ -195,7 +195,7 @@ fn confirm_timeout(index: &Index) -> u64 {
 }
 
 /// The other nodes as probing sees them.
-fn seen(now: Now<'_>, step: &Step) -> Vec<Peer> {
+fn seen(now: Now<'_>, step: &RoutingStep) -> Vec<Peer> {
     let Now {
         index,
         peers,

@@ -20,7 +20,7 @@ use nix::net::if_::if_nametoindex;
 use veer_bpf_common::program;
 
 use super::{Datapath, Error};
-use crate::netlink::{filter, wire::Socket};
+use crate::netlink::{filter, message::Socket};
 
 /// Priority and handle of veer's clsact filters.
 const PRIORITY: u16 = 1;

@@ -28,7 +28,7 @@ use veer_bpf_common::tables::{
 };
 
 use super::{Error, attach, raw, same_layout};
-use crate::netlink::{VXLAN, wire::Socket};
+use crate::netlink::{VXLAN, message::Socket};
 
 /// Maps that the programs fill.
 const LEARNED: [&str; 3] = [Flows::NAME, FlowSlots::NAME, Fragments::NAME];

@@ -28,7 +28,7 @@ use veer_bpf_common::{
     tables::{self, MapSpec},
 };
 
-use crate::netlink::wire::Socket;
+use crate::netlink::message::Socket;
 
 pub use attach::{Hook, XdpAttach, remove_clsact};
 pub use maps::Maps;

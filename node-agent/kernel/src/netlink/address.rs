@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr};
 
-use super::wire::{CREATE, Message, REPLACE, Received, Socket, u32_at};
+use super::message::{CREATE, Message, REPLACE, Received, Socket, u32_at};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;

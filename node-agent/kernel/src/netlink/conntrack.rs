@@ -4,7 +4,7 @@
 
 use std::{io, net::Ipv4Addr};
 
-use super::wire::{Attrs, Message, Socket, u32_at};
+use super::message::{Attrs, Message, Socket, u32_at};
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM: u16 = 1;

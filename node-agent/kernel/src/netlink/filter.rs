@@ -5,7 +5,7 @@ use std::io;
 
 use nix::libc::{EINVAL, ENODEV, ENOENT};
 
-use super::wire::{Attrs, Message, Received, Socket, u32_at};
+use super::message::{Attrs, Message, Received, Socket, u32_at};
 
 const RTM_GETTFILTER: u16 = 46;
 const TCA_OPTIONS: u16 = 2;
@@ -55,7 +55,7 @@ fn program_of(answer: &Received) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::messages;
+    use super::super::message::messages;
     use super::*;
 
     /// The kernel's answer for a filter with these options.

@@ -15,9 +15,9 @@ use nix::{
 use super::{
     address,
     link::{self, Mac, VethEnd},
+    message::Socket,
     netns::{self, Netns},
     route::{self, Route},
-    wire::Socket,
 };
 
 /// A namespace that holds nothing but `lo`, up.

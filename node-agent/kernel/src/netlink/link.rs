@@ -4,7 +4,7 @@ use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
 pub use veer_agent_core::link::{Link, Mac};
 
-use super::wire::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
+use super::message::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
 
 pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_DELLINK: u16 = 17;

@@ -8,12 +8,12 @@ pub mod filter;
 #[cfg(test)]
 pub mod lab;
 pub mod link;
+pub mod message;
 pub mod neighbour;
 pub mod netns;
 pub mod notify;
 pub mod pod;
 pub mod route;
 pub mod sysctl;
-pub mod wire;
 
 pub use veer_agent_core::link::{VXLAN, host_veth_digits, is_host_veth};

@@ -6,7 +6,7 @@ use std::{io, net::IpAddr};
 use super::{
     address::{from_octets, octets},
     link::Mac,
-    wire::{CREATE, Message, REPLACE, Socket, u16_at, u32_at},
+    message::{CREATE, Message, REPLACE, Socket, u16_at, u32_at},
 };
 
 const RTM_NEWNEIGH: u16 = 28;

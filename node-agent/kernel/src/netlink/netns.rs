@@ -10,7 +10,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::wire::Socket;
+use super::message::Socket;
 
 /// An open network namespace.
 #[derive(Debug)]

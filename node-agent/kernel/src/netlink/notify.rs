@@ -10,7 +10,7 @@ use std::{io, os::fd::AsRawFd};
 
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::{is_host_veth, link, route, wire::Socket};
+use super::{is_host_veth, link, message::Socket, route};
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`
 /// (`include/uapi/linux/rtnetlink.h`).
@@ -24,7 +24,7 @@ pub fn listen(mut changed: impl FnMut() -> bool) -> io::Result<()> {
     let mut buffer = vec![0; 32 << 10];
     loop {
         let concerns = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) => super::wire::messages(&buffer[..length])
+            Ok(length) => super::message::messages(&buffer[..length])
                 .iter()
                 .any(concerns_the_node),
             // More came than fits: something that concerns the node may be lost.
@@ -38,7 +38,7 @@ pub fn listen(mut changed: impl FnMut() -> bool) -> io::Result<()> {
     }
 }
 
-fn concerns_the_node(message: &super::wire::Received) -> bool {
+fn concerns_the_node(message: &super::message::Received) -> bool {
     match message.kind {
         RTM_NEWADDR | RTM_DELADDR => true,
         route::RTM_NEWROUTE | route::RTM_DELROUTE => route::concerns_the_node(message),

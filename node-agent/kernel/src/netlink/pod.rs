@@ -10,11 +10,11 @@ use veer_agent_core::route::host_route;
 use super::{
     address,
     link::{self, Link, Mac, VethEnd},
+    message::Socket,
     neighbour,
     netns::Netns,
     route::{self, PROTOCOL, Route},
     sysctl,
-    wire::Socket,
 };
 
 /// What a pod's network is to be.

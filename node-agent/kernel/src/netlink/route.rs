@@ -12,7 +12,7 @@ pub use veer_agent_core::route::Route;
 
 use super::{
     address::{from_octets, octets},
-    wire::{APPEND, Attrs, CREATE, Message, REPLACE, Received, Socket, u16_at, u32_at},
+    message::{APPEND, Attrs, CREATE, Message, REPLACE, Received, Socket, u16_at, u32_at},
 };
 
 pub(super) const RTM_NEWROUTE: u16 = 24;

@@ -13,7 +13,7 @@ use super::{
     expr::{COUNTER, Expr, padded},
     message, table,
 };
-use crate::netlink::wire::{APPEND, CREATE, Message};
+use crate::netlink::message::{APPEND, CREATE, Message};
 
 /// Elements in one message, whose attributes hold 64 KiB at most.
 const ELEMENTS_PER_MESSAGE: usize = 1000;

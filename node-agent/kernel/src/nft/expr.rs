@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::netlink::wire::Message;
+use crate::netlink::message::Message;
 
 /// `NFT_REG_1`. Its first four bytes are those of `NFT_REG32_00`.
 const REGISTER: u32 = 1;

@@ -18,7 +18,7 @@ use super::{
     legacy::Legacy,
     ruleset::OWN_DEVICES,
 };
-use crate::netlink::wire::{APPEND, Attrs, CREATE, Message, Received, Socket, text, u32_at};
+use crate::netlink::message::{APPEND, Attrs, CREATE, Message, Received, Socket, text, u32_at};
 
 /// `NFPROTO_IPV4`.
 const IPV4: u8 = 2;

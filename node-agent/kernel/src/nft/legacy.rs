@@ -22,7 +22,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use crate::netlink::wire::{u16_at, u32_at};
+use crate::netlink::message::{u16_at, u32_at};
 
 /// The tables that are there.
 const NAMES: &str = "/proc/thread-self/net/ip_tables_names";

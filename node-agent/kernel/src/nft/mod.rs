@@ -25,14 +25,14 @@ use ipnet::Ipv4Net;
 
 use crate::{
     netlink::conntrack,
-    netlink::wire::{Attrs, Message, Received, Socket, text},
+    netlink::message::{Attrs, Message, Received, Socket, text},
 };
 use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::Facts,
     index::Index,
     repair::{Kind, RoundLog},
-    switch::Step,
+    switch::RoutingStep,
 };
 
 pub use content::Count;
@@ -112,7 +112,7 @@ pub struct Wanted<'a> {
     /// The node.
     pub facts: &'a Facts,
     /// What the epoch asks.
-    pub step: &'a Step,
+    pub step: &'a RoutingStep,
     /// The own block of pod addresses.
     pub block: Option<Ipv4Net>,
     /// Devices with programs that are not veer's own.
@@ -290,7 +290,7 @@ impl Table {
         commit(
             &mut socket,
             vec![
-                table(NEW_TABLE, crate::netlink::wire::CREATE),
+                table(NEW_TABLE, crate::netlink::message::CREATE),
                 table(DELETE_TABLE, 0),
             ],
         )

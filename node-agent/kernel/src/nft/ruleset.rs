@@ -14,7 +14,7 @@ use super::{
     host_ports::{self, HostPorts},
 };
 use crate::netlink::{VXLAN, conntrack::Flow};
-use veer_agent_core::{desired::tunnel_port, facts::Facts, index::Index, switch::Step};
+use veer_agent_core::{desired::tunnel_port, facts::Facts, index::Index, switch::RoutingStep};
 
 /// Addresses of nodes.
 const NODES: &str = "nodes4";
@@ -73,7 +73,7 @@ pub(super) struct Inputs<'a> {
     /// The node.
     pub(super) facts: &'a Facts,
     /// What the epoch asks.
-    pub(super) step: &'a Step,
+    pub(super) step: &'a RoutingStep,
     /// The own block of pod addresses.
     pub(super) block: Option<Ipv4Net>,
     /// Devices other than veer's own that have its programs.
@@ -287,7 +287,7 @@ mod tests {
     use veer_agent_core::index::{Change, Event, NodeRecord};
     use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
-    fn built(step: &Step) -> Ruleset {
+    fn built(step: &RoutingStep) -> Ruleset {
         let mut index = Index::new("a");
         index.handle(Event::Node(Change::Apply(NodeRecord {
             name: "b".into(),
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_address_inside_a_pod_block_is_no_nodes() {
-        let set = built(&Step::default());
+        let set = built(&RoutingStep::default());
         let nodes = ["192.0.2.1", "192.0.2.2"].map(|a| a.parse().unwrap());
         assert_eq!(set.sets[0].elements, Elements::Addresses(nodes.into()));
         // Two halves are one interval.
@@ -332,13 +332,13 @@ mod tests {
 
     #[test]
     fn a_pods_flow_to_a_node_is_translated_until_native_is_through() {
-        let step = |mode, phase| Step {
+        let step = |mode, phase| RoutingStep {
             epoch: Some(Epoch {
                 mode,
                 phase,
                 ..Epoch::default()
             }),
-            ..Step::default()
+            ..RoutingStep::default()
         };
         let (tunnel, native) = (RoutingMode::Tunnel, RoutingMode::Native);
         for (mode, phase, expected) in [

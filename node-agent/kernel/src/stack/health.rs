@@ -6,7 +6,7 @@ use std::{io, net::IpAddr};
 use crate::netlink::{
     address,
     link::{self, Link},
-    wire::Socket,
+    message::Socket,
 };
 use veer_agent_core::repair::{Kind, RoundLog};
 

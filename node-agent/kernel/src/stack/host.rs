@@ -15,10 +15,10 @@ use crate::{
     netlink::{
         VXLAN,
         link::{self, Link, Mac},
+        message::Socket,
         neighbour,
         route::{self, PROTOCOL, Route},
         sysctl::{self, Sysctls},
-        wire::Socket,
     },
 };
 use veer_agent_core::{

@@ -7,8 +7,8 @@ use std::{
 
 use crate::netlink::{
     link::{self, Link},
+    message::Socket,
     netns, pod,
-    wire::Socket,
 };
 use veer_agent_core::{
     endpoint::LocalEndpoint,

@@ -7,7 +7,7 @@ use crate::{
     netlink::{
         VXLAN,
         link::{self, Link},
-        wire::Socket,
+        message::Socket,
     },
 };
 use veer_agent_core::repair::{Kind, RoundLog};

@@ -14,7 +14,7 @@ use crate::slim::{SlimNode, SlimReport};
 use crate::spoken::spoken;
 
 /// The objects in the cluster.
-pub(crate) struct Seen {
+pub(crate) struct ClusterObjects {
     /// The Nodes that take part.
     pub(crate) nodes: Vec<Arc<SlimNode>>,
     /// The NodeNetworks, by name.
@@ -27,7 +27,7 @@ pub(crate) struct Seen {
     pub(crate) unheard: Vec<String>,
 }
 
-impl Seen {
+impl ClusterObjects {
     /// Reads the caches in an order in which a block can be judged drained: holding
     /// the ledger's lock excludes allocations, and a later allocation reads a
     /// ClusterNetwork at least as new as the one being judged.
@@ -90,7 +90,7 @@ pub(crate) fn wish(network: &ClusterNetwork) -> Wish<'_> {
 
 /// The nodes as the epoch sees them. A Node without a NodeNetwork gets no orders yet;
 /// a NodeNetwork without a Node is no member.
-pub(crate) fn members(network: &ClusterNetwork, seen: &Seen) -> Vec<Member> {
+pub(crate) fn members(network: &ClusterNetwork, seen: &ClusterObjects) -> Vec<Member> {
     // An unreadable selector selects no node and is listed among the problems.
     let canary = network.spec.rollout.canary.clone();
     let canary = canary.and_then(|labels| Selector::try_from(labels).ok());

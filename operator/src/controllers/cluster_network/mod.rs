@@ -26,7 +26,7 @@ use veer_crds::v1alpha1::{
 
 use crate::context::{Context, GuardedNetwork};
 use crate::error::Error;
-use build::Seen;
+use build::ClusterObjects;
 use news::News;
 
 /// Field manager of this controller.
@@ -48,7 +48,7 @@ pub(crate) async fn reconcile(
         Ok(_) => return Ok(Action::await_change()),
         Err(invalid) => return refuse(&context, invalid).await,
     };
-    let seen = Seen::read(&context, &network.spec).await;
+    let seen = ClusterObjects::read(&context, &network.spec).await;
     let problems = validate::problems(&network.spec, &seen.nodes);
     let wish = build::wish(network);
     let now = condition::now().0;
@@ -70,7 +70,7 @@ pub(crate) async fn reconcile(
 }
 
 /// Writes the epoch to each node whose order differs.
-async fn tell(context: &Context, seen: &Seen, plan: &epoch::Plan) -> Result<(), Error> {
+async fn tell(context: &Context, seen: &ClusterObjects, plan: &epoch::Plan) -> Result<(), Error> {
     let api: Api<NodeNetwork> = Api::all(context.client.clone());
     let mut orders = Vec::new();
     for (name, order) in &plan.orders {

@@ -8,7 +8,7 @@ use veer_crds::v1alpha1::{
     ClusterNetwork, ClusterNetworkStatus, PodCidrEntry, PodCidrState, PodCidrStatus,
 };
 
-use super::build::Seen;
+use super::build::ClusterObjects;
 use super::epoch::Plan;
 use super::rollout::{self, LISTED};
 use crate::controllers::node::allocate::capacity;
@@ -20,7 +20,7 @@ const NAMES: usize = 5;
 /// Builds it.
 pub(crate) fn build(
     network: &ClusterNetwork,
-    seen: &Seen,
+    seen: &ClusterObjects,
     plan: &Plan,
     problems: &[String],
     now: Timestamp,
@@ -79,7 +79,7 @@ pub(crate) fn unreadable(why: &str, generation: Option<i64>) -> Condition {
     .over(&[], generation)
 }
 
-fn block(entry: &PodCidrEntry, seen: &Seen) -> PodCidrStatus {
+fn block(entry: &PodCidrEntry, seen: &ClusterObjects) -> PodCidrStatus {
     let claimed = seen
         .claims
         .iter()
@@ -135,7 +135,11 @@ pub(super) fn report(
 }
 
 /// Which nodes keep a block from being drained, and what to do.
-fn draining(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Judgement {
+fn draining(
+    network: &ClusterNetwork,
+    seen: &ClusterObjects,
+    blocks: &[PodCidrStatus],
+) -> Judgement {
     let report = |status, reason, message| report("Draining", status, reason, message);
     let entries = network.spec.pod_cidrs.iter().zip(blocks);
     let open: Vec<&IpNet> = entries
@@ -165,7 +169,11 @@ fn draining(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> 
     report(true, "InUse", message)
 }
 
-fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) -> Judgement {
+fn available(
+    network: &ClusterNetwork,
+    seen: &ClusterObjects,
+    blocks: &[PodCidrStatus],
+) -> Judgement {
     let report = |status, reason, message| report("CIDRsAvailable", status, reason, message);
     if !seen.unheard.is_empty() {
         let message = format!(
@@ -216,7 +224,7 @@ fn available(network: &ClusterNetwork, seen: &Seen, blocks: &[PodCidrStatus]) ->
     }
 }
 
-fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Judgement {
+fn degraded(plan: &Plan, seen: &ClusterObjects, problems: &[String]) -> Judgement {
     let report = |status, reason, message| report("Degraded", status, reason, message);
     if !problems.is_empty() {
         return report(true, "Invalid", problems.join("; "));
@@ -242,7 +250,7 @@ fn degraded(plan: &Plan, seen: &Seen, problems: &[String]) -> Judgement {
     report(true, reason, faults.join("; "))
 }
 
-fn absent(seen: &Seen) -> Vec<String> {
+fn absent(seen: &ClusterObjects) -> Vec<String> {
     let absent = seen.nodes.iter().filter(|n| seen.absent(n).is_some());
     let mut names: Vec<String> = absent.map(|n| n.name().to_owned()).collect();
     names.sort();

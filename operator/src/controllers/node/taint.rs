@@ -20,13 +20,17 @@ use super::MANAGER;
 
 /// What to do with the taint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum TaintChange {
     Add,
     Remove,
     Leave,
 }
 
-fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimReport>) -> Step {
+fn step(
+    node: &SlimNode,
+    network: Option<&NodeNetwork>,
+    report: Option<&SlimReport>,
+) -> TaintChange {
     let tainted = is_tainted(node);
     let status = network.and_then(|n| n.status.as_ref());
     let said = spoken(report);
@@ -42,10 +46,10 @@ fn step(node: &SlimNode, network: Option<&NodeNetwork>, report: Option<&SlimRepo
         .iter()
         .any(|c| c.type_ == "Ready" && c.status != "True" && c.reason == FOREIGN_CONFLIST);
     match (tainted, reported, ready) {
-        (false, false, _) => Step::Add,
-        (false, true, _) if diverted => Step::Add,
-        (true, true, true) => Step::Remove,
-        (true, _, _) | (false, true, _) => Step::Leave,
+        (false, false, _) => TaintChange::Add,
+        (false, true, _) if diverted => TaintChange::Add,
+        (true, true, true) => TaintChange::Remove,
+        (true, _, _) | (false, true, _) => TaintChange::Leave,
     }
 }
 
@@ -63,9 +67,9 @@ pub(crate) async fn settle(
 /// Removes the taint from a node that takes no part, if it has it.
 pub(crate) async fn leave(context: &Context, node: &SlimNode) -> Result<(), Error> {
     let step = if is_tainted(node) {
-        Step::Remove
+        TaintChange::Remove
     } else {
-        Step::Leave
+        TaintChange::Leave
     };
     take(context, node, step).await
 }
@@ -75,7 +79,7 @@ fn is_tainted(node: &SlimNode) -> bool {
     taints.any(|taint| taint.key == TAINT_AGENT_NOT_READY)
 }
 
-async fn take(context: &Context, node: &SlimNode, step: Step) -> Result<(), Error> {
+async fn take(context: &Context, node: &SlimNode, step: TaintChange) -> Result<(), Error> {
     let mut taints: Vec<_> = node
         .spec
         .taints
@@ -89,9 +93,9 @@ async fn take(context: &Context, node: &SlimNode, step: Step) -> Result<(), Erro
         time_added: None,
     };
     match step {
-        Step::Leave => return Ok(()),
-        Step::Add => taints.push(&taint),
-        Step::Remove => {}
+        TaintChange::Leave => return Ok(()),
+        TaintChange::Add => taints.push(&taint),
+        TaintChange::Remove => {}
     }
     let name = node.name();
     let patch = json!({
@@ -141,14 +145,14 @@ mod tests {
     #[test]
     fn a_node_is_tainted_until_its_agent_is_ready_after_this_boot() {
         let step = |node, report: Option<SlimReport>| step(&node, None, report.as_ref());
-        assert_eq!(step(node("b1", false), None), Step::Add);
-        assert_eq!(step(node("b1", true), None), Step::Leave);
+        assert_eq!(step(node("b1", false), None), TaintChange::Add);
+        assert_eq!(step(node("b1", true), None), TaintChange::Leave);
         for (boot, tainted, said, ready, expected) in [
-            ("b1", true, "b1", "False", Step::Leave),
-            ("b1", true, "b1", "True", Step::Remove),
-            ("b1", false, "b1", "True", Step::Leave),
-            ("b2", false, "b1", "True", Step::Add),
-            ("b2", true, "b1", "True", Step::Leave),
+            ("b1", true, "b1", "False", TaintChange::Leave),
+            ("b1", true, "b1", "True", TaintChange::Remove),
+            ("b1", false, "b1", "True", TaintChange::Leave),
+            ("b2", false, "b1", "True", TaintChange::Add),
+            ("b2", true, "b1", "True", TaintChange::Leave),
         ] {
             let seen = step(node(boot, tainted), Some(report(said, ready)));
             assert_eq!(seen, expected, "{boot} {tainted} {said} {ready}");
@@ -158,14 +162,20 @@ mod tests {
     #[test]
     fn an_agent_that_restarts_does_not_bring_the_taint_back() {
         let said = report("b1", "False");
-        assert_eq!(step(&node("b1", false), None, Some(&said)), Step::Leave);
+        assert_eq!(
+            step(&node("b1", false), None, Some(&said)),
+            TaintChange::Leave
+        );
     }
 
     #[test]
     fn a_node_whose_pods_get_another_network_is_tainted_again() {
         let mut said = report("b1", "False");
         said.status.conditions[0].reason = FOREIGN_CONFLIST.into();
-        assert_eq!(step(&node("b1", false), None, Some(&said)), Step::Add);
+        assert_eq!(
+            step(&node("b1", false), None, Some(&said)),
+            TaintChange::Add
+        );
     }
 
     #[test]
@@ -177,8 +187,14 @@ mod tests {
         .unwrap();
         let empty = SlimReport::default();
         for report in [None, Some(&empty)] {
-            assert_eq!(step(&node("b1", false), Some(&holds), report), Step::Leave);
-            assert_eq!(step(&node("b1", true), Some(&holds), report), Step::Leave);
+            assert_eq!(
+                step(&node("b1", false), Some(&holds), report),
+                TaintChange::Leave
+            );
+            assert_eq!(
+                step(&node("b1", true), Some(&holds), report),
+                TaintChange::Leave
+            );
         }
     }
 }

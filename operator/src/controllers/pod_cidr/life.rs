@@ -15,7 +15,7 @@ pub(crate) const ORPHANED: &str = "Orphaned";
 const LEAVING: &str = "Leaving";
 
 /// What a claim is judged by.
-pub(crate) struct View<'a> {
+pub(crate) struct ClaimFacts<'a> {
     pub(crate) claim: &'a PodCIDR,
     /// UID of the Node of that name, if there is one and it takes part.
     pub(crate) node_uid: Option<&'a str>,
@@ -44,7 +44,7 @@ pub(crate) enum Life {
 }
 
 /// Decides.
-pub(crate) fn decide(view: &View<'_>) -> Life {
+pub(crate) fn decide(view: &ClaimFacts<'_>) -> Life {
     let old = view.claim.status.clone().unwrap_or_default();
     if let Some(uid) = view.node_uid {
         if surplus(view) {
@@ -100,7 +100,7 @@ pub(super) fn used(claim: &PodCIDR) -> PodCIDRStatus {
 /// Two leaders at once may have given one node two blocks of a family. The one that
 /// its agent reports is kept; the other is released once it is certain that neither
 /// the agent nor the NodeNetwork has it.
-fn surplus(view: &View<'_>) -> bool {
+fn surplus(view: &ClaimFacts<'_>) -> bool {
     let block = &view.claim.spec.cidr;
     let alike = |other: &IpNet| other.addr().is_ipv4() == block.addr().is_ipv4();
     let Some(network) = view.network else {
@@ -150,8 +150,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn view<'a>(claim: &'a PodCIDR, uid: Option<&'a str>, now: &str) -> View<'a> {
-        View {
+    fn view<'a>(claim: &'a PodCIDR, uid: Option<&'a str>, now: &str) -> ClaimFacts<'a> {
+        ClaimFacts {
             claim,
             node_uid: uid,
             leaving: false,
@@ -195,14 +195,14 @@ mod tests {
     fn a_block_goes_at_once_when_the_agent_confirms_that_it_is_empty() {
         let orphan = claim("10.0.0.0/24", None);
         let gone = network(&[], &["10.0.0.0/24"], true);
-        let view = View {
+        let view = ClaimFacts {
             network: Some(&gone),
             ..view(&orphan, None, "2026-01-01T00:00:00Z")
         };
         assert_eq!(decide(&view), Life::Over);
         // With its Node there it stays, decommissioned or not.
         assert!(matches!(
-            decide(&View {
+            decide(&ClaimFacts {
                 node_uid: Some("u1"),
                 ..view
             }),
@@ -218,7 +218,7 @@ mod tests {
         let serving = network(&["10.0.0.0/24"], &["10.0.0.0/24"], false);
         let before = network(&[], &["10.0.0.0/24"], true);
         let of = |claim: &PodCIDR, network: Option<&NodeNetwork>, now: &str| {
-            decide(&View {
+            decide(&ClaimFacts {
                 leaving: true,
                 network,
                 ..view(claim, None, now)
@@ -244,20 +244,20 @@ mod tests {
         let (only_a, only_b) = ([Arc::new(a.clone())], [Arc::new(b.clone())]);
         let holds_b = network(&["10.0.1.0/24"], &["10.0.1.0/24"], false);
         let now = "2026-01-01T00:00:00Z";
-        let of_a = View {
+        let of_a = ClaimFacts {
             network: Some(&holds_b),
             siblings: &only_b,
             ..view(&a, Some("u1"), now)
         };
         assert_eq!(decide(&of_a), Life::Surplus);
-        let of_b = View {
+        let of_b = ClaimFacts {
             network: Some(&holds_b),
             siblings: &only_a,
             ..view(&b, Some("u1"), now)
         };
         assert!(matches!(decide(&of_b), Life::Is(..)));
         let silent = network(&[], &["10.0.1.0/24"], false);
-        let of_a = View {
+        let of_a = ClaimFacts {
             network: Some(&silent),
             siblings: &only_b,
             ..view(&a, Some("u1"), now)

@@ -22,7 +22,7 @@ use crate::context::Context;
 use crate::error::{self, Error, found};
 use crate::slim::SlimNode;
 use crate::spoken::spoken;
-use life::{Life, View};
+use life::{ClaimFacts, Life};
 
 /// Field manager of this controller.
 const MANAGER: &str = "veer-operator/pod-cidr";
@@ -53,7 +53,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
     let report = context.reports.get(&node_name);
     let others = claims.iter().filter(|c| c.name_any() != claim.name_any());
     let siblings: Vec<Arc<PodCIDR>> = others.cloned().collect();
-    let view = View {
+    let view = ClaimFacts {
         claim: &claim,
         node_uid: node.as_ref().map(|n| n.uid()),
         leaving,

@@ -26,7 +26,7 @@ use crate::shared::Shared;
 use veer_agent_core::{
     checkpoint::Checkpoint,
     facts::Facts,
-    index::{Index, Seen},
+    index::{Index, OwnNode},
     repair::Kind,
     switch::Switch,
 };
@@ -37,7 +37,7 @@ const ADDRESSES: usize = 64;
 
 /// What is reported, without times.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Report {
+pub(crate) struct StatusReport {
     /// NodeNetwork.status.
     network: NodeNetworkStatus,
     /// NodeReport.status without its conditions.
@@ -45,7 +45,7 @@ pub(crate) struct Report {
     /// What those are made of.
     judgements: Vec<Judgement>,
     /// Not reported: the own NodeNetwork as the API server has it.
-    seen: Option<Seen>,
+    seen: Option<OwnNode>,
 }
 
 /// What a report is made of.
@@ -70,7 +70,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) decommissioned: bool,
 }
 
-impl Report {
+impl StatusReport {
     pub(crate) fn new(inputs: Inputs<'_>) -> Self {
         let Inputs {
             shared,
@@ -153,7 +153,7 @@ impl Report {
     }
 }
 
-/// See [`Report::urgent`].
+/// See [`StatusReport::urgent`].
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Urgent {
     conditions: Vec<(&'static str, bool, &'static str)>,
@@ -233,7 +233,11 @@ fn odd(index: &Index, own: u32) -> Option<String> {
 }
 
 /// Keeps both statuses as the engine reports, until it ends.
-pub(crate) async fn run(client: Client, shared: Arc<Shared>, reports: watch::Receiver<Report>) {
+pub(crate) async fn run(
+    client: Client,
+    shared: Arc<Shared>,
+    reports: watch::Receiver<StatusReport>,
+) {
     let name = shared.options.node.clone();
     let repaired = |what: String| {
         shared.repaired(Kind::Status, what);

@@ -9,7 +9,7 @@ use tokio::{sync::watch, time::Instant};
 use veer_crds::v1alpha1::NodeNetwork;
 
 use super::{
-    Report,
+    StatusReport,
     keep::{self, Todo, Written, own_part, todo},
 };
 use crate::{report::retry, watch::version};
@@ -29,7 +29,7 @@ fn status_of(network: &NodeNetwork) -> Value {
 pub(super) async fn keep(
     api: Api<NodeNetwork>,
     name: &str,
-    mut reports: watch::Receiver<Report>,
+    mut reports: watch::Receiver<StatusReport>,
     repaired: impl Fn(String),
 ) {
     let mut written: Option<(Written, u64, Instant)> = None;

@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 use veer_crds::v1alpha1::{NodeReport, NodeReportStatus};
 
 use super::{
-    Report, Urgent,
+    StatusReport, Urgent,
     keep::{self, Todo, Written, own_part, todo},
 };
 use crate::report::retry;
@@ -41,7 +41,7 @@ struct Memory {
 }
 
 impl Memory {
-    fn wanted(&mut self, report: &Report) -> Value {
+    fn wanted(&mut self, report: &StatusReport) -> Value {
         let judgements = report.judgements.iter().cloned();
         self.conditions = judgements
             .map(|judgement| judgement.over(&self.conditions, None))
@@ -58,7 +58,7 @@ impl Memory {
 pub(super) async fn keep(
     api: Api<NodeReport>,
     name: &str,
-    mut reports: watch::Receiver<Report>,
+    mut reports: watch::Receiver<StatusReport>,
     repaired: impl Fn(String),
 ) {
     let mut memory = Memory::default();

@@ -72,7 +72,7 @@ fn merge(into: &mut Value, patch: &Value) {
 
 struct Scene {
     server: Arc<Mutex<Server>>,
-    report: watch::Sender<Report>,
+    report: watch::Sender<StatusReport>,
     repaired: Arc<Mutex<Vec<String>>>,
 }
 
@@ -95,7 +95,7 @@ impl Scene {
             }
         });
         let client = Client::new(service, "default");
-        let (report, reports) = watch::channel(Report::default());
+        let (report, reports) = watch::channel(StatusReport::default());
         let repaired = Arc::new(Mutex::new(Vec::new()));
         let said = Arc::clone(&repaired);
         tokio::spawn(async move {
@@ -114,7 +114,7 @@ impl Scene {
     }
 
     /// The engine reports, and the watch shows what the server has.
-    async fn say(&self, change: impl FnOnce(&mut Report)) {
+    async fn say(&self, change: impl FnOnce(&mut StatusReport)) {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let object = self.server.lock().unwrap().handle(
             "GET",
@@ -123,7 +123,7 @@ impl Scene {
         );
         let status = serde_json::from_value(object["status"].clone());
         let version = object["metadata"]["resourceVersion"].as_str();
-        let seen = Seen {
+        let seen = OwnNode {
             uid: "u".into(),
             version: version.and_then(|v| v.parse().ok()).unwrap_or(0),
             status: status.unwrap_or_default(),
@@ -156,7 +156,7 @@ impl Scene {
     }
 }
 
-fn begin(report: &mut Report) {
+fn begin(report: &mut StatusReport) {
     report.node.boot_id = "b".into();
     report.network.held_pod_cidrs = vec!["10.1.0.0/24".parse().unwrap()];
     report.network.path_mtu = 1500;

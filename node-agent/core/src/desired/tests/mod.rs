@@ -129,7 +129,7 @@ impl World {
             applied: None,
         };
         let answers = vec![Answer { ask, outcome }];
-        let step = Step::default();
+        let step = RoutingStep::default();
         let inputs = switch::Inputs {
             peers: &[peer],
             step: &step,

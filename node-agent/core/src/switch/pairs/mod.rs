@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use veer_bpf_common::tables::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
-use super::{Answer, Ask, Step, tunnel_mtu};
+use super::{Answer, Ask, RoutingStep, tunnel_mtu};
 
 /// Nanoseconds after which a pair that failed is probed again.
 const AGAIN: u64 = 30_000_000_000;
@@ -107,14 +107,14 @@ pub struct Inputs<'a> {
     /// The peers that are in the maps.
     pub peers: &'a [Peer],
     /// What the epoch asks.
-    pub step: &'a Step,
+    pub step: &'a RoutingStep,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub now: u64,
 }
 
 /// What the desired state reads of one pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
+pub struct PairState {
     /// The peer answers in the target form.
     pub passed: bool,
     /// The peer answers in the form that the pair has switched to: `FORM_*`.
@@ -160,9 +160,9 @@ impl Pairs {
     }
 
     /// What the desired state reads of a pair.
-    pub fn view(&self, name: &str) -> View {
+    pub fn view(&self, name: &str) -> PairState {
         let is = |form| self.confirmed.contains(&(name.to_owned(), form));
-        View {
+        PairState {
             passed: *self.finding(name) == Finding::Passed,
             confirmed: [FORM_TUNNEL, FORM_NATIVE].into_iter().find(|f| is(*f)),
         }
@@ -336,7 +336,7 @@ impl Pairs {
     }
 }
 
-fn ask(peer: &Peer, form: u8, step: &Step, confirms: bool) -> Ask {
+fn ask(peer: &Peer, form: u8, step: &RoutingStep, confirms: bool) -> Ask {
     let full = if form == FORM_NATIVE {
         step.native_mtu.min(peer.mtu)
     } else {

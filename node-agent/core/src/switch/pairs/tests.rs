@@ -18,7 +18,7 @@ fn epoch(number: i64, attempt: i32, phase: Phase) -> Epoch {
 struct World {
     pairs: Pairs,
     peers: Vec<Peer>,
-    step: Step,
+    step: RoutingStep,
     now: u64,
 }
 
@@ -41,10 +41,10 @@ impl World {
         let mut world = Self {
             pairs: Pairs::default(),
             peers: vec![peer("b"), peer("c")],
-            step: Step {
+            step: RoutingStep {
                 tunnel_mtu: 1450,
                 native_mtu: 1500,
-                ..Step::default()
+                ..RoutingStep::default()
             },
             now: 100 * SECOND,
         };

@@ -18,7 +18,7 @@ use crate::{
     facts::Facts,
     index::{Change, Event, Index, NodeRecord, PodEndpointRow},
     peers::{Ids, Left, Peers, peers},
-    switch::{Pairs, Step},
+    switch::{Pairs, RoutingStep},
 };
 
 /// What may happen.
@@ -129,7 +129,7 @@ impl Agent {
             store: &self.store,
             facts: &self.facts,
             peers: &self.peers,
-            step: &Step::default(),
+            step: &RoutingStep::default(),
             present: &self.present,
             pairs: &Pairs::default(),
             now: 1,

@@ -60,7 +60,7 @@ fn with_ports(uplinks: &[&str], endpoints: &[LocalEndpoint], fib: bool) -> Rules
     ruleset::ruleset(Inputs {
         index: &index,
         facts: &facts(),
-        step: &Step::default(),
+        step: &RoutingStep::default(),
         block: Some("10.1.0.0/24".parse().unwrap()),
         uplinks: &uplinks.iter().map(ToString::to_string).collect(),
         fib,

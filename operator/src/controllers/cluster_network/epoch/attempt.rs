@@ -7,7 +7,7 @@
 use k8s_openapi::jiff::Timestamp;
 use veer_crds::v1alpha1::{Phase, RolloutPolicy};
 
-use super::view::View;
+use super::view::EpochProgress;
 
 /// The first wait, in seconds; it doubles with every attempt.
 const FIRST: i64 = 15;
@@ -28,7 +28,7 @@ pub(super) enum Next {
 /// Computes it. `since` is when the phase or the attempt began.
 pub(super) fn next(
     rollout: &RolloutPolicy,
-    view: &View<'_>,
+    view: &EpochProgress<'_>,
     since: Timestamp,
     now: Timestamp,
 ) -> Next {

@@ -22,7 +22,7 @@ use veer_crds::v1alpha1::{
 };
 
 use attempt::Next;
-use view::View;
+use view::EpochProgress;
 
 /// How many failed pairs are listed.
 const PAIRS: usize = 32;
@@ -126,7 +126,7 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member], now: Timestamp) -> Plan 
     let mut epoch = current.cloned().unwrap_or_else(|| first(wish, members));
     let mut retry_at = None;
     if !wish.rollout.paused {
-        let view = View::new(&epoch, members);
+        let view = EpochProgress::new(&epoch, members);
         let since = wish.since.unwrap_or(now);
         if epoch.mode != wish.mode {
             epoch = change(wish, members, epoch.number);
@@ -143,7 +143,7 @@ pub(crate) fn plan(wish: &Wish<'_>, members: &[Member], now: Timestamp) -> Plan 
     let same_change = wish.current.is_some_and(|c| view::same(c, &epoch));
     let since = wish.since.filter(|_| wish.current == Some(&epoch));
     let began = wish.began.or(wish.since).filter(|_| same_change);
-    let view = View::new(&epoch, members);
+    let view = EpochProgress::new(&epoch, members);
     let failed = failed_pairs(&view);
     let counts = counts(&view);
     Plan {
@@ -230,7 +230,7 @@ fn next(phase: Phase) -> Phase {
     }
 }
 
-fn may_advance(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
+fn may_advance(rollout: &RolloutPolicy, view: &EpochProgress<'_>) -> bool {
     let phase = view.epoch.phase;
     let keep = rollout.failed_pairs == FailedPairs::Keep;
     let works = || keep || !view.ready().any(|m| view.fails(m));
@@ -247,7 +247,7 @@ fn may_advance(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
 
 /// The active mode: the target once all ready nodes have switched, the previous mode
 /// until then.
-fn active(wish: &Wish<'_>, view: &View<'_>) -> RoutingMode {
+fn active(wish: &Wish<'_>, view: &EpochProgress<'_>) -> RoutingMode {
     let epoch = view.epoch;
     let switched = view.all_ready_done(Phase::Switch)
         && view.ready().next().is_some()
@@ -260,7 +260,7 @@ fn active(wish: &Wish<'_>, view: &View<'_>) -> RoutingMode {
     wish.active.or(old).unwrap_or(epoch.mode)
 }
 
-fn awaited(view: &View<'_>) -> Vec<Awaited> {
+fn awaited(view: &EpochProgress<'_>) -> Vec<Awaited> {
     let phase = view.epoch.phase;
     let late = view.ready().filter(|m| !view.done(m, phase));
     let mut awaited: Vec<Awaited> = late
@@ -284,7 +284,7 @@ fn excluded(members: &[Member]) -> Vec<NodeReason> {
         .collect()
 }
 
-fn fell_back(view: &View<'_>) -> Vec<NodeReason> {
+fn fell_back(view: &EpochProgress<'_>) -> Vec<NodeReason> {
     view.ready()
         .filter_map(|member| {
             let mut peers = view.fell_back(member);
@@ -304,7 +304,7 @@ fn fell_back(view: &View<'_>) -> Vec<NodeReason> {
         .collect()
 }
 
-fn failed_pairs(view: &View<'_>) -> Vec<FailedPair> {
+fn failed_pairs(view: &EpochProgress<'_>) -> Vec<FailedPair> {
     let mut pairs = Vec::new();
     for member in view.ready() {
         let pair = |peer: &NodeReason, what: &str| FailedPair {
@@ -329,11 +329,11 @@ fn clip(mut text: String) -> String {
     text
 }
 
-fn count(view: &View<'_>, keep: impl Fn(&Member) -> bool) -> i32 {
+fn count(view: &EpochProgress<'_>, keep: impl Fn(&Member) -> bool) -> i32 {
     i32::try_from(view.members.iter().filter(|m| keep(m)).count()).unwrap_or(i32::MAX)
 }
 
-fn counts(view: &View<'_>) -> NodeCounts {
+fn counts(view: &EpochProgress<'_>) -> NodeCounts {
     let done = |phase| count(view, |m| view.done(m, phase));
     NodeCounts {
         total: count(view, |_| true),

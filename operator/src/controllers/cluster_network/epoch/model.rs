@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 
-use super::view::{View, same};
+use super::view::{EpochProgress, same};
 use super::world::{AWAY, Network, World};
 use super::*;
 
@@ -26,7 +26,7 @@ fn key(epoch: &Epoch) -> (i64, Phase, i32) {
 
 /// What happens next.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum Event {
     /// The user.
     Mode(RoutingMode),
     Pause,
@@ -51,27 +51,27 @@ enum Step {
     Wake(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = Event> {
     let node = 0..NODES;
     prop_oneof![
         2 => prop_oneof![
             Just(RoutingMode::Tunnel), Just(RoutingMode::Native), Just(RoutingMode::Hybrid)
-        ].prop_map(Step::Mode),
-        1 => Just(Step::Pause),
-        1 => Just(Step::Keep),
-        1 => any::<bool>().prop_map(Step::Canary),
-        1 => (0..3).prop_map(Step::MaxConcurrent),
-        3 => node.clone().prop_map(Step::Ready),
-        20 => node.clone().prop_map(Step::Obey),
-        1 => (node.clone(), node.clone()).prop_map(|(a, b)| Step::Break(a, b)),
-        1 => Just(Step::Mend),
-        1 => node.prop_map(Step::Renew),
-        3 => (0..400i64).prop_map(Step::Time),
-        12 => Just(Step::Look(NODES)),
-        4 => (0..NODES).prop_map(Step::Look),
-        2 => Just(Step::ReadNetwork),
-        2 => Just(Step::ReadNodes),
-        2 => (0..=NODES).prop_map(Step::Wake),
+        ].prop_map(Event::Mode),
+        1 => Just(Event::Pause),
+        1 => Just(Event::Keep),
+        1 => any::<bool>().prop_map(Event::Canary),
+        1 => (0..3).prop_map(Event::MaxConcurrent),
+        3 => node.clone().prop_map(Event::Ready),
+        20 => node.clone().prop_map(Event::Obey),
+        1 => (node.clone(), node.clone()).prop_map(|(a, b)| Event::Break(a, b)),
+        1 => Just(Event::Mend),
+        1 => node.prop_map(Event::Renew),
+        3 => (0..400i64).prop_map(Event::Time),
+        12 => Just(Event::Look(NODES)),
+        4 => (0..NODES).prop_map(Event::Look),
+        2 => Just(Event::ReadNetwork),
+        2 => Just(Event::ReadNodes),
+        2 => (0..=NODES).prop_map(Event::Wake),
     ]
 }
 
@@ -91,55 +91,55 @@ impl Model {
         }
     }
 
-    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+    fn take(&mut self, step: Event) -> Result<(), TestCaseError> {
         let world = &mut self.world;
         let rollout = &mut world.network.rollout;
         let touched = match step {
-            Step::Mode(mode) => {
+            Event::Mode(mode) => {
                 world.network.mode = mode;
                 None
             }
-            Step::Pause => {
+            Event::Pause => {
                 rollout.paused = !rollout.paused;
                 None
             }
-            Step::Keep => {
+            Event::Keep => {
                 rollout.failed_pairs = match rollout.failed_pairs {
                     FailedPairs::Keep => FailedPairs::Stop,
                     FailedPairs::Stop => FailedPairs::Keep,
                 };
                 None
             }
-            Step::Canary(true) => {
+            Event::Canary(true) => {
                 world.canaries(&[1, 2]);
                 None
             }
-            Step::Canary(false) => {
+            Event::Canary(false) => {
                 rollout.canary = None;
                 None
             }
-            Step::MaxConcurrent(most) => {
+            Event::MaxConcurrent(most) => {
                 rollout.max_concurrent = most;
                 None
             }
-            Step::Ready(node) => {
+            Event::Ready(node) => {
                 let absent = &mut world.nodes[node].absent;
                 *absent = absent.is_none().then_some(AWAY);
                 None
             }
-            Step::Obey(node) => {
+            Event::Obey(node) => {
                 world.obey(node);
                 Some(node)
             }
-            Step::Break(from, to) => {
+            Event::Break(from, to) => {
                 world.broken.insert((from, to));
                 None
             }
-            Step::Mend => {
+            Event::Mend => {
                 world.broken.clear();
                 None
             }
-            Step::Renew(node) => {
+            Event::Renew(node) => {
                 world.nodes[node] = Member {
                     name: world.nodes[node].name.clone(),
                     canary: world.nodes[node].canary,
@@ -148,24 +148,24 @@ impl Model {
                 };
                 Some(node)
             }
-            Step::Time(seconds) => {
+            Event::Time(seconds) => {
                 world.now += seconds;
                 None
             }
-            Step::Look(tells) => {
+            Event::Look(tells) => {
                 let fresh = self.caches();
                 return self.lead(&fresh, tells);
             }
-            Step::ReadNetwork => {
+            Event::ReadNetwork => {
                 self.other.network = self.world.network.clone();
                 None
             }
-            Step::ReadNodes => {
+            Event::ReadNodes => {
                 self.other.nodes.clone_from(&self.world.nodes);
                 self.other.versions.clone_from(&self.versions);
                 None
             }
-            Step::Wake(tells) => {
+            Event::Wake(tells) => {
                 self.other.now = self.world.now;
                 let old = self.other.clone();
                 return self.lead(&old, tells);
@@ -177,7 +177,11 @@ impl Model {
         // Every change of the ClusterNetwork's spec is a new version of it.
         if matches!(
             step,
-            Step::Mode(_) | Step::Pause | Step::Keep | Step::Canary(_) | Step::MaxConcurrent(_)
+            Event::Mode(_)
+                | Event::Pause
+                | Event::Keep
+                | Event::Canary(_)
+                | Event::MaxConcurrent(_)
         ) {
             self.world.network.version += 1;
         }
@@ -226,12 +230,12 @@ impl Model {
         }
         // Counted where all were told, by what this leader could see.
         let most = usize::try_from(seen.rollout.max_concurrent).unwrap();
-        let before = View::new(&plan.epoch, &caches.nodes);
+        let before = EpochProgress::new(&plan.epoch, &caches.nodes);
         let mut told = caches.nodes.clone();
         for (member, (_, order)) in told.iter_mut().zip(&plan.orders) {
             member.told = Some(order.clone());
         }
-        let after = View::new(&plan.epoch, &told).switching();
+        let after = EpochProgress::new(&plan.epoch, &told).switching();
         prop_assert!(
             most == 0 || after <= most.max(before.switching()),
             "{plan:?}"
@@ -251,7 +255,7 @@ fn judge_status(caches: &Caches, plan: &Plan) -> Result<(), TestCaseError> {
         return Ok(());
     }
     prop_assert!(!caches.network.rollout.paused);
-    let view = View::new(last, &caches.nodes);
+    let view = EpochProgress::new(last, &caches.nodes);
     for peer in view.ready() {
         prop_assert!(
             view.done(peer, last.phase),
@@ -284,7 +288,7 @@ fn judge_order(
     order: &Epoch,
 ) -> Result<(), TestCaseError> {
     let (epoch, member) = (&plan.epoch, &caches.nodes[node]);
-    let view = View::new(epoch, &caches.nodes);
+    let view = EpochProgress::new(epoch, &caches.nodes);
     let told = member.told.as_ref().filter(|t| same(t, epoch));
     prop_assert!(order.phase <= epoch.phase && order.attempt <= epoch.attempt);
     prop_assert!(told.is_none_or(|t| (t.phase, t.attempt) <= (order.phase, order.attempt)));

@@ -5,7 +5,7 @@
 
 use veer_crds::v1alpha1::{Epoch, FailedPairs, Phase, RolloutPolicy};
 
-use super::view::View;
+use super::view::EpochProgress;
 use super::{Member, next};
 
 /// Which nodes may get the order to switch now.
@@ -17,7 +17,7 @@ enum Gate {
 }
 
 /// The orders, in the members' order.
-pub(super) fn orders(rollout: &RolloutPolicy, view: &View<'_>) -> Vec<(String, Epoch)> {
+pub(super) fn orders(rollout: &RolloutPolicy, view: &EpochProgress<'_>) -> Vec<(String, Epoch)> {
     let gate = gate(rollout, view);
     let mut slots = match usize::try_from(rollout.max_concurrent) {
         Ok(0) | Err(_) => usize::MAX,
@@ -33,7 +33,7 @@ pub(super) fn orders(rollout: &RolloutPolicy, view: &View<'_>) -> Vec<(String, E
     orders.into_iter().map(named).collect()
 }
 
-fn gate(rollout: &RolloutPolicy, view: &View<'_>) -> Gate {
+fn gate(rollout: &RolloutPolicy, view: &EpochProgress<'_>) -> Gate {
     if !view.all_ready_done(Phase::Prepare) {
         return Gate::Nobody;
     }
@@ -58,14 +58,14 @@ fn gate(rollout: &RolloutPolicy, view: &View<'_>) -> Gate {
 }
 
 /// Whether nodes wait for the order to switch and no canary is ready to go first.
-pub(super) fn lacks_canary(rollout: &RolloutPolicy, view: &View<'_>) -> bool {
+pub(super) fn lacks_canary(rollout: &RolloutPolicy, view: &EpochProgress<'_>) -> bool {
     view.epoch.phase == Phase::Switch
         && rollout.canary.is_some()
         && !view.ready().any(|m| m.canary)
         && view.ready().any(|m| !view.is_told(m, Phase::Switch))
 }
 
-fn order(view: &View<'_>, gate: Gate, slots: &mut usize, member: &Member) -> Epoch {
+fn order(view: &EpochProgress<'_>, gate: Gate, slots: &mut usize, member: &Member) -> Epoch {
     let told = view.told(member);
     let mut phase = step(view, member);
     let enters = phase == Phase::Switch && !view.is_told(member, Phase::Switch);
@@ -111,7 +111,7 @@ pub(super) fn arrived(applied: Option<&Epoch>, epoch: &Epoch) -> bool {
         && applied.is_none_or(|a| a.mode == epoch.mode && a.phase == Phase::Ready)
 }
 
-fn step(view: &View<'_>, member: &Member) -> Phase {
+fn step(view: &EpochProgress<'_>, member: &Member) -> Phase {
     let phase = match view.last_done(member) {
         Some(done) => next(done),
         None if arrived(member.applied.as_ref(), view.epoch) => Phase::Ready,

@@ -7,7 +7,7 @@ use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport};
 use super::Member;
 
 /// The members, seen from an epoch.
-pub(super) struct View<'a> {
+pub(super) struct EpochProgress<'a> {
     pub(super) epoch: &'a Epoch,
     pub(super) members: &'a [Member],
     ready: BTreeSet<&'a str>,
@@ -18,7 +18,7 @@ pub(super) fn same(a: &Epoch, b: &Epoch) -> bool {
     a.cluster_network_uid == b.cluster_network_uid && a.number == b.number
 }
 
-impl<'a> View<'a> {
+impl<'a> EpochProgress<'a> {
     pub(super) fn new(epoch: &'a Epoch, members: &'a [Member]) -> Self {
         let ready = members.iter().filter(|m| m.ready());
         Self {
