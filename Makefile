@@ -77,8 +77,8 @@ test-conformance-wide: image ## all of it that needs no cloud, IPv6 or policies,
 test-conformance-switching: image ## the same while the mode changes to and fro, once a minute
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --switching
 
-bench: image ## round trips, streams, ns per packet, memory; as ratios
-	@$(E2E) veer-e2e-bench
+bench: image ## round trips, streams, ns per packet, memory; as ratios (BEFORE=<git revision>: its programs too)
+	@$(E2E) veer-e2e-bench -- $(if $(BEFORE),--before $(BEFORE))
 
 crds: setup ## write crds/manifests and the chart's copy from the types
 	@$(CARGO) run --quiet -p veer-crds --bin crdgen

@@ -2,6 +2,10 @@
 //! JSON on standard output: one object per program and kind of packet with the
 //! median and the 99th percentile over rounds.
 //!
+//! With the path of another object in `VEER_BPF_BEFORE` (of an earlier release, with the
+//! same maps) that one is measured too, in the same rounds, and the median of the ratios
+//! of each round to it is told.
+//!
 //! `overlay_ingress` is not here: a test run has no tunnel key, and without one
 //! it does not do its work.
 
@@ -13,7 +17,9 @@
     reason = "a table that speaks of the world by its names"
 )]
 
-use anyhow::{Result, ensure};
+use std::{env, fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -63,24 +69,32 @@ fn main() -> Result<()> {
     let mut first = CpuSet::new();
     first.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &first)?;
-    let mut node = world::load(Program::ALL)?;
-    node.set_remote(ID_2, remote(FORM_TUNNEL))?;
-    node.set_flow(
-        flow_key(17, (NODE_2, 2222), (A, 1111)),
-        FlowEntry {
-            expires_at: u64::MAX - u64::MAX / 4,
-            ..FlowEntry::default()
-        },
-    )?;
+    let mut nodes = vec![world::load(Program::ALL)?];
+    if let Some(path) = env::var_os("VEER_BPF_BEFORE") {
+        let path = Path::new(&path);
+        let object = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        nodes.push(world::load_from(&object, Program::ALL)?);
+    }
+    let nodes = &mut nodes[..];
+    each(nodes, |node| node.set_remote(ID_2, remote(FORM_TUNNEL)))?;
+    each(nodes, |node| {
+        node.set_flow(
+            flow_key(17, (NODE_2, 2222), (A, 1111)),
+            FlowEntry {
+                expires_at: u64::MAX - u64::MAX / 4,
+                ..FlowEntry::default()
+            },
+        )
+    })?;
     let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
     let tunnel = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &udp(C, B).frame());
     let mut results = Vec::new();
 
-    allow_mac(&mut node, B_NODE_MAC)?;
+    each(nodes, |node| allow_mac(node, B_NODE_MAC))?;
     let packet = again(a_to(B), B_NODE_MAC);
     let same = case(Program::PodEgress, "same node", packet, Verdict::Deliver);
-    results.push(measure(&mut node, &same)?);
-    allow_mac(&mut node, A_MAC)?;
+    results.push(measure(nodes, &same)?);
+    each(nodes, |node| allow_mac(node, A_MAC))?;
     for c in [
         case(Program::PodEgress, "tunnel", a_to(C), Verdict::Overlay),
         case(
@@ -157,23 +171,28 @@ fn main() -> Result<()> {
             Verdict::Pass,
         ),
     ] {
-        results.push(measure(&mut node, &c)?);
+        results.push(measure(nodes, &c)?);
     }
-    node.set_remote(ID_2, remote(FORM_NATIVE))?;
+    each(nodes, |node| node.set_remote(ID_2, remote(FORM_NATIVE)))?;
     let bare = case(
         Program::UplinkIngress,
         "native",
         udp(C, B),
         Verdict::Deliver,
     );
-    results.push(measure(&mut node, &bare)?);
-    allow_mac(&mut node, [0; 6])?;
+    results.push(measure(nodes, &bare)?);
+    each(nodes, |node| allow_mac(node, [0; 6]))?;
     let packet = again(a_to(C), [0; 6]);
     let native = case(Program::PodEgress, "native", packet, Verdict::Native);
-    results.push(measure(&mut node, &native)?);
+    results.push(measure(nodes, &native)?);
 
     println!("{}", serde_json::to_string_pretty(&results)?);
     Ok(())
+}
+
+/// Does the same to all.
+fn each(nodes: &mut [Datapath], set: impl Fn(&mut Datapath) -> Result<()>) -> Result<()> {
+    nodes.iter_mut().try_for_each(set)
 }
 
 /// Lets pod A use this source MAC.
@@ -191,27 +210,37 @@ fn allow_mac(node: &mut Datapath, mac: [u8; 6]) -> Result<()> {
     )
 }
 
-fn measure(node: &mut Datapath, case: &Case) -> Result<serde_json::Value> {
+/// The first of the nodes, and how it compares with the second if there is one.
+fn measure(nodes: &mut [Datapath], case: &Case) -> Result<serde_json::Value> {
     let frame = case.packet.frame();
     let context = Context {
         mark: case.mark,
         ..Context::default()
     };
     let mut nanoseconds = Vec::with_capacity(ROUNDS);
+    let mut ratios = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
-        let (time, decision) = node.time(case.program, &frame, context, RUNS)?;
-        ensure!(
-            decision.outcome == case.outcome as u32,
-            "{}, {}: {} instead of {}",
-            case.program.name(),
-            case.what,
-            name(decision.outcome),
-            case.outcome.name()
-        );
-        nanoseconds.push(time.as_nanos());
+        let mut round = Vec::with_capacity(nodes.len());
+        for node in &mut *nodes {
+            let (time, decision) = node.time(case.program, &frame, context, RUNS)?;
+            ensure!(
+                decision.outcome == case.outcome as u32,
+                "{}, {}: {} instead of {}",
+                case.program.name(),
+                case.what,
+                name(decision.outcome),
+                case.outcome.name()
+            );
+            round.push(time);
+        }
+        nanoseconds.push(round[0].as_nanos());
+        let before = round.get(1).map(Duration::as_secs_f64);
+        ratios.extend(before.map(|before| round[0].as_secs_f64() / before.max(1e-9)));
     }
     nanoseconds.sort_unstable();
+    ratios.sort_by(f64::total_cmp);
     Ok(json!({
+        "to_before_p50": ratios.get(ratios.len() / 2),
         "program": case.program.name(),
         "packet": case.what,
         "outcome": case.outcome.name(),

@@ -73,7 +73,12 @@ pub struct Datapath {
 impl Datapath {
     /// Loads the object and, of its programs, these.
     pub fn load(programs: &[Program]) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(veer_bpf_object::OBJECT).context(
+        Self::load_from(veer_bpf_object::OBJECT, programs)
+    }
+
+    /// The same of another object, with the same maps.
+    pub fn load_from(object: &[u8], programs: &[Program]) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().load(object).context(
             "load the BPF object; is this root, and was it built without VEER_BPF_SKIP?",
         )?;
         for program in programs {

@@ -139,7 +139,12 @@ pub fn config() -> Config {
 
 /// Loads these programs and fills the maps.
 pub fn load(programs: &[Program]) -> Result<Datapath> {
-    let mut node = Datapath::load(programs)?;
+    load_from(veer_bpf_object::OBJECT, programs)
+}
+
+/// The same of another object.
+pub fn load_from(object: &[u8], programs: &[Program]) -> Result<Datapath> {
+    let mut node = Datapath::load_from(object, programs)?;
     node.set_config(config())?;
     node.set_interface(
         A_IFINDEX,

@@ -44,6 +44,12 @@ struct Cli {
     /// A running cluster to use and to leave up (veer is installed if it is not)
     #[arg(long, env = "VEER_E2E_CLUSTER")]
     cluster: Option<String>,
+    /// A git revision whose programs are measured beside these, such as the last release's
+    #[arg(long)]
+    before: Option<String>,
+    /// Only nanoseconds per packet of each program: needs no cluster
+    #[arg(long)]
+    programs: bool,
     /// Where the JSON goes
     #[arg(long, default_value = "build/bench.json")]
     json: PathBuf,
@@ -63,6 +69,12 @@ fn main() -> ExitCode {
 const KIND: &str = "bench";
 
 fn bench(cli: &Cli) -> Result<()> {
+    if cli.programs {
+        let mut figures = Figures::default();
+        programs::measure(&mut figures, cli.before.as_deref())?;
+        println!("{}", report::programs(&figures));
+        return Ok(());
+    }
     let own = own_name(KIND);
     let cluster = if let Some(name) = &cli.cluster {
         Cluster::attach(name)?
@@ -102,7 +114,7 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     progress.done("gaps of load while things change");
     progress.done("time from a killed agent to ready");
     wiring::add(lab, cli.pods, &progress, &mut figures)?;
-    programs::measure(&mut figures)?;
+    programs::measure(&mut figures, cli.before.as_deref())?;
     progress.done("nanoseconds per packet of each program");
     Ok(figures)
 }

@@ -1,7 +1,10 @@
 //! Nanoseconds per packet of each BPF program, as the kernel tests' example
 //! measures them (`BPF_PROG_TEST_RUN`).
 
-use std::process::{Command, Stdio};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -12,9 +15,64 @@ use crate::figures::Figures;
 /// Quantity of these series.
 pub(crate) const NANOSECONDS: &str = "ns per packet";
 
-/// Builds and runs the example.
-pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
-    let out = Command::new("cargo")
+/// Quantity of the ratios to an earlier revision's programs.
+pub(crate) const TO_BEFORE: &str = "ratio to before";
+
+/// Builds the programs of a git revision and returns the object's path.
+fn build_before(revision: &str, into: &Path) -> Result<PathBuf> {
+    let root = repository();
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(&root).args(arguments);
+        command
+    };
+    let commit = format!("{revision}^{{commit}}");
+    let found = git(&["rev-parse", "--verify", "--quiet", &commit]).output()?;
+    ensure!(
+        found.status.success(),
+        "{revision} is no revision of this repository"
+    );
+    let commit = String::from_utf8(found.stdout)?.trim().to_owned();
+    let tree = into.join(&commit);
+    std::fs::create_dir_all(&tree)?;
+    let archive = tree.join("tree.tar");
+    let archived = git(&["archive", "--format=tar", "-o"])
+        .arg(&archive)
+        .arg(&commit)
+        .status()?;
+    ensure!(archived.success(), "git archive ended with {archived}");
+    let extracted = Command::new("tar")
+        .args(["-x", "-f"])
+        .arg(&archive)
+        .arg("-C")
+        .arg(&tree)
+        .status()?;
+    ensure!(extracted.success(), "tar ended with {extracted}");
+    let target = tree.join("target");
+    let built = Command::new("cargo")
+        .args(["build", "--quiet", "--release", "-p", "veer-bpf-object"])
+        .env("CARGO_TARGET_DIR", &target)
+        .current_dir(&tree)
+        .status()
+        .context("start cargo")?;
+    ensure!(built.success(), "the programs of {revision} did not build");
+    let builds = std::fs::read_dir(target.join("release/build"))?;
+    let mut objects = builds
+        .filter_map(Result::ok)
+        .map(|folder| folder.path().join("out/veer.bpf.o"));
+    objects
+        .find(|object| object.is_file())
+        .context("the build left no veer.bpf.o")
+}
+
+/// Builds and runs the example; with `before`, a git revision, against its programs.
+pub(crate) fn measure(figures: &mut Figures, before: Option<&str>) -> Result<()> {
+    let mut command = Command::new("cargo");
+    if let Some(revision) = before {
+        let object = build_before(revision, &repository().join("build/before"))?;
+        command.env("VEER_BPF_BEFORE", object);
+    }
+    let out = command
         .args([
             "run",
             "--quiet",
@@ -42,6 +100,9 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
             .as_f64()
             .with_context(|| format!("no figure for {name}"))?;
         figures.add(&name, NANOSECONDS, value);
+        if let Some(ratio) = row["to_before_p50"].as_f64() {
+            figures.add(&name, TO_BEFORE, ratio);
+        }
     }
     Ok(())
 }

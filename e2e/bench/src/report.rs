@@ -9,7 +9,7 @@ use crate::{
         P50, P99, STREAM,
         subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
     },
-    programs::NANOSECONDS,
+    programs::{NANOSECONDS, TO_BEFORE},
     wiring::fact,
 };
 
@@ -192,14 +192,23 @@ fn rest(figures: &Figures) -> String {
     table.to_string()
 }
 
-fn programs(figures: &Figures) -> String {
-    let mut table = table(&["program: packet", NANOSECONDS]);
+/// Nanoseconds per packet of each program.
+pub(crate) fn programs(figures: &Figures) -> String {
+    let compared = !figures.subjects(TO_BEFORE).is_empty();
+    let mut table = table(if compared {
+        &["program: packet", NANOSECONDS, TO_BEFORE]
+    } else {
+        &["program: packet", NANOSECONDS]
+    });
+    let text = |value: Option<f64>, digits| {
+        value.map_or_else(|| "-".to_owned(), |v: f64| format!("{v:.digits$}"))
+    };
     for name in figures.subjects(NANOSECONDS) {
-        let value = figures.median(name, NANOSECONDS);
-        table.add_row([
-            name.to_owned(),
-            value.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}")),
-        ]);
+        let mut row = vec![name.to_owned(), text(figures.median(name, NANOSECONDS), 0)];
+        if compared {
+            row.push(text(figures.median(name, TO_BEFORE), 2));
+        }
+        table.add_row(row);
     }
     table.to_string()
 }
