@@ -1,11 +1,10 @@
-//! What the agent's parts share, and the order in which its locks are taken:
+//! State that the agent's parts share, and the order in which its locks are taken:
 //! datapath, index, plan, store. None of them is held over netlink, the disk or the
 //! network, but for two: the datapath's over the maps and pins that it guards, and
 //! the index for reading by the engine's thread, which alone writes index and plan
-//! and so may hold it all through a round, whatever it takes then. What is to be on
-//! disk is decided under the store's lock and written without it, in order by
-//! [`Records`], which is taken before the store and by nobody who holds one of these
-//! locks.
+//! and so may hold it all through a round, whatever it takes then. The content
+//! of the disk is decided under the store's lock and written without it, in order by
+//! [`Records`], which is taken before the store and never under one of these locks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -184,7 +183,7 @@ impl Shared {
         self.records.persist(&self.store, attachment)
     }
 
-    /// Notes the order of released addresses on disk, if it changed.
+    /// Writes the order of released addresses to disk, if it changed.
     pub(crate) fn persist_released(&self) -> io::Result<()> {
         self.records.persist_released(&self.store)
     }

@@ -1,10 +1,10 @@
 //! Asks the agent one question: a JSON line out, a JSON line back, with one
 //! deadline over connecting, asking and answering.
 //!
-//! The exchange runs on a thread of its own, because the connect of a Unix socket
+//! The exchange runs on a separate thread, because the connect of a Unix socket
 //! whose backlog is full waits without a limit (`unix(7)`), and read timeouts
-//! begin anew with every byte. The asking process is short-lived and ends with it
-//! a thread that is stuck.
+//! restart with every byte. The asking process is short-lived; its end also ends a
+//! stuck thread.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,9 +21,9 @@ use crate::{Answer, Failure, MAX_MESSAGE, Request};
 /// Why there is no value.
 #[derive(Debug)]
 pub enum AskError {
-    /// Nobody listens, or the answer did not come whole and in time.
+    /// No process listens, or the answer was incomplete or late.
     Absent(io::Error),
-    /// What came is not an answer to this question.
+    /// The reply is not an answer to this question.
     NotUnderstood(serde_json::Error),
     /// The agent says why not.
     Refused(Failure),
@@ -68,7 +68,7 @@ pub fn ask<T: DeserializeOwned>(
 fn within(deadline: Duration, socket: PathBuf, question: Vec<u8>) -> io::Result<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {
-        // Nobody receives once the deadline has passed.
+        // The receiver is gone once the deadline has passed.
         let _ = sender.send(exchange(&socket, &question));
     })?;
     receiver.recv_timeout(deadline).unwrap_or_else(|_| {

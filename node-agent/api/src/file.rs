@@ -37,7 +37,7 @@ pub fn replace(
     File::open(folder)?.sync_all()
 }
 
-/// What the agent's temporary files end in. The agent writes each file from one place
+/// Suffix of the agent's temporary files. The agent writes each file from one place
 /// at a time.
 pub const AGENT: &str = "tmp";
 

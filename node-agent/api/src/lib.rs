@@ -1,4 +1,4 @@
-//! What veer-cni and the `veer` command ask the agent over its socket.
+//! The questions of veer-cni and the `veer` command to the agent over its socket.
 //!
 //! One request per connection: a JSON object on one line, answered by a JSON
 //! object on one line. The socket is root's alone (mode 0600).
@@ -327,7 +327,7 @@ pub struct FlowRow {
     pub source: String,
     /// Destination address and port.
     pub destination: String,
-    /// Seconds until the note is void.
+    /// Seconds until the flow entry expires.
     pub expires_in: u64,
 }
 

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The last resort for telling anything; if it fails too there is nobody.
+            // The last way to report an error; a failure here cannot be reported.
             let _ = writeln!(std::io::stderr().lock(), "veer: {error:#}");
             ExitCode::FAILURE
         }
@@ -90,7 +90,7 @@ fn completion(shell: clap_complete::Shell) -> anyhow::Result<String> {
 fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        // `veer … | head` is nobody's error.
+        // A reader that ends early (`veer … | head`) is not an error.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }

@@ -1,7 +1,7 @@
 //! Runs the same command in the agent's pod of another node, by kubectl.
 //!
-//! The agent's image carries this very command, and a socket does not travel:
-//! whoever may exec into the agent's pod may ask, nobody else.
+//! The agent's image contains the same command, and its socket is local to the node:
+//! only users who may exec into the agent's pod may ask.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;

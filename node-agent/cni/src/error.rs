@@ -1,4 +1,4 @@
-//! What can go wrong in the plugin, and the JSON that tells the runtime.
+//! Errors of the plugin, and their JSON for the runtime.
 //!
 //! The kubelet puts `msg` into the pod's events, so it is one line that says
 //! which pod, what is wrong and what to do.
@@ -95,7 +95,7 @@ pub(crate) enum Error {
         /// Which one, and why.
         problem: String,
     },
-    /// What the plugin portmap made for a pod is not taken away.
+    /// The rules of the plugin portmap for a pod cannot be removed.
     #[error(
         "the plugin portmap, which made the hostPorts of sandbox {container}, does not remove \
          them: {problem}"
@@ -128,7 +128,7 @@ pub(crate) enum Error {
         /// The configuration's.
         version: String,
     },
-    /// Nobody answers on the agent's socket.
+    /// The agent's socket does not answer.
     #[error(
         "{subject}: veer-agent on this node does not answer on {}: kubectl -n kube-system get \
          pods -l app.kubernetes.io/name=veer-agent -o wide", socket.display()

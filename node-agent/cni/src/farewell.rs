@@ -5,9 +5,9 @@
 //! this plugin behind. The DEL of the last sandbox takes both away, with the
 //! directories that the agent could only empty.
 //!
-//! Which sandboxes there are the runtime's CNI library tells: it keeps the result
-//! of each ADD in a file of its own until the DEL has succeeded. Where there is no
-//! such directory nothing is known, and nothing is removed.
+//! The runtime's CNI library knows the sandboxes: it keeps the result of each ADD in
+//! a separate file until the DEL has succeeded. If there is no such directory,
+//! nothing is known and nothing is removed.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ const RESULTS: &str = "/var/lib/cni/results";
 const DIRECTORIES: [&str; 2] = ["/var/lib/veer", "/run/veer"];
 
 /// Removes what is left of veer if `attachment`, which is being deleted, is the
-/// last of its network. What cannot be removed stays: the sandbox must go.
+/// last of its network. Failures are ignored: the sandbox must go.
 pub(crate) fn after_last(config: &Config, attachment: &Attachment) {
     let own = format!(
         "{}-{}-{}",

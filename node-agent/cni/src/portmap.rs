@@ -83,7 +83,7 @@ fn run(program: &Path, input: &[u8]) -> Result<(), Failed> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(at(program))?;
-    // Less than a pipe holds, both ways. What ends early tells why in its answer.
+    // Less than a pipe holds, both ways. A program that ends early gives its reason in its answer.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input);
     }

@@ -95,10 +95,10 @@ where
     Compared { todo, strange }
 }
 
-/// What a table was to hold at the end of the last round, to tell a repair from
-/// a change of mind: only what was wanted then as it is now, and is not there,
-/// was taken away by somebody; only what was not wanted then either, and is
-/// there, was put there by somebody.
+/// The desired rows of a table at the end of the last round. They distinguish a
+/// repair from a change of the desired state. A missing row is a foreign removal only
+/// if the last round wanted the same row. An extra row is a foreign addition only if
+/// the last round did not want it either.
 #[derive(Debug)]
 pub struct Last<K, V>(Option<HashMap<K, V>>);
 

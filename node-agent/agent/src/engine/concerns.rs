@@ -1,4 +1,4 @@
-//! What is wrong on the node that veer cannot put right, but works beside.
+//! Faults on the node that veer cannot repair but can work with.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use veer_agent_core::repair::{Kind, RoundLog};
 use super::converge::Converger;
 
 impl Converger {
-    /// What others have done to the node that keeps packets of pods from their way.
+    /// Foreign changes on the node that block packets of pods.
     pub(super) fn look_around(
         &mut self,
         done: &mut RoundLog,

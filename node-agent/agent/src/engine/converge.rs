@@ -1,8 +1,8 @@
 //! One round of the engine: observe, compare, change. Devices, maps, programs,
 //! routes, neighbours, sysctls, nftables.
 //!
-//! What is in the kernel is read *before* what should be there is worked out:
-//! whatever an ADD makes in between is then neither missing nor in the way.
+//! The kernel's state is read *before* the desired state is computed: objects that
+//! an ADD creates in between are then neither missing nor in the way.
 //!
 //! The index is held for reading all along: only the engine's thread, which this is,
 //! writes it. All other locks are held for moments.
@@ -48,11 +48,11 @@ use veer_agent_kernel::{
     stack::{self, Health, Host, PodMtus, Vxlan},
 };
 
-/// How long the node's address may be away, for a lease renewed or an uplink made
-/// anew, before it counts as lost.
+/// How long the node's address may be away, for a renewed lease or a recreated
+/// uplink, before it counts as lost.
 const ADDRESS_AWAY: Duration = Duration::from_millis(1500);
 
-/// What other nodes are worked out of.
+/// Inputs from which other nodes are computed.
 #[derive(PartialEq)]
 struct Basis {
     generation: u64,
@@ -60,7 +60,7 @@ struct Basis {
     addresses: Vec<IpAddr>,
 }
 
-/// What lives from round to round.
+/// State that lives from round to round.
 pub(crate) struct Converger {
     ids: Ids,
     /// Entries of the remotes' map as last written. A pair's form is what it is
@@ -82,8 +82,8 @@ pub(crate) struct Converger {
     away: Option<Instant>,
     pub(super) pod_mtus: PodMtus,
     strays: recover::Strays,
-    /// What is wrong on the node that veer cannot put right, but works beside:
-    /// the reason of a condition, and in words.
+    /// Faults on the node that veer cannot repair but can work with: the reason of
+    /// a condition, and a message.
     pub(crate) concerns: Vec<(&'static str, String)>,
     /// Why the node is not as it should be; empty: it is.
     pub(crate) degraded: String,
@@ -267,7 +267,7 @@ impl Converger {
         Ok(outcome?)
     }
 
-    /// What is to be probed now, see [`Switch::asks`].
+    /// The probes to send now, see [`Switch::asks`].
     pub(crate) fn asks(&mut self, shared: &Shared) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
         let peers = shared.plan().peers.clone();
         let index = shared.index();

@@ -1,4 +1,4 @@
-//! What a round can fail with.
+//! Errors of a round.
 
 use std::{io, net::IpAddr};
 
@@ -14,10 +14,10 @@ pub(crate) enum Error {
     /// State folder.
     #[error("cannot write below the state folder")]
     State(#[source] io::Error),
-    /// Programs of another version run, and know more than this one does.
+    /// Programs of another version run, and their maps hold more than this agent knows.
     #[error(
-        "programs of a version with other maps stay until the API server has said what these \
-         are to hold"
+        "programs of a version with other maps stay until the API server has sent the content \
+         of the new maps"
     )]
     OtherLayout,
     /// The address that stood for the node is gone, just now.
@@ -26,9 +26,9 @@ pub(crate) enum Error {
     /// The node has another address.
     #[error("the node's address {old} is gone, it is {new} now")]
     Moved {
-        /// What stood for the node.
+        /// The node's previous address.
         old: IpAddr,
-        /// What does now.
+        /// The node's current address.
         new: IpAddr,
     },
 }

@@ -53,7 +53,7 @@ impl NodeFiles {
         }
         self.foreign(shared);
         if let Err(error) = fs::write(served(options), "1\n") {
-            tracing::warn!(%error, "cannot note that pods can be wired");
+            tracing::warn!(%error, "cannot record that pods can be wired");
         }
         false
     }
@@ -113,7 +113,7 @@ impl Engine {
         if forgotten {
             let mut plan = self.shared.plan_mut();
             if plan.not_ready != FORGOTTEN {
-                tracing::warn!("{FORGOTTEN}; everything stays as it is");
+                tracing::warn!("{FORGOTTEN}; the agent changes nothing");
                 FORGOTTEN.clone_into(&mut plan.not_ready);
             }
         }
@@ -122,8 +122,8 @@ impl Engine {
 }
 
 /// Why an agent without its state waits.
-const FORGOTTEN: &str = "what the agent knew of the node is lost, and the API server has not said \
-                         it anew yet";
+const FORGOTTEN: &str = "the agent's state of the node is lost, and the API server has not \
+                         answered yet";
 
 fn sentence(found: &[String]) -> String {
     if found.is_empty() {
@@ -146,7 +146,7 @@ fn served(options: &Options) -> std::path::PathBuf {
 /// veer comes back.
 pub(super) fn leave(options: &Options) {
     if let Err(error) = file::remove(&served(options)) {
-        tracing::warn!(%error, "cannot remove the note that pods can be wired");
+        tracing::warn!(%error, "cannot remove the record that pods can be wired");
     }
     match foreign::restore(&options.cni_conf_dir) {
         Ok(restored) if restored.is_empty() => {}
@@ -157,7 +157,7 @@ pub(super) fn leave(options: &Options) {
 
 /// A folder that was removed from the node stays mounted here, and nothing can be
 /// put into it any more. The container runtime makes the folder again when it
-/// starts the container anew.
+/// restarts the container.
 fn lacks_folders(options: &Options) -> bool {
     let run = options.socket.parent().unwrap_or(Path::new("/run/veer"));
     let mut folders = [

@@ -16,7 +16,7 @@ impl Engine {
             tracing::error!(%error, "cannot write hostPorts; the next round will");
         }
         for one in waiting {
-            // Who has given up meanwhile takes back what it did.
+            // A caller that has given up undoes its own changes.
             let _ = one.send(outcome.clone());
         }
     }

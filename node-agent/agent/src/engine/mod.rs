@@ -2,7 +2,7 @@
 //! out what they made stale, and applies it; a repair round every few seconds
 //! puts back what others changed.
 //!
-//! One thread of its own, blocking; the only writer of index and plan.
+//! One separate thread, blocking; the only writer of index and plan.
 
 pub(crate) mod checkpoint_file;
 mod concerns;
@@ -64,7 +64,7 @@ const BATCH: usize = 10_000;
 /// A job of probes: its round and what came of it.
 type Probed = (u64, Option<Vec<Answer>>);
 
-/// What came in since the last look.
+/// Messages that arrived since the last look.
 #[derive(Debug, Default)]
 struct News {
     /// What it made stale.
@@ -74,7 +74,7 @@ struct News {
     probed: Option<Probed>,
     /// Some pods' hostPorts changed.
     host_ports: bool,
-    /// Who waits until they are in the kernel.
+    /// Callers that wait until they are in the kernel.
     waiting: Vec<Sender<Result<(), String>>>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) enum Input {
     Api(Event),
     /// Local pods changed in a way that wants a look at their identities.
     Identities,
-    /// A pod with hostPorts came or went. Who waits for their rules is told.
+    /// A pod with hostPorts came or went. The sender waits for their rules.
     HostPorts(Option<Sender<Result<(), String>>>),
     /// Links, addresses or routes of the node changed.
     Kernel,
@@ -147,8 +147,8 @@ impl Engine {
 
     /// Works until all senders are gone, or only another agent can go on.
     pub(crate) fn run(mut self) {
-        // What was wired before the node was last booted: the device numbers in
-        // those records may be other devices' now.
+        // Records from before the last boot: their device numbers may belong to other
+        // devices now.
         if !self.told_to_go() {
             // The pool remembers whose addresses they were.
             if let Some(block) = self.wanted_v4() {
@@ -220,7 +220,7 @@ impl Engine {
         }
     }
 
-    /// A round for which nobody asked.
+    /// A round without a trigger.
     fn repair(&mut self) {
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds.is_multiple_of(COLLECT_EVERY) {
@@ -308,8 +308,8 @@ impl Engine {
         let outcome = self.try_round(full);
         if let Err(error @ Error::Moved { .. }) = &outcome {
             // Connections to the API server that began at the old address are
-            // dead without knowing it. Everything else stays as it is for the
-            // next agent, which takes the ids of other nodes over.
+            // dead without knowing it. Everything else remains for the next agent,
+            // which takes over the ids of other nodes.
             tracing::error!("{error}: ending, so that the kubelet starts the agent again");
             self.ending = true;
             return;
@@ -352,7 +352,7 @@ impl Engine {
         self.sync_objects();
         self.shared.report_repairs();
         if let Err(error) = self.shared.persist_released() {
-            tracing::warn!(%error, "cannot note released addresses");
+            tracing::warn!(%error, "cannot record released addresses");
         }
         self.report();
     }
@@ -392,7 +392,7 @@ impl Engine {
         Ok(String::new())
     }
 
-    /// Notes on disk what the next start needs without the API server.
+    /// Writes the checkpoint: what the next start needs without the API server.
     fn hold(&mut self, block: IpNet, epoch: Option<Epoch>) -> Result<(), Error> {
         let cluster = self.shared.index().cluster.clone();
         let held = Checkpoint {
@@ -439,7 +439,7 @@ impl Engine {
                 tracing::info!("the node is wanted again: ending, to start from the beginning");
                 self.ending = true;
             }
-            Err(error) => tracing::error!(%error, "cannot note that the node is wanted again"),
+            Err(error) => tracing::error!(%error, "cannot record that the node is wanted again"),
         }
     }
 
@@ -460,7 +460,7 @@ impl Engine {
             ..self.held.get().clone()
         };
         if let Err(error) = self.held.set(held) {
-            tracing::error!(%error, "cannot note the clean-up");
+            tracing::error!(%error, "cannot record the clean-up");
         }
         files::leave(&self.shared.options);
         conflist::remove_with_the_last(&self.shared);

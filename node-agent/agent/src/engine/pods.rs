@@ -14,14 +14,14 @@ use crate::{
 };
 use veer_agent_core::{index::Resolution, repair::Kind};
 
-/// What was noticed of this node's pods, so that it is told once.
+/// Findings about this node's pods, kept so that each is reported once.
 #[derive(Debug, Default)]
 pub(super) struct Noticed {
     /// Pods that were not veer's at the last look.
     strangers: BTreeSet<String>,
     /// Those that were told.
     strangers_told: BTreeSet<String>,
-    /// UIDs of pods of which it was told that nobody limits their bandwidth.
+    /// UIDs of pods already reported because no plugin limits their bandwidth.
     bandwidth_told: HashSet<String>,
     /// Objects with names of this node's pods that other nodes have, and the nodes,
     /// of which it was told.
@@ -60,8 +60,8 @@ impl Engine {
     }
 
     /// Names pods of this node that have an address and are not wired by veer:
-    /// another network's, left over from before veer. Looked at every minute, and
-    /// told of those that were there twice: a pod comes and goes in steps.
+    /// another network's, left over from before veer. Checked every minute. Only
+    /// pods found twice are reported, because a pod comes and goes in steps.
     pub(super) fn strangers(&mut self) {
         let found: BTreeSet<String> = {
             let index = self.shared.index();
@@ -99,7 +99,7 @@ impl Engine {
         self.noticed.strangers = found;
     }
 
-    /// Warns of pods whose bandwidth nobody limits, each once.
+    /// Warns once of each pod whose bandwidth no plugin limits.
     fn bandwidth(&mut self) {
         let asking: Vec<_> = {
             let index = self.shared.index();
@@ -206,7 +206,7 @@ impl Engine {
         let mut nameless: Vec<IpAddr> = Vec::new();
         {
             let store = self.shared.store();
-            // Whose they are is known in a moment; until then the objects stay.
+            // Their pods are known soon; until then the objects stay.
             nameless.extend(store.iter().filter(|e| e.is_nameless()).map(|e| e.address));
             for endpoint in store.iter().filter(|e| !e.is_nameless()) {
                 let key = place::key(endpoints, endpoint);

@@ -1,4 +1,4 @@
-//! Jobs of probes: one at a time, in a thread of its own.
+//! Jobs of probes: one at a time, in a separate thread.
 
 use std::thread;
 

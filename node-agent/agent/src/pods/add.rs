@@ -54,7 +54,7 @@ struct Undo<'a> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.armed {
-            // What cannot be taken back here is left to the DEL that follows.
+            // The DEL that follows removes what cannot be undone here.
             if let Err(error) = del::forget(self.shared, &self.add.attachment) {
                 tracing::warn!(device = self.host_ifname, %error, "cannot undo an ADD");
             }

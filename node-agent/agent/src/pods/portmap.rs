@@ -39,7 +39,7 @@ pub(crate) fn adopt(shared: &Shared) {
                 pod = format!("{}/{}", kept.namespace, kept.pod_name),
                 "its hostPorts are in veer's own table now"
             ),
-            Err(error) => tracing::error!(%error, "cannot note what portmap made"),
+            Err(error) => tracing::error!(%error, "cannot record the rules that portmap made"),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The records of wired pods below the state folder.
 //!
-//! What a record is to be is decided under the store's lock and written without it.
-//! A lock for each file, under which nothing but its write is done, makes the last
-//! decision the last write.
+//! A record's content is decided under the store's lock and written without it. A
+//! lock for each file, held only for its write, makes the last decision the last
+//! write.
 
 use std::{
     fs,
@@ -86,7 +86,7 @@ impl Records {
         }
     }
 
-    /// Notes the order of released addresses on disk, if it changed.
+    /// Writes the order of released addresses to disk, if it changed.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
 //! Devices of pods without a record: the state folder was emptied, the disk was
-//! full, a file was damaged. The record is made anew and the pod goes on; only a
+//! full, a file was damaged. The record is rebuilt and the pod goes on; only a
 //! device that was never a pod's (an ADD that was killed half-way) is removed.
 //!
 //! There is no pod left to end here: a device whose other end is in no named
@@ -28,7 +28,7 @@ use veer_agent_kernel::{
     },
 };
 
-/// What the other ends of unknown devices are, as far as it can be seen.
+/// The other ends of unknown devices, as far as they can be seen.
 struct PodEnds {
     found: Vec<PodEnd>,
     /// A namespace could not be looked into: what is missing here may be there.
@@ -161,7 +161,7 @@ fn in_maps(
 /// Why not, in words.
 fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
     {
-        // What other nodes know it by, where the API server has said it already.
+        // The identity that other nodes use, if the API server has said it already.
         let index = shared.index();
         let object = index
             .endpoints

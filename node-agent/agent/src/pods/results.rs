@@ -1,4 +1,4 @@
-//! What the runtime's CNI library keeps of each sandbox: the arguments and the
+//! The cache of the runtime's CNI library for each sandbox: the arguments and the
 //! result of its ADD, one file each until its DEL has succeeded (libcni, "cached
 //! result"). Read-only, and only where the agent's own record is missing or does
 //! not say all.

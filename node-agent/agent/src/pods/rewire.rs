@@ -1,7 +1,7 @@
 //! Pods whose device is gone although they live: somebody removed it (a script, a
 //! firewall's or another network's clean-up). The pod keeps its sandbox, so the
 //! runtime will not ask for another: the pair is made again with what the record
-//! says, and nobody else has to know.
+//! says, and no other component has to know.
 
 use std::{collections::HashSet, io};
 

@@ -1,8 +1,8 @@
 //! The queue of Kubernetes Events about this node, on its Node object or on one of its
 //! pods. Adding to it never waits; a few Events a minute are written.
 //!
-//! Events wait in the queue while the API server is away. What does not fit is counted,
-//! and the next Event says how many were lost.
+//! Events wait in the queue while the API server is away. Events that do not fit are
+//! counted, and the next Event says how many were lost.
 
 use std::{
     sync::{

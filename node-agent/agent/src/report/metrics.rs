@@ -216,7 +216,7 @@ veer_identities 5
             identities: 5,
         });
         assert_eq!(meaning(&page, true), meaning(BEFORE, false));
-        // What a parser of the format insists on.
+        // A parser of the format requires this.
         assert!(page.ends_with("\n# EOF\n"), "{page}");
         let families: Vec<_> = page
             .lines()

@@ -86,7 +86,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         .name("engine".into())
         .spawn(move || {
             engine.run();
-            // Nobody waits any more only when the agent ends by a signal.
+            // The receiver is gone only if the agent ends by a signal.
             let _ = ended.send(());
         })
         .context("cannot start the engine")?;
@@ -101,7 +101,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        // It has said why. Everything stays as it is for the next agent.
+        // The engine has logged why. Everything remains for the next agent.
         _ = engine_ends => std::process::exit(0),
     }
     let (state, socket) = (&shared.options.state, &shared.options.socket);

@@ -1,9 +1,9 @@
 //! The CNI configuration that tells the container runtime to call veer-cni.
 //!
 //! veer owns the file's place in the folder, the network's name and versions,
-//! its own entry and those that the chart asks for. What others chain behind
-//! veer (a mesh, `tuning`, `bandwidth`) is theirs and stays, in its order: only
-//! what is veer's is put back. hostPorts are veer's own; the entry of the plugin
+//! its own entry and those that the chart asks for. Entries that others chain
+//! behind veer (a mesh, `tuning`, `bandwidth`) stay, in their order: the agent
+//! restores only veer's part. hostPorts are veer's own; the entry of the plugin
 //! portmap that earlier releases wrote for them is taken out, and what it made for
 //! running pods is adopted (`portmap`).
 
@@ -16,8 +16,8 @@ use crate::shared::Shared;
 
 /// `type` of veer's own plugin.
 pub(crate) const PLUGIN: &str = "veer-cni";
-/// What of the chart's entries is in the file, in the state folder: an entry
-/// that the chart names no longer is told from a foreign one by it.
+/// File in the state folder with the chart's entries that are in the conflist. It
+/// distinguishes an entry that the chart no longer names from a foreign one.
 const CHAINED: &str = "cni-plugins.json";
 
 /// What the file is to hold of veer.
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(node.kinds(), ["veer-cni", "istio-cni"]);
         let own = node.list()["plugins"][0].clone();
         assert_eq!(own["capabilities"]["portMappings"], true);
-        // Who takes the capability away later is told of.
+        // A later removal of the capability is reported.
         let mut list = node.list();
         list["plugins"][0] = json!({"type": "veer-cni"});
         node.put(&list);

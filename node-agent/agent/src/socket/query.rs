@@ -206,7 +206,7 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
     Ok(rows)
 }
 
-/// What the nftables table dropped.
+/// Drops of the nftables table.
 fn nftables() -> Vec<CounterRow> {
     let counts = nft::counts().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the counters of the nftables table");
@@ -236,7 +236,7 @@ pub(crate) fn readable_counters(shared: &Shared) -> Vec<CounterRow> {
     rows(counted)
 }
 
-/// What the programs counted, and what the nftables table dropped.
+/// Counters of the programs, and drops of the nftables table.
 fn rows(counted: Vec<(Program, u32, &'static str, Counter)>) -> Vec<CounterRow> {
     let programs = counted
         .into_iter()

@@ -41,8 +41,8 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Whether nobody can find the socket. Another socket in its place is that of the
-/// agent that takes over.
+/// Whether the socket has no file. Another socket in its place belongs to the agent
+/// that takes over.
 fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).map_or_else(
         |error| error.kind() == io::ErrorKind::NotFound,

@@ -1,18 +1,19 @@
 //! From a watch's events to changes that can be believed.
 //!
 //! A list is believed unless it lacks more than half of what is known, or is
-//! older than what was seen before and lacks anything at all: so does the list of
-//! an API server that starts empty or from a snapshot. Then what it has is taken
-//! in, and what it lacks is kept until it is deleted by name, or until a list some
-//! minutes later lacks it too and the server answered all that time.
+//! older than the state seen before and lacks any object: an API server that
+//! starts empty or from a snapshot sends such a list. The objects in a doubted list
+//! are taken in. The objects that it lacks are kept until they are deleted by name,
+//! or until a list some minutes later lacks them too and the server answered all
+//! that time.
 //!
 //! Of some kinds the last state of an object tells whether it was to go. A deletion
 //! of one that was not (`kubectl delete --all`, a CRD that was deleted) is doubted in
 //! the same way, until the object is made again. A new agent does not know what was
 //! deleted before it started, so it doubts the first list that lacks any of them.
 //!
-//! What is this node's own follows every list and deletion, for of that this node
-//! knows better and writes it again.
+//! Objects of this node follow every list and deletion: this node has the better
+//! knowledge of them and writes them again.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +25,7 @@ use kube::Resource;
 use super::source::{Observed, version};
 use veer_agent_core::index::Change;
 
-/// What an object is called in the index, and whether it is this node's own.
+/// An object's name in the index, and whether it is this node's own.
 pub(super) type Naming<K> = Box<dyn Fn(&K) -> (String, bool) + Send>;
 
 /// How long what a new agent's first list lacks is kept, if that is not much: until it is

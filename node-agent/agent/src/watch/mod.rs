@@ -171,7 +171,7 @@ fn spawn<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    // What all agents doubt they do not all list at once.
+    // All agents doubt the same list; they must not all list at once.
     let spread = retry::between((Duration::ZERO, SPREAD));
     tokio::spawn(async move {
         loop {

@@ -1,11 +1,11 @@
 //! A list and then a watch, for ever.
 //!
-//! kube's own watcher does the same but keeps to itself from which
-//! resourceVersion it goes on, and so cannot tell a store that was set back. A
+//! kube's own watcher does the same but does not expose the resourceVersion from
+//! which it goes on, and so cannot detect a store that was restored. A
 //! watch from a version that a restored etcd has not reached yet is silent: what
 //! happens before the store gets there would never be seen. Here the store is
-//! asked for its version whenever a connection was lost, for no etcd is restored
-//! under a running API server, and one that is behind is listed anew.
+//! asked for its version whenever a connection was lost, because no etcd is restored
+//! under a running API server. A store that is behind is listed again.
 
 use std::{
     fmt::Debug,
@@ -59,7 +59,7 @@ pub(super) enum Error {
     NoVersion,
 }
 
-/// Has all watches of an agent try again as soon as one of them gets through.
+/// Makes all watches of an agent retry as soon as one of them gets through.
 #[derive(Clone, Debug)]
 pub(super) struct Reached(watch::Sender<()>);
 
@@ -70,8 +70,8 @@ impl Reached {
     }
 }
 
-/// An object that cannot be read (somebody wrote nonsense into one of
-/// its fields) is told and left out, and keeps nobody from the others.
+/// An unreadable object (a field has an invalid value) is logged and skipped. It
+/// does not block the others.
 pub(super) struct Source<K> {
     api: Api<DeserializeGuard<K>>,
     reached: Reached,
@@ -131,7 +131,7 @@ where
             // At least so long: else two that get through and fail again would
             // keep each other, and the server, busy.
             tokio::time::sleep(LEAST_PAUSE).await;
-            // Nobody else getting through is no reason to stop trying.
+            // Retry even if no other watch gets through.
             let rest = pause.saturating_sub(LEAST_PAUSE);
             let _sooner = tokio::time::timeout(rest, self.others.changed()).await;
             self.pause = None;
@@ -144,7 +144,7 @@ where
             self.lost = true;
             self.pause = Some(pause(self.failures));
             self.failures = self.failures.saturating_add(1);
-            // What others found out until now did not help.
+            // Successes of other watches until now did not help.
             self.others.mark_unchanged();
         }
         result
@@ -202,7 +202,7 @@ where
                     self.version = object.resource_version();
                     match readable(object) {
                         Some(object) => return Ok(Observed::Delete(object)),
-                        // What it was is not known: the next list lacks it.
+                        // The object is unknown: the next list lacks it.
                         None => self.list_again(),
                     }
                 }
@@ -359,7 +359,7 @@ mod tests {
         query.contains("watch=true")
     }
 
-    /// An object of which one field is no text, though it is to be.
+    /// An object with a number in a field that must be text.
     const UNREADABLE: &str = r#"{"metadata":{"name":"b","resourceVersion":"7"},"data":{"x":1}}"#;
 
     #[tokio::test(start_paused = true)]

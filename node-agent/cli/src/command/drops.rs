@@ -66,7 +66,7 @@ fn age(ms: u64) -> String {
     }
 }
 
-/// What a reason means and what to do about it.
+/// Meaning of a reason, and the remedy.
 const fn advice(reason: DropReason) -> &'static str {
     match reason {
         DropReason::UnsupportedL2 => {
@@ -90,7 +90,7 @@ const fn advice(reason: DropReason) -> &'static str {
         }
         DropReason::UnknownInterface => {
             "from a veth that the agent has not wired, or not yet: if it goes on, delete the pod \
-             so that it is made anew"
+             so that it is recreated"
         }
         DropReason::FragmentWithoutFirst => {
             "a fragment that came before its first one, or whose first was lost: the sender \
@@ -110,8 +110,8 @@ const fn advice(reason: DropReason) -> &'static str {
              uses the tunnel's port, or an attack"
         }
         DropReason::NativeNotAccepted => {
-            "a bare packet from a node whose packets come by tunnel now: a node that was not \
-             told of a change of mode (kubectl describe clusternetwork default), a pod's packet \
+            "a bare packet from a node whose packets come by tunnel now: a node that missed \
+             a change of mode (kubectl describe clusternetwork default), a pod's packet \
              that went out by the default route without masquerade, or an attack"
         }
         DropReason::OwnSourceFromOutside => {

@@ -67,7 +67,7 @@ impl View {
     }
 }
 
-/// What `view` shows, as text.
+/// Text of `view`.
 pub(crate) fn show(view: View, format: Format, ask: Ask<'_>) -> anyhow::Result<String> {
     match view {
         View::Status => {

@@ -69,8 +69,8 @@ fn require(config: &Config, verb: &'static str, since: &'static str) -> Result<(
 /// `netns`. The agent looks from its own mount namespace, where the node's
 /// symbolic links (/var/run to /run) need not exist, so the directory's are
 /// resolved here. The file's own name stays: in /proc it is a link to no file.
-/// What is not below [`NETNS`] the agent cannot see: it is no part of the node's
-/// process namespace.
+/// The agent cannot see a path that is not below [`NETNS`], because it is not in the
+/// node's process namespace.
 fn resolve_netns(config: &Config, netns: &str, environment: &Environment) -> Result<String, Error> {
     let resolve = || {
         let path = Path::new(netns);

@@ -272,7 +272,7 @@ impl Datapath {
             let there = filter_program(clsact, device, hook.parent());
             return there.map_or_else(
                 |error| {
-                    // Attaching again for want of an answer would repair what is well.
+                    // An error is no evidence of a fault: do not attach again.
                     tracing::debug!(device, %error, "cannot ask for a filter");
                     Some(true)
                 },

@@ -132,7 +132,7 @@ pub(super) fn prepare(
     if uses(own, &in_use) {
         return Ok((None, others));
     }
-    // No program, or one of which the kernel tells nothing: the last ones it is.
+    // Without a program, or without information on it, take the latest layout.
     let from = others.iter().rev().find(|o| uses(o, &in_use));
     let Some(from) = from.or(others.last()).cloned() else {
         return Ok((None, others));

@@ -33,11 +33,11 @@ const PARALLEL: usize = 8;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 /// How long what the watch shows may be older than what was written.
 const ECHO: Duration = Duration::from_secs(10);
-/// How long an object is left alone that could not be: its namespace is going, or
-/// nobody knows its kind.
+/// Time before the next attempt at an object that was refused: its namespace is
+/// terminating, or the server does not know its kind.
 const REFUSED: Duration = Duration::from_mins(1);
 
-/// What a PodEndpoint is to say.
+/// The wanted content of a PodEndpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     /// Its spec.
@@ -83,7 +83,7 @@ impl Entry {
     }
 }
 
-/// What an object is to be.
+/// The wanted state of an object.
 #[derive(Clone, Debug)]
 enum Wish {
     /// As this.
@@ -94,7 +94,7 @@ enum Wish {
     Any,
 }
 
-/// What this agent did with an object.
+/// This agent's last action on an object.
 #[derive(Debug)]
 enum Done {
     /// It is about to write it.
@@ -111,7 +111,7 @@ enum Done {
 
 type Ledger = Arc<Mutex<HashMap<Key, Done>>>;
 
-/// What is to be done about an object.
+/// The action that an object needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Todo {
     /// Nothing.
@@ -145,13 +145,13 @@ impl Publisher {
         (Self { to, done }, wishes)
     }
 
-    /// The object of a wired pod is to be there.
+    /// Asks for the object of a wired pod.
     pub(crate) fn publish(&self, endpoints: &Endpoints, endpoint: &LocalEndpoint) {
         let entry = Box::new(Entry::of(endpoints.node(), endpoint));
         self.wish(place::key(endpoints, endpoint), Wish::Be(entry));
     }
 
-    /// An object is to be gone.
+    /// Asks for an object's deletion.
     pub(crate) fn withdraw(&self, key: Key) {
         self.wish(key, Wish::Gone);
     }
@@ -173,9 +173,9 @@ impl Publisher {
         let _ = self.to.send((key, wish));
     }
 
-    /// What is to be done about an object: `wanted` is what it is to say, `None`:
-    /// to be gone; `seen` is what the watch shows. What the watch may just not have
-    /// shown yet is left alone.
+    /// The action that an object needs. `wanted` is its wanted content (`None`: it
+    /// must not exist), `seen` is the content that the watch shows. A change that the
+    /// watch may not have shown yet needs no action.
     pub(crate) fn todo(
         &self,
         key: &Key,
@@ -233,7 +233,7 @@ pub(crate) struct Wishes {
     done: Ledger,
 }
 
-/// What came of a wish.
+/// The result of a wish.
 enum Outcome {
     /// The object is as wished, with this resourceVersion; 0: it is gone.
     Written(u64),
@@ -360,7 +360,7 @@ fn done(wish: Wish, outcome: &Outcome) -> Option<Done> {
             version: *version,
             at,
         },
-        // What nobody lets be deleted is gone, or goes with its namespace.
+        // An object whose deletion is refused is gone, or goes with its namespace.
         (Wish::Gone, _) => Done::Written {
             entry: None,
             version: 0,

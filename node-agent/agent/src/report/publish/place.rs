@@ -1,4 +1,4 @@
-//! Which name a pod's PodEndpoint has.
+//! The name of a pod's PodEndpoint.
 //!
 //! Usually the one that follows from the pod. Any agent can have made an object of
 //! that name, though: the admission policy knows which node an object says it is of,
@@ -36,7 +36,7 @@ fn of_node(endpoint: &LocalEndpoint, node: &str) -> Option<Key> {
     Some((endpoint.namespace.clone(), name))
 }
 
-/// Where the pod's object is, or is to be.
+/// The key of the pod's object, existing or wanted.
 pub(crate) fn key(endpoints: &Endpoints, endpoint: &LocalEndpoint) -> Key {
     let usual = usual(endpoint);
     if endpoints.is_own(&path(&usual)) {
@@ -70,8 +70,8 @@ pub(crate) fn taken<'a>(
 /// Names of objects that an Event names.
 const NAMED: usize = 5;
 
-/// What is to be said of objects with names of this node's pods that other nodes
-/// have: each with its node.
+/// Message about objects with names of this node's pods that other nodes have: each
+/// with its node.
 pub(crate) fn words<'a>(node: &str, taken: impl ExactSizeIterator<Item = &'a String>) -> String {
     let mut text = format!(
         "the agents of other nodes, or who else has their tokens, made PodEndpoints with the names \

@@ -32,7 +32,7 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
     }
 }
 
-/// Where the pod's object is if nobody took its name.
+/// The key of the pod's object if no other node took its name.
 fn key(endpoint: &LocalEndpoint) -> Key {
     place::key(&Endpoints::new("a"), endpoint)
 }

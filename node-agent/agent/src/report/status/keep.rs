@@ -57,7 +57,7 @@ pub(super) struct Written {
     pub(super) stored: Value,
 }
 
-/// What is to be done about a status.
+/// The action that a status needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Todo {
     /// Nothing.

@@ -138,7 +138,7 @@ impl StatusReport {
         }
     }
 
-    /// What somebody waits for: the operator, or who looks whether a node works.
+    /// The part that a client waits for: the operator, or a user who checks a node.
     fn urgent(&self) -> Urgent {
         let told = self.judgements.iter();
         Urgent {

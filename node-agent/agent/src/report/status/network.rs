@@ -25,7 +25,7 @@ fn status_of(network: &NodeNetwork) -> Value {
     own_part(&network.status.clone().unwrap_or_default(), &[])
 }
 
-/// Keeps it until the engine ends. `repaired` hears of foreign edits.
+/// Keeps it until the engine ends. `repaired` is called for foreign edits.
 pub(super) async fn keep(
     api: Api<NodeNetwork>,
     name: &str,

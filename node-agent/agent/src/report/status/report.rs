@@ -1,5 +1,5 @@
-//! NodeReport.status: written at most every few seconds, at once where somebody
-//! waits for it, and looked at every minute or so, since nobody watches it.
+//! NodeReport.status: written at most every few seconds, or at once if a client
+//! waits for it, and read about every minute, because the agent does not watch it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::report::retry;
 
 /// Least time between two writes.
 const LEAST: Duration = Duration::from_millis(200);
-/// Time between two writes for which nobody waits, from the shortest to the longest.
+/// Time between two writes that are not urgent, from the shortest to the longest.
 const PACE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(6));
 /// Time between two looks at the object, in the same sense.
 const LOOK: (Duration, Duration) = (Duration::from_mins(1), Duration::from_secs(90));
@@ -30,7 +30,7 @@ fn status_of(report: &NodeReport) -> Value {
     own_part(&report.status.clone().unwrap_or_default(), &KINDS)
 }
 
-/// What the task remembers.
+/// State of the task.
 #[derive(Default)]
 struct Memory {
     /// The conditions as last reported, by an earlier agent too.
@@ -54,7 +54,7 @@ impl Memory {
     }
 }
 
-/// Keeps it until the engine ends. `repaired` hears of foreign edits.
+/// Keeps it until the engine ends. `repaired` is called for foreign edits.
 pub(super) async fn keep(
     api: Api<NodeReport>,
     name: &str,
@@ -144,7 +144,7 @@ async fn put_back(
             write(api, name, wanted, memory).await?;
             repaired(format!("the status of NodeReport {name} was changed"));
         }
-        // What is new is written when it is due.
+        // Changes are written when they are due.
         Todo::Nothing | Todo::Write => {}
     }
     Ok(())

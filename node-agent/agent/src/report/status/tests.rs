@@ -182,7 +182,7 @@ async fn a_pod_that_starts_writes_nothing_that_other_agents_watch() {
     }
     tokio::time::sleep(WHILE).await;
     let (networks, reports) = scene.writes();
-    assert_eq!(networks, 1, "no other agent hears of it");
+    assert_eq!(networks, 1, "no other agent receives it");
     assert!(reports <= 3, "{reports} for one burst");
     assert_eq!(scene.status("nodereports")["endpoints"], 10);
 }
@@ -253,7 +253,7 @@ async fn a_status_edited_by_hand_is_put_back_and_told() {
         s["repairs"] = json!({"lies": 5});
         s["probes"] = json!({"number": 9, "mode": "Native"});
     });
-    // The watch shows the one, nobody watches the other.
+    // The watch shows the one; the other is not watched.
     scene.say(|_| ()).await;
     tokio::time::sleep(Duration::from_mins(2)).await;
     assert_eq!(scene.status("nodenetworks"), before.0);
