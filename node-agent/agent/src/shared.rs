@@ -48,7 +48,7 @@ pub(crate) struct Options {
     pub(crate) cni_conf_dir: PathBuf,
     /// Folder of CNI plugins.
     pub(crate) cni_bin_dir: PathBuf,
-    /// What of the CNI configuration is veer's.
+    /// veer's part of the CNI configuration.
     pub(crate) chain: Chain,
     /// Move configurations aside that the runtime takes before veer's.
     pub(crate) exclusive: bool,
@@ -66,7 +66,7 @@ pub(crate) struct Options {
     pub(crate) proc_sys_net: PathBuf,
 }
 
-/// What the engine decided last.
+/// The engine's last decisions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     /// The node.

@@ -15,17 +15,17 @@ use serde::{Deserialize, Serialize};
 
 pub use host_port::HostPort;
 
-/// Where the agent listens.
+/// Path of the agent's socket.
 pub const SOCKET: &str = "/run/veer/agent.sock";
 /// File beside the socket whose time of change says when pods could last be wired.
 pub const SERVED_NAME: &str = "served";
-/// Where veer-cni leaves a DEL that found no agent.
+/// Directory in which veer-cni stores a DEL that found no agent.
 pub const DELETE_QUEUE: &str = "/var/lib/veer/queue";
 /// Where the agent names the sandboxes that the plugin portmap made rules for, in
 /// files that are the standard input of its DEL. A reboot empties the folder, and
 /// takes those rules as well.
 pub const PORTMAP_RULES: &str = "/run/veer/portmap";
-/// Where runtimes look for CNI configurations, unless they are told otherwise.
+/// Default directory of runtimes' CNI configurations.
 pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// veer's own there: early in the alphabet, since the first file counts.
 pub const CONFLIST: &str = "05-veer.conflist";
@@ -144,7 +144,7 @@ pub struct Check {
     pub addresses: Vec<IpAddr>,
 }
 
-/// What ADD did.
+/// The result of ADD.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Added {
     /// The pod's addresses.
@@ -282,7 +282,7 @@ pub struct RemoteRow {
     pub node_id: u32,
     /// Its pod CIDRs.
     pub pod_cidrs: Vec<String>,
-    /// Where tunnel packets for it go.
+    /// Destination of tunnel packets for it.
     pub address: IpAddr,
     /// `tunnel`, `native`, `local` or `none`.
     pub form: String,

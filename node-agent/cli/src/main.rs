@@ -96,7 +96,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Where the agent listens unless told otherwise.
+/// Default path of the agent's socket.
 const fn default_socket() -> &'static str {
     SOCKET
 }

@@ -38,7 +38,7 @@ pub(crate) struct Config {
     valid_attachments: Option<Vec<ValidAttachment>>,
 }
 
-/// What is read of an earlier result.
+/// The fields of an earlier result that are read.
 #[derive(Debug, Deserialize)]
 pub(crate) struct PreviousResult {
     #[serde(default)]
@@ -64,7 +64,7 @@ impl Config {
         serde_json::from_slice(input).map_err(Error::DecodeConfig)
     }
 
-    /// Where `path`, an absolute one, is on this node.
+    /// The place of the absolute `path` on this node.
     pub(crate) fn on_node(&self, path: &str) -> PathBuf {
         match &self.root {
             Some(root) => root.join(path.trim_start_matches('/')),

@@ -13,7 +13,7 @@ const MAX_IFNAME: usize = 15;
 /// Longest container id taken, in bytes: it becomes part of a file name.
 const MAX_CONTAINER_ID: usize = 200;
 
-/// What the runtime wants done.
+/// The command of the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     /// Wire a sandbox.

@@ -92,7 +92,7 @@ pub(crate) enum Error {
     HostPorts {
         /// `namespace/name` of the pod.
         pod: String,
-        /// Which one, and why.
+        /// The port, and why it cannot be served.
         problem: String,
     },
     /// The rules of the plugin portmap for a pod cannot be removed.
@@ -103,7 +103,7 @@ pub(crate) enum Error {
     Portmap {
         /// The sandbox.
         container: String,
-        /// What went wrong.
+        /// The cause.
         problem: portmap::Failed,
     },
     /// A CNI version that is not spoken.

@@ -12,7 +12,7 @@ use veer_agent_api::Added;
 
 use crate::version;
 
-/// Where the pod's interface is in `interfaces`.
+/// Index of the pod's interface in `interfaces`.
 const POD_INTERFACE: usize = 1;
 
 /// A CNI result.

@@ -76,7 +76,7 @@ pub(crate) struct Converger {
     pub(super) forward: nft::Forward,
     pub(super) facts: Facts,
     peers: Arc<Peers>,
-    /// What `peers` was made of; `None`: nothing yet.
+    /// The inputs of `peers`; `None`: not computed yet.
     basis: Option<Basis>,
     /// Since when the address that stands for the node is not there.
     away: Option<Instant>,

@@ -15,7 +15,7 @@ use veer_agent_core::repair::Kind;
 #[derive(Debug)]
 pub(super) struct NodeFiles {
     plugins: Keeper,
-    /// What was told last of other networks' files.
+    /// The last report on other networks' files.
     told: String,
 }
 

@@ -78,7 +78,7 @@ struct News {
     waiting: Vec<Sender<Result<(), String>>>,
 }
 
-/// What makes the engine work.
+/// A trigger of the engine.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// The API server said something.

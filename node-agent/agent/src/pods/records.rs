@@ -20,7 +20,7 @@ use veer_agent_kernel::lock::Lock;
 /// As many files can be written at once.
 const LANES: usize = 16;
 
-/// Where the records are.
+/// Folder of the records.
 #[derive(Debug)]
 pub(crate) struct Records {
     folder: PathBuf,
@@ -66,7 +66,7 @@ impl Records {
         Ok((records, Store::new(endpoints, given_back)))
     }
 
-    /// Where an interface's record is.
+    /// Path of an interface's record.
     pub(crate) fn path(&self, attachment: &Attachment) -> PathBuf {
         self.folder.join(attachment.file_name())
     }

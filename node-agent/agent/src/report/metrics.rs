@@ -44,7 +44,7 @@ impl Collector for Scraped {
 struct Figures {
     /// Packets and bytes by program and outcome, without those that are zero.
     counters: Vec<CounterRow>,
-    /// What was written or put back, by kind.
+    /// Writes and repairs, by kind.
     changes: BTreeMap<String, u64>,
     /// Whether ADD can be served.
     ready: bool,

@@ -1,5 +1,5 @@
-//! What the agent tells: statuses, PodEndpoints and Events to the API server, health and
-//! metrics to who asks.
+//! The agent's reports: statuses, PodEndpoints and Events to the API server, health and
+//! metrics to HTTP clients.
 
 pub(crate) mod events;
 pub(crate) mod http;

@@ -20,7 +20,7 @@ pub(crate) const PLUGIN: &str = "veer-cni";
 /// distinguishes an entry that the chart no longer names from a foreign one.
 const CHAINED: &str = "cni-plugins.json";
 
-/// What the file is to hold of veer.
+/// veer's part of the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Chain {
     /// Entries that the chart adds behind veer's own.
@@ -70,7 +70,7 @@ impl Chain {
     }
 }
 
-/// What releases that left hostPorts to portmap wrote for it.
+/// The portmap entry of releases that left hostPorts to portmap.
 fn former_portmap() -> Value {
     json!({ "type": "portmap", "capabilities": { "portMappings": true }, "snat": true })
 }
@@ -80,8 +80,8 @@ fn kind(entry: &Value) -> Option<&str> {
     entry.get("type")?.as_str().filter(|kind| !kind.is_empty())
 }
 
-/// What the file should hold where it holds `found`, and what is wrong with that
-/// in words. `before` are entries that the chart asked for earlier.
+/// The wanted content of a file that holds `found`, and the faults of `found` in
+/// words. `before` are entries that the chart asked for earlier.
 fn merge(found: Option<&Value>, chain: &Chain, before: &[Value]) -> (Value, Vec<String>) {
     let mut wrong = Vec::new();
     let mut list = found

@@ -14,10 +14,9 @@ use veer_agent_api::CONFLIST;
 
 use crate::runtime::conflist::PLUGIN;
 
-/// What is appended to the name of a file that is moved aside: no runtime reads
-/// a file of that kind.
+/// Suffix of a file that is moved aside: no runtime reads such a file.
 const MOVED: &str = ".veer-moved";
-/// What runtimes read.
+/// Suffixes of the files that runtimes read.
 const KINDS: [&str; 3] = ["conf", "conflist", "json"];
 
 /// Names of the files that a runtime takes instead of veer's, in its order.

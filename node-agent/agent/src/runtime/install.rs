@@ -82,7 +82,7 @@ impl Plugin {
     }
 }
 
-/// What tells whether a file is still the one that was looked at.
+/// Shows whether a file was changed or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     inode: u64,

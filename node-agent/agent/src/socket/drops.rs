@@ -59,7 +59,7 @@ fn device(index: u32) -> String {
     name.unwrap_or_else(|| format!("gone ({index})"))
 }
 
-/// What a packet was, as far as its beginning tells.
+/// A packet's kind, as far as its beginning shows.
 #[derive(Debug, PartialEq, Eq)]
 struct PacketSummary {
     protocol: String,

@@ -34,7 +34,7 @@ const FEW: Duration = Duration::from_secs(30);
 
 /// What is doubted of a kind.
 pub(super) struct Doubts<K> {
-    /// Which object it is.
+    /// Names an object.
     pub(super) naming: Naming<K>,
     /// Whether the last state of a deleted object says that it was to go. `None`: all
     /// were.

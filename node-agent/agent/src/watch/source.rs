@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// `Gone`: the version is too old, or was never there.
 const GONE: u16 = 410;
 
-/// What is seen.
+/// An event of the watch, or a finished list.
 #[derive(Debug)]
 pub(super) enum Observed<K> {
     /// All objects.
@@ -214,7 +214,7 @@ where
         }
     }
 
-    /// What a server's refusal to watch, or to go on, comes to.
+    /// The error for a server's refusal to watch, or to go on.
     fn ended(&mut self, status: &Status) -> Error {
         if status.code == GONE {
             self.list_again();

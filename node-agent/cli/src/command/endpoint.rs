@@ -4,7 +4,6 @@ use veer_agent_api::EndpointRow;
 
 use crate::output::columns_or;
 
-/// The table.
 pub(super) fn table(rows: &[EndpointRow]) -> String {
     let cells = rows.iter().map(|row| {
         // The map's flags are zero in every layout so far.

@@ -5,7 +5,6 @@ use veer_agent_api::FlowRow;
 
 use crate::output::columns_or;
 
-/// The table.
 pub(super) fn table(rows: &[FlowRow]) -> String {
     let cells = rows.iter().map(|row| {
         [

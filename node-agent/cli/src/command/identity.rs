@@ -5,7 +5,6 @@ use veer_agent_api::IdentityRow;
 
 use crate::output::columns;
 
-/// The table.
 pub(super) fn table(rows: &[IdentityRow]) -> String {
     let mut rows: Vec<_> = rows.iter().collect();
     rows.sort_by_key(|row| row.identity);

@@ -4,7 +4,6 @@ use veer_agent_api::IpcacheRow;
 
 use crate::output::columns_or;
 
-/// The table.
 pub(super) fn table(rows: &[IpcacheRow]) -> String {
     let cells = rows.iter().map(|row| {
         [

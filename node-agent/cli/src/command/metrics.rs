@@ -7,7 +7,6 @@ use veer_agent_api::CounterRow;
 
 use crate::output::columns_or;
 
-/// The table.
 pub(super) fn table(rows: &[CounterRow]) -> String {
     let mut rows: Vec<_> = rows.iter().filter(|row| row.packets > 0).collect();
     rows.sort_by_key(|row| {

@@ -20,7 +20,7 @@ use crate::output;
 /// Asks the agent and gives back its answer.
 pub(crate) type Ask<'a> = &'a dyn Fn(&Request) -> anyhow::Result<serde_json::Value>;
 
-/// What a command asks and shows.
+/// A command's question and its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum View {
     Status,

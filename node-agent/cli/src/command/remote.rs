@@ -4,7 +4,6 @@ use veer_agent_api::RemoteRow;
 
 use crate::output::{columns_or, listed, or_dash};
 
-/// The table.
 pub(super) fn table(rows: &[RemoteRow]) -> String {
     let cells = rows.iter().map(|row| {
         [

@@ -4,7 +4,6 @@ use veer_agent_api::NodeStatus;
 
 use crate::output::{fields, listed};
 
-/// The table.
 pub(super) fn table(status: &NodeStatus) -> String {
     let ready = match (status.ready, status.reason.as_str()) {
         (true, _) => "yes".to_owned(),

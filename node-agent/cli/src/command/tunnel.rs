@@ -46,7 +46,6 @@ pub(super) fn rows(remotes: Vec<RemoteRow>) -> Vec<TunnelRow> {
     remotes.into_iter().flat_map(of_node).collect()
 }
 
-/// The table.
 pub(super) fn table(rows: &[TunnelRow]) -> String {
     let cells = rows.iter().map(|row| {
         [

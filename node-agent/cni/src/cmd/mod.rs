@@ -23,7 +23,7 @@ const LONG: Duration = Duration::from_secs(90);
 /// How long CHECK and STATUS, which change nothing, may take.
 const SHORT: Duration = Duration::from_secs(10);
 
-/// Where container runtimes name the network namespaces of sandboxes.
+/// Directory in which container runtimes name the network namespaces of sandboxes.
 const NETNS: &str = "/run/netns";
 
 /// Carries out the verb of `environment`. The text is what to print: empty for

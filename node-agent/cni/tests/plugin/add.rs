@@ -170,6 +170,6 @@ fn add_passes_host_ports_on_and_refuses_what_is_none() {
         text.contains("shop/cart-0") && text.contains("hostIP"),
         "{text}"
     );
-    // What an ADD refuses a DEL does not look at.
+    // A DEL ignores fields that make an ADD fail.
     node.call("DEL", &config).silent_success();
 }

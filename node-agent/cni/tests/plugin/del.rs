@@ -151,7 +151,7 @@ fn del_has_portmap_remove_what_it_made_for_an_earlier_release() {
     ];
     let config = node.config("1.0.0").to_string();
     let del = || run(&variables, config.as_bytes());
-    // Where it is gone for a while, the DEL comes again.
+    // If it is gone for a while, the runtime repeats the DEL.
     let error = del().error();
     assert!(
         error["msg"].as_str().unwrap().contains("CNI_PATH"),

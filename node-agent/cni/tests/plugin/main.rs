@@ -1,6 +1,6 @@
 //! The real plugin, run as a container runtime runs it.
 //!
-//! Where an agent is needed a test double listens in its place: it answers one
+//! If an agent is needed, a test double listens in its place: it answers one
 //! request with a given line and hands out what it was asked. It proves the shape
 //! of what goes over the socket and nothing about wiring.
 #![expect(

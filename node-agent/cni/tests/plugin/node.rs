@@ -17,7 +17,7 @@ pub(crate) const SOCKET: &str = "run/veer/agent.sock";
 /// The conflist, from the root of a [`Node`].
 pub(crate) const CONFLIST: &str = "etc/cni/net.d/05-veer.conflist";
 
-/// What the plugin did.
+/// The outcome of a run of the plugin.
 pub(crate) struct Outcome {
     pub(crate) success: bool,
     stdout: Vec<u8>,

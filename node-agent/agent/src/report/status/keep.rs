@@ -48,12 +48,12 @@ fn surplus(found: &Value, wanted: &Value) -> Option<Value> {
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
-/// What was last written.
+/// The last write.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
-    /// What was wanted.
+    /// The wanted content.
     pub(super) wanted: Value,
-    /// What the server made of it: an older CRD has fewer fields.
+    /// The content that the server stored: an older CRD has fewer fields.
     pub(super) stored: Value,
 }
 

@@ -1,4 +1,4 @@
-//! What the agent reports, in two objects that differ in who reads them.
+//! The agent's status, in two objects with different readers.
 //!
 //! NodeNetwork.status is what other nodes' datapath needs: every agent watches it,
 //! so a write goes to every node of the cluster. It is written when it changes, and
@@ -35,7 +35,7 @@ use veer_agent_kernel::attachments::Attachments;
 /// Addresses that a NodeReport holds.
 const ADDRESSES: usize = 64;
 
-/// What is reported, without times.
+/// The report without times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct StatusReport {
     /// NodeNetwork.status.
@@ -48,10 +48,10 @@ pub(crate) struct StatusReport {
     seen: Option<OwnNode>,
 }
 
-/// What a report is made of.
+/// Inputs of a report.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
-    /// What the agent's parts share.
+    /// State that the agent's parts share.
     pub(crate) shared: &'a Shared,
     /// What is on disk.
     pub(crate) held: &'a Checkpoint,
