@@ -17,7 +17,7 @@ pub(crate) enum Error {
     /// Programs of another version run, and their maps hold more than this agent knows.
     #[error(
         "programs of a version with other maps stay until the API server has sent the content \
-         of the new maps"
+         of this version's maps"
     )]
     OtherLayout,
     /// The address that stood for the node is gone, just now.

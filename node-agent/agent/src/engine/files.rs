@@ -123,7 +123,7 @@ impl Engine {
 
 /// Why an agent without its state waits.
 const FORGOTTEN: &str = "the agent's state of the node is lost, and the API server has not \
-                         answered yet";
+                         sent it yet";
 
 fn sentence(found: &[String]) -> String {
     if found.is_empty() {
