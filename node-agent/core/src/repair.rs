@@ -1,5 +1,5 @@
-//! What somebody else changed or removed and the agent put back: counted by
-//! kind, and told once per round and kind.
+//! Repairs: the agent restores what somebody else changed or removed. They are counted
+//! by kind, and reported once per round and kind.
 
 use std::collections::BTreeMap;
 

@@ -47,7 +47,7 @@ pub struct Wanted<'a> {
 
 /// The kubelet's idea of the node's address: what it was when this agent started, unless
 /// the Node does not have that any more (`said`: what the operator has found there) and
-/// has another that this node has: a kubelet may be started anew with another.
+/// has another that this node has: a kubelet may restart with another `--node-ip`.
 ///
 /// The order of `said` is that in which the agent reports them, so it decides only where
 /// the first choice is none.

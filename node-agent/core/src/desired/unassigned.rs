@@ -1,5 +1,5 @@
-//! The cluster's pod CIDRs as rows of the ipcache: what no node has got of them is
-//! nobody's, and nothing can come from there.
+//! The cluster's pod CIDRs as rows of the ipcache. Addresses in them that no node has
+//! been given are unassigned, and packets from them are dropped.
 
 use std::net::IpAddr;
 

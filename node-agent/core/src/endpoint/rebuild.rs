@@ -1,6 +1,5 @@
-//! The record of a wired pod, made anew from what is left of it elsewhere: the
-//! kernel's devices and namespaces, the maps, what the runtime's CNI library
-//! keeps. Pure.
+//! Rebuilds the record of a wired pod from the other traces of it: the kernel's
+//! devices and namespaces, the maps, the results that the runtime's CNI library keeps.
 
 use std::net::IpAddr;
 

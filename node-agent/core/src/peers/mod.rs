@@ -51,18 +51,18 @@ fn health(node: &NodeRecord) -> Option<Ipv4Addr> {
 #[expect(clippy::struct_excessive_bools, reason = "each is a right of its own")]
 #[derive(Clone, Copy, Debug)]
 struct Claim<'a> {
-    /// The operator says so now; not only what was known before.
+    /// The operator names the address now; it is not only remembered.
     said: bool,
-    /// The Node exists. An address is given anew while the NodeNetwork of the node
-    /// that had it is kept for its block.
+    /// The Node exists. A NodeNetwork outlives its Node for its block, and another Node
+    /// may get the address meanwhile.
     living: bool,
     /// It is the one that stands for the node.
     primary: bool,
     /// When the node came to be.
     born: &'a (i64, String),
     id: u32,
-    /// Two claim it with the same right: an address on every node, such as a
-    /// bridge's, is nobody's.
+    /// Two nodes claim it with the same right, so neither has it: an address that is on
+    /// every node, such as a bridge's.
     contested: bool,
 }
 

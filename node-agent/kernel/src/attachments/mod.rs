@@ -24,8 +24,8 @@ use veer_agent_core::{
 
 use xdp::Xdp;
 
-/// How long a device may be no uplink, such as while its default route is set
-/// anew, before its programs are taken off.
+/// How long a device may be no uplink before its programs are detached: a default
+/// route is briefly absent while it is replaced.
 const NO_UPLINK: Duration = Duration::from_secs(10);
 
 /// What programs are attached by.

@@ -1,16 +1,14 @@
-//! From the maps of one layout to those of another, when an agent of another
-//! version takes over, in either direction.
+//! Takes over the maps of another layout when an agent of another version starts.
+//! Upgrades and downgrades work alike.
 //!
-//! Programs of the other version go on with their maps until this agent's are
-//! full: they are filled from the others first, so that a pair, a pod or a node
-//! that was known stays known while the API server is silent. What is learned
-//! from traffic (notes of flows, ports of fragments) is one map for both as long
-//! as both describe it alike. The other version's pins go when the last program
-//! is replaced.
+//! The new maps are filled from the old ones before the first program is replaced, so
+//! known pairs, pods and nodes stay known while the API server is down. Maps that
+//! traffic fills (flow entries, ports of fragments) are shared by both versions if both
+//! describe them alike. The old pins are removed with the last old program.
 //!
-//! Values change from layout to layout by what is added behind; a change of
-//! another kind gives the map another name, and then nothing is replaced before
-//! the API server's lists are complete.
+//! A new layout may only append fields to a value. A map that changes otherwise gets a
+//! new name, and programs are then replaced only when the API server's lists are
+//! complete.
 
 use std::{
     collections::HashSet,

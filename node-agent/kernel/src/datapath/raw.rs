@@ -72,7 +72,7 @@ pub(super) fn copy(from: &MapData, to: &MapData) -> Result<usize, TakeoverError>
     let same = read.len().min(written.len());
     let mut copied = 0;
     let mut first = true;
-    // Somebody who removes the key at which the walk stands begins it anew.
+    // If the current key is removed, the walk restarts at the first key.
     for _ in 0..=u64::from(old.max_entries()) * 2 {
         let from_key = if first { 0 } else { address(&mut key) };
         match call(BPF_MAP_GET_NEXT_KEY, source, from_key, address(&mut next)) {

@@ -226,8 +226,8 @@ impl Socket {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
-    /// A socket that hears of changes in these groups (`RTMGRP_*`) of the calling
-    /// thread's network namespace, for as long as it takes.
+    /// A socket that receives notifications of these groups (`RTMGRP_*`) in the calling
+    /// thread's network namespace. It has no timeout.
     pub fn listen(groups: u32) -> io::Result<OwnedFd> {
         Self::bound(SockProtocol::NetlinkRoute, groups)
     }

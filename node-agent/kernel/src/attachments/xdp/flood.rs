@@ -63,7 +63,7 @@ impl Flood {
             return None;
         }
         self.last = Some((now, packets));
-        // A counter that was made anew has fallen.
+        // A counter of new maps starts at zero.
         let came = packets.saturating_sub(before).saturating_mul(1000);
         let rate = came / u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
         let (turns, wait) = if self.under_way {

@@ -1,8 +1,8 @@
-//! XDP on the uplinks: in which mode, and why.
+//! XDP on the uplinks: the mode and its reason.
 //!
-//! In Auto an uplink whose driver keeps its offloads has driver mode; on all
-//! others the tc program does the same checks, and only under a flood of what
-//! they drop is generic mode attached, until some minutes after.
+//! In Auto, driver mode is attached where the driver keeps its offloads. On all other
+//! uplinks the tc program does the same checks, and generic mode is attached only
+//! during a flood of packets that they drop and for some minutes after it.
 
 mod flood;
 

@@ -1,7 +1,6 @@
-//! The plan against chance: agents that act in any order, nodes that come, go and
-//! are made anew, a user who changes his mind, pairs that break, operators that
-//! die between their writes, and a second leader whose caches lag behind, each by
-//! a time of its own.
+//! Property test of the plan: agents act in any order, nodes come, go and are made
+//! again, the user changes the spec, pairs break, operators die between their writes,
+//! and a second leader's caches lag behind, each by its own time.
 
 use proptest::prelude::*;
 
