@@ -15,7 +15,8 @@
 //! writes those maps, and it writes legal numbers. A row that something else wrote can
 //! change what the programs do, and cannot make them unsafe: any bits are a valid
 //! integer, the kernel rejects a device that does not exist, and the array of remotes an
-//! index beyond its end. User space that reads a map calls `new` on the bare number.
+//! index beyond its end. The agent does not believe such a row either: it compares rows
+//! with what it wants and writes its own.
 //!
 //! [`Identity`]: identity::Identity
 //! [`Vni`]: identity::Vni

@@ -58,8 +58,8 @@ fn named(code: &str) -> Vec<&str> {
     found
 }
 
-/// What a file of `layer` must not name.
-fn violations(layer: &str, source: &str) -> Vec<String> {
+/// What a file of `layer` must not name. `at_root`: its `super` is the root.
+fn violations(layer: &str, at_root: bool, source: &str) -> Vec<String> {
     let code = code(source);
     let below = LAYERS.iter().find(|(name, _)| *name == layer);
     let Some((_, below)) = below else {
@@ -72,8 +72,16 @@ fn violations(layer: &str, source: &str) -> Vec<String> {
         .filter(|name| Some(*name) != own && !below.contains(name))
         .map(str::to_owned)
         .collect();
-    if code.contains("super::super") || (layer == "hooks" && code.contains("super::")) {
+    let up =
+        |word: &str| code.contains(&format!("{word}::")) || code.contains(&format!("{word} as "));
+    if code.contains("super::super") || ((at_root || layer == "hooks") && up("super")) {
         wrong.push("super".into());
+    }
+    // Other names for the root, and files in other places, would hide what is used.
+    for hidden in ["crate as ", "#[path", "include!"] {
+        if code.contains(hidden) {
+            wrong.push(hidden.trim_end().into());
+        }
     }
     wrong
 }
@@ -82,6 +90,7 @@ fn violations(layer: &str, source: &str) -> Vec<String> {
 fn check(
     folder: &Path,
     layer: Option<&str>,
+    depth: usize,
     wrong: &mut Vec<String>,
 ) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(folder)? {
@@ -89,9 +98,14 @@ fn check(
         let name = path.file_stem().ok_or("a file has a name")?;
         let layer = layer.unwrap_or(name.to_str().ok_or("names are text")?);
         if path.is_dir() {
-            check(&path, Some(layer), wrong)?;
+            check(&path, Some(layer), depth + 1, wrong)?;
         } else if layer != "main" {
-            let found = violations(layer, &fs::read_to_string(&path)?);
+            let at_root = depth == 0 || (depth == 1 && name == "mod");
+            let source = fs::read_to_string(&path)?;
+            // It would reach the entry points by plain paths.
+            let uses = layer == "hooks" && name == "mod" && code(&source).contains("use ");
+            wrong.extend(uses.then(|| format!("{}: use", path.display())));
+            let found = violations(layer, at_root, &source);
             wrong.extend(
                 found
                     .iter()
@@ -106,7 +120,7 @@ fn check(
 fn programs_use_only_what_is_below_them() -> Result<(), Box<dyn Error>> {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../programs/src");
     let mut wrong = Vec::new();
-    check(&programs, None, &mut wrong)?;
+    check(&programs, None, 0, &mut wrong)?;
     assert!(wrong.is_empty(), "upward or sideways: {wrong:#?}");
     Ok(())
 }
@@ -139,6 +153,23 @@ fn a_use_of_what_is_above_is_found() {
         ("hooks", "use crate::hooks::uplink_ingress;", vec!["hooks"]),
         ("policy", "", vec!["policy is no layer"]),
     ] {
-        assert_eq!(violations(layer, source), expected, "{layer}: {source}");
+        assert_eq!(
+            violations(layer, false, source),
+            expected,
+            "{layer}: {source}"
+        );
     }
+    for (layer, source) in [
+        ("event", "use super::exit::end;"),
+        ("path", "use super::hooks::pod_egress;"),
+        ("state", "use super as root;"),
+    ] {
+        assert_eq!(
+            violations(layer, true, source),
+            ["super"],
+            "{layer}: {source}"
+        );
+    }
+    let renamed = violations("ctx", false, "use crate as root;");
+    assert_eq!(renamed.last().map(String::as_str), Some("crate as"));
 }

@@ -230,15 +230,18 @@ impl Shared {
     }
 
     /// A round of the maps for one address: of a local pod that comes, goes or changes,
-    /// or of another node's. Without `complete` a row that nothing is known of stays.
+    /// or of another node's. `device` is the interface index that its veth had, if the
+    /// caller knows; the maps may not. Without `complete` a row that nothing is known of
+    /// stays.
     pub(crate) fn converge_address(
         &self,
         datapath: &mut Datapath,
         address: IpAddr,
+        device: Option<u32>,
         complete: bool,
     ) -> Result<(), datapath::Error> {
         let tables = &mut datapath.maps.tables;
-        let before = tables.device_at(address)?;
+        let before = device.or(tables.device_at(address)?);
         let wanted = {
             let (index, plan, store) = (self.index(), self.plan(), self.store());
             let Plan { facts, peers, .. } = &*plan;

@@ -178,7 +178,6 @@ impl Converger {
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
 
-        let pods = shared.settled_pods();
         let complete = index.complete.nodes;
         let peers = self.peers(index);
         let now = now_of(index, &peers, &self.facts, &self.present);
@@ -187,6 +186,8 @@ impl Converger {
         let step = self.switch.step.clone();
         let smaller_first = self.pod_mtus.route == 0 || step.mtu < self.pod_mtus.route;
         self.publish_plan(shared, &peers, &step, underlay);
+        // Only now: an ADD that ends later finds the new MTUs in the plan.
+        let pods = shared.settled_pods();
 
         let wanted = self.desired(shared, index, &peers, &step, false);
         let mtus = (underlay, wanted.mtu);

@@ -170,6 +170,9 @@ impl Engine {
             };
             let Some(first) = first else {
                 self.repair();
+                if self.ending {
+                    break;
+                }
                 if self.probing == Probing::Resting {
                     self.probing = Probing::Idle;
                 }
@@ -188,6 +191,9 @@ impl Engine {
             if self.waiting {
                 // The first round looks at everything that was taken in.
                 self.round(true);
+                if self.ending {
+                    break;
+                }
                 if !self.waiting {
                     self.identities();
                 }
@@ -204,6 +210,9 @@ impl Engine {
             }
             if stale.all || stale.pairs {
                 self.round(stale.all);
+                if self.ending {
+                    break;
+                }
                 if !stale.all {
                     self.rows_or_tell(&stale.addresses);
                 }
@@ -422,7 +431,7 @@ impl Engine {
         let complete = complete.nodes && complete.endpoints;
         for address in addresses {
             self.shared
-                .converge_address(&mut datapath, *address, complete)?;
+                .converge_address(&mut datapath, *address, None, complete)?;
         }
         Ok(())
     }

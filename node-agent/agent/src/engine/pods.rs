@@ -175,7 +175,7 @@ impl Engine {
             return Ok(());
         };
         self.shared
-            .converge_address(&mut datapath, endpoint.address, true)?;
+            .converge_address(&mut datapath, endpoint.address, None, true)?;
         drop(datapath);
         self.shared.persist(attachment).map_err(Error::State)?;
         tracing::info!(pod = endpoint.pod(), identity = number, "identity");

@@ -294,7 +294,7 @@ fn wire(
             store.insert(endpoint.clone());
             undo.inserted = true;
         }
-        shared.converge_address(&mut datapath, endpoint.address, true)?;
+        shared.converge_address(&mut datapath, endpoint.address, None, true)?;
     }
     pod::configure(
         &mut socket,
@@ -304,20 +304,6 @@ fn wire(
         &shared.options.proc_sys_net,
     )
     .map_err(step("give the pod its address and routes"))?;
-    let (now, link_now) = {
-        let plan = shared.plan();
-        (plan.step.mtu, plan.link_mtu)
-    };
-    if (now, link_now) != (route_mtu, link_mtu) {
-        // They changed meanwhile, and the round may have passed this pod by. Every
-        // round looks at the host's end, which must never be the smaller one.
-        if link_now > link_mtu {
-            link::set_mtu(&mut socket, host.index, link_now)
-                .map_err(step("set the MTU of the veth"))?;
-        }
-        pod::set_mtus(netns, wiring.pod_ifname, wiring.gateway, link_now, now)
-            .map_err(step("set the MTU of the pod's route"))?;
-    }
     if !endpoint.host_ports().is_empty() {
         host_ports(shared)?;
     }
@@ -325,6 +311,7 @@ fn wire(
     shared
         .persist(&add.attachment)
         .map_err(step("write the endpoint's record"))?;
+    let mtu = settle_mtus(shared, &mut socket, netns, &wiring, host.index)?;
     shared
         .publisher
         .publish(&shared.index().endpoints, &endpoint);
@@ -332,7 +319,37 @@ fn wire(
         // The number may have come between the last look and the record.
         let _ = shared.engine.send(Input::Identities);
     }
-    Ok(added(&endpoint, now))
+    Ok(added(&endpoint, mtu))
+}
+
+/// Gives the pod the MTUs that the plan has now, and returns that of its route in
+/// bytes. Rounds pass an ADD by; so it is among the settled pods first and looks at the
+/// plan then, until the plan is what was set.
+fn settle_mtus(
+    shared: &Shared,
+    socket: &mut Socket,
+    netns: &Netns,
+    wiring: &Wiring<'_>,
+    host_index: u32,
+) -> Result<u32, Error> {
+    shared.adding().remove(wiring.host_ifname);
+    let mut have = (wiring.link_mtu, wiring.route_mtu);
+    loop {
+        let wanted = {
+            let plan = shared.plan();
+            (plan.link_mtu, plan.step.mtu)
+        };
+        if wanted == have {
+            return Ok(wanted.1);
+        }
+        // Every round looks at the host's end, which must never be the smaller one.
+        if wanted.0 > have.0 {
+            link::set_mtu(socket, host_index, wanted.0).map_err(step("set the MTU of the veth"))?;
+        }
+        pod::set_mtus(netns, wiring.pod_ifname, wiring.gateway, wanted.0, wanted.1)
+            .map_err(step("set the MTU of the pod's route"))?;
+        have = wanted;
+    }
 }
 
 /// Has the engine write the rules of hostPorts, and waits for it.

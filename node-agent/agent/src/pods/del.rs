@@ -54,7 +54,8 @@ pub(crate) fn forget(
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();
     if let Some(endpoint) = &endpoint {
-        shared.converge_address(&mut datapath, endpoint.address, true)?;
+        let device = Some(endpoint.ifindex);
+        shared.converge_address(&mut datapath, endpoint.address, device, true)?;
     }
     for device in &devices {
         datapath.detach(device)?;

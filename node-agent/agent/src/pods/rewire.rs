@@ -99,8 +99,8 @@ fn rewire(
         host_ports: !endpoint.host_ports().is_empty(),
     };
     let host = pod::create(socket, &netns, &wiring)?;
-    endpoint.ifindex = host.index;
-    let wired = enter(shared, &endpoint).and_then(|wanted| {
+    let before = std::mem::replace(&mut endpoint.ifindex, host.index);
+    let wired = enter(shared, &endpoint, before).and_then(|wanted| {
         if wanted {
             let proc_sys_net = &shared.options.proc_sys_net;
             pod::configure(socket, &netns, &wiring, host.index, proc_sys_net)?;
@@ -118,7 +118,7 @@ fn rewire(
 /// Attaches the programs and writes the rows; `false`: the pod is being deleted. A
 /// DEL forgets the record first and removes the device then, so one that came before
 /// the new device is seen here, and a later one removes it.
-fn enter(shared: &Shared, endpoint: &LocalEndpoint) -> Result<bool, Error> {
+fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool, Error> {
     let mut datapath = shared.datapath();
     {
         let mut store = shared.store();
@@ -132,6 +132,6 @@ fn enter(shared: &Shared, endpoint: &LocalEndpoint) -> Result<bool, Error> {
     for hook in [Hook::PodEgress, Hook::PodIngress] {
         datapath.attach(&endpoint.host_ifname, hook)?;
     }
-    shared.converge_address(&mut datapath, endpoint.address, true)?;
+    shared.converge_address(&mut datapath, endpoint.address, Some(before), true)?;
     Ok(true)
 }

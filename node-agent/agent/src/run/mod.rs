@@ -101,8 +101,9 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        // The engine has logged why. Everything remains for the next agent.
-        _ = engine_ends => std::process::exit(0),
+        // The engine has logged why it ended; without a word it has failed. Everything
+        // remains for the next agent.
+        ended = engine_ends => std::process::exit(i32::from(ended.is_err())),
     }
     let (state, socket) = (&shared.options.state, &shared.options.socket);
     let directory = socket.parent().unwrap_or(Path::new("/run/veer"));

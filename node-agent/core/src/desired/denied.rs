@@ -1,16 +1,29 @@
 //! Denied prefixes as rows of the ipcache.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use veer_bpf_common::{address::PrefixKey, identity::Identity, node::NodeId, tables::IpcacheEntry};
 
 use crate::{
     index::{Index, Networks},
-    prefix::prefix,
+    prefix::{host_prefix, prefix},
 };
 
 const DENIED: IpcacheEntry = IpcacheEntry {
     identity: Identity::WORLD.get(),
     node_id: NodeId::DENIED.get(),
 };
+
+/// The row of a single address that the user denies.
+pub(super) fn row(index: &Index, address: IpAddr) -> Option<IpcacheEntry> {
+    let (_, cluster) = index.cluster.as_ref()?;
+    let denied = cluster.denied_prefixes.iter();
+    let mut single = denied.filter(|net| **net == IpNet::from(address));
+    single.next()?;
+    let host = host_prefix(address);
+    rows(index).find_map(|(prefix, row)| (prefix == host).then_some(row))
+}
 
 /// The rows of what the user denies. The longest prefix decides, so one that lies
 /// within pods' blocks is left out: pods are never denied. One that holds pods or

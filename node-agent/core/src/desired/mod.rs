@@ -125,11 +125,14 @@ fn row_of(
             node_id: *node_id,
         });
     }
-    let pod = index.remote_pod(address)?;
-    Some(IpcacheEntry {
-        identity: pod.identity,
-        node_id: *peers.by_name.get(pod.node)?,
-    })
+    let pod = index.remote_pod(address);
+    let pod = pod.and_then(|pod| {
+        Some(IpcacheEntry {
+            identity: pod.identity,
+            node_id: *peers.by_name.get(pod.node)?,
+        })
+    });
+    pod.or_else(|| denied::row(index, address))
 }
 
 /// What the maps are to hold of one address.

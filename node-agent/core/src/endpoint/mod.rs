@@ -64,7 +64,7 @@ pub struct LocalEndpoint {
     /// MAC of the host side.
     pub node_mac: Mac,
     /// Ports of the node that lead to it; `None`: not known yet, and asked of what
-    /// the runtime's CNI library keeps (`cni::portmap`). On disk the record of a pod
+    /// the runtime's CNI library keeps (`pods::portmap` of the agent). On disk the record of a pod
     /// without any is the same, whether that is known or not.
     #[serde(default, skip_serializing_if = "none_known")]
     pub host_ports: Option<Vec<HostPort>>,

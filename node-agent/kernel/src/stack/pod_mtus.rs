@@ -43,9 +43,12 @@ impl PodMtus {
             .iter()
             .map(|l| ((l.name.as_str(), l.index), l.mtu))
             .collect();
+        let mut unseen = HashSet::new();
         let mut endpoints: Vec<(&LocalEndpoint, u32)> = Vec::new();
         for e in pods {
             let Some(end) = ends.get(&(e.host_ifname.as_str(), e.ifindex)) else {
+                // Its ADD made it after the links were listed.
+                unseen.insert(e.host_ifname.clone());
                 continue;
             };
             let left = self.left.contains(&e.host_ifname);
@@ -53,7 +56,7 @@ impl PodMtus {
                 endpoints.push((e, *end));
             }
         }
-        self.left.clear();
+        self.left = unseen;
         for (e, end) in endpoints {
             let mut host = |when: bool| {
                 if when {

@@ -33,6 +33,8 @@ enum Happening {
     /// A pod of this node.
     Add(u8),
     Del(u8),
+    /// A DEL begins, and may end much later.
+    Leave(u8),
     Identity(u8, u16),
     /// The device of a pod is made again.
     Rewired(u8),
@@ -53,6 +55,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         (node, pod.clone()).prop_map(|(n, p)| Happening::PodGone(n, p)),
         pod.clone().prop_map(Happening::Add),
         pod.clone().prop_map(Happening::Del),
+        pod.clone().prop_map(Happening::Leave),
         (pod.clone(), 300..303u16).prop_map(|(p, i)| Happening::Identity(p, i)),
         pod.prop_map(Happening::Rewired),
         (0..8u8).prop_map(Happening::Foreign),
@@ -76,6 +79,8 @@ struct Agent {
 }
 
 const OWN: [u8; 4] = [192, 0, 2, 1];
+/// An address that the user denies.
+const DENIED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
 fn attachment(pod: u8) -> Attachment {
     Attachment {
@@ -100,6 +105,12 @@ impl Agent {
         };
         index.handle(Event::Node(Change::Snapshot(vec![own])));
         index.handle(Event::Endpoint(Change::Snapshot(Vec::new())));
+        let spec = serde_json::json!({
+            "podCIDRs": [{"cidr": "10.1.0.0/16", "nodeMaskSize": 24}],
+            "deniedPrefixes": [format!("{DENIED}/32")],
+        });
+        let spec = serde_json::from_value(spec).unwrap();
+        index.handle(Event::Cluster(Box::new(("c".into(), spec))));
         let mut store = Store::new([], Vec::new());
         store.set_block("10.1.0.0/24".parse().unwrap());
         let mut agent = Self {
@@ -169,6 +180,9 @@ impl Agent {
     }
 
     fn rewire(&mut self, pod: u8) {
+        if !self.store.is_recorded(&attachment(pod)) {
+            return;
+        }
         let Some(mut endpoint) = self.store.get(&attachment(pod)).cloned() else {
             return;
         };
@@ -290,7 +304,12 @@ impl Agent {
                 self.tell(Event::Endpoint(Change::Apply(PodEndpointRow {
                     key: format!("x/{n}-{pod}"),
                     node: name(n),
-                    addresses: vec![Ipv4Addr::new(10, 1, n + 1, pod).into()],
+                    // One of them claims what the user denies.
+                    addresses: vec![if pod == 5 {
+                        DENIED.into()
+                    } else {
+                        Ipv4Addr::new(10, 1, n + 1, pod).into()
+                    }],
                     identity: identity.into(),
                     serial: 1,
                     own: None,
@@ -301,6 +320,11 @@ impl Agent {
             }
             Happening::Add(pod) => self.add(pod),
             Happening::Del(pod) => self.del(pod),
+            Happening::Leave(pod) => {
+                if let Some(endpoint) = self.store.leave(&attachment(pod)) {
+                    self.address(endpoint.address);
+                }
+            }
             Happening::Identity(pod, identity) => {
                 let changed = self
                     .store
@@ -411,6 +435,7 @@ proptest! {
             | Happening::PodGone(..)
             | Happening::Add(_)
             | Happening::Del(_)
+            | Happening::Leave(_)
             | Happening::Identity(..)
             | Happening::Rewired(_) => false,
         });
