@@ -6,6 +6,7 @@ use std::{
 };
 
 use veer_agent_api::Attachment;
+use veer_bpf_common::identity::Identity;
 
 use super::{Engine, Error};
 use crate::{
@@ -133,7 +134,7 @@ impl Engine {
     pub(super) fn identities(&mut self) {
         self.name_the_nameless();
         self.bandwidth();
-        let changes: Vec<(Attachment, u32, String)> = {
+        let changes: Vec<(Attachment, Identity, String)> = {
             let index = self.shared.index();
             let store = self.shared.store();
             store
@@ -163,7 +164,7 @@ impl Engine {
     pub(super) fn set_identity(
         &self,
         attachment: &Attachment,
-        number: u32,
+        number: Identity,
         uid: String,
     ) -> Result<(), Error> {
         let mut datapath = self.shared.datapath();
@@ -178,7 +179,7 @@ impl Engine {
             .converge_address(&mut datapath, endpoint.address, None, true)?;
         drop(datapath);
         self.shared.persist(attachment).map_err(Error::State)?;
-        tracing::info!(pod = endpoint.pod(), identity = number, "identity");
+        tracing::info!(pod = endpoint.pod(), identity = number.get(), "identity");
         self.shared
             .publisher
             .publish(&self.shared.index().endpoints, &endpoint);

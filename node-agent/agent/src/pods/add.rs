@@ -226,11 +226,11 @@ fn look_up(shared: &Shared, add: &Add) -> Resolution {
 }
 
 /// The pod's identity and the UID of its API object, as far as known.
-fn identity(shared: &Shared, add: &Add) -> (u32, Option<String>) {
+fn identity(shared: &Shared, add: &Add) -> (Identity, Option<String>) {
     match look_up(shared, add) {
         Resolution::Known(number, uid) => (number, Some(uid)),
-        Resolution::NoNumber(uid) => (Identity::INIT.get(), Some(uid)),
-        Resolution::NoPod => (Identity::INIT.get(), None),
+        Resolution::NoNumber(uid) => (Identity::INIT, Some(uid)),
+        Resolution::NoPod => (Identity::INIT, None),
     }
 }
 
@@ -240,7 +240,7 @@ fn wire(
     netns: &Netns,
     undo: &mut Undo<'_>,
     reservation: Reservation,
-    identity: u32,
+    identity: Identity,
     object_uid: Option<String>,
 ) -> Result<Added, Error> {
     let (link_mtu, route_mtu, host_source) = {

@@ -132,7 +132,7 @@ mod tests {
             gateway: reservation.gateway,
             endpoint_id: reservation.endpoint_id,
             serial: reservation.serial,
-            identity: 5,
+            identity: veer_bpf_common::identity::Identity::INIT,
             host_ifname: String::new(),
             ifindex: n,
             mac: mac(&attachment, false),

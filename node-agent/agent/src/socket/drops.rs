@@ -22,7 +22,12 @@ pub(crate) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
     let mut samples = shared.datapath().maps.samples()?;
     samples.sort_unstable_by_key(|(_, _, sample)| std::cmp::Reverse(sample.at));
     let plan = shared.plan();
-    let nodes: HashMap<u32, &String> = plan.peers.by_name.iter().map(|(n, id)| (*id, n)).collect();
+    let nodes: HashMap<u32, &String> = plan
+        .peers
+        .by_name
+        .iter()
+        .map(|(n, id)| (id.get(), n))
+        .collect();
     let store = shared.store();
     let pods: HashMap<u32, &LocalEndpoint> = store.iter().map(|e| (e.ifindex, e)).collect();
     let now = veer_agent_kernel::clock::monotonic();

@@ -97,7 +97,7 @@ pub(crate) fn identities(shared: &Shared) -> Vec<IdentityRow> {
     });
     let index = shared.index();
     let others = index.identities.iter().map(|record| IdentityRow {
-        identity: record.number,
+        identity: record.number.get(),
         state: if record.active { "Active" } else { "Retiring" }.into(),
         labels: record
             .labels
@@ -114,7 +114,7 @@ fn tunnel_endpoints(shared: &Shared) -> BTreeMap<u32, IpAddr> {
     let mut found: BTreeMap<u32, IpAddr> = BTreeMap::new();
     for (name, id) in &plan.peers.by_name {
         if let Some(address) = plan.peers.primaries.get(name) {
-            found.insert(*id, *address);
+            found.insert(id.get(), *address);
         }
     }
     found
@@ -176,7 +176,7 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
     let now = veer_agent_kernel::clock::monotonic();
     let mut rows = vec![own];
     for (name, id) in &plan.peers.by_name {
-        let entry = entries.get(id).copied().unwrap_or_default();
+        let entry = entries.get(&id.get()).copied().unwrap_or_default();
         let form = match entry.form_now(|| now) {
             FORM_TUNNEL => "tunnel",
             FORM_NATIVE => "native",
@@ -190,7 +190,7 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
             .map(|u| u.name.clone());
         rows.push(RemoteRow {
             node: name.clone(),
-            node_id: *id,
+            node_id: id.get(),
             pod_cidrs: cidrs(name),
             address: plan.peers.primaries.get(name).copied().unwrap_or(none),
             form: form.into(),

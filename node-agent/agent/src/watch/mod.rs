@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
 pub(crate) use source::version;
 use source::{Reached, Source};
+use veer_bpf_common::identity::Identity;
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
 };
@@ -303,9 +304,15 @@ fn endpoint_row(endpoint: PodEndpoint, own: &str) -> PodEndpointRow {
     }
 }
 
+/// The number that an object is named after; `None` where no label set can have it.
+fn identity_number(identity: &SecurityIdentity) -> Option<Identity> {
+    let number = Identity::new(identity.name_any().parse().ok()?)?;
+    number.is_allocated().then_some(number)
+}
+
 fn identity_record(identity: SecurityIdentity) -> Option<IdentityRecord> {
     Some(IdentityRecord {
-        number: identity.name_any().parse().ok()?,
+        number: identity_number(&identity)?,
         active: identity.spec.state == IdentityState::Active,
         created: identity
             .metadata
@@ -325,7 +332,8 @@ fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Ev
         }
         Change::Delete(_) => None,
     };
-    let key = |i: &SecurityIdentity| i.name_any().parse().unwrap_or(0);
+    // Of no record, and so of none that is known.
+    let key = |i: &SecurityIdentity| identity_number(i).unwrap_or(Identity::INIT);
     let mut events = vec![Event::Identity(map(change, identity_record, key))];
     events.extend(serial.map(Event::RetiringSerial));
     events

@@ -10,10 +10,7 @@ use crate::{
     prefix::{host_prefix, prefix},
 };
 
-const DENIED: IpcacheEntry = IpcacheEntry {
-    identity: Identity::WORLD.get(),
-    node_id: NodeId::DENIED.get(),
-};
+const DENIED: IpcacheEntry = IpcacheEntry::new(Identity::WORLD, NodeId::DENIED);
 
 /// The row of a single address that the user denies.
 pub(super) fn row(index: &Index, address: IpAddr) -> Option<IpcacheEntry> {

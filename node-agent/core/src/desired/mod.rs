@@ -98,39 +98,28 @@ fn row_of(
     facts: &Facts,
     peers: &Peers,
     address: IpAddr,
-    (health, pod): (Option<IpAddr>, Option<u32>),
+    (health, pod): (Option<IpAddr>, Option<Identity>),
 ) -> Option<IpcacheEntry> {
-    let local = |identity| IpcacheEntry {
-        identity,
-        node_id: NodeId::LOCAL.get(),
-    };
+    let local = |identity| IpcacheEntry::new(identity, NodeId::LOCAL);
     if facts.addresses.contains(&address) {
-        return Some(local(Identity::HOST.get()));
+        return Some(local(Identity::HOST));
     }
     if health == Some(address) {
-        return Some(local(Identity::HEALTH.get()));
+        return Some(local(Identity::HEALTH));
     }
     if let Some(node_id) = peers.health_ids.get(&address) {
-        return Some(IpcacheEntry {
-            identity: Identity::HEALTH.get(),
-            node_id: *node_id,
-        });
+        return Some(IpcacheEntry::new(Identity::HEALTH, *node_id));
     }
     if let Some(identity) = pod {
         return Some(local(identity));
     }
     if let Some(node_id) = peers.by_address.get(&address) {
-        return Some(IpcacheEntry {
-            identity: Identity::REMOTE_NODE.get(),
-            node_id: *node_id,
-        });
+        return Some(IpcacheEntry::new(Identity::REMOTE_NODE, *node_id));
     }
     let pod = index.remote_pod(address);
     let pod = pod.and_then(|pod| {
-        Some(IpcacheEntry {
-            identity: pod.identity,
-            node_id: *peers.by_name.get(pod.node)?,
-        })
+        let node = peers.by_name.get(pod.node)?;
+        Some(IpcacheEntry::new(pod.identity, *node))
     });
     pod.or_else(|| denied::row(index, address))
 }
@@ -196,12 +185,9 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         ..Desired::default()
     };
 
-    let init = |node_id| IpcacheEntry {
-        identity: Identity::INIT.get(),
-        node_id,
-    };
+    let init = |node| IpcacheEntry::new(Identity::INIT, node);
     if let Some(block) = &block {
-        d.ipcache.insert(prefix(block), init(NodeId::LOCAL.get()));
+        d.ipcache.insert(prefix(block), init(NodeId::LOCAL));
     }
     for (name, id) in &peers.by_name {
         let Some(node) = index.nodes.get(name) else {
@@ -223,7 +209,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
             address: *address,
             path,
             mtu: pair_mtu,
-            present: present.get(id),
+            present: present.get(&id.get()),
             view: pairs.view(name),
             now,
         });
@@ -239,13 +225,13 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
             mtu,
             block.as_ref(),
         ));
-        d.remotes.insert(*id, remote);
+        d.remotes.insert(id.get(), remote);
     }
     for address in &facts.addresses {
         d.nodes.insert(IpKey::from(*address), NodeId::LOCAL.get());
     }
     for (address, id) in &peers.by_address {
-        d.nodes.insert(IpKey::from(*address), *id);
+        d.nodes.insert(IpKey::from(*address), id.get());
     }
     if rows {
         d.ipcache.extend(address_rows(index, store, facts, peers));
@@ -284,7 +270,7 @@ fn address_rows(
     facts: &Facts,
     peers: &Peers,
 ) -> impl Iterator<Item = (PrefixKey, IpcacheEntry)> {
-    let pods: HashMap<IpAddr, u32> = store.wired().map(|e| (e.address, e.identity)).collect();
+    let pods: HashMap<IpAddr, Identity> = store.wired().map(|e| (e.address, e.identity)).collect();
     let health = store.health_address();
     let own = facts.addresses.iter().copied();
     let all = own

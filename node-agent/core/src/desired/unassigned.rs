@@ -8,10 +8,7 @@ use veer_bpf_common::{address::PrefixKey, identity::Identity, node::NodeId, tabl
 use super::Peers;
 use crate::{facts::Facts, index::Index, prefix::prefix};
 
-const UNASSIGNED: IpcacheEntry = IpcacheEntry {
-    identity: Identity::UNMANAGED.get(),
-    node_id: NodeId::NONE.get(),
-};
+const UNASSIGNED: IpcacheEntry = IpcacheEntry::new(Identity::UNMANAGED, NodeId::NONE);
 
 /// One row per pod CIDR; those of nodes, pods and denied prefixes are longer or
 /// stronger. A CIDR in which nodes live holds their network too, routers and all, and

@@ -54,7 +54,8 @@ pub struct LocalEndpoint {
     /// Rises with every allocation on this node.
     pub serial: i64,
     /// Its security identity.
-    pub identity: u32,
+    #[serde(with = "identity_number")]
+    pub identity: Identity,
     /// Host side of its veth.
     pub host_ifname: String,
     /// Interface index of that.
@@ -68,6 +69,22 @@ pub struct LocalEndpoint {
     /// without any is the same, whether that is known or not.
     #[serde(default, skip_serializing_if = "none_known")]
     pub host_ports: Option<Vec<HostPort>>,
+}
+
+/// An identity as its number on disk; illegal numbers make a record unreadable.
+mod identity_number {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use veer_bpf_common::identity::Identity;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes the field")]
+    pub(super) fn serialize<S: Serializer>(id: &Identity, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(id.get())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Identity, D::Error> {
+        let number = u32::deserialize(from)?;
+        Identity::new(number).ok_or_else(|| D::Error::custom("no identity has this number"))
+    }
 }
 
 /// Whether there is no port to keep.
@@ -96,7 +113,7 @@ impl LocalEndpoint {
     pub fn endpoint_value(&self) -> EndpointValue {
         EndpointValue {
             ifindex: self.ifindex,
-            identity: self.identity,
+            identity: self.identity.get(),
             endpoint_id: self.endpoint_id,
             flags: 0,
             mac: self.mac,
@@ -111,7 +128,7 @@ impl LocalEndpoint {
             IpAddr::V6(a) => ([0; 4], a.octets()),
         };
         InterfaceValue {
-            identity: self.identity,
+            identity: self.identity.get(),
             endpoint_id: self.endpoint_id,
             flags: 0,
             mac: self.mac,
@@ -128,7 +145,7 @@ impl LocalEndpoint {
 
     /// Whether its own number is still unknown.
     pub fn is_init(&self) -> bool {
-        self.identity == Identity::INIT.get()
+        self.identity == Identity::INIT
     }
 }
 

@@ -118,7 +118,9 @@ impl Evidence<'_> {
             gateway,
             endpoint_id: row.map_or(0, |row| row.endpoint_id),
             serial: 0,
-            identity: row.map_or(Identity::INIT.get(), |row| row.identity),
+            identity: row
+                .and_then(|row| Identity::new(row.identity))
+                .unwrap_or(Identity::INIT),
             host_ifname: self.host.name.clone(),
             ifindex: self.host.index,
             mac: self.pod.mac,
@@ -234,7 +236,7 @@ mod tests {
         .unwrap();
         assert_eq!(record.address, pod.addresses[0]);
         assert_eq!(record.gateway, pod.gateways[0]);
-        assert_eq!(record.identity, Identity::INIT.get());
+        assert_eq!(record.identity, Identity::INIT);
         assert!(record.is_nameless());
         assert!(record.attachment.container_id.starts_with(NAMELESS));
     }

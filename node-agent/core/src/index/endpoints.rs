@@ -44,7 +44,7 @@ pub struct RemotePod<'a> {
     /// Its node.
     pub node: &'a str,
     /// Its identity; `init` where the object names none that a pod can have.
-    pub identity: u32,
+    pub identity: Identity,
 }
 
 /// All wired pods.
@@ -143,11 +143,9 @@ impl Endpoints {
                 node: &row.node,
                 identity: u32::try_from(row.identity)
                     .ok()
-                    .filter(|i| {
-                        (Identity::FIRST_ALLOCATED.get()..=Identity::LAST_ALLOCATED.get())
-                            .contains(i)
-                    })
-                    .unwrap_or(Identity::INIT.get()),
+                    .and_then(Identity::new)
+                    .filter(|identity| identity.is_allocated())
+                    .unwrap_or(Identity::INIT),
             })
     }
 

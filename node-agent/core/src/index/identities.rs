@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use veer_bpf_common::identity::Identity;
 use veer_crds::{
     labels::{PodIdentityInput, canonical},
     v1alpha1::IdentityLabels,
@@ -15,7 +16,7 @@ use super::Change;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityRecord {
     /// The number.
-    pub number: u32,
+    pub number: Identity,
     /// The set it stands for.
     pub labels: BTreeMap<String, String>,
     /// Whether it may be assigned.
@@ -59,7 +60,7 @@ impl PodRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolution {
     /// The number, and the UID of the API object.
-    Known(u32, String),
+    Known(Identity, String),
     /// The pod is known (by its object's UID), its number is not yet.
     NoNumber(String),
     /// The pod is not known yet.
@@ -69,16 +70,16 @@ pub enum Resolution {
 /// Identities, namespaces and own pods.
 #[derive(Debug, Default)]
 pub struct Identities {
-    by_number: BTreeMap<u32, IdentityRecord>,
+    by_number: BTreeMap<Identity, IdentityRecord>,
     /// Numbers by the hash of their sets; more than one only for a set found
     /// twice, or a collision.
-    by_hash: HashMap<u64, Vec<u32>>,
+    by_hash: HashMap<u64, Vec<Identity>>,
     namespaces: HashMap<String, BTreeMap<String, String>>,
     pods: HashMap<String, PodRecord>,
 }
 
 impl Identities {
-    pub(super) fn handle_identity(&mut self, change: Change<u32, IdentityRecord>) {
+    pub(super) fn handle_identity(&mut self, change: Change<Identity, IdentityRecord>) {
         match change {
             Change::Apply(record) => self.insert(record),
             Change::Delete(number) => self.remove(number),
@@ -107,7 +108,7 @@ impl Identities {
         self.by_number.insert(record.number, record);
     }
 
-    fn remove(&mut self, number: u32) {
+    fn remove(&mut self, number: Identity) {
         let Some(old) = self.by_number.remove(&number) else {
             return;
         };
@@ -203,7 +204,7 @@ impl Identities {
     }
 
     /// The number of a set. The older of two counts: the younger retires.
-    fn number_of(&self, set: &BTreeMap<String, String>) -> Option<u32> {
+    fn number_of(&self, set: &BTreeMap<String, String>) -> Option<Identity> {
         self.by_hash
             .get(&veer_crds::labels::hash(set))?
             .iter()
@@ -242,11 +243,15 @@ mod tests {
 
     fn record(number: u32, app: &str, created: i64) -> IdentityRecord {
         IdentityRecord {
-            number,
+            number: Identity::new(number).unwrap(),
             labels: set(app),
             active: true,
             created,
         }
+    }
+
+    fn known(number: u32, uid: String) -> Resolution {
+        Resolution::Known(Identity::new(number).unwrap(), uid)
     }
 
     fn with_pod() -> Identities {
@@ -272,7 +277,7 @@ mod tests {
         let mut ids = with_pod();
         assert_eq!(resolve(&ids, "u1"), Resolution::NoNumber("u1".into()));
         ids.handle_identity(Change::Apply(record(300, "web", 1)));
-        assert_eq!(resolve(&ids, "u1"), Resolution::Known(300, "u1".into()));
+        assert_eq!(resolve(&ids, "u1"), known(300, "u1".into()));
         assert_eq!(resolve(&ids, "other"), Resolution::NoPod);
     }
 
@@ -280,7 +285,7 @@ mod tests {
     fn a_static_pod_is_found_by_its_config_hash() {
         let mut ids = with_pod();
         ids.handle_identity(Change::Apply(record(300, "web", 1)));
-        assert_eq!(resolve(&ids, "hash"), Resolution::Known(300, "u1".into()));
+        assert_eq!(resolve(&ids, "hash"), known(300, "u1".into()));
     }
 
     #[test]
@@ -290,12 +295,12 @@ mod tests {
             record(300, "web", 20),
             record(400, "web", 10),
         ]));
-        assert_eq!(resolve(&ids, "u1"), Resolution::Known(400, "u1".into()));
+        assert_eq!(resolve(&ids, "u1"), known(400, "u1".into()));
         ids.handle_identity(Change::Apply(IdentityRecord {
             active: false,
             ..record(400, "web", 10)
         }));
-        assert_eq!(resolve(&ids, "u1"), Resolution::Known(300, "u1".into()));
+        assert_eq!(resolve(&ids, "u1"), known(300, "u1".into()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod nodes;
 
 use std::collections::{BTreeMap, HashSet};
 
+use veer_bpf_common::identity::Identity;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 pub use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
@@ -55,7 +56,7 @@ pub enum Event {
     /// A wired pod of any node, by `namespace/name` of its object.
     Endpoint(Change<String, PodEndpointRow>),
     /// An identity, by number.
-    Identity(Change<u32, IdentityRecord>),
+    Identity(Change<Identity, IdentityRecord>),
     /// Labels of a namespace, by its name.
     Namespace(Change<String, (String, BTreeMap<String, String>)>),
     /// A pod of this node, by UID.
@@ -242,7 +243,6 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use veer_bpf_common::identity::Identity;
 
     fn node(name: &str, cidr: &str) -> NodeRecord {
         NodeRecord {
@@ -300,9 +300,9 @@ mod tests {
                 index.handle(Event::Endpoint(Change::Apply(rows[i].clone())));
             }
             let address = "10.1.1.5".parse().unwrap();
-            assert_eq!(index.remote_pod(address).unwrap().identity, 400);
+            assert_eq!(index.remote_pod(address).unwrap().identity.get(), 400);
             index.handle(Event::Endpoint(Change::Delete("x/new".into())));
-            assert_eq!(index.remote_pod(address).unwrap().identity, 300);
+            assert_eq!(index.remote_pod(address).unwrap().identity.get(), 300);
         }
     }
 
@@ -392,7 +392,7 @@ mod tests {
             r.identity = bad;
             index.handle(Event::Endpoint(Change::Apply(r)));
             let pod = index.remote_pod("10.1.1.5".parse().unwrap()).unwrap();
-            assert_eq!(pod.identity, Identity::INIT.get());
+            assert_eq!(pod.identity, Identity::INIT);
         }
     }
 }

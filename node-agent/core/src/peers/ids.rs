@@ -10,7 +10,7 @@ use veer_bpf_common::{
     address::{IpKey, PrefixKey, to_ip},
     identity::Identity,
     node::NodeId,
-    tables::{IpcacheEntry, Remote, Remotes, Table},
+    tables::{IpcacheEntry, Remote},
 };
 
 use crate::prefix::prefix;
@@ -29,9 +29,9 @@ pub struct Left<'a> {
 /// Which node has which id.
 #[derive(Clone, Debug, Default)]
 pub struct Ids {
-    by_name: BTreeMap<String, u32>,
+    by_name: BTreeMap<String, NodeId>,
     /// All in use, those not yet claimed included.
-    taken: BTreeSet<u32>,
+    taken: BTreeSet<NodeId>,
     /// Ids of an earlier agent that no node has claimed yet.
     earlier: Earlier,
     /// Where an earlier agent knew nodes to be of which nobody says now where they
@@ -42,11 +42,11 @@ pub struct Ids {
 #[derive(Clone, Debug, Default)]
 struct Earlier {
     /// By the node's tunnel address.
-    by_address: HashMap<IpAddr, u32>,
+    by_address: HashMap<IpAddr, NodeId>,
     /// By the node's block.
-    by_block: HashMap<PrefixKey, u32>,
+    by_block: HashMap<PrefixKey, NodeId>,
     /// All addresses of a node, the tunnel's first.
-    addresses: HashMap<u32, Vec<IpAddr>>,
+    addresses: HashMap<NodeId, Vec<IpAddr>>,
 }
 
 /// The address in a remote's entry.
@@ -59,24 +59,25 @@ impl Ids {
     pub fn from_present(left: Left<'_>) -> Self {
         let mut earlier = Earlier::default();
         for (id, remote) in left.remotes {
-            if *id >= NodeId::FIRST_REMOTE.get()
-                && let Some(address) = tunnel_address(remote)
-            {
-                earlier.by_address.insert(address, *id);
-                earlier.addresses.insert(*id, vec![address]);
+            if let (Some(id), Some(address)) = (NodeId::remote(*id), tunnel_address(remote)) {
+                earlier.by_address.insert(address, id);
+                earlier.addresses.insert(id, vec![address]);
             }
         }
         for (address, id) in left.nodes {
-            if let (Some(address), Some(all)) = (address.to_ip(), earlier.addresses.get_mut(id))
+            let known = NodeId::remote(*id).and_then(|id| earlier.addresses.get_mut(&id));
+            if let (Some(address), Some(all)) = (address.to_ip(), known)
                 && !all.contains(&address)
             {
                 all.push(address);
             }
         }
         for (prefix, row) in left.rows {
-            if row.identity == Identity::INIT.get() && earlier.addresses.contains_key(&row.node_id)
+            if row.identity == Identity::INIT.get()
+                && let Some(id) = NodeId::remote(row.node_id)
+                && earlier.addresses.contains_key(&id)
             {
-                earlier.by_block.insert(*prefix, row.node_id);
+                earlier.by_block.insert(*prefix, id);
             }
         }
         Self {
@@ -110,7 +111,7 @@ impl Ids {
     }
 
     /// The node's id, a new one if need be. `None` when all are in use.
-    pub fn of(&mut self, name: &str, address: Option<IpAddr>) -> Option<u32> {
+    pub fn of(&mut self, name: &str, address: Option<IpAddr>) -> Option<NodeId> {
         if let Some(id) = self.by_name.get(name) {
             return Some(*id);
         }
@@ -130,15 +131,16 @@ impl Ids {
     }
 
     /// The lowest that is free: where those taken leave the first gap.
-    fn unused(&self) -> Option<u32> {
-        let last = u32::try_from(Remotes::CAPACITY).unwrap_or(u32::MAX);
+    fn unused(&self) -> Option<NodeId> {
+        let first = NodeId::FIRST_REMOTE.get();
         let count = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
-        let next = NodeId::FIRST_REMOTE.get().saturating_add(count);
         // Without gaps, the common case, no look at each is needed.
-        if next < last && self.taken.last().is_none_or(|highest| *highest < next) {
-            return Some(next);
-        }
-        (NodeId::FIRST_REMOTE.get()..last).find(|id| !self.taken.contains(id))
+        let next = NodeId::remote(first.saturating_add(count));
+        let above = |id: &NodeId| self.taken.last().is_none_or(|highest| highest < id);
+        next.filter(above).or_else(|| {
+            let all = (first..).map_while(NodeId::remote);
+            all.into_iter().find(|id| !self.taken.contains(id))
+        })
     }
 
     /// Forgets nodes that are gone. Only with a complete list of nodes: then
@@ -175,10 +177,10 @@ mod tests {
             rows: &HashMap::new(),
         });
         let address = |s: &str| Some(s.parse().unwrap());
-        assert_eq!(ids.of("new", address("10.0.0.9")), Some(4));
-        assert_eq!(ids.of("three", address("10.0.0.3")), Some(3));
-        assert_eq!(ids.of("two", address("10.0.0.2")), Some(2));
-        assert_eq!(ids.of("three", address("10.0.0.77")), Some(3));
+        assert_eq!(ids.of("new", address("10.0.0.9")), NodeId::remote(4));
+        assert_eq!(ids.of("three", address("10.0.0.3")), NodeId::remote(3));
+        assert_eq!(ids.of("two", address("10.0.0.2")), NodeId::remote(2));
+        assert_eq!(ids.of("three", address("10.0.0.77")), NodeId::remote(3));
     }
 
     #[test]
@@ -187,9 +189,9 @@ mod tests {
         ids.of("a", None);
         ids.of("b", None);
         ids.retain(|name| name != "a");
-        assert_eq!(ids.of("c", None), Some(2));
-        assert_eq!(ids.of("b", None), Some(3));
-        assert_eq!(ids.of("d", None), Some(4));
+        assert_eq!(ids.of("c", None), NodeId::remote(2));
+        assert_eq!(ids.of("b", None), NodeId::remote(3));
+        assert_eq!(ids.of("d", None), NodeId::remote(4));
     }
 
     #[test]
@@ -214,11 +216,11 @@ mod tests {
         });
         ids.recover("silent", &[block]);
         ids.recover("other", &["10.1.2.0/24".parse().unwrap()]);
-        assert_eq!(ids.of("silent", None), Some(5));
+        assert_eq!(ids.of("silent", None), NodeId::remote(5));
         let there = [ip("10.0.0.5"), ip("172.16.0.5")];
         assert_eq!(ids.recovered("silent"), there);
         assert!(!ids.knows("other"));
         // Another node at the same address does not take the number away.
-        assert_eq!(ids.of("thief", Some(ip("10.0.0.5"))), Some(2));
+        assert_eq!(ids.of("thief", Some(ip("10.0.0.5"))), NodeId::remote(2));
     }
 }

@@ -8,6 +8,8 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+use veer_bpf_common::node::NodeId;
+
 use crate::{
     endpoint::gateway_of,
     facts::Facts,
@@ -21,15 +23,15 @@ pub use ids::{Ids, Left};
 pub struct Peers {
     /// Ids by name. A node of which nobody has said where it is, and of which the
     /// maps hold nothing, is not there.
-    pub by_name: BTreeMap<String, u32>,
+    pub by_name: BTreeMap<String, NodeId>,
     /// Addresses that stand for nodes (tunnel, next hop), by name.
     pub primaries: BTreeMap<String, IpAddr>,
     /// Ids by each believed address.
-    pub by_address: HashMap<IpAddr, u32>,
+    pub by_address: HashMap<IpAddr, NodeId>,
     /// Health addresses by name.
     pub health: BTreeMap<String, Ipv4Addr>,
     /// Ids by health address.
-    pub health_ids: HashMap<IpAddr, u32>,
+    pub health_ids: HashMap<IpAddr, NodeId>,
 }
 
 /// The address that stands for a node: its first IPv4 one.
@@ -60,7 +62,7 @@ struct Claim<'a> {
     primary: bool,
     /// When the node came to be.
     born: &'a (i64, String),
-    id: u32,
+    id: NodeId,
     /// Two nodes claim it with the same right, so neither has it: an address that is on
     /// every node, such as a bridge's.
     contested: bool,

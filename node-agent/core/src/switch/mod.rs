@@ -224,7 +224,7 @@ fn seen(now: Now<'_>, step: &RoutingStep) -> Vec<Peer> {
                          this node would answer itself: remove it from {device}"
                     )
                 }),
-                entry: *present.get(id)?,
+                entry: *present.get(&id.get())?,
                 mtu: pair_mtu(step, facts, node),
                 accepts: target.is_some_and(|form| {
                     peer_accepts(form, step.epoch.as_ref(), node.applied.as_ref())

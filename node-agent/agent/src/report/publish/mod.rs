@@ -58,7 +58,7 @@ impl Entry {
             node_name: node.to_owned(),
             endpoint_id: endpoint.endpoint_id.into(),
             addresses: vec![endpoint.address],
-            identity: endpoint.identity.into(),
+            identity: endpoint.identity.get().into(),
             serial: endpoint.serial,
             state: if endpoint.is_init() {
                 PodEndpointState::Init

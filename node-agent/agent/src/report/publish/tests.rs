@@ -23,7 +23,7 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
         gateway: [10, 1, 0, 1].into(),
         endpoint_id: 7,
         serial: 3,
-        identity,
+        identity: veer_bpf_common::identity::Identity::new(identity).unwrap(),
         host_ifname: String::new(),
         ifindex: 1,
         mac: [0; 6],

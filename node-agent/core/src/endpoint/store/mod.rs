@@ -8,6 +8,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use veer_agent_api::{Attachment, HostPort};
+use veer_bpf_common::identity::Identity;
 use veer_bpf_common::tables::FlowSlots;
 
 use super::{Claims, LocalEndpoint, Pool, gateway_of, is_device_of, pool::Released};
@@ -264,7 +265,7 @@ impl Store {
     pub fn set_identity(
         &mut self,
         attachment: &Attachment,
-        identity: u32,
+        identity: Identity,
         object_uid: Option<String>,
     ) -> Option<LocalEndpoint> {
         let endpoint = Arc::make_mut(self.endpoints.get_mut(attachment)?);

@@ -34,7 +34,7 @@ fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
         gateway: r.gateway,
         endpoint_id: r.endpoint_id,
         serial: r.serial,
-        identity: 5,
+        identity: Identity::INIT,
         host_ifname: String::new(),
         ifindex: n,
         mac: [0; 6],
@@ -108,7 +108,11 @@ fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
     let e = wire(&mut store, 1);
     assert!(store.leave(&e.attachment).is_some());
     // The engine comes between, and writes late.
-    assert!(store.set_identity(&e.attachment, 300, None).is_some());
+    assert!(
+        store
+            .set_identity(&e.attachment, Identity::WORLD, None)
+            .is_some()
+    );
     assert!(store.record_of(&e.attachment).is_none());
     let taken = store.reserve("new", &Claims::new(), 1).unwrap();
     assert_ne!(IpAddr::from(taken.address), e.address, "still held");

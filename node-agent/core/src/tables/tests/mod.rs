@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use proptest::{collection::vec, prelude::*};
 use veer_agent_api::Attachment;
-use veer_bpf_common::tables::{Config, Endpoint, Interface, IpcacheEntry};
+use veer_bpf_common::{
+    identity::Identity,
+    tables::{Config, Endpoint, Interface, IpcacheEntry},
+};
 
 use memory::{Kernel, Shared};
 
@@ -212,7 +215,7 @@ impl Agent {
             gateway: reservation.gateway,
             endpoint_id: reservation.endpoint_id,
             serial: reservation.serial,
-            identity: 300,
+            identity: Identity::new(300).unwrap(),
             host_ifname: format!("veer{pod}"),
             ifindex: self.device,
             mac: [2; 6],
@@ -326,9 +329,8 @@ impl Agent {
                 }
             }
             Happening::Identity(pod, identity) => {
-                let changed = self
-                    .store
-                    .set_identity(&attachment(pod), identity.into(), None);
+                let identity = Identity::new(identity.into()).unwrap();
+                let changed = self.store.set_identity(&attachment(pod), identity, None);
                 if let Some(endpoint) = changed {
                     self.address(endpoint.address);
                 }
@@ -342,8 +344,12 @@ impl Agent {
 
     /// All that the maps hold, with names in the place of the agent's own numbers.
     fn content(&self) -> String {
-        let names: BTreeMap<u32, &String> =
-            self.peers.by_name.iter().map(|(n, id)| (*id, n)).collect();
+        let names: BTreeMap<u32, &String> = self
+            .peers
+            .by_name
+            .iter()
+            .map(|(n, id)| (id.get(), n))
+            .collect();
         let node = |id: u32| {
             names
                 .get(&id)
