@@ -38,6 +38,10 @@ pub struct Capture {
     said: Arc<Mutex<Vec<String>>>,
 }
 
+/// Kilobytes of a capture's ring. A slot is as long as the longest packet, 64 KiB where
+/// the device offloads segmentation, so this is 1,024 packets on a busy machine.
+const BUFFER: u32 = 65_536;
+
 impl Cluster {
     /// Captures on a device of a node (or of `world` or `switch`), by a
     /// filter of pcap-filter(7); an empty one takes everything.
@@ -71,6 +75,7 @@ impl Cluster {
             "{}-{number}-{place}-{device}.pcap",
             std::process::id()
         ));
+        let buffer = BUFFER.to_string();
         tcpdump
             .args([
                 "-i",
@@ -81,7 +86,7 @@ impl Cluster {
                 "-Z",
                 "root",
                 "-B",
-                "16384",
+                &buffer,
                 "-w",
             ])
             .arg(&file)
