@@ -100,6 +100,19 @@ impl World {
         }
     }
 
+    /// The other node says that it has a pod there.
+    fn pod_of_b(&mut self, address: &str) {
+        let row = PodEndpointRow {
+            key: "x/1".into(),
+            node: "b".into(),
+            addresses: vec![ip(address)],
+            identity: 777,
+            serial: 1,
+            own: None,
+        };
+        self.index.handle(Event::Endpoint(Change::Apply(row)));
+    }
+
     fn peer_applied(&mut self, applied: Epoch) {
         let mut b = node("b", "10.1.1.0/24", "192.0.2.2");
         b.applied = Some(applied);
@@ -178,16 +191,7 @@ fn blocks_are_init_on_their_node_and_addresses_are_host_or_remote_node() {
 #[test]
 fn a_remote_pod_has_its_own_row_on_its_node() {
     let mut world = World::new();
-    world
-        .index
-        .handle(Event::Endpoint(Change::Apply(PodEndpointRow {
-            key: "x/1".into(),
-            node: "b".into(),
-            addresses: vec![ip("10.1.1.9")],
-            identity: 777,
-            serial: 1,
-            own: None,
-        })));
+    world.pod_of_b("10.1.1.9");
     let d = world.desired(None);
     assert_eq!(
         d.ipcache.get(&host_prefix(ip("10.1.1.9"))),
@@ -220,16 +224,7 @@ fn a_node_cannot_claim_a_pods_or_our_address_and_shared_ones_are_nobodys() {
 #[test]
 fn health_addresses_are_the_nodes_and_nobody_elses() {
     let mut world = World::new();
-    world
-        .index
-        .handle(Event::Endpoint(Change::Apply(PodEndpointRow {
-            key: "x/1".into(),
-            node: "b".into(),
-            addresses: vec![ip("10.1.1.1")],
-            identity: 777,
-            serial: 1,
-            own: None,
-        })));
+    world.pod_of_b("10.1.1.1");
     let d = world.desired(None);
     let row = |a: &str| d.ipcache.get(&host_prefix(ip(a))).copied();
     let health = |node_id| {
