@@ -73,26 +73,8 @@ pub struct Inputs<'a> {
     pub rows: bool,
 }
 
-/// The ipcache row of one address; `None`: no row of its own.
-pub fn row(
-    index: &Index,
-    store: &Store,
-    facts: &Facts,
-    peers: &Peers,
-    address: IpAddr,
-) -> Option<IpcacheEntry> {
-    let identity = store.wired_at(address).map(|e| e.identity);
-    row_of(
-        index,
-        facts,
-        peers,
-        address,
-        (store.health_address(), identity),
-    )
-}
-
-/// As [`row`]; the last are the node's health address and the identity of its pod at
-/// the address, if there is one.
+/// The ipcache row of one address; `None`: no row of its own. The last are the node's
+/// health address and the identity of its pod at the address, if there is one.
 fn row_of(
     index: &Index,
     facts: &Facts,
@@ -157,7 +139,13 @@ pub fn address_rows_of(
         address,
         endpoint: pod.map(LocalEndpoint::endpoint_value),
         interfaces: [now, before.filter(|device| Some(*device) != now)].map(|d| d.map(of_device)),
-        row: row(index, store, facts, peers, address),
+        row: row_of(
+            index,
+            facts,
+            peers,
+            address,
+            (store.health_address(), pod.map(|pod| pod.identity)),
+        ),
     }
 }
 

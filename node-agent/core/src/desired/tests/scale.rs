@@ -62,7 +62,14 @@ fn scale_of_rounds_and_events() {
             let mut changed = node("n7", "11.0.7.0/24", "172.16.0.8");
             changed.applied = Some(epoch(2, RoutingMode::Native, Phase::Ready));
             world.index.handle(Event::Node(Change::Apply(changed)));
-            row(&world.index, &world.store, &world.facts, &peers, address)
+            address_rows_of(
+                &world.index,
+                &world.store,
+                &world.facts,
+                &peers,
+                address,
+                None,
+            )
         });
         let now = vec![
             ("take in all lists", list),
