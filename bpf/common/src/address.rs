@@ -1,4 +1,6 @@
-//! Addresses of both families as keys hold them.
+//! Addresses of both families, as packets have them and as keys hold them.
+
+use crate::tables::{Config, Interface, Remote};
 
 /// Tag of an IPv4 address in [`IpKey::family`].
 pub const FAMILY_V4: u8 = 4;
@@ -9,8 +11,135 @@ pub const FAMILY_V6: u8 = 6;
 /// an n-bit prefix has length `IP_KEY_TAG_BITS + n`.
 pub const IP_KEY_TAG_BITS: u32 = 32;
 
-/// Family and padding of an IPv4 [`IpKey`] as one word.
-const TAG_V4: u32 = u32::from_ne_bytes([FAMILY_V4, 0, 0, 0]);
+/// An address of one family, as packets have it.
+pub trait Address: Copy + PartialEq + 'static {
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    const FAMILY: u8;
+    /// Bits of an address.
+    const BITS: u32;
+    /// The unspecified address.
+    const NONE: Self;
+    /// The same as map values hold it, network byte order.
+    type Octets: 'static;
+
+    /// The address in memory words, network byte order; what its family does not have
+    /// is zero.
+    fn words(self) -> [u32; 4];
+    /// The address of these words, see [`Self::words`].
+    fn from_words(words: [u32; 4]) -> Self;
+    /// Whether the first `bits` bits are those of `other`; with 0 bits they always are.
+    fn shares_prefix(self, other: Self, bits: u8) -> bool;
+
+    /// The gateway of local pods and the bits of its block.
+    fn of_gateway(config: &Config) -> (&Self::Octets, u8);
+    /// The only source that a pod may use.
+    fn of_interface(interface: &Interface) -> &Self::Octets;
+    /// The address of another node on its native path.
+    fn of_remote(remote: &Remote) -> &Self::Octets;
+}
+
+impl Address for [u8; 4] {
+    const FAMILY: u8 = FAMILY_V4;
+    const BITS: u32 = 32;
+    const NONE: Self = [0; 4];
+    type Octets = Self;
+
+    #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        [u32::from_ne_bytes(self), 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        words[0].to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn shares_prefix(self, other: Self, bits: u8) -> bool {
+        let differ = u32::from_be_bytes(self) ^ u32::from_be_bytes(other);
+        u64::from(differ).wrapping_shr(Self::BITS.wrapping_sub(bits.into())) == 0
+    }
+
+    #[inline(always)]
+    fn of_gateway(config: &Config) -> (&Self, u8) {
+        (&config.gateway_v4, config.block_bits_v4)
+    }
+
+    #[inline(always)]
+    fn of_interface(interface: &Interface) -> &Self {
+        &interface.v4
+    }
+
+    #[inline(always)]
+    fn of_remote(remote: &Remote) -> &Self {
+        &remote.address_v4
+    }
+}
+
+/// An IPv6 address in memory words, network byte order. Sixteen single bytes would
+/// each take a register or a place on the stack of a BPF program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V6(pub [u32; 4]);
+
+impl V6 {
+    /// The address as map values hold it.
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
+        // SAFETY: as many bytes, and any of them make integers.
+        Self(unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(octets) })
+    }
+
+    /// A 64-bit half, host byte order.
+    #[inline(always)]
+    const fn half(self, at: usize) -> u64 {
+        (u32::from_be(self.0[at]) as u64) << 32 | u32::from_be(self.0[at + 1]) as u64
+    }
+}
+
+impl Address for V6 {
+    const FAMILY: u8 = FAMILY_V6;
+    const BITS: u32 = 128;
+    const NONE: Self = Self([0; 4]);
+    type Octets = [u8; 16];
+
+    #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        self.0
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    #[inline(always)]
+    fn shares_prefix(self, other: Self, bits: u8) -> bool {
+        let bits = u32::from(bits);
+        let high = self.half(0) ^ other.half(0);
+        let low = self.half(2) ^ other.half(2);
+        if bits == 0 {
+            true
+        } else if bits <= 64 {
+            high.wrapping_shr(64 - bits) == 0
+        } else {
+            high == 0 && low.wrapping_shr(128_u32.wrapping_sub(bits)) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn of_gateway(config: &Config) -> (&[u8; 16], u8) {
+        (&config.gateway_v6, config.block_bits_v6)
+    }
+
+    #[inline(always)]
+    fn of_interface(interface: &Interface) -> &[u8; 16] {
+        &interface.v6
+    }
+
+    #[inline(always)]
+    fn of_remote(remote: &Remote) -> &[u8; 16] {
+        &remote.address_v6
+    }
+}
 
 /// An address of either family. The tag comes first, so that the same type
 /// serves as the data of a longest-prefix-match key.
@@ -31,20 +160,27 @@ impl IpKey {
     /// The key of an IPv4 address in network byte order.
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Self {
-        let words = [TAG_V4, u32::from_ne_bytes(a), 0, 0, 0];
+        Self::tagged(FAMILY_V4, [u32::from_ne_bytes(a), 0, 0, 0])
+    }
+
+    /// The key of an address.
+    #[inline(always)]
+    pub fn of<A: Address>(a: A) -> Self {
+        Self::tagged(A::FAMILY, a.words())
+    }
+
+    #[inline(always)]
+    const fn tagged(family: u8, a: [u32; 4]) -> Self {
+        let tag = u32::from_ne_bytes([family, 0, 0, 0]);
         // SAFETY: as many bytes, all of them integers; in words because bytes
         // would be stored one by one, see above.
-        unsafe { core::mem::transmute::<[u32; 5], Self>(words) }
+        unsafe { core::mem::transmute::<[u32; 5], Self>([tag, a[0], a[1], a[2], a[3]]) }
     }
 
     /// The key of an IPv6 address in network byte order.
     #[inline(always)]
     pub const fn v6(addr: [u8; 16]) -> Self {
-        Self {
-            family: FAMILY_V6,
-            pad: [0; 3],
-            addr,
-        }
+        Self::tagged(FAMILY_V6, V6::from_octets(addr).0)
     }
 
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
@@ -105,6 +241,39 @@ const _: () = assert!(core::mem::offset_of!(IpKey, addr) == 4);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prefix_is_shared_up_to_the_bit_in_which_addresses_differ() {
+        let one = |bit: u8| {
+            let mut octets = [0; 16];
+            octets[usize::from(bit / 8)] = 0x80 >> (bit % 8);
+            octets
+        };
+        for bit in 0..128 {
+            let (a, b) = (V6::from_octets(one(bit)), V6::NONE);
+            for bits in 0..=128 {
+                assert_eq!(a.shares_prefix(b, bits), bits <= bit, "{bit} {bits}");
+            }
+            if let [a, b, c, d, ..] = one(bit)
+                && bit < 32
+            {
+                for bits in 0..=32 {
+                    let shares = [a, b, c, d].shares_prefix([0; 4], bits);
+                    assert_eq!(shares, bits <= bit, "{bit} {bits}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_addresses_are_those_of_their_octets() {
+        let octets: [u8; 16] = core::array::from_fn(|at| u8::try_from(at).unwrap());
+        let (v4, v6) = ([1, 2, 3, 4], V6::from_octets(octets));
+        assert_eq!(IpKey::of(v4), IpKey::v4(v4));
+        assert_eq!(*IpKey::of(v6).addr(), octets);
+        assert_eq!(IpKey::of(v6).family(), FAMILY_V6);
+        assert_eq!(V6::from_words(v6.words()), v6);
+    }
 
     #[test]
     fn ip_key_round_trips_both_families() {

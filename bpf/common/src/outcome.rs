@@ -66,6 +66,9 @@ numbered! {
         Answer = 7, "answer";
         /// Passed after recording its flow as translated by the stack.
         PassNoted = 8, "pass-noted";
+        /// Ends here quietly, since nobody needs it: a pod's multicast group reports, its
+        /// questions for routers and its duplicate address detection.
+        Ignore = 9, "ignore";
     }
 }
 
@@ -125,6 +128,17 @@ numbered! {
         UnsupportedDestination = 146, "unsupported-destination";
         /// From outside, with a source in a denied prefix.
         DeniedPrefix = 147, "denied-prefix";
+        /// A pod sends a router advertisement.
+        RouterAdvertisement = 148, "router-advertisement";
+        /// A pod sends an `ICMPv6` redirect.
+        Redirect = 149, "redirect";
+        /// A pod sends a neighbour message for an address that it does not have, or one
+        /// that came from another link.
+        ForeignNeighbour = 150, "foreign-neighbour";
+        /// An IPv6 routing header, by which a packet would reach what was not judged.
+        RoutingHeader = 151, "routing-header";
+        /// More IPv6 extension headers than are read.
+        TooManyHeaders = 152, "too-many-headers";
     }
 }
 

@@ -17,10 +17,7 @@ pub(crate) const UDP_HEADER: usize = 8;
 pub(crate) const TCP_HEADER: usize = 20;
 
 /// What a packet without ports has in their place.
-pub(crate) const NO_PORTS: FragmentPorts = FragmentPorts {
-    source_port: [0; 2],
-    destination_port: [0; 2],
-};
+pub(crate) const NO_PORTS: FragmentPorts = ports([0; 2], [0; 2]);
 
 /// Ports as their header has them.
 #[inline(always)]
@@ -28,5 +25,7 @@ pub(crate) const fn ports(source_port: [u8; 2], destination_port: [u8; 2]) -> Fr
     FragmentPorts {
         source_port,
         destination_port,
+        protocol: 0,
+        pad: [0; 3],
     }
 }

@@ -80,7 +80,7 @@ fn end_tc(program: Program, length: u32, outcome: Outcome) -> i32 {
         Ok(Verdict::Deliver | Verdict::Overlay | Verdict::Native | Verdict::Answer) => {
             TC_ACT_REDIRECT
         }
-        Err(_) => TC_ACT_SHOT,
+        Ok(Verdict::Ignore) | Err(_) => TC_ACT_SHOT,
     }
 }
 

@@ -36,12 +36,14 @@ pub struct Config {
     pub tunnel_port: [u8; 2],
     /// Prefix length of the pod CIDR that [`Config::gateway_v4`] is in; 0: not known.
     pub block_bits_v4: u8,
+    /// The same of [`Config::gateway_v6`].
+    pub block_bits_v6: u8,
     /// Zero.
     pub pad: [u8; CONFIG_PAD],
 }
 
 /// Bytes of [`Config::pad`]; more in the layout that exists for tests.
-pub const CONFIG_PAD: usize = if cfg!(feature = "next-layout") { 9 } else { 1 };
+pub const CONFIG_PAD: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
 
 impl Config {
     /// [`Config::flags`]: there are denied prefixes, so XDP has to look sources up.
@@ -60,4 +62,4 @@ impl Config {
     }
 }
 
-plain!(Config, 39 + CONFIG_PAD);
+plain!(Config, 40 + CONFIG_PAD);

@@ -12,7 +12,7 @@ impl Table for Endpoints {
     type Value = Endpoint;
     const NAME: &'static str = "ENDPOINTS";
     const KIND: MapKind = MapKind::Hash;
-    const CAPACITY: usize = 4096;
+    const CAPACITY: usize = 8192;
 }
 
 /// A local pod by one of its addresses.

@@ -1,6 +1,7 @@
 //! `FLOW_SLOTS`: to whom the entries of translated flows are charged.
 
 use super::{Endpoints, FlowKey, Flows, MapKind, Table};
+use crate::address::Address;
 
 /// Tuples of flow entries, by opener and place.
 #[derive(Debug)]
@@ -34,9 +35,10 @@ impl FlowSlots {
     /// The share whose places flows opened by an address elsewhere take. Pods here do
     /// not pay for clients elsewhere, and those only for clients of the same share.
     #[inline(always)]
-    pub const fn foreign_share(source: [u8; 4]) -> u16 {
+    pub fn foreign_share<A: Address>(source: A) -> u16 {
+        let [a, b, c, d] = source.words().map(u32::from_be);
         // Knuth's multiplicative hash; its high bits depend on all below.
-        let mixed = u32::from_be_bytes(source).wrapping_mul(0x9e37_79b1);
+        let mixed = (a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d).wrapping_mul(0x9e37_79b1);
         Self::FIRST_FOREIGN_SHARE + (mixed >> (32 - Self::FOREIGN_SHARES.trailing_zeros())) as u16
     }
 
@@ -84,6 +86,7 @@ mod tests {
     extern crate std;
 
     use super::*;
+    use crate::address::V6;
     use std::collections::BTreeSet;
 
     #[test]
@@ -95,7 +98,7 @@ mod tests {
             let mut used = BTreeSet::new();
             for port in 0..8000u16 {
                 let [a, b] = port.to_be_bytes();
-                let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], 6);
+                let key = FlowKey::new([10, 0, 0, 1], [10, 0, 0, 2], [a, b], [0, 80], 6);
                 let places: BTreeSet<u16> = (0..FlowSlots::ATTEMPTS)
                     .map(|i| FlowSlots::place(opener, &key, i))
                     .collect();
@@ -108,11 +111,16 @@ mod tests {
 
     #[test]
     fn addresses_elsewhere_are_spread_over_all_shares() {
-        let shares: BTreeSet<u16> = (0..=255)
-            .map(|i| FlowSlots::foreign_share([10, 0, 2, i]))
-            .collect();
-        assert_eq!(shares.len(), usize::from(FlowSlots::FOREIGN_SHARES));
-        assert_eq!(shares.first(), Some(&FlowSlots::FIRST_FOREIGN_SHARE));
-        assert_eq!(shares.last(), Some(&u16::MAX));
+        let v6 = |i| V6::from_octets([0xfd, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, i]);
+        let of_v4 = |i| FlowSlots::foreign_share([10, 0, 2, i]);
+        let of_v6 = |i| FlowSlots::foreign_share(v6(i));
+        for shares in [
+            (0..=255).map(of_v4).collect::<BTreeSet<u16>>(),
+            (0..=255).map(of_v6).collect(),
+        ] {
+            assert_eq!(shares.len(), usize::from(FlowSlots::FOREIGN_SHARES));
+            assert_eq!(shares.first(), Some(&FlowSlots::FIRST_FOREIGN_SHARE));
+            assert_eq!(shares.last(), Some(&u16::MAX));
+        }
     }
 }

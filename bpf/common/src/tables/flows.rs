@@ -1,7 +1,7 @@
 //! `FLOWS`: flows that the host's stack translated.
 
 use super::{MapKind, Table};
-use crate::address::FAMILY_V4;
+use crate::address::Address;
 
 /// Entries of translated flows, by tuple.
 #[derive(Debug)]
@@ -61,40 +61,34 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// An IPv4 flow; all in network byte order.
+    /// A flow; all in network byte order.
     #[inline(always)]
-    pub const fn v4(
-        source: [u8; 4],
-        destination: [u8; 4],
+    pub fn new<A: Address>(
+        source: A,
+        destination: A,
         source_port: [u8; 2],
         destination_port: [u8; 2],
         protocol: u8,
     ) -> Self {
+        let (a, b) = (source.words(), destination.words());
         let (s, d) = (source_port, destination_port);
-        Self::from_words([
-            u32::from_ne_bytes(source),
-            0,
-            0,
-            0,
-            u32::from_ne_bytes(destination),
-            0,
-            0,
-            0,
-            u32::from_ne_bytes([s[0], s[1], d[0], d[1]]),
-            u32::from_ne_bytes([protocol, FAMILY_V4, 0, 0]),
-        ])
+        let ports = u32::from_ne_bytes([s[0], s[1], d[0], d[1]]);
+        let kind = u32::from_ne_bytes([protocol, A::FAMILY, 0, 0]);
+        Self::from_words([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], ports, kind])
     }
 
-    /// The source of an IPv4 flow, network byte order.
+    /// The source of a flow of this family.
     #[inline(always)]
-    pub const fn source_v4(&self) -> [u8; 4] {
-        self.words()[0].to_ne_bytes()
+    pub fn source_address<A: Address>(&self) -> A {
+        let w = self.words();
+        A::from_words([w[0], w[1], w[2], w[3]])
     }
 
-    /// The destination of an IPv4 flow, network byte order.
+    /// The destination of a flow of this family.
     #[inline(always)]
-    pub const fn destination_v4(&self) -> [u8; 4] {
-        self.words()[4].to_ne_bytes()
+    pub fn destination_address<A: Address>(&self) -> A {
+        let w = self.words();
+        A::from_words([w[4], w[5], w[6], w[7]])
     }
 
     /// The tuple that a reply to this one shows.
@@ -143,11 +137,11 @@ plain!(FlowKey, 40);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::IpKey;
+    use crate::address::{FAMILY_V4, IpKey};
 
     #[test]
     fn words_are_the_fields() {
-        let key = FlowKey::v4([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], [3, 4], 6);
+        let key = FlowKey::new([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], [3, 4], 6);
         let expected = FlowKey {
             source: *IpKey::v4([10, 0, 0, 1]).addr(),
             destination: *IpKey::v4([10, 0, 0, 2]).addr(),

@@ -25,7 +25,7 @@ pub struct FragmentKey {
     pub destination: [u8; 16],
     /// Network byte order; the 16 bits of IPv4 are the last two bytes.
     pub identification: [u8; 4],
-    /// IP protocol number.
+    /// IP protocol number; 0 for IPv6, whose identifications do not depend on it.
     pub protocol: u8,
     /// [`crate::address::FAMILY_V4`] or [`crate::address::FAMILY_V6`].
     pub family: u8,
@@ -33,7 +33,7 @@ pub struct FragmentKey {
     pub pad: [u8; 2],
 }
 
-/// Ports of the first fragment of a datagram, network byte order.
+/// What the first fragment of a datagram has and the others lack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentPorts {
@@ -41,7 +41,12 @@ pub struct FragmentPorts {
     pub source_port: [u8; 2],
     /// As in [`super::FlowKey`].
     pub destination_port: [u8; 2],
+    /// IP protocol number: behind an IPv6 fragment header extension headers may come
+    /// first, which only the first fragment holds.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
 }
 
 plain!(FragmentKey, 40);
-plain!(FragmentPorts, 4);
+plain!(FragmentPorts, 8);

@@ -13,7 +13,7 @@ impl Table for Ipcache {
     type Value = IpcacheEntry;
     const NAME: &'static str = "IPCACHE";
     const KIND: MapKind = MapKind::LpmTrie;
-    const CAPACITY: usize = 131_072;
+    const CAPACITY: usize = 262_144;
 }
 
 /// Who a prefix is.

@@ -1,7 +1,11 @@
 //! `REMOTES`: the other nodes, and how to reach them.
 
 use super::{Config, MapKind, Table};
-use crate::device::IfIndex;
+use crate::{
+    VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6,
+    address::{Address, FAMILY_V4, FAMILY_V6},
+    device::IfIndex,
+};
 
 /// Other nodes, by their [`crate::node::NodeId`].
 #[derive(Debug)]
@@ -35,9 +39,9 @@ pub struct Remote {
     pub revert_at: u64,
     /// Outer destination of the tunnel, as in [`crate::address::IpKey`].
     pub tunnel_address: [u8; 16],
-    /// Next hop of the native form, as in [`crate::address::IpKey`].
+    /// Next hop of IPv4 packets in the native form, as in [`crate::address::IpKey`].
     pub next_hop: [u8; 16],
-    /// Uplink of the native form.
+    /// Uplink of IPv4 packets in the native form.
     pub ifindex: u32,
     /// Bits: [`Remote::ACCEPT_NATIVE`].
     pub flags: u32,
@@ -49,11 +53,19 @@ pub struct Remote {
     pub previous_form: u8,
     /// Family of `tunnel_address`, as [`crate::address::FAMILY_V4`]; 0: unused entry.
     pub tunnel_family: u8,
-    /// Family of `next_hop`; 0: no native path known.
+    /// Family of `next_hop`; 0: no native path of IPv4 packets is known.
     pub next_hop_family: u8,
     /// Largest IP packet, in bytes, that the underlay takes between the two nodes:
     /// the smaller of both ends. 0: not known, and [`Config`] alone counts.
     pub path_mtu: u32,
+    /// The node's IPv4 address on the path of `next_hop`; zeros: none.
+    pub address_v4: [u8; 4],
+    /// Next hop of IPv6 packets in the native form; zeros: no such path is known.
+    pub next_hop_v6: [u8; 16],
+    /// The node's IPv6 address on the path of `next_hop_v6`; zeros: none.
+    pub address_v6: [u8; 16],
+    /// Uplink of IPv6 packets in the native form.
+    pub ifindex_v6: u32,
     /// Zero.
     pub pad: u32,
 }
@@ -69,10 +81,26 @@ impl Remote {
         self.flags & Self::ACCEPT_NATIVE != 0
     }
 
-    /// Uplink of the native form.
+    /// Uplink, next hop and its family of packets of a family in the native form. The
+    /// family is 0 where no path is known.
     #[inline(always)]
-    pub const fn uplink(&self) -> IfIndex {
-        IfIndex::stored(self.ifindex)
+    pub fn native<A: Address>(&self) -> (IfIndex, &[u8; 16], u8) {
+        if A::FAMILY == FAMILY_V4 {
+            let uplink = IfIndex::stored(self.ifindex);
+            return (uplink, &self.next_hop, self.next_hop_family);
+        }
+        let known = if self.ifindex_v6 == 0 { 0 } else { FAMILY_V6 };
+        (IfIndex::stored(self.ifindex_v6), &self.next_hop_v6, known)
+    }
+
+    /// Bytes that the tunnel to this node adds to a packet.
+    #[inline(always)]
+    pub const fn overhead(&self) -> u32 {
+        if self.tunnel_family == FAMILY_V6 {
+            VXLAN_OVERHEAD_V6
+        } else {
+            VXLAN_OVERHEAD_V4
+        }
     }
 
     /// Whether the last switch was not confirmed in time, so that `previous_form`
@@ -98,9 +126,7 @@ impl Remote {
     pub fn tunnel_mtu(&self, config: &Config) -> u32 {
         match self.path_mtu {
             0 => config.tunnel_mtu,
-            path => config
-                .tunnel_mtu
-                .min(path.saturating_sub(crate::VXLAN_OVERHEAD_V4)),
+            path => config.tunnel_mtu.min(path.saturating_sub(self.overhead())),
         }
     }
 
@@ -114,4 +140,4 @@ impl Remote {
     }
 }
 
-plain!(Remote, 64);
+plain!(Remote, 104);

@@ -128,8 +128,8 @@ impl Ipv4 {
 
     /// The tuple of the packet with these ports.
     #[inline(always)]
-    pub(crate) const fn flow_key(&self, ports: FragmentPorts) -> FlowKey {
-        FlowKey::v4(
+    pub(crate) fn flow_key(&self, ports: FragmentPorts) -> FlowKey {
+        FlowKey::new(
             self.source,
             self.destination,
             ports.source_port,

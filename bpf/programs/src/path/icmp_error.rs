@@ -34,8 +34,8 @@ fn is_about_direct_flow(skb: &Skb, ip: &Ipv4) -> bool {
     let Some(about) = icmp::v4::undeliverable(skb, ip) else {
         return false;
     };
-    let source = about.source_v4();
-    let remote = lookup::who(about.destination_v4()).remote_node();
+    let source = about.source_address::<[u8; 4]>();
+    let remote = lookup::who(about.destination_address()).remote_node();
     source == ip.destination
         && remote.is_some_and(lookup::accepts_native)
         && !flows::is_recorded(&about)

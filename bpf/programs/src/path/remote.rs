@@ -117,15 +117,16 @@ fn tunnel(
 /// routes itself, so that a changed gateway does not cut the pods off.
 #[inline(always)]
 fn next_hop(skb: &Skb, remote: &Remote) -> (IfIndex, [u8; 4]) {
-    let (known, node) = (v4(&remote.next_hop), v4(&remote.tunnel_address));
+    let (uplink, known, _) = remote.native::<[u8; 4]>();
+    let (known, node) = (v4(known), v4(&remote.tunnel_address));
     if known != node
         && remote.tunnel_family == FAMILY_V4
         && lookup::agent_is_silent()
-        && let Some(found) = fib::next_hop(skb, remote.uplink(), node)
+        && let Some(found) = fib::next_hop(skb, uplink, node)
     {
         return found;
     }
-    (remote.uplink(), known)
+    (uplink, known)
 }
 
 #[inline(always)]

@@ -150,6 +150,24 @@ const fn advice(reason: DropReason) -> &'static str {
         DropReason::DeniedPrefix => {
             "from a source that spec.deniedPrefixes of the ClusterNetwork names"
         }
+        DropReason::RouterAdvertisement => {
+            "a pod announced itself as a router: a VPN or a container network in the pod, or an \
+             attack on its neighbours, of which it has none"
+        }
+        DropReason::Redirect => {
+            "a pod told its node to use another next hop: it routes for others, or an attack"
+        }
+        DropReason::ForeignNeighbour => {
+            "a pod spoke for an IPv6 address that it does not have: one added by hand in the \
+             pod, or an attack"
+        }
+        DropReason::RoutingHeader => {
+            "an IPv6 packet with a routing header, which could reach what was not judged: the \
+             sender must do without"
+        }
+        DropReason::TooManyHeaders => {
+            "an IPv6 packet with more than eight extension headers: no usual sender makes such"
+        }
     }
 }
 

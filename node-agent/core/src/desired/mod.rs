@@ -313,6 +313,7 @@ fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &RoutingSte
         gateway_v6: [0; 16],
         tunnel_port: tunnel_port(cluster).to_be_bytes(),
         block_bits_v4,
+        block_bits_v6: 0,
         pad: [0; CONFIG_PAD],
     }
 }

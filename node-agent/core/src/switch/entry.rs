@@ -156,6 +156,6 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
         } else {
             0
         },
-        pad: 0,
+        ..Remote::default()
     }
 }
