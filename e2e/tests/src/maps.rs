@@ -1,5 +1,5 @@
 //! veer's pinned maps as bpftool dumps them, decoded by the documented layout
-//! (maps-v2): addresses, ports and MACs in network byte order, integers in the
+//! (maps-v3): addresses, ports and MACs in network byte order, integers in the
 //! machine's. Nothing of the product's code is used, so a mistake there cannot
 //! hide here.
 
@@ -15,8 +15,8 @@ const LINKS: &str = "/sys/fs/bpf/veer/links";
 /// have no name.
 const TCX: u64 = 11;
 
-/// Where the maps of layout 2 are pinned.
-pub const PINS: &str = "/sys/fs/bpf/veer/maps-v2";
+/// Where the maps of layout 3 are pinned.
+pub const PINS: &str = "/sys/fs/bpf/veer/maps-v3";
 /// Outcomes of one program in COUNTERS; drop reasons begin at 128.
 const OUTCOMES: u32 = 192;
 /// First number of a drop reason.

@@ -244,15 +244,15 @@ fn other_layout(scene: &Scene) -> Result<Held> {
         scene,
         |lab| {
             upgrade(lab, &tag)?;
-            pinned(lab, "maps-v3")?;
+            pinned(lab, "maps-v4")?;
             lab.helm(&["rollback", RELEASE, "-n", NAMESPACE])?;
             lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?;
-            pinned(lab, "maps-v2")?;
+            pinned(lab, "maps-v3")?;
             Ok(())
         },
         |time| {
             format!(
-                "{before:?}, then maps-v3, then maps-v2 again, in {}",
+                "{before:?}, then maps-v4, then maps-v3 again, in {}",
                 seconds(time)
             )
         },

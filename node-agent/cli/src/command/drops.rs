@@ -165,9 +165,7 @@ const fn advice(reason: DropReason) -> &'static str {
             "an IPv6 packet with a routing header, which could reach what was not judged: the \
              sender must do without"
         }
-        DropReason::TooManyHeaders => {
-            "an IPv6 packet with more than eight extension headers: no usual sender makes such"
-        }
+        DropReason::TooManyHeaders => "an IPv6 packet with more than eight extension headers",
     }
 }
 
