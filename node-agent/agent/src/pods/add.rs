@@ -272,6 +272,7 @@ fn wire(
         object_uid,
         address: wiring.address,
         gateway: wiring.gateway,
+        second: None,
         endpoint_id: reservation.endpoint_id,
         serial: reservation.serial,
         identity,

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use veer_agent_api::{Check, Failure, code};
+use veer_agent_core::endpoint::PodAddress;
+use veer_bpf_common::address::IpKey;
 
 use crate::{
     pods::{add::gateway, internal},
@@ -33,7 +35,7 @@ pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
     let other: Vec<&IpAddr> = check
         .addresses
         .iter()
-        .filter(|a| **a != endpoint.address)
+        .filter(|a| !endpoint.has(**a))
         .collect();
     if !other.is_empty() {
         wrong.push(format!("it has {}, not {other:?}", endpoint.address));
@@ -70,10 +72,12 @@ pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
                 ));
             }
         }
-        let row = datapath.maps.tables.endpoints.get(&endpoint.key());
-        let row = row.ok().flatten();
-        if row != Some(endpoint.endpoint_value()) {
-            wrong.push(format!("the endpoint map lacks {}", endpoint.address));
+        for PodAddress { address, .. } in endpoint.addresses() {
+            let row = datapath.maps.tables.endpoints.get(&IpKey::from(address));
+            let row = row.ok().flatten();
+            if row != Some(endpoint.endpoint_value()) {
+                wrong.push(format!("the endpoint map lacks {address}"));
+            }
         }
     }
     if wrong.is_empty() {

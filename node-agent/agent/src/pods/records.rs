@@ -130,6 +130,7 @@ mod tests {
             object_uid: None,
             address: reservation.address.into(),
             gateway: reservation.gateway,
+            second: None,
             endpoint_id: reservation.endpoint_id,
             serial: reservation.serial,
             identity: veer_bpf_common::identity::Identity::INIT,

@@ -238,8 +238,8 @@ impl Desired {
     /// What the wired pods of this node need beside their rows.
     fn local_pods(&mut self, store: &Store, facts: &Facts) {
         for endpoint in store.wired() {
-            self.endpoints
-                .insert(endpoint.key(), endpoint.endpoint_value());
+            let rows = endpoint.keys().map(|key| (key, endpoint.endpoint_value()));
+            self.endpoints.extend(rows);
             self.interfaces
                 .insert(endpoint.ifindex, endpoint.interface_value());
             self.routes.push(host_route(

@@ -26,6 +26,15 @@ pub use store::{Reservation, Store, StoreError};
 
 use crate::link::{HOST_VETH, Mac, host_veth_digits};
 
+/// One address of a pod, with the next hop of its routes.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
+pub struct PodAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The gateway, of the same family.
+    pub gateway: IpAddr,
+}
+
 /// A wired pod, as the record on disk holds it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct LocalEndpoint {
@@ -45,10 +54,13 @@ pub struct LocalEndpoint {
     /// UID of the API object, where that is another one (static pods).
     #[serde(default)]
     pub object_uid: Option<String>,
-    /// Its address.
+    /// Its address; of two the one in its node's primary family of pods.
     pub address: IpAddr,
-    /// Its gateway.
+    /// The gateway of that.
     pub gateway: IpAddr,
+    /// The address in the other family, if the node had a block there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<PodAddress>,
     /// Its number on this node.
     pub endpoint_id: u16,
     /// Rises with every allocation on this node.
@@ -99,6 +111,20 @@ impl LocalEndpoint {
         self.host_ports.as_deref().unwrap_or_default()
     }
 
+    /// Its addresses, the primary first.
+    pub fn addresses(&self) -> impl Iterator<Item = PodAddress> + use<> {
+        let first = PodAddress {
+            address: self.address,
+            gateway: self.gateway,
+        };
+        [first].into_iter().chain(self.second)
+    }
+
+    /// Whether an address is its.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.addresses().any(|a| a.address == address)
+    }
+
     /// `namespace/name` of the pod.
     pub fn pod(&self) -> String {
         format!("{}/{}", self.namespace, self.pod_name)
@@ -123,10 +149,13 @@ impl LocalEndpoint {
 
     /// Row of the interfaces' map.
     pub fn interface_value(&self) -> InterfaceValue {
-        let (v4, v6) = match self.address {
-            IpAddr::V4(a) => (a.octets(), [0; 16]),
-            IpAddr::V6(a) => ([0; 4], a.octets()),
-        };
+        let (mut v4, mut v6) = ([0; 4], [0; 16]);
+        for PodAddress { address, .. } in self.addresses() {
+            match address {
+                IpAddr::V4(a) => v4 = a.octets(),
+                IpAddr::V6(a) => v6 = a.octets(),
+            }
+        }
         InterfaceValue {
             identity: self.identity.get(),
             endpoint_id: self.endpoint_id,
@@ -138,9 +167,9 @@ impl LocalEndpoint {
         }
     }
 
-    /// Key of its address in the maps.
-    pub fn key(&self) -> IpKey {
-        IpKey::from(self.address)
+    /// Keys of its addresses in the maps.
+    pub fn keys(&self) -> impl Iterator<Item = IpKey> + use<> {
+        self.addresses().map(|a| IpKey::from(a.address))
     }
 
     /// Whether its own number is still unknown.
@@ -207,6 +236,29 @@ mod tests {
         assert_ne!(mac(&one, true), mac(&one, false));
         assert_eq!(mac(&one, true)[0] & 3, 2);
         assert_eq!(mac_text([2, 0, 0, 0, 0, 255]), "02:00:00:00:00:ff");
+    }
+
+    #[test]
+    fn a_record_holds_the_second_address_only_where_there_is_one() {
+        let first = serde_json::json!({
+            "container_id": "a", "ifname": "eth0", "netns": "", "netns_inode": 0,
+            "namespace": "shop", "pod_name": "cart-0", "pod_uid": "u", "object_uid": null,
+            "address": "10.0.1.7", "gateway": "10.0.1.1", "endpoint_id": 1, "serial": 1,
+            "identity": 5, "host_ifname": "", "ifindex": 3,
+            "mac": [0, 0, 0, 0, 0, 0], "node_mac": [0, 0, 0, 0, 0, 0],
+        });
+        let mut both = first.clone();
+        both["second"] = serde_json::json!({"address": "fd00::7", "gateway": "fd00::1"});
+        for (json, v6) in [(first, None), (both, Some("fd00::7"))] {
+            let record: LocalEndpoint = serde_json::from_value(json.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&record).unwrap(), json);
+            let v6: Option<std::net::Ipv6Addr> = v6.map(|a| a.parse().unwrap());
+            let row = record.interface_value();
+            assert_eq!(row.v4, [10, 0, 1, 7]);
+            assert_eq!(row.v6, v6.map_or([0; 16], |a| a.octets()));
+            assert_eq!(record.addresses().count(), 1 + usize::from(v6.is_some()));
+            assert!(v6.is_none_or(|a| record.has(a.into())));
+        }
     }
 
     #[test]

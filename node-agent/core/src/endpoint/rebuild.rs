@@ -116,6 +116,7 @@ impl Evidence<'_> {
             object_uid: None,
             address,
             gateway,
+            second: None,
             endpoint_id: row.map_or(0, |row| row.endpoint_id),
             serial: 0,
             identity: row

@@ -21,6 +21,7 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
         object_uid: Some(format!("uid-{name}")),
         address: [10, 1, 0, 9].into(),
         gateway: [10, 1, 0, 1].into(),
+        second: None,
         endpoint_id: 7,
         serial: 3,
         identity: veer_bpf_common::identity::Identity::new(identity).unwrap(),

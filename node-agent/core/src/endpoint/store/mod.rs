@@ -330,7 +330,7 @@ impl Store {
 
     /// The endpoint with an address.
     pub fn by_address(&self, address: IpAddr) -> Option<&LocalEndpoint> {
-        self.iter().find(|e| e.address == address)
+        self.iter().find(|e| e.has(address))
     }
 
     /// All endpoints.
@@ -356,7 +356,7 @@ impl Store {
 
     /// That of [`Store::wired`] with an address.
     pub fn wired_at(&self, address: IpAddr) -> Option<&LocalEndpoint> {
-        self.wired().find(|e| e.address == address)
+        self.wired().find(|e| e.has(address))
     }
 
     /// Whether no pod is wired.

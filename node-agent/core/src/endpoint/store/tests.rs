@@ -32,6 +32,7 @@ fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
         object_uid: None,
         address: r.address.into(),
         gateway: r.gateway,
+        second: None,
         endpoint_id: r.endpoint_id,
         serial: r.serial,
         identity: Identity::INIT,

@@ -213,6 +213,7 @@ impl Agent {
             object_uid: None,
             address: reservation.address.into(),
             gateway: reservation.gateway,
+            second: None,
             endpoint_id: reservation.endpoint_id,
             serial: reservation.serial,
             identity: Identity::new(300).unwrap(),
