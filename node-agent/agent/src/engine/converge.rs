@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::Epoch;
 
@@ -169,7 +170,7 @@ impl Converger {
         let strays = self.strays.converge(shared, &mut socket, &links);
         let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
         stack::up(done, &mut socket, &links, &shared.settled_pods());
-        let address = shared.store().health_address();
+        let address = shared.store().health_addresses().next();
         let of_pods = |address| index.nodes.in_any_block(address);
         let health = self
             .health
@@ -243,7 +244,11 @@ impl Converger {
         let guarded = self.attachments.guarded(links);
         let (block, pods) = {
             let store = shared.store();
-            (store.block(), store.wired_now())
+            let block = store.blocks().find_map(|block| match block {
+                IpNet::V4(block) => Some(block),
+                IpNet::V6(_) => None,
+            });
+            (block, store.wired_now())
         };
         let wanted = nft::Wanted {
             index,

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use tokio::sync::watch;
 use veer_crds::v1alpha1::Epoch;
 
@@ -152,7 +152,7 @@ impl Engine {
         if !self.told_to_go() {
             // The pool remembers whose addresses they were.
             if let Some(block) = self.wanted_v4() {
-                self.shared.store().set_block(block);
+                self.shared.store().set_blocks(&[block]);
             }
             gc::collect(&self.shared);
         }
@@ -279,11 +279,9 @@ impl Engine {
     }
 
     /// The first of [`Self::wanted_blocks`] that pods can be wired from.
-    fn wanted_v4(&self) -> Option<Ipv4Net> {
-        self.wanted_blocks().iter().find_map(|b| match b {
-            IpNet::V4(b) => Some(*b),
-            IpNet::V6(_) => None,
-        })
+    fn wanted_v4(&self) -> Option<IpNet> {
+        let blocks = self.wanted_blocks();
+        blocks.into_iter().find(|block| block.addr().is_ipv4())
     }
 
     fn wanted_epoch(&self) -> Option<Epoch> {
@@ -388,11 +386,11 @@ impl Engine {
             self.converger.run(&self.shared, epoch.as_ref(), full)?;
             return Ok("the node has no pod CIDR yet: is veer-operator running?".into());
         };
-        let in_use = self.shared.store().set_block(block);
-        self.hold(IpNet::V4(in_use), None)?;
+        let blocks = self.shared.store().set_blocks(&[block]);
+        self.hold(blocks.clone(), None)?;
         self.converger.run(&self.shared, epoch.as_ref(), full)?;
-        self.hold(IpNet::V4(in_use), epoch)?;
-        if in_use != block {
+        self.hold(blocks.clone(), epoch)?;
+        if let Some(in_use) = blocks.first().filter(|in_use| **in_use != block) {
             return Ok(format!(
                 "the node is assigned {block} but its pods hold {in_use}: drain the node to take \
                  the new block over"
@@ -402,10 +400,10 @@ impl Engine {
     }
 
     /// Writes the checkpoint: what the next start needs without the API server.
-    fn hold(&mut self, block: IpNet, epoch: Option<Epoch>) -> Result<(), Error> {
+    fn hold(&mut self, blocks: Vec<IpNet>, epoch: Option<Epoch>) -> Result<(), Error> {
         let cluster = self.shared.index().cluster.clone();
         let held = Checkpoint {
-            pod_cidrs: vec![block],
+            pod_cidrs: blocks,
             cluster,
             epoch: epoch.or_else(|| self.held.get().epoch.clone()),
             applied: self.converger.switch.applied.clone(),

@@ -128,9 +128,9 @@ mod tests {
             pod_name: format!("p{n}"),
             pod_uid: uid,
             object_uid: None,
-            address: reservation.address.into(),
-            gateway: reservation.gateway,
-            second: None,
+            address: reservation.first.address,
+            gateway: reservation.first.gateway,
+            second: reservation.second,
             endpoint_id: reservation.endpoint_id,
             serial: reservation.serial,
             identity: veer_bpf_common::identity::Identity::INIT,
@@ -149,7 +149,7 @@ mod tests {
 
     fn open(state: &Path) -> (Records, Lock<Store>) {
         let (records, mut store) = Records::open(state).unwrap();
-        store.set_block("10.1.0.0/24".parse().unwrap());
+        store.set_blocks(&["10.1.0.0/24".parse().unwrap()]);
         (records, Lock::new(store))
     }
 
@@ -177,6 +177,6 @@ mod tests {
         records.persist_released(&store).unwrap();
         let (_, again) = open(state.path());
         let back = again.lock().reserve("u1", &Claims::new(), 1).unwrap();
-        assert_eq!(std::net::IpAddr::from(back.address), pod.address);
+        assert_eq!(back.first.address, pod.address);
     }
 }

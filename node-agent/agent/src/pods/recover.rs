@@ -13,9 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use crate::{engine::Input, pods::results, shared::Shared};
 use veer_agent_core::{
-    endpoint::{Evidence, LocalEndpoint, PodEnd, gateway_of},
+    endpoint::{Evidence, LocalEndpoint, PodEnd},
     repair::Kind,
 };
 use veer_agent_kernel::{
@@ -103,7 +105,7 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
         if !there {
             continue;
         }
-        let (row, gateway) = in_maps(shared, host.index);
+        let (row, blocks) = in_maps(shared, host.index);
         let evidence = ends
             .found
             .iter()
@@ -112,7 +114,7 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
                 pod,
                 row,
                 kept: host_veth_digits(&host.name).and_then(|digits| kept.get(digits)),
-                gateway,
+                blocks: &blocks,
             })
             .find(Evidence::fits);
         match evidence.and_then(|e| e.rebuild()) {
@@ -135,11 +137,11 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
     left
 }
 
-/// What the maps say of a device, and the gateway of the node's pods.
+/// What the maps say of a device, and the node's blocks.
 fn in_maps(
     shared: &Shared,
     index: u32,
-) -> (Option<veer_bpf_common::tables::Interface>, Option<IpAddr>) {
+) -> (Option<veer_bpf_common::tables::Interface>, Vec<IpNet>) {
     let (row, config) = {
         let tables = &shared.datapath().maps.tables;
         (
@@ -147,13 +149,26 @@ fn in_maps(
             tables.config.get(&0).ok().flatten(),
         )
     };
-    let block = shared.store().block().and_then(|b| gateway_of(&b.into()));
-    let gateway = block.or_else(|| {
-        config
-            .map(|c| IpAddr::from(c.gateway_v4))
-            .filter(|a| !a.is_unspecified())
-    });
-    (row, gateway)
+    let known: Vec<IpNet> = shared.store().blocks().collect();
+    let configured = || {
+        let gateways = config.map(|c| {
+            [
+                (IpAddr::from(c.gateway_v4), c.block_bits_v4),
+                (IpAddr::from(c.gateway_v6), c.block_bits_v6),
+            ]
+        });
+        let gateways = gateways.into_iter().flatten();
+        let filled = gateways.filter(|(gateway, _)| !gateway.is_unspecified());
+        filled
+            .filter_map(|(gateway, bits)| Some(IpNet::new(gateway, bits).ok()?.trunc()))
+            .collect()
+    };
+    let blocks = if known.is_empty() {
+        configured()
+    } else {
+        known
+    };
+    (row, blocks)
 }
 
 /// # Errors

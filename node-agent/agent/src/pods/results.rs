@@ -73,13 +73,15 @@ fn parse(bytes: &[u8]) -> Option<Kept> {
             .map(|(_, value)| value.clone())
             .unwrap_or_default()
     };
-    let ip = file.result.as_ref().and_then(|r| r.ips.first());
+    let ips = file.result.map(|result| result.ips).unwrap_or_default();
     Some(Kept {
         namespace: arg("K8S_POD_NAMESPACE"),
         pod_name: arg("K8S_POD_NAME"),
         pod_uid: arg("K8S_POD_UID"),
-        address: ip.and_then(|ip| ip.address.split('/').next()?.parse().ok()),
-        gateway: ip.and_then(|ip| ip.gateway),
+        addresses: ips
+            .iter()
+            .filter_map(|ip| Some((ip.address.split('/').next()?.parse().ok()?, ip.gateway)))
+            .collect(),
         host_ports: file
             .capability_args
             .get("portMappings")
@@ -101,10 +103,10 @@ mod tests {
         ["K8S_POD_NAME","cart-0"],["K8S_POD_UID","u-1"]],"capabilityArgs":{"dns":{},
         "portMappings":[{"HostPort":8088,"ContainerPort":8080,"Protocol":"tcp","HostIP":""}]},
         "result":{"cniVersion":"1.0.0","ips":[{"address":"10.0.1.7/32","gateway":"10.0.1.1",
-        "interface":1}]}}"#;
+        "interface":1},{"address":"fd00::7/128","gateway":"fd00::1","interface":1}]}}"#;
 
     #[test]
-    fn what_the_runtime_keeps_names_the_pod_and_its_address() {
+    fn what_the_runtime_keeps_names_the_pod_and_its_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let other = KEPT.replace(r#""veer""#, r#""bridge""#);
         for (name, content) in [
@@ -125,8 +127,9 @@ mod tests {
             ),
             ("shop", "cart-0", "u-1")
         );
-        assert_eq!(kept.address, Some("10.0.1.7".parse().unwrap()));
-        assert_eq!(kept.gateway, Some("10.0.1.1".parse().unwrap()));
+        let both = [("10.0.1.7", "10.0.1.1"), ("fd00::7", "fd00::1")];
+        let both = both.map(|(a, g)| (a.parse().unwrap(), Some(g.parse().unwrap())));
+        assert_eq!(kept.addresses, both);
         assert_eq!(kept.host_ports[0].to_string(), "tcp/8088");
         assert_eq!(of(folder.path(), &kept.attachment).as_ref(), Some(kept));
         assert!(found.contains_key(&device_digits(&kept.attachment)));

@@ -27,7 +27,6 @@ pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
     let (attach, index) = (shared.datapath().attach_kind().to_owned(), shared.index());
     let plan = shared.plan();
     let store = shared.store();
-    let block = store.block();
     NodeStatus {
         node: shared.options.node.clone(),
         ready: plan.not_ready.is_empty(),
@@ -40,11 +39,8 @@ pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
         phase: format!("{:?}", plan.step.phase()),
         epoch: plan.step.epoch.as_ref().map_or(0, |e| e.number),
         host_routing: "BPF".into(),
-        pod_cidrs: block.iter().map(ToString::to_string).collect(),
-        gateways: block
-            .and_then(|b| veer_agent_core::endpoint::gateway_of(&b.into()))
-            .into_iter()
-            .collect(),
+        pod_cidrs: store.blocks().map(|block| block.to_string()).collect(),
+        gateways: store.health_addresses().collect(),
         addresses: plan.facts.addresses.clone(),
         uplinks: plan.facts.uplinks.iter().map(|u| u.name.clone()).collect(),
         mtu: plan.step.mtu,
@@ -160,9 +156,8 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         node_id: NodeId::LOCAL.get(),
         pod_cidrs: shared
             .store()
-            .block()
-            .iter()
-            .map(ToString::to_string)
+            .blocks()
+            .map(|block| block.to_string())
             .collect(),
         address: plan.facts.primary.unwrap_or(none),
         form: "local".into(),

@@ -144,7 +144,7 @@ pub fn address_rows_of(
             facts,
             peers,
             address,
-            (store.health_address(), pod.map(|pod| pod.identity)),
+            (store.health_addresses().next(), pod.map(|pod| pod.identity)),
         ),
     }
 }
@@ -162,7 +162,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         now,
         rows,
     } = inputs;
-    let block = store.block().map(IpNet::V4);
+    let block = store.blocks().next();
     let mut d = Desired {
         config: config(facts, index, block.as_ref(), step),
         // First, since all others are stronger where they are the same prefix.
@@ -259,7 +259,7 @@ fn address_rows(
     peers: &Peers,
 ) -> impl Iterator<Item = (PrefixKey, IpcacheEntry)> {
     let pods: HashMap<IpAddr, Identity> = store.wired().map(|e| (e.address, e.identity)).collect();
-    let health = store.health_address();
+    let health = store.health_addresses().next();
     let own = facts.addresses.iter().copied();
     let all = own
         .chain(store.wired().map(|e| e.address))

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::{identity::Identity, tables::Interface as InterfaceValue};
 
-use super::LocalEndpoint;
+use super::{LocalEndpoint, PodAddress, gateway_of};
 use crate::link::{Link, Mac};
 
 /// Begins the container id of a record whose sandbox has no known one. Its DEL
@@ -45,10 +46,8 @@ pub struct Kept {
     pub pod_name: String,
     /// UID as the kubelet gave it.
     pub pod_uid: String,
-    /// The address that it got.
-    pub address: Option<IpAddr>,
-    /// Its gateway.
-    pub gateway: Option<IpAddr>,
+    /// The addresses that it got, with their gateways, in the result's order.
+    pub addresses: Vec<(IpAddr, Option<IpAddr>)>,
     /// Its hostPorts, whichever plugin made them.
     pub host_ports: Vec<HostPort>,
 }
@@ -64,8 +63,8 @@ pub struct Evidence<'a> {
     pub row: Option<InterfaceValue>,
     /// What the runtime's CNI library keeps.
     pub kept: Option<&'a Kept>,
-    /// The gateway of the node's block.
-    pub gateway: Option<IpAddr>,
+    /// The node's blocks, the primary family's first.
+    pub blocks: &'a [IpNet],
 }
 
 impl Evidence<'_> {
@@ -81,24 +80,63 @@ impl Evidence<'_> {
         self.row.filter(|row| row.node_mac == self.host.mac)
     }
 
-    fn address(&self) -> Option<IpAddr> {
+    fn kept(&self) -> &[(IpAddr, Option<IpAddr>)] {
+        self.kept.map_or(&[], |kept| &kept.addresses)
+    }
+
+    /// What the first source that names any address says. The pod itself may have given
+    /// its device others than veer's.
+    fn addresses(&self) -> Vec<IpAddr> {
         let row = self
             .row()
-            .map(|row| IpAddr::from(row.v4))
-            .filter(|a| !a.is_unspecified());
-        row.or_else(|| self.kept?.address)
-            .or_else(|| self.pod.addresses.iter().copied().find(IpAddr::is_ipv4))
+            .map(|row| [IpAddr::from(row.v4), IpAddr::from(row.v6)]);
+        let row = row.into_iter().flatten();
+        let kept = self.kept().iter().map(|(address, _)| *address);
+        let pod = || self.pod.addresses.iter().copied();
+        let in_block = self
+            .blocks
+            .iter()
+            .filter_map(|b| pod().find(|a| b.contains(a)));
+        let mut sources = [
+            row.filter(|a| !a.is_unspecified()).collect(),
+            kept.collect(),
+            in_block.collect(),
+            pod().find(IpAddr::is_ipv4).into_iter().collect::<Vec<_>>(),
+        ];
+        let named = sources.iter_mut().find(|source| !source.is_empty());
+        named.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The gateway of an address: what it was told, else the one it uses, else the
+    /// block's.
+    fn gateway(&self, address: IpAddr) -> Option<IpAddr> {
+        let told = self.kept().iter().find(|(kept, _)| *kept == address);
+        let used = self.pod.gateways.iter().copied();
+        let blocks = self.blocks.iter().filter_map(gateway_of);
+        let same_family = |gateway: &IpAddr| gateway.is_ipv4() == address.is_ipv4();
+        told.and_then(|(_, gateway)| *gateway)
+            .or_else(|| used.chain(blocks).find(same_family))
+    }
+
+    /// The addresses with their gateways, the primary one first: that of the result, else
+    /// that of the first block's family.
+    fn pod_addresses(&self) -> impl Iterator<Item = PodAddress> {
+        let mut addresses = self.addresses();
+        let primary = self.kept().first().map(|(address, _)| *address);
+        let primary = primary.or(self.blocks.first().map(IpNet::addr));
+        addresses.sort_by_key(|a| primary.is_some_and(|p| p.is_ipv4() != a.is_ipv4()));
+        addresses.into_iter().filter_map(|address| {
+            let gateway = self.gateway(address)?;
+            Some(PodAddress { address, gateway })
+        })
     }
 
     /// The record; `None` when nothing tells an address: then the device was
     /// never a pod's. Number and serial are 0 where they are not known.
     pub fn rebuild(&self) -> Option<LocalEndpoint> {
-        let address = self.address()?;
-        let gateway = self
-            .kept
-            .and_then(|kept| kept.gateway)
-            .or_else(|| self.pod.gateways.first().copied())
-            .or(self.gateway)?;
+        let mut addresses = self.pod_addresses();
+        let PodAddress { address, gateway } = addresses.next()?;
+        let second = addresses.find(|a| a.address.is_ipv4() != address.is_ipv4());
         let (row, kept) = (self.row(), self.kept);
         Some(LocalEndpoint {
             attachment: kept.map_or_else(
@@ -116,7 +154,7 @@ impl Evidence<'_> {
             object_uid: None,
             address,
             gateway,
-            second: None,
+            second,
             endpoint_id: row.map_or(0, |row| row.endpoint_id),
             serial: 0,
             identity: row
@@ -137,6 +175,30 @@ mod tests {
     use crate::endpoint::{host_ifname, mac};
     use std::net::Ipv4Addr;
     use veer_agent_api::{HostPort, host_port::Protocol};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// The blocks of a node, the primary family's first.
+    fn blocks(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|b| b.parse().unwrap()).collect()
+    }
+
+    const BOTH: [&str; 2] = ["10.0.1.0/24", "fd00::/64"];
+
+    fn all(record: &LocalEndpoint) -> Vec<(IpAddr, IpAddr)> {
+        let all = record.addresses();
+        all.map(|a| (a.address, a.gateway)).collect()
+    }
+
+    fn v4() -> (IpAddr, IpAddr) {
+        (ip("10.0.1.7"), ip("10.0.1.1"))
+    }
+
+    fn v6() -> (IpAddr, IpAddr) {
+        (ip("fd00::7"), ip("fd00::1"))
+    }
 
     fn attachment() -> Attachment {
         Attachment {
@@ -165,8 +227,8 @@ mod tests {
             index: 2,
             peer: 17,
             mac: mac(&attachment(), false),
-            addresses: vec!["10.0.1.7".parse().unwrap()],
-            gateways: vec!["10.0.1.1".parse().unwrap()],
+            addresses: ["10.0.1.7", "fd00::7"].map(ip).to_vec(),
+            gateways: ["10.0.1.1", "fd00::1"].map(ip).to_vec(),
         }
     }
 
@@ -178,7 +240,7 @@ mod tests {
             mac: mac(&attachment(), false),
             node_mac: mac(&attachment(), true),
             v4: [10, 0, 1, 7],
-            v6: [0; 16],
+            v6: "fd00::7".parse::<std::net::Ipv6Addr>().unwrap().octets(),
         }
     }
 
@@ -188,8 +250,10 @@ mod tests {
             namespace: "shop".into(),
             pod_name: "cart-0".into(),
             pod_uid: "u-1".into(),
-            address: Some("10.0.1.7".parse().unwrap()),
-            gateway: Some("10.0.1.1".parse().unwrap()),
+            addresses: vec![
+                (ip("10.0.1.7"), Some(ip("10.0.1.1"))),
+                (ip("fd00::7"), Some(ip("fd00::1"))),
+            ],
             host_ports: vec![host_port()],
         }
     }
@@ -211,7 +275,7 @@ mod tests {
             pod: &pod,
             row: Some(row()),
             kept: Some(&kept),
-            gateway: None,
+            blocks: &[],
         };
         assert!(evidence.fits());
         let record = evidence.rebuild().unwrap();
@@ -221,44 +285,64 @@ mod tests {
         assert_eq!(record.interface_value(), row());
         assert_eq!(record.netns_inode, pod.inode);
         assert_eq!(record.host_ports(), [host_port()]);
+        assert_eq!(all(&record), [v4(), v6()]);
     }
 
     #[test]
     fn the_kernel_alone_tells_enough_to_keep_the_pod_wired() {
-        let (host, pod) = (host(), pod());
-        let record = Evidence {
-            host: &host,
-            pod: &pod,
-            row: None,
-            kept: None,
-            gateway: None,
+        let (host, mut pod) = (host(), pod());
+        // What the pod has given itself comes first and is not veer's.
+        pod.addresses.insert(0, ip("198.51.100.7"));
+        pod.addresses.insert(0, ip("2001:db8::7"));
+        for (own, expected) in [
+            (&BOTH[..], vec![v4(), v6()]),
+            (&["fd00::/64", "10.0.1.0/24"], vec![v6(), v4()]),
+            (&BOTH[..1], vec![v4()]),
+            (&BOTH[1..], vec![v6()]),
+            (&[], vec![(ip("198.51.100.7"), v4().1)]),
+        ] {
+            let record = Evidence {
+                host: &host,
+                pod: &pod,
+                row: None,
+                kept: None,
+                blocks: &blocks(own),
+            }
+            .rebuild()
+            .unwrap();
+            assert_eq!(all(&record), expected);
+            assert_eq!(record.identity, Identity::INIT);
+            assert!(record.is_nameless());
+            assert!(record.attachment.container_id.starts_with(NAMELESS));
         }
-        .rebuild()
-        .unwrap();
-        assert_eq!(record.address, pod.addresses[0]);
-        assert_eq!(record.gateway, pod.gateways[0]);
-        assert_eq!(record.identity, Identity::INIT);
-        assert!(record.is_nameless());
-        assert!(record.attachment.container_id.starts_with(NAMELESS));
     }
 
     #[test]
-    fn a_pod_that_took_its_own_address_and_route_off_is_still_a_pod() {
+    fn a_pod_that_took_its_own_addresses_and_routes_off_is_still_a_pod() {
         let (host, mut pod) = (host(), pod());
         pod.addresses.clear();
         pod.gateways.clear();
-        let gateway = "10.0.1.1".parse().unwrap();
-        let record = Evidence {
-            host: &host,
-            pod: &pod,
-            row: Some(row()),
-            kept: None,
-            gateway: Some(gateway),
+        let of_one_family = InterfaceValue {
+            v6: [0; 16],
+            ..row()
+        };
+        for (row, own, expected) in [
+            (row(), BOTH, vec![v4(), v6()]),
+            (row(), [BOTH[1], BOTH[0]], vec![v6(), v4()]),
+            (of_one_family, BOTH, vec![v4()]),
+        ] {
+            let record = Evidence {
+                host: &host,
+                pod: &pod,
+                row: Some(row),
+                kept: None,
+                blocks: &blocks(&own),
+            }
+            .rebuild()
+            .unwrap();
+            assert_eq!(all(&record), expected);
+            assert_eq!(record.interface_value(), row);
         }
-        .rebuild()
-        .unwrap();
-        assert_eq!(record.address, IpAddr::from([10, 0, 1, 7]));
-        assert_eq!(record.gateway, gateway);
     }
 
     #[test]
@@ -275,7 +359,7 @@ mod tests {
             pod: &pod,
             row: Some(stale),
             kept: None,
-            gateway: Some("10.0.1.1".parse().unwrap()),
+            blocks: &blocks(&BOTH),
         };
         assert!(evidence.fits());
         assert_eq!(evidence.rebuild(), None);
@@ -295,7 +379,7 @@ mod tests {
                 pod,
                 row: Some(row()),
                 kept: None,
-                gateway: None,
+                blocks: &[],
             };
             assert!(!evidence.fits());
         }

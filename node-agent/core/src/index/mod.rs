@@ -223,11 +223,9 @@ impl Index {
         let mut claims = Claims::new();
         for pod in self.wired_pods() {
             for address in &pod.addresses {
-                if let std::net::IpAddr::V4(address) = address {
-                    let uids = claims.entry(*address).or_default();
-                    uids.push(pod.uid.clone());
-                    uids.extend(pod.config_hash.clone());
-                }
+                let uids = claims.entry(*address).or_default();
+                uids.push(pod.uid.clone());
+                uids.extend(pod.config_hash.clone());
             }
         }
         claims

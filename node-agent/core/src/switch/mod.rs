@@ -145,7 +145,7 @@ impl Switch {
     /// What is to be probed now, from which address, and in which round of
     /// probes.
     pub fn asks(&mut self, store: &Store, now: Now<'_>) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
-        let from = match store.health_address()? {
+        let from = match store.health_addresses().next()? {
             IpAddr::V4(address) => address,
             IpAddr::V6(_) => return None,
         };

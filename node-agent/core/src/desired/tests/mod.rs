@@ -83,7 +83,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut store = Store::new([], Vec::new());
-        store.set_block("10.1.0.0/24".parse().unwrap());
+        store.set_blocks(&["10.1.0.0/24".parse().unwrap()]);
         let mut index = Index::new("a");
         index.handle(Event::Node(Change::Snapshot(vec![
             node("a", "10.1.0.0/24", "192.0.2.1"),

@@ -1,17 +1,17 @@
-//! Wired pods, and the pool of addresses that they draw from.
+//! Wired pods, and the pools of addresses that they draw from, one of each family.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::identity::Identity;
 use veer_bpf_common::tables::FlowSlots;
 
-use super::{Claims, LocalEndpoint, Pool, gateway_of, is_device_of, pool::Released};
+use super::{Claims, LocalEndpoint, PodAddress, Pool, gateway_of, is_device_of, pool::Released};
 
 /// Why no address could be reserved.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum StoreError {
     )]
     Exhausted {
         /// The node's block.
-        block: Ipv4Net,
+        block: IpNet,
         /// Addresses for pods in it.
         capacity: u32,
     },
@@ -37,10 +37,10 @@ pub enum StoreError {
 /// What a new endpoint gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reservation {
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// Its gateway.
-    pub gateway: IpAddr,
+    /// Its address in the node's primary family of pods.
+    pub first: PodAddress,
+    /// Its address in the other family, if the node has a block there.
+    pub second: Option<PodAddress>,
     /// Its number on this node.
     pub endpoint_id: u16,
     /// Its allocation serial.
@@ -55,8 +55,12 @@ pub struct Store {
     recorded: BTreeSet<Attachment>,
     /// Whose DEL has begun: nothing is wired for them any more.
     leaving: BTreeSet<Attachment>,
-    pool: Option<Pool>,
-    /// Released addresses read from disk before the block was known.
+    /// One of each family at most, the primary one first.
+    pools: Vec<Pool>,
+    /// So many of the pools, the first, are assigned to the node. The others go with the
+    /// last pod that holds an address of theirs, and give none to new pods.
+    assigned: usize,
+    /// Released addresses read from disk before the family's block was known.
     waiting: Vec<Released>,
     last_id: u16,
     reserved_ids: Vec<u16>,
@@ -77,7 +81,8 @@ impl Store {
             leaving: BTreeSet::new(),
             last_serial: endpoints.values().map(|e| e.serial).max().unwrap_or(0),
             endpoints,
-            pool: None,
+            pools: Vec::new(),
+            assigned: 0,
             waiting: released,
             last_id: 0,
             reserved_ids: Vec::new(),
@@ -85,58 +90,84 @@ impl Store {
         }
     }
 
-    /// The block in use: a new one is taken over only while no pod holds an
-    /// address of the old one. Returns what is in use after it.
-    pub fn set_block(&mut self, wanted: Ipv4Net) -> Ipv4Net {
-        if let Some(pool) = &self.pool
-            && pool.block() == wanted
-        {
-            return wanted;
+    /// Brings the pools to the blocks that are assigned, the first of each family. A new
+    /// one is taken over only while no pod holds an address of the old one. Returns those
+    /// in use after it, and before them what new pods get addresses of.
+    pub fn set_blocks(&mut self, assigned: &[IpNet]) -> Vec<IpNet> {
+        let mut former = std::mem::take(&mut self.pools);
+        for block in assigned {
+            if self.pools.iter().any(|pool| same_family(pool, block)) {
+                continue;
+            }
+            let at = former.iter().position(|pool| same_family(pool, block));
+            let pool = match at.map(|at| former.remove(at)) {
+                Some(pool) if pool.block() == *block || self.holds_beside(block) => pool,
+                Some(_) | None => self.new_pool(*block),
+            };
+            self.pools.push(pool);
         }
-        let held = self.endpoints.values().find_map(|e| match e.gateway {
-            IpAddr::V4(g) if !wanted.contains(&g) => Some(g),
-            IpAddr::V4(_) | IpAddr::V6(_) => None,
-        });
-        if held.is_some()
-            && let Some(pool) = &self.pool
-        {
-            return pool.block();
-        }
-        let used = self.addresses();
-        self.pool = Some(Pool::new(wanted, used, std::mem::take(&mut self.waiting)));
-        wanted
+        self.assigned = self.pools.len();
+        former.retain(|pool| pool.held() > 0);
+        self.pools.append(&mut former);
+        self.blocks().collect()
     }
 
-    fn addresses(&self) -> Vec<Ipv4Addr> {
-        self.endpoints
-            .values()
-            .filter_map(|e| match e.address {
-                IpAddr::V4(a) => Some(a),
-                IpAddr::V6(_) => None,
-            })
-            .collect()
+    /// Whether a pod holds an address of another block of the family.
+    fn holds_beside(&self, block: &IpNet) -> bool {
+        let mut held = self.endpoints.values().flat_map(|e| e.addresses());
+        held.any(|a| a.gateway.is_ipv4() == is_ipv4(block) && !block.contains(&a.gateway))
     }
 
-    /// Takes an address, a number and a serial for a new endpoint. `now` is
-    /// milliseconds since 1970.
+    fn new_pool(&mut self, block: IpNet) -> Pool {
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (released, others): (Vec<_>, Vec<_>) =
+            waiting.partition(|r| r.address.is_ipv4() == is_ipv4(&block));
+        self.waiting = others;
+        let used = self.endpoints.values().flat_map(|e| e.addresses());
+        Pool::new(block, used.map(|a| a.address), released)
+    }
+
+    /// The pool that an address is of.
+    fn pool_of(&mut self, address: IpAddr) -> Option<&mut Pool> {
+        let mut pools = self.pools.iter_mut();
+        pools.find(|pool| pool.block().contains(&address))
+    }
+
+    /// Takes an address of each family, a number and a serial for a new endpoint. Where
+    /// one family has no address, none is taken of the other. `now` is milliseconds since
+    /// 1970.
     pub fn reserve(
         &mut self,
         pod_uid: &str,
         claims: &Claims,
         now: i64,
     ) -> Result<Reservation, StoreError> {
-        let pool = self.pool.as_mut().ok_or(StoreError::NoBlock)?;
-        let block = pool.block();
-        let gateway = gateway_of(&IpNet::V4(block)).ok_or(StoreError::NoBlock)?;
-        let address = pool.take(pod_uid, claims).ok_or(StoreError::Exhausted {
-            block,
-            capacity: pool.capacity(),
-        })?;
+        let mut taken = Vec::new();
+        for pool in &mut self.pools[..self.assigned] {
+            let block = pool.block();
+            let gateway = gateway_of(&block).ok_or(StoreError::NoBlock);
+            let address = gateway.and_then(|gateway| {
+                let exhausted = StoreError::Exhausted {
+                    block,
+                    capacity: pool.capacity(),
+                };
+                let address = pool.take(pod_uid, claims).ok_or(exhausted)?;
+                Ok(PodAddress { address, gateway })
+            });
+            match address {
+                Ok(address) => taken.push(address),
+                Err(error) => {
+                    self.give_back(taken, pod_uid);
+                    return Err(error);
+                }
+            }
+        }
+        let first = *taken.first().ok_or(StoreError::NoBlock)?;
         let endpoint_id = self.free_id();
         self.reserved_ids.push(endpoint_id);
         Ok(Reservation {
-            address,
-            gateway,
+            first,
+            second: taken.get(1).copied(),
             endpoint_id,
             serial: self.next_serial(now),
         })
@@ -146,8 +177,15 @@ impl Store {
     pub fn cancel(&mut self, reservation: &Reservation, pod_uid: &str) {
         self.reserved_ids
             .retain(|id| *id != reservation.endpoint_id);
-        if let Some(pool) = &mut self.pool {
-            pool.release(reservation.address, pod_uid);
+        let taken = [reservation.first].into_iter().chain(reservation.second);
+        self.give_back(taken, pod_uid);
+    }
+
+    fn give_back(&mut self, taken: impl IntoIterator<Item = PodAddress>, pod_uid: &str) {
+        for PodAddress { address, .. } in taken {
+            if let Some(pool) = self.pool_of(address) {
+                pool.release(address, pod_uid);
+            }
         }
     }
 
@@ -190,16 +228,20 @@ impl Store {
     }
 
     /// Makes an endpoint known that was found wired without a record, with a
-    /// number and a serial if it lacks them. `None` when its address is another's.
+    /// number and a serial if it lacks them. `None` when an address of it is another's.
     /// `now` is milliseconds since 1970.
     pub fn adopt(&mut self, mut endpoint: LocalEndpoint, now: i64) -> Option<LocalEndpoint> {
-        let free = self.by_address(endpoint.address).is_none()
-            && match (&mut self.pool, endpoint.address) {
-                (Some(pool), IpAddr::V4(address)) => pool.hold(address),
-                (None, _) | (_, IpAddr::V6(_)) => true,
-            };
-        if !free {
+        let taken = |a: PodAddress| {
+            let mut pools = self.pools.iter();
+            self.by_address(a.address).is_some() || pools.any(|pool| pool.is_taken(a.address))
+        };
+        if endpoint.addresses().any(taken) {
             return None;
+        }
+        for PodAddress { address, .. } in endpoint.addresses() {
+            if let Some(pool) = self.pool_of(address) {
+                pool.hold(address);
+            }
         }
         let id = endpoint.endpoint_id;
         let taken =
@@ -244,10 +286,8 @@ impl Store {
         let Some(endpoint) = self.endpoints.remove(attachment) else {
             return;
         };
-        if let (Some(pool), IpAddr::V4(address)) = (&mut self.pool, endpoint.address) {
-            pool.release(address, &endpoint.pod_uid);
-            self.released_dirty = true;
-        }
+        self.give_back(endpoint.addresses(), &endpoint.pod_uid);
+        self.released_dirty |= !self.pools.is_empty();
     }
 
     /// Whether an endpoint's record is to be on disk.
@@ -312,10 +352,11 @@ impl Store {
     /// The released addresses, the longest-free one first, if they changed since they
     /// were last asked for.
     pub fn released_to_write(&mut self) -> Option<Vec<Released>> {
-        let pool = self.pool.as_ref().filter(|_| self.released_dirty)?;
-        let released = pool.released().cloned().collect();
-        self.released_dirty = false;
-        Some(released)
+        if !std::mem::take(&mut self.released_dirty) {
+            return None;
+        }
+        let known = self.pools.iter().flat_map(Pool::released);
+        Some(known.chain(&self.waiting).cloned().collect())
     }
 
     /// What was last asked for could not be written.
@@ -369,16 +410,24 @@ impl Store {
         self.endpoints.len()
     }
 
-    /// The address that this node probes others from and answers them at: the one
-    /// that pods have as next hop.
-    pub fn health_address(&self) -> Option<IpAddr> {
-        gateway_of(&IpNet::V4(self.block()?))
+    /// The addresses that this node probes others from and answers them at: those that
+    /// pods have as next hops.
+    pub fn health_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.blocks().filter_map(|block| gateway_of(&block))
     }
 
-    /// The block in use.
-    pub fn block(&self) -> Option<Ipv4Net> {
-        self.pool.as_ref().map(Pool::block)
+    /// The blocks in use, one of each family at most, the primary family's first.
+    pub fn blocks(&self) -> impl Iterator<Item = IpNet> {
+        self.pools.iter().map(Pool::block)
     }
+}
+
+fn is_ipv4(block: &IpNet) -> bool {
+    block.addr().is_ipv4()
+}
+
+fn same_family(pool: &Pool, block: &IpNet) -> bool {
+    is_ipv4(&pool.block()) == is_ipv4(block)
 }
 
 #[cfg(test)]

@@ -30,9 +30,9 @@ fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
         pod_name: format!("p{n}"),
         pod_uid: format!("u{n}"),
         object_uid: None,
-        address: r.address.into(),
-        gateway: r.gateway,
-        second: None,
+        address: r.first.address,
+        gateway: r.first.gateway,
+        second: r.second,
         endpoint_id: r.endpoint_id,
         serial: r.serial,
         identity: Identity::INIT,
@@ -54,31 +54,145 @@ fn wire(store: &mut Store, n: u32) -> LocalEndpoint {
     e
 }
 
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// A node's blocks: of one family, of the other, of both in either order.
+const NODES: [&[&str]; 4] = [
+    &["10.1.0.0/24"],
+    &["fd00:1::/120"],
+    &["10.1.0.0/24", "fd00:1::/120"],
+    &["fd00:1::/120", "10.1.0.0/24"],
+];
+
+fn addresses(endpoint: &LocalEndpoint) -> Vec<IpAddr> {
+    endpoint.addresses().map(|a| a.address).collect()
+}
+
 #[test]
 fn addresses_numbers_and_serials_are_unique_and_survive_a_restart() {
-    let block: Ipv4Net = "10.1.0.0/24".parse().unwrap();
-    let mut store = Store::new([], Vec::new());
-    assert_eq!(
-        store.reserve("x", &Claims::new(), 1),
-        Err(StoreError::NoBlock)
-    );
-    store.set_block(block);
-    let all: Vec<_> = (0..252).map(|n| wire(&mut store, n)).collect();
-    let addresses: HashSet<_> = all.iter().map(|e| e.address).collect();
-    let ids: HashSet<_> = all.iter().map(|e| e.endpoint_id).collect();
-    assert_eq!((addresses.len(), ids.len()), (252, 252));
-    assert!(all.windows(2).all(|w| w[0].serial < w[1].serial));
+    for blocks in NODES.map(nets) {
+        let mut store = Store::new([], Vec::new());
+        assert_eq!(
+            store.reserve("x", &Claims::new(), 1),
+            Err(StoreError::NoBlock)
+        );
+        assert_eq!(store.set_blocks(&blocks), blocks);
+        let all: Vec<_> = (0..252).map(|n| wire(&mut store, n)).collect();
+        let held: HashSet<_> = all.iter().flat_map(addresses).collect();
+        let ids: HashSet<_> = all.iter().map(|e| e.endpoint_id).collect();
+        assert_eq!((held.len(), ids.len()), (252 * blocks.len(), 252));
+        assert!(all.windows(2).all(|w| w[0].serial < w[1].serial));
+        for (address, block) in all[0].addresses().zip(&blocks) {
+            assert!(block.contains(&address.address));
+            assert_eq!(Some(address.gateway), gateway_of(block));
+        }
 
-    let mut again = restarted(&mut store);
-    again.set_block(block);
-    assert_eq!(again.len(), 252);
-    let r = again.reserve("new", &Claims::new(), 1).unwrap();
-    assert!(!addresses.contains(&IpAddr::from(r.address)));
-    assert!(r.serial > all[251].serial);
-    assert!(matches!(
-        again.reserve("more", &Claims::new(), 1),
-        Err(StoreError::Exhausted { capacity: 253, .. })
-    ));
+        let mut again = restarted(&mut store);
+        again.set_blocks(&blocks);
+        assert_eq!(again.len(), 252);
+        for pod in &all {
+            for address in addresses(pod) {
+                assert_eq!(again.by_address(address), Some(pod));
+                assert_eq!(again.wired_at(address), Some(pod));
+            }
+        }
+        let r = again.reserve("new", &Claims::new(), 1).unwrap();
+        assert!(!held.contains(&r.first.address));
+        assert!(r.serial > all[251].serial);
+        // IPv6 has one address more, the broadcast address of IPv4.
+        let more = again.reserve("more", &Claims::new(), 1);
+        let full = blocks.iter().find(|b| b.addr().is_ipv4());
+        match (full, more) {
+            (Some(full), Err(StoreError::Exhausted { block, capacity })) => {
+                assert_eq!((block, capacity), (*full, 253));
+            }
+            (None, Ok(_)) => {}
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn where_one_family_has_no_address_left_none_is_taken_of_the_other() {
+    for blocks in [
+        ["10.1.0.0/29", "fd00:1::/64"],
+        ["10.1.0.0/24", "fd00:1::7ff8/126"],
+        ["fd00:1::7ff8/126", "10.1.0.0/24"],
+    ] {
+        let mut store = Store::new([], Vec::new());
+        store.set_blocks(&nets(&blocks));
+        let mut wired = 0;
+        let error = loop {
+            match store.reserve(&format!("u{wired}"), &Claims::new(), 1) {
+                Ok(r) => {
+                    store.insert(endpoint(wired, r));
+                    wired += 1;
+                }
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, StoreError::Exhausted { .. }));
+        let held: usize = store.pools.iter().map(Pool::held).sum();
+        assert_eq!(held, store.len() * 2);
+        forget_all(&mut store);
+        assert!(store.reserve("again", &Claims::new(), 1).is_ok());
+    }
+}
+
+fn forget_all(store: &mut Store) {
+    let all: Vec<_> = store.iter().map(|e| e.attachment.clone()).collect();
+    for attachment in all {
+        forget(store, &attachment);
+    }
+}
+
+#[test]
+fn an_add_that_fails_gives_back_all_that_it_had() {
+    let mut store = Store::new([], Vec::new());
+    store.set_blocks(&nets(NODES[2]));
+    let taken = store.reserve("u", &Claims::new(), 1).unwrap();
+    store.cancel(&taken, "u");
+    let again = store.reserve("u", &Claims::new(), 1).unwrap();
+    assert_eq!((again.first, again.second), (taken.first, taken.second));
+}
+
+#[test]
+fn a_family_that_comes_is_for_new_pods_and_one_that_goes_stays_for_those_that_have_it() {
+    for [first, second] in [
+        ["10.1.0.0/24", "fd00:1::/64"],
+        ["fd00:1::/64", "10.1.0.0/24"],
+    ] {
+        let (one, both) = (nets(&[first]), nets(&[first, second]));
+        let mut store = Store::new([], Vec::new());
+        store.set_blocks(&one);
+        let old = wire(&mut store, 1);
+        assert_eq!(old.second, None);
+        assert_eq!(store.set_blocks(&both), both);
+        assert_eq!(
+            store.get(&old.attachment),
+            Some(&old),
+            "it keeps what it has"
+        );
+        let new = wire(&mut store, 2);
+        assert!(both[1].contains(&new.second.unwrap().address));
+        assert_eq!(store.health_addresses().count(), 2);
+
+        // The first family goes.
+        let other = nets(&[second]);
+        assert_eq!(store.set_blocks(&other), nets(&[second, first]));
+        let third = wire(&mut store, 3);
+        assert!(both[1].contains(&third.address));
+        assert_eq!(third.second, None);
+        let mut again = restarted(&mut store);
+        again.set_blocks(&nets(&[second, first]));
+        assert_eq!(again.set_blocks(&other).len(), 2);
+        for pod in [&old, &new] {
+            forget(&mut again, &pod.attachment);
+        }
+        assert_eq!(again.set_blocks(&other), other);
+    }
 }
 
 #[test]
@@ -90,22 +204,37 @@ fn removing_what_is_not_there_succeeds() {
 
 #[test]
 fn a_new_block_waits_for_the_pods_of_the_old_one() {
-    let (old, new): (Ipv4Net, Ipv4Net) = (
-        "10.1.0.0/24".parse().unwrap(),
-        "10.2.0.0/24".parse().unwrap(),
-    );
+    for (old, new) in [
+        (["10.1.0.0/24"], ["10.2.0.0/24"]),
+        (["fd00:1::/64"], ["fd00:2::/64"]),
+    ] {
+        let (old, new) = (nets(&old), nets(&new));
+        let mut store = Store::new([], Vec::new());
+        store.set_blocks(&old);
+        let e = wire(&mut store, 1);
+        assert_eq!(store.set_blocks(&new), old);
+        forget(&mut store, &e.attachment);
+        assert_eq!(store.set_blocks(&new), new);
+    }
+}
+
+#[test]
+fn a_new_block_of_one_family_does_not_wait_for_pods_of_the_other() {
     let mut store = Store::new([], Vec::new());
-    store.set_block(old);
-    let e = wire(&mut store, 1);
-    assert_eq!(store.set_block(new), old);
-    forget(&mut store, &e.attachment);
-    assert_eq!(store.set_block(new), new);
+    store.set_blocks(&nets(&["10.1.0.0/24"]));
+    wire(&mut store, 1);
+    store.set_blocks(&nets(&["10.1.0.0/24", "fd00:1::/64"]));
+    let both = nets(&["10.1.0.0/24", "fd00:2::/64"]);
+    assert_eq!(store.set_blocks(&both), both);
+    wire(&mut store, 2);
+    let third = nets(&["10.3.0.0/24", "fd00:3::/64"]);
+    assert_eq!(store.set_blocks(&third), both);
 }
 
 #[test]
 fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
     let mut store = Store::new([], Vec::new());
-    store.set_block("10.1.0.0/24".parse().unwrap());
+    store.set_blocks(&nets(NODES[0]));
     let e = wire(&mut store, 1);
     assert!(store.leave(&e.attachment).is_some());
     // The engine comes between, and writes late.
@@ -116,7 +245,7 @@ fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
     );
     assert!(store.record_of(&e.attachment).is_none());
     let taken = store.reserve("new", &Claims::new(), 1).unwrap();
-    assert_ne!(IpAddr::from(taken.address), e.address, "still held");
+    assert_ne!(taken.first.address, e.address, "still held");
     store.remove(&e.attachment);
     assert_eq!(store.len(), 0);
 }
@@ -124,7 +253,7 @@ fn a_change_of_identity_does_not_bring_the_record_of_a_pod_that_goes_back() {
 #[test]
 fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
     let mut store = Store::new([], Vec::new());
-    store.set_block("10.1.0.0/24".parse().unwrap());
+    store.set_blocks(&nets(NODES[0]));
     let mut e = wire(&mut store, 1);
     forget(&mut store, &e.attachment);
     let runtimes = e.attachment.clone();
@@ -138,13 +267,13 @@ fn the_runtimes_del_finds_a_record_that_was_rebuilt_without_its_sandboxs_id() {
     assert_eq!(store.known_as(&runtimes), e.attachment);
     assert_eq!(store.known_as(&attachment(2)), attachment(2));
     let other = store.reserve("new", &Claims::new(), 1).unwrap();
-    assert_ne!(IpAddr::from(other.address), e.address);
+    assert_ne!(other.first.address, e.address);
 }
 
 #[test]
 fn a_port_that_another_pod_has_is_found_and_the_own_earlier_sandbox_is_no_other() {
     let mut store = Store::new([], Vec::new());
-    store.set_block("10.0.1.0/24".parse().unwrap());
+    store.set_blocks(&nets(&["10.0.1.0/24"]));
     let with_port = |mut endpoint: LocalEndpoint, ip: &str| {
         let mapping = serde_json::json!([
             {"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ip}]);

@@ -115,7 +115,7 @@ impl Agent {
         let spec = serde_json::from_value(spec).unwrap();
         index.handle(Event::Cluster(Box::new(("c".into(), spec))));
         let mut store = Store::new([], Vec::new());
-        store.set_block("10.1.0.0/24".parse().unwrap());
+        store.set_blocks(&["10.1.0.0/24".parse().unwrap()]);
         let mut agent = Self {
             tables: kernel.tables(),
             kernel,
@@ -211,9 +211,9 @@ impl Agent {
             pod_name: format!("p{pod}"),
             pod_uid: uid,
             object_uid: None,
-            address: reservation.address.into(),
-            gateway: reservation.gateway,
-            second: None,
+            address: reservation.first.address,
+            gateway: reservation.first.gateway,
+            second: reservation.second,
             endpoint_id: reservation.endpoint_id,
             serial: reservation.serial,
             identity: Identity::new(300).unwrap(),
