@@ -53,6 +53,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The own address from which packets to a destination start: the first of its family.
+    pub fn source(&self, destination: IpAddr) -> Option<IpAddr> {
+        let mut all = self.primary.iter().chain(&self.addresses).copied();
+        all.find(|own| own.is_ipv4() == destination.is_ipv4())
+    }
+
     /// Largest packet that all uplinks carry, in bytes; 0: not known.
     pub fn path_mtu(&self) -> u32 {
         self.uplinks.iter().map(|u| u.mtu).min().unwrap_or(0)

@@ -4,10 +4,7 @@
 mod denied;
 mod unassigned;
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
 use veer_bpf_common::{
@@ -73,20 +70,20 @@ pub struct Inputs<'a> {
     pub rows: bool,
 }
 
-/// The ipcache row of one address; `None`: no row of its own. The last are the node's
-/// health address and the identity of its pod at the address, if there is one.
+/// The ipcache row of one address; `None`: no row of its own. The last are whether it is a
+/// health address of the node, and the identity of its pod at the address, if there is one.
 fn row_of(
     index: &Index,
     facts: &Facts,
     peers: &Peers,
     address: IpAddr,
-    (health, pod): (Option<IpAddr>, Option<Identity>),
+    (is_health, pod): (bool, Option<Identity>),
 ) -> Option<IpcacheEntry> {
     let local = |identity| IpcacheEntry::new(identity, NodeId::LOCAL);
     if facts.addresses.contains(&address) {
         return Some(local(Identity::HOST));
     }
-    if health == Some(address) {
+    if is_health {
         return Some(local(Identity::HEALTH));
     }
     if let Some(node_id) = peers.health_ids.get(&address) {
@@ -144,7 +141,10 @@ pub fn address_rows_of(
             facts,
             peers,
             address,
-            (store.health_addresses().next(), pod.map(|pod| pod.identity)),
+            (
+                store.health_addresses().any(|own| own == address),
+                pod.map(|pod| pod.identity),
+            ),
         ),
     }
 }
@@ -162,9 +162,9 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         now,
         rows,
     } = inputs;
-    let block = store.blocks().next();
+    let blocks: Vec<IpNet> = store.blocks().collect();
     let mut d = Desired {
-        config: config(facts, index, block.as_ref(), step),
+        config: config(facts, index, &blocks, step),
         // First, since all others are stronger where they are the same prefix.
         ipcache: unassigned::rows(index, facts, peers)
             .chain(denied::rows(index))
@@ -174,7 +174,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
     };
 
     let init = |node| IpcacheEntry::new(Identity::INIT, node);
-    if let Some(block) = &block {
+    for block in &blocks {
         d.ipcache.insert(prefix(block), init(NodeId::LOCAL));
     }
     for (name, id) in &peers.by_name {
@@ -182,7 +182,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
             continue;
         };
         for cidr in &node.pod_cidrs {
-            if Some(*cidr) != block {
+            if !blocks.contains(cidr) {
                 d.ipcache.insert(prefix(cidr), init(*id));
             }
         }
@@ -211,7 +211,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
             *address,
             facts,
             mtu,
-            block.as_ref(),
+            &blocks,
         ));
         d.remotes.insert(id.get(), remote);
     }
@@ -225,12 +225,10 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         d.ipcache.extend(address_rows(index, store, facts, peers));
     }
     d.local_pods(store, facts);
-    if let Some(block) = block {
-        d.routes.push(Route {
-            unreachable: true,
-            ..Route::link(block, 0)
-        });
-    }
+    d.routes.extend(blocks.into_iter().map(|block| Route {
+        unreachable: true,
+        ..Route::link(block, 0)
+    }));
     d
 }
 
@@ -242,11 +240,11 @@ impl Desired {
             self.endpoints.extend(rows);
             self.interfaces
                 .insert(endpoint.ifindex, endpoint.interface_value());
-            self.routes.push(host_route(
-                endpoint.ifindex,
-                endpoint.address,
-                facts.primary,
-            ));
+            let routes = endpoint.addresses().map(|of_pod| {
+                let source = facts.source(of_pod.address);
+                host_route(endpoint.ifindex, of_pod.address, source)
+            });
+            self.routes.extend(routes);
         }
     }
 }
@@ -258,17 +256,20 @@ fn address_rows(
     facts: &Facts,
     peers: &Peers,
 ) -> impl Iterator<Item = (PrefixKey, IpcacheEntry)> {
-    let pods: HashMap<IpAddr, Identity> = store.wired().map(|e| (e.address, e.identity)).collect();
-    let health = store.health_addresses().next();
+    let pods: HashMap<IpAddr, Identity> = store
+        .wired()
+        .flat_map(|e| e.addresses().map(|a| (a.address, e.identity)))
+        .collect();
+    let health: Vec<IpAddr> = store.health_addresses().collect();
     let own = facts.addresses.iter().copied();
     let all = own
-        .chain(store.wired().map(|e| e.address))
+        .chain(pods.keys().copied().collect::<Vec<_>>())
         .chain(peers.by_address.keys().copied())
-        .chain(health)
+        .chain(health.clone())
         .chain(peers.health_ids.keys().copied())
         .chain(index.endpoints.addresses());
     all.filter_map(move |address| {
-        let own = (health, pods.get(&address).copied());
+        let own = (health.contains(&address), pods.get(&address).copied());
         let entry = row_of(index, facts, peers, address, own)?;
         Some((host_prefix(address), entry))
     })
@@ -279,14 +280,14 @@ fn remote_routes(
     address: IpAddr,
     facts: &Facts,
     mtu: u32,
-    own: Option<&IpNet>,
+    own: &[IpNet],
 ) -> Vec<Route> {
     if facts.vxlan_index == 0 {
         return Vec::new();
     }
     cidrs
         .iter()
-        .filter(|c| c.addr().is_ipv4() == address.is_ipv4() && Some(*c) != own)
+        .filter(|c| c.addr().is_ipv4() == address.is_ipv4() && !own.contains(c))
         .map(|cidr| Route {
             gateway: Some(address),
             source: facts.primary,
@@ -297,25 +298,34 @@ fn remote_routes(
         .collect()
 }
 
-fn config(facts: &Facts, index: &Index, block: Option<&IpNet>, step: &RoutingStep) -> Config {
+fn config(facts: &Facts, index: &Index, blocks: &[IpNet], step: &RoutingStep) -> Config {
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let denies = cluster.is_some_and(|c| !c.denied_prefixes.is_empty());
-    let (gateway_v4, block_bits_v4) = match (block.and_then(gateway_of), block) {
-        (Some(IpAddr::V4(gateway)), Some(block)) => (gateway, block.prefix_len()),
-        _ => (Ipv4Addr::UNSPECIFIED, 0),
-    };
-    Config {
+    let mut config = Config {
         vxlan_ifindex: facts.vxlan_index,
         tunnel_mtu: step.tunnel_mtu,
         native_mtu: step.native_mtu,
         flags: if denies { Config::DENIES } else { 0 },
-        gateway_v4: gateway_v4.octets(),
+        gateway_v4: [0; 4],
         gateway_v6: [0; 16],
         tunnel_port: tunnel_port(cluster).to_be_bytes(),
-        block_bits_v4,
+        block_bits_v4: 0,
         block_bits_v6: 0,
         pad: [0; CONFIG_PAD],
+    };
+    for block in blocks {
+        let bits = block.prefix_len();
+        match gateway_of(block) {
+            Some(IpAddr::V4(gateway)) => {
+                (config.gateway_v4, config.block_bits_v4) = (gateway.octets(), bits);
+            }
+            Some(IpAddr::V6(gateway)) => {
+                (config.gateway_v6, config.block_bits_v6) = (gateway.octets(), bits);
+            }
+            None => {}
+        }
     }
+    config
 }
 
 /// UDP port of the tunnel.

@@ -1,7 +1,7 @@
 //! The cluster's pod CIDRs as rows of the ipcache. Addresses in them that no node has
 //! been given are unassigned, and packets from them are dropped.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use veer_bpf_common::{address::PrefixKey, identity::Identity, node::NodeId, tables::IpcacheEntry};
 
@@ -22,6 +22,9 @@ pub(super) fn rows(
         .primary
         .into_iter()
         .chain(peers.primaries.values().copied())
+        .chain(facts.source(Ipv6Addr::UNSPECIFIED.into()))
+        // None of these stands for its node; bridges of IPv6 have link-local addresses.
+        .chain(peers.by_address.keys().copied().filter(IpAddr::is_ipv6))
         .collect();
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     cluster

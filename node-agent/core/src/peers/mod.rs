@@ -28,7 +28,7 @@ pub struct Peers {
     pub primaries: BTreeMap<String, IpAddr>,
     /// Ids by each believed address.
     pub by_address: HashMap<IpAddr, NodeId>,
-    /// Health addresses by name.
+    /// Health addresses by name: those that nodes are probed at.
     pub health: BTreeMap<String, Ipv4Addr>,
     /// Ids by health address.
     pub health_ids: HashMap<IpAddr, NodeId>,
@@ -39,14 +39,11 @@ fn primary(addresses: &[IpAddr]) -> Option<IpAddr> {
     addresses.iter().copied().find(IpAddr::is_ipv4)
 }
 
-/// The address that a node is probed at.
-fn health(node: &NodeRecord) -> Option<Ipv4Addr> {
-    node.pod_cidrs
-        .iter()
-        .find_map(|cidr| match gateway_of(cidr) {
-            Some(IpAddr::V4(address)) => Some(address),
-            Some(IpAddr::V6(_)) | None => None,
-        })
+/// The health addresses of a node, one of each family that it has a block of.
+fn healths(node: &NodeRecord) -> impl Iterator<Item = IpAddr> {
+    let all = || node.pod_cidrs.iter().filter_map(gateway_of);
+    let v4 = all().find(IpAddr::is_ipv4);
+    v4.into_iter().chain(all().find(IpAddr::is_ipv6))
 }
 
 /// A node's claim of an address. Of two, the stronger counts, field by field.
@@ -117,9 +114,11 @@ pub fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
             continue;
         };
         peers.by_name.insert(node.name.clone(), id);
-        if let Some(health) = health(node) {
-            peers.health.insert(node.name.clone(), health);
-            peers.health_ids.insert(IpAddr::V4(health), id);
+        for health in healths(node) {
+            peers.health_ids.insert(health, id);
+            if let IpAddr::V4(health) = health {
+                peers.health.insert(node.name.clone(), health);
+            }
         }
         if let Some(first) = first {
             peers.primaries.insert(node.name.clone(), first);

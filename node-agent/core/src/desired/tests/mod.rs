@@ -1,6 +1,7 @@
 //! Scenarios of the desired state.
 
 mod denied;
+mod families;
 mod peers_of;
 mod scale;
 mod unassigned;

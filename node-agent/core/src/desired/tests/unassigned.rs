@@ -51,4 +51,16 @@ fn a_pod_cidr_in_which_nodes_live_is_not_only_pods() {
     for cidr in ["192.0.0.0/16", "192.0.2.2/31"] {
         assert!(unassigned(&with_cidrs(&mut world, &[cidr])).is_empty());
     }
+    let mut b = node("b", "10.1.1.0/24", "192.0.2.2");
+    b.addresses.push(ip("2001:db8:2::2"));
+    world.index.handle(Event::Node(Change::Apply(b)));
+    world.facts.addresses.push(ip("2001:db8:1::1"));
+    for (cidr, nobodys) in [
+        ("2001:db8:1::/64", false),
+        ("2001:db8:2::/64", false),
+        ("2001:db8:3::/64", true),
+    ] {
+        let d = with_cidrs(&mut world, &[cidr]);
+        assert_eq!(!unassigned(&d).is_empty(), nobodys, "{cidr}");
+    }
 }
