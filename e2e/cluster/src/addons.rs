@@ -1,11 +1,12 @@
 //! What a cluster has beside its own components: `CoreDNS` on pod addresses
 //! (it starts once there is a pod network) under the usual service.
 
-use crate::control::DNS_SERVICE;
+use crate::family::Families;
 
 /// The manifests, as YAML.
-pub(crate) fn manifests() -> String {
-    COREDNS.replace("DNS_SERVICE", &DNS_SERVICE.to_string())
+pub(crate) fn manifests(families: Families) -> String {
+    let address = families.primary().dns_service().to_string();
+    COREDNS.replace("DNS_SERVICE", &format!("\"{address}\""))
 }
 
 const COREDNS: &str = r#"

@@ -120,29 +120,32 @@ impl Cluster {
         self.node(name)?.freeze(false)
     }
 
-    /// Gives a worker another address on its link while it runs; the kubelet
-    /// is restarted with it, as an administrator would.
+    /// Gives a worker another address on its link while it runs, in each family;
+    /// the kubelet is restarted with it, as an administrator would. Returns the
+    /// IPv4 one.
     ///
     /// # Errors
-    /// It is the control plane's node, or a step fails.
+    /// It is the control plane's node, the cluster has no IPv4, or a step fails.
     pub fn readdress_node(&mut self, name: &str) -> Result<Ipv4Addr> {
+        self.address(name)?;
         let mut info = self.worker(name)?;
         let machine = self.machine(name);
         let plan = self.plan();
         let new = underlay::spare_address(plan, &info)?;
         self.stop_process(name, "kubelet")?;
-        underlay::readdress(plan, &machine, info.number, info.address, new)?;
+        underlay::readdress(plan, &self.state.config, &machine, &info, new)?;
         info.address = new;
         self.start_kubelet_at(&info)?;
         Ok(new)
     }
 
     /// Restarts a worker's kubelet with another address that the node has, whatever
-    /// link that is on.
+    /// link that is on, and with the IPv6 one beside it where the cluster has IPv6.
     ///
     /// # Errors
-    /// It is the control plane's node, or a step fails.
+    /// It is the control plane's node, the cluster has no IPv4, or a step fails.
     pub fn announce_address(&mut self, name: &str, address: Ipv4Addr) -> Result<()> {
+        self.address(name)?;
         let mut info = self.worker(name)?;
         self.stop_process(name, "kubelet")?;
         info.address = address;
@@ -158,7 +161,8 @@ impl Cluster {
         }
         self.state.save(&self.paths)?;
         let machine = self.machine(&info.name);
-        node::write_kubelet_certificate(&Pki::at(self.paths.pki()), &machine, info)?;
+        let pki = Pki::at(self.paths.pki());
+        node::write_kubelet_certificate(&pki, &self.state.config, &machine, info)?;
         node::start_kubelet(&machine, info, &self.state.config)
     }
 
@@ -198,7 +202,7 @@ impl Cluster {
             "kube-proxy" => node::start_proxy(&machine, info, &self.state.config),
             "containerd" => node::start_containerd(&machine),
             _ if control::COMPONENTS.contains(&name) => {
-                control::start(&machine, name, info.address)?;
+                control::start(&machine, name, info.address, self.families())?;
                 if name == "kube-apiserver" {
                     control::await_ready(&self.kubectl(), &machine)?;
                 }

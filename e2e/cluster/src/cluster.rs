@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -13,6 +13,7 @@ use crate::{
     cgroup::{self, Cgroup},
     control,
     error::{Error, IoContext, Result},
+    family::{Families, Family},
     kubectl::Kubectl,
     light,
     machine::{Kind, Machine},
@@ -109,7 +110,8 @@ impl Cluster {
     fn start(&mut self) -> Result<()> {
         let pki = Pki::create(self.paths.pki())?;
         let control = self.state.control()?.clone();
-        let server = control::server(control.address);
+        let families = self.state.config.families;
+        let server = control::server(families.primary().planned(control.address));
         let admin = Some("system:masters");
         pki.kubeconfig(&self.paths.kubeconfig(), &server, "kubernetes-admin", admin)?;
         Cgroup::of_cluster(&self.state.config.name).create()?;
@@ -121,7 +123,7 @@ impl Cluster {
 
         let first = self.machine(&control.name);
         node::prepare(&pki, &self.state.config, control.address, &first, &control)?;
-        control::prepare(&pki, &first, control.address)?;
+        control::prepare(&pki, &first, control.address, families)?;
         self.start_machine(&control)?;
         self.start_control_plane()?;
         let cluster = &*self;
@@ -138,7 +140,7 @@ impl Cluster {
                 .collect()
         });
         joined.into_iter().collect::<Result<()>>()?;
-        self.kubectl().apply(&addons::manifests())?;
+        self.kubectl().apply(&addons::manifests(families))?;
         self.progress
             .done("CoreDNS applied (it starts once there is a pod network)");
         self.await_registered()?;
@@ -154,13 +156,14 @@ impl Cluster {
     pub(crate) fn start_control_plane(&self) -> Result<()> {
         let control = self.state.control()?;
         let first = self.machine(&control.name);
+        let (address, families) = (control.address, self.state.config.families);
         for component in &control::COMPONENTS[..2] {
-            control::start(&first, component, control.address)?;
+            control::start(&first, component, address, families)?;
         }
         control::await_ready(&self.kubectl(), &first)?;
         self.progress.done("etcd and API server ready");
         for component in &control::COMPONENTS[2..] {
-            control::start(&first, component, control.address)?;
+            control::start(&first, component, address, families)?;
         }
         Ok(())
     }
@@ -189,7 +192,7 @@ impl Cluster {
             self.start_machine(info)?;
         }
         if info.role == Role::Light {
-            light::register(&self.kubectl(), &machine, info)?;
+            light::register(&self.kubectl(), &machine, info, self.families())?;
             self.progress
                 .done(&format!("{} ({}) registered", info.name, info.address));
             return Ok(());
@@ -334,12 +337,30 @@ impl Cluster {
         }
     }
 
-    /// A node's address on its first uplink.
+    /// The address families of nodes and services.
+    pub fn families(&self) -> Families {
+        self.state.config.families
+    }
+
+    /// A node's IPv4 address on its first uplink.
+    ///
+    /// # Errors
+    /// The cluster has no such node, or no IPv4.
+    pub fn address(&self, name: &str) -> Result<Ipv4Addr> {
+        if !self.families().has(Family::V4) {
+            return Err(Error::State(
+                "the cluster has no IPv4 addresses: ask for those of all its families".to_owned(),
+            ));
+        }
+        Ok(self.state.node(name)?.address)
+    }
+
+    /// A node's addresses on its first uplink, the primary family's first.
     ///
     /// # Errors
     /// The cluster has no such node.
-    pub fn address(&self, name: &str) -> Result<Ipv4Addr> {
-        Ok(self.state.node(name)?.address)
+    pub fn addresses(&self, name: &str) -> Result<Vec<IpAddr>> {
+        Ok(self.families().planned(self.state.node(name)?.address))
     }
 
     /// Names of all nodes that run a kubelet, the control plane's first.

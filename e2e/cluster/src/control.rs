@@ -3,12 +3,13 @@
 //! a pod network.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use crate::{
     error::Result,
+    family::Families,
     kubectl::Kubectl,
     machine::Machine,
     paths,
@@ -39,12 +40,17 @@ pub const COMPONENTS: [&str; 4] = [
 ];
 
 /// The API server's address for everyone.
-pub(crate) fn server(address: Ipv4Addr) -> String {
-    format!("https://{address}:{API_PORT}")
+pub(crate) fn server(address: IpAddr) -> String {
+    format!("https://{}", SocketAddr::new(address, API_PORT))
 }
 
 /// Writes the secrets of the control plane to the first node's disk.
-pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()> {
+pub(crate) fn prepare(
+    pki: &Pki,
+    node: &Machine,
+    address: Ipv4Addr,
+    families: Families,
+) -> Result<()> {
     let dir = node.disk().join("kubernetes/pki");
     for file in ["ca.crt", "ca.key", "sa.key", "sa.pub"] {
         let text =
@@ -54,9 +60,11 @@ pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()
             })?;
         write_secret(&dir.join(file), &text)?;
     }
-    let addresses: Vec<IpAddr> = [address, API_SERVICE, Ipv4Addr::LOCALHOST]
-        .map(IpAddr::V4)
-        .into();
+    let addresses: Vec<IpAddr> = families
+        .all()
+        .iter()
+        .flat_map(|f| [f.planned(address), f.api_service(), f.localhost()])
+        .collect();
     let names = [
         "kubernetes",
         "kubernetes.default",
@@ -84,7 +92,7 @@ pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()
         let path = node.disk().join(format!("kubernetes/{component}.conf"));
         pki.kubeconfig(
             &path,
-            &server(address),
+            &server(families.primary().planned(address)),
             &format!("system:{component}"),
             None,
         )?;
@@ -93,16 +101,25 @@ pub(crate) fn prepare(pki: &Pki, node: &Machine, address: Ipv4Addr) -> Result<()
 }
 
 /// Starts one component.
-pub(crate) fn start(node: &Machine, component: &str, address: Ipv4Addr) -> Result<()> {
+pub(crate) fn start(
+    node: &Machine,
+    component: &str,
+    address: Ipv4Addr,
+    families: Families,
+) -> Result<()> {
     let mut words = vec![paths::programs().join(component).display().to_string()];
-    words.extend(arguments(component, address));
+    words.extend(arguments(component, address, families));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     node.daemon(component, &words)
 }
 
-fn arguments(component: &str, address: Ipv4Addr) -> Vec<String> {
+fn arguments(component: &str, address: Ipv4Addr, families: Families) -> Vec<String> {
+    let services = format!(
+        "--service-cluster-ip-range={}",
+        families.list(|f| f.service_cidr().to_owned())
+    );
     let conf = format!("/etc/kubernetes/{component}.conf");
-    let args: Vec<String> = match component {
+    let mut args: Vec<String> = match component {
         // Written without waiting for the disk: a test cluster's store need
         // not outlive a power cut.
         "etcd" => vec![
@@ -115,9 +132,12 @@ fn arguments(component: &str, address: Ipv4Addr) -> Vec<String> {
         ],
         "kube-apiserver" => vec![
             "--etcd-servers=http://127.0.0.1:2379".into(),
-            format!("--advertise-address={address}"),
+            format!(
+                "--advertise-address={}",
+                families.primary().planned(address)
+            ),
             format!("--secure-port={API_PORT}"),
-            format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+            services.clone(),
             format!("--client-ca-file={PKI}/ca.crt"),
             format!("--tls-cert-file={PKI}/apiserver.crt"),
             format!("--tls-private-key-file={PKI}/apiserver.key"),
@@ -154,6 +174,9 @@ fn arguments(component: &str, address: Ipv4Addr) -> Vec<String> {
             "--leader-elect=false".into(),
         ],
     };
+    if component == "kube-controller-manager" && !families.is_default() {
+        args.push(services);
+    }
     args
 }
 
@@ -176,4 +199,39 @@ pub(crate) fn await_ready(kubectl: &Kubectl, node: &Machine) -> Result<()> {
             Err(error) => Err(error.to_string()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_plane_knows_the_services_of_each_family_the_primary_ones_first() {
+        let address = Ipv4Addr::new(172, 30, 0, 11);
+        let has = |component, families, wanted: &str| {
+            arguments(component, address, families)
+                .iter()
+                .any(|a| a == wanted)
+        };
+        let server = "kube-apiserver";
+        assert!(has(
+            server,
+            Families::V4,
+            "--service-cluster-ip-range=10.96.0.0/16"
+        ));
+        let both = "--service-cluster-ip-range=fd00:10:96::/112,10.96.0.0/16";
+        for component in [server, "kube-controller-manager"] {
+            assert!(has(component, Families::V6V4, both), "{component}");
+        }
+        // The server's own service has an address of the primary family, and
+        // what it leads to has to be of the same.
+        for (families, wanted) in [
+            (Families::V4V6, "--advertise-address=172.30.0.11"),
+            (Families::V6V4, "--advertise-address=fd76:6565:7200::ac1e:b"),
+        ] {
+            assert!(has(server, families, wanted), "{families:?}");
+        }
+        let manager = arguments("kube-controller-manager", address, Families::V4);
+        assert!(!manager.iter().any(|a| a.starts_with("--service-cluster")));
+    }
 }

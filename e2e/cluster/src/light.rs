@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::{
     error::{IoContext, Result},
+    family::Families,
     kubectl::Kubectl,
     machine::Machine,
     state::NodeInfo,
@@ -22,7 +23,12 @@ done"#;
 ///
 /// It lacks the label `kubernetes.io/os`, which only a kubelet gives:
 /// workloads that ask for it stay away, a chart's agents among them.
-pub(crate) fn register(kubectl: &Kubectl, machine: &Machine, info: &NodeInfo) -> Result<()> {
+pub(crate) fn register(
+    kubectl: &Kubectl,
+    machine: &Machine,
+    info: &NodeInfo,
+    families: Families,
+) -> Result<()> {
     let name = &info.name;
     let path = machine.disk().join("boot_id");
     let boot = std::fs::read_to_string(&path).what(|| format!("read {}", path.display()))?;
@@ -56,11 +62,14 @@ pub(crate) fn register(kubectl: &Kubectl, machine: &Machine, info: &NodeInfo) ->
     for field in unknown.iter().chain(&versions) {
         system[field] = json!("light");
     }
+    let mut addresses: Vec<_> = families
+        .planned(info.address)
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": name}));
     let status = json!({"status": {
-        "addresses": [
-            {"type": "InternalIP", "address": info.address},
-            {"type": "Hostname", "address": name},
-        ],
+        "addresses": addresses,
         "capacity": {"pods": "400"}, "allocatable": {"pods": "400"},
         "conditions": [{
             "type": "Ready", "status": "True", "reason": "Light",

@@ -10,7 +10,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Role, Underlay};
+use veer_e2e_cluster::{Cluster, Config, Families, Progress, ProxyMode, Role, Underlay};
 
 #[derive(Parser)]
 #[command(
@@ -49,6 +49,12 @@ enum Action {
         /// Put the workers in this many zones, in turn
         #[arg(long, default_value_t = 0)]
         zones: u8,
+        /// Address families of nodes and services
+        #[arg(long, default_value = "v4", value_parser = ["v4", "v6", "dual"])]
+        family: String,
+        /// Which of both families is the primary one (default with dual: v4)
+        #[arg(long, value_parser = ["v4", "v6"])]
+        primary: Option<String>,
     },
     /// Say what a cluster consists of
     Describe {
@@ -141,7 +147,10 @@ fn act(action: Action) -> Result<ExitCode> {
             pod_devices,
             second_uplink,
             zones,
+            family,
+            primary,
         } => {
+            let families = Families::named(&family, primary.as_deref())?;
             let underlay = match underlay {
                 UnderlayArg::Bridge => Underlay::Bridge,
                 UnderlayArg::Router => Underlay::Router,
@@ -160,6 +169,7 @@ fn act(action: Action) -> Result<ExitCode> {
                 pod_devices,
                 second_uplink,
                 zones,
+                families,
             })?;
         }
         Action::Describe { name, output } => describe(&name, output.is_some())?,
@@ -217,9 +227,16 @@ fn describe(name: &str, json: bool) -> Result<()> {
     for node in &state.nodes {
         let pid = cluster.node(&node.name)?.init();
         let pid = pid.map_or_else(|e| e.to_string(), |pid| format!("pid {pid}"));
+        let addresses: Vec<String> = cluster
+            .addresses(&node.name)?
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         println!(
             "node        {:<10} {:<15} {:?}, {pid}",
-            node.name, node.address, node.role
+            node.name,
+            addresses.join(" "),
+            node.role
         );
     }
     Ok(())

@@ -2,15 +2,10 @@
 //! the node's own directories, and the kubelet with a client certificate of
 //! its own.
 
-use std::{
-    fs, iter,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, iter, net::Ipv4Addr, path::Path, time::Duration};
 
 use crate::{
-    control::{DNS_SERVICE, POD_CIDR, server},
+    control::server,
     error::{IoContext, Result},
     machine::Machine,
     paths,
@@ -31,10 +26,11 @@ const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// The names every node resolves by its hosts file.
 pub(crate) fn write_names(state: &State, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).what(|| format!("make {}", dir.display()))?;
-    let nodes = state
-        .nodes
-        .iter()
-        .map(|node| format!("{} {}\n", node.address, node.name));
+    let families = state.config.families;
+    let nodes = state.nodes.iter().flat_map(|node| {
+        let addresses = families.planned(node.address).into_iter();
+        addresses.map(|address| format!("{address} {}\n", node.name))
+    });
     let hosts: String = iter::once("127.0.0.1 localhost\n::1 localhost\n".to_owned())
         .chain(nodes)
         .collect();
@@ -43,7 +39,7 @@ pub(crate) fn write_names(state: &State, dir: &Path) -> Result<()> {
     // refusal is immediate.
     write(
         &dir.join("resolv.conf"),
-        &format!("nameserver {}\n", crate::underlay::OUTSIDE),
+        &format!("nameserver {}\n", families.primary().outside()),
     )
 }
 
@@ -68,7 +64,7 @@ pub(crate) fn prepare(
         })?;
     }
     let user = format!("system:node:{}", info.name);
-    let server = server(api);
+    let server = server(config.families.primary().planned(api));
     pki.kubeconfig(
         &dir.join("kubelet.conf"),
         &server,
@@ -83,7 +79,7 @@ pub(crate) fn prepare(
         fs::create_dir_all(&sub).what(|| format!("make {}", sub.display()))?;
     }
     write(&dir.join("pki/ca.crt"), &pki.authority()?)?;
-    write_kubelet_certificate(pki, node, info)?;
+    write_kubelet_certificate(pki, config, node, info)?;
     pki.kubeconfig(
         &dir.join("kube-proxy.conf"),
         &server,
@@ -91,21 +87,23 @@ pub(crate) fn prepare(
         None,
     )?;
     write(&dir.join("containerd.toml"), &containerd_config())?;
-    write(
-        &dir.join("kubelet.yaml"),
-        &kubelet_config(&config.name, node),
-    )
+    write(&dir.join("kubelet.yaml"), &kubelet_config(config, node))
 }
 
-/// The certificate that the kubelet serves with carries its address.
-pub(crate) fn write_kubelet_certificate(pki: &Pki, node: &Machine, info: &NodeInfo) -> Result<()> {
+/// The certificate that the kubelet serves with carries its addresses.
+pub(crate) fn write_kubelet_certificate(
+    pki: &Pki,
+    config: &Config,
+    node: &Machine,
+    info: &NodeInfo,
+) -> Result<()> {
     let user = format!("system:node:{}", info.name);
     pki.issue_to(
         &node.disk().join("kubernetes/pki"),
         "kubelet",
         &user,
         Some("system:nodes"),
-        &[IpAddr::V4(info.address)],
+        &config.families.planned(info.address),
         &[&info.name],
     )
 }
@@ -149,7 +147,12 @@ pub(crate) fn import_image(node: &Machine, archive: &Path) -> Result<()> {
 pub(crate) fn start_kubelet(node: &Machine, info: &NodeInfo, config: &Config) -> Result<()> {
     let program = paths::programs().join("kubelet").display().to_string();
     let name = format!("--hostname-override={}", info.name);
-    let address = format!("--node-ip={}", info.address);
+    let address = format!(
+        "--node-ip={}",
+        config
+            .families
+            .list(|f| f.planned(info.address).to_string())
+    );
     let mut words = vec![
         program.as_str(),
         "--config=/etc/kubernetes/kubelet.yaml",
@@ -176,7 +179,10 @@ pub(crate) fn start_proxy(node: &Machine, info: &NodeInfo, config: &Config) -> R
     };
     let program = paths::programs().join("kube-proxy").display().to_string();
     let (local, which) = match &config.pod_devices {
-        None => ("ClusterCIDR", format!("--cluster-cidr={POD_CIDR}")),
+        None => {
+            let pods = config.families.list(|f| f.pod_cidr().to_owned());
+            ("ClusterCIDR", format!("--cluster-cidr={pods}"))
+        }
         Some(prefix) => (
             "InterfaceNamePrefix",
             format!("--pod-interface-name-prefix={prefix}"),
@@ -218,7 +224,9 @@ SystemdCgroup = false
     )
 }
 
-fn kubelet_config(cluster: &str, node: &Machine) -> String {
+fn kubelet_config(config: &Config, node: &Machine) -> String {
+    let cluster = &config.name;
+    let dns = config.families.primary().dns_service();
     let root = node.cgroup().kubelet_root();
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\n\
@@ -234,7 +242,7 @@ fn kubelet_config(cluster: &str, node: &Machine) -> String {
          failSwapOn: false\n\
          containerRuntimeEndpoint: unix://{CONTAINERD}\n\
          staticPodPath: /etc/kubernetes/manifests\n\
-         clusterDNS: [{DNS_SERVICE}]\n\
+         clusterDNS: [\"{dns}\"]\n\
          clusterDomain: cluster.local\n\
          resolvConf: \"\"\n\
          maxPods: 400\n\

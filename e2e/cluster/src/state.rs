@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, IoContext, Result},
+    family::{Families, Family},
     paths::{Paths, STATE_ROOT},
 };
 
@@ -58,10 +59,13 @@ pub struct Config {
     /// one.
     #[serde(default)]
     pub zones: u8,
+    /// The address families of nodes and services.
+    #[serde(default, skip_serializing_if = "Families::is_default")]
+    pub families: Families,
 }
 
 impl Config {
-    /// Two workers on one link with an MTU of 1500.
+    /// Two workers on one link with an MTU of 1500, IPv4 alone.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -72,6 +76,7 @@ impl Config {
             pod_devices: None,
             second_uplink: false,
             zones: 0,
+            families: Families::default(),
         }
     }
 
@@ -91,9 +96,15 @@ impl Config {
                 self.workers
             )));
         }
-        if self.mtu < 576 {
+        // RFC 791, RFC 8200: below, the kernel takes the family off the link.
+        let least = if self.families.has(Family::V6) {
+            1280
+        } else {
+            576
+        };
+        if self.mtu < least {
             return Err(Error::State(format!(
-                "an MTU of {}: at least 576",
+                "an MTU of {}: at least {least}",
                 self.mtu
             )));
         }
@@ -137,7 +148,8 @@ pub struct NodeInfo {
     pub role: Role,
     /// 1 for the first node; chooses the link in a router underlay.
     pub number: u8,
-    /// Its address on eth0.
+    /// Its address on eth0, in the plan of the underlay: [`Families`] tells in which
+    /// families it has it.
     pub address: Ipv4Addr,
 }
 
@@ -316,10 +328,31 @@ mod tests {
                 },
                 "at least 576",
             ),
+            (
+                Config {
+                    mtu: 1279,
+                    families: Families::V4V6,
+                    ..Config::new("a")
+                },
+                "at least 1280",
+            ),
         ];
         for (config, says) in bad {
             let error = config.check().expect_err("out of bounds").to_string();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn the_record_of_an_ipv4_cluster_is_as_it_was_before_there_was_a_choice() {
+        let text = |config: &Config| serde_json::to_string(config).expect("JSON");
+        let mut config = Config::new("a");
+        let old = text(&config);
+        assert!(!old.contains("families"), "{old}");
+        let read: Config = serde_json::from_str(&old).expect("a record of before");
+        assert_eq!(read.families, Families::V4);
+        config.families = Families::V6V4;
+        let read: Config = serde_json::from_str(&text(&config)).expect("a record");
+        assert_eq!(read.families, Families::V6V4);
     }
 }

@@ -6,6 +6,8 @@
 //! the world's is the one with i = 0. The world also has [`OUTSIDE`], the
 //! address that plays the internet, and is or leads to everyone's default
 //! route. It has no default route itself, so nothing leaves the machine.
+//! All this is the plan; each of the cluster's families has it
+//! ([`Family::planned`]).
 //!
 //! The harness's own network namespace gets one device, `veer-e2e-<n>`, a
 //! point-to-point link (172.29.n.0/30) to the world, by which kubectl reaches
@@ -15,6 +17,7 @@ use std::net::Ipv4Addr;
 
 use crate::{
     error::{Error, Result},
+    family::Family,
     machine::Machine,
     run::sh,
     state::{Config, NodeInfo, Underlay},
@@ -73,12 +76,9 @@ impl Plan {
         }
     }
 
-    /// Everything the nodes can have as addresses.
-    fn networks(self) -> [String; 2] {
-        [
-            format!("172.30.{}.0/24", self.index),
-            format!("172.31.{}.0/24", self.index),
-        ]
+    /// Everything the nodes can have as addresses of a family.
+    fn networks(self, family: Family) -> [String; 2] {
+        [30, 31].map(|net| family.planned_net(Ipv4Addr::new(172, net, self.index, 0), 24))
     }
 
     /// The device in the harness's namespace.
@@ -127,54 +127,74 @@ pub(crate) fn wire_world(
             switch.exec(&["ip", "link", "set", bridge, "up"])?;
         }
     } else {
-        switch.exec(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])?;
+        for family in config.families.all() {
+            route_for_others(*family, switch)?;
+        }
     }
     attach(plan, config, switch, world, 0, false)?;
     if config.second_uplink {
         attach(plan, config, switch, world, 0, true)?;
     }
-    if config.underlay == Underlay::Router {
-        let gateway = plan.link(0, false)?;
-        let via = gateway.address.to_string();
-        switch.exec(&["ip", "route", "replace", "default", "via", &via])?;
-        // The world knows the nodes' links by the router.
-        for network in plan.networks() {
-            let via = gateway.gateway.to_string();
-            world.exec(&["ip", "route", "replace", &network, "via", &via])?;
+    for family in config.families.all() {
+        if config.underlay == Underlay::Router {
+            let link = plan.link(0, false)?;
+            let [world_at, router] = [link.address, link.gateway].map(|a| family.planned(a));
+            let via = world_at.to_string();
+            switch.exec(&["ip", "route", "replace", "default", "via", &via])?;
+            // The world knows the nodes' links by the router.
+            let via = router.to_string();
+            for network in plan.networks(*family) {
+                world.exec(&["ip", "route", "replace", &network, "via", &via])?;
+            }
+            world.exec(&["ip", "route", "del", "default", "via", &via])?;
         }
-        world.exec(&["ip", "route", "del", "default"])?;
+        route_for_others(*family, world)?;
+        let outside = format!("{}/{}", family.outside(), family.bits());
+        world.exec(&address_words(*family, "add", &outside, "lo"))?;
     }
-    world.exec(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])?;
-    world.exec(&[
-        "ip",
-        "address",
-        "add",
-        &format!("{OUTSIDE}/32"),
-        "dev",
-        "lo",
-    ])?;
-    wire_harness(plan, world)
+    wire_harness(plan, config, world)
 }
 
-/// The link by which the harness reaches the cluster.
-fn wire_harness(plan: Plan, world: &Machine) -> Result<()> {
+fn route_for_others(family: Family, machine: &Machine) -> Result<()> {
+    machine.exec(&["sysctl", "-q", "-w", family.forwarding()])?;
+    Ok(())
+}
+
+/// `ip address <verb>` for an address of a device.
+fn address_words<'a>(
+    family: Family,
+    verb: &'a str,
+    address: &'a str,
+    device: &'a str,
+) -> Vec<&'a str> {
+    let mut words = vec!["ip", "address", verb, address, "dev", device];
+    if verb == "add" {
+        words.extend(family.flags());
+    }
+    words
+}
+
+/// The link by which the harness reaches the cluster, in the family that the API
+/// server's address has.
+fn wire_harness(plan: Plan, config: &Config, world: &Machine) -> Result<()> {
     let device = plan.device();
     let init = world.init()?.to_string();
-    let ours = format!("172.29.{}.1/30", plan.index);
-    let theirs = format!("172.29.{}.2/30", plan.index);
+    let family = config.families.primary();
+    let [ours, theirs] = [1, 2].map(|last| Ipv4Addr::new(172, 29, plan.index, last));
+    let via = family.planned(theirs).to_string();
+    let [ours, theirs] = [ours, theirs].map(|a| family.planned_net(a, 30));
     sh(&[
         "ip", "link", "add", &device, "type", "veth", "peer", "name", "harness", "netns", &init,
     ])?;
-    world.exec(&["ip", "address", "add", &theirs, "dev", "harness"])?;
+    world.exec(&address_words(family, "add", &theirs, "harness"))?;
     world.exec(&["ip", "link", "set", "harness", "up"])?;
-    sh(&["ip", "address", "add", &ours, "dev", &device])?;
+    sh(&address_words(family, "add", &ours, &device))?;
     sh(&["ip", "link", "set", &device, "up"])?;
-    let via = format!("172.29.{}.2", plan.index);
     sh(&[
         "ip",
         "route",
         "replace",
-        &plan.networks()[0],
+        &plan.networks(family)[0],
         "via",
         &via,
         "dev",
@@ -182,10 +202,13 @@ fn wire_harness(plan: Plan, world: &Machine) -> Result<()> {
     ])?;
     // Answers may pass to the harness, connections and datagrams may not.
     // Stateless, so that the world tracks no connections because of it.
-    let rules = "table inet harness {\n\
-         chain guard { type filter hook forward priority 0;\n\
-         oifname \"harness\" meta l4proto != { tcp, icmp } drop\n\
-         oifname \"harness\" tcp flags & (syn | ack) == syn drop\n}\n}\n";
+    let icmp = family.icmp();
+    let rules = format!(
+        "table inet harness {{\n\
+         chain guard {{ type filter hook forward priority 0;\n\
+         oifname \"harness\" meta l4proto != {{ tcp, {icmp} }} drop\n\
+         oifname \"harness\" tcp flags & (syn | ack) == syn drop\n}}\n}}\n"
+    );
     world.exec_with_input(&["nft", "-f", "-"], rules.as_bytes())?;
     Ok(())
 }
@@ -238,21 +261,33 @@ fn attach(
             switch.exec(&["ip", "link", "set", &port, "master", bridge, "up"])?;
         }
         Underlay::Router => {
-            let address = format!("{}/{}", link.gateway, link.prefix);
-            switch.exec(&["ip", "address", "add", &address, "dev", &port])?;
+            for family in config.families.all() {
+                let address = family.planned_net(link.gateway, link.prefix);
+                switch.exec(&address_words(*family, "add", &address, &port))?;
+            }
             switch.exec(&["ip", "link", "set", &port, "up"])?;
         }
     }
-    let address = format!("{}/{}", link.address, link.prefix);
-    machine.exec(&["ip", "address", "add", &address, "dev", device])?;
+    for family in config.families.all() {
+        let address = family.planned_net(link.address, link.prefix);
+        machine.exec(&address_words(*family, "add", &address, device))?;
+    }
     machine.exec(&["ip", "link", "set", device, "up"])?;
     let is_gateway = config.underlay == Underlay::Bridge && number == 0;
     if !second && !is_gateway {
-        let via = link.gateway.to_string();
-        machine.exec(&[
-            "ip", "route", "replace", "default", "via", &via, "dev", device,
-        ])?;
+        for family in config.families.all() {
+            lead_out(*family, machine, link, device)?;
+        }
     }
+    Ok(())
+}
+
+/// The default route by a link's gateway.
+fn lead_out(family: Family, machine: &Machine, link: Link, device: &str) -> Result<()> {
+    let via = family.planned(link.gateway).to_string();
+    machine.exec(&[
+        "ip", "route", "replace", "default", "via", &via, "dev", device,
+    ])?;
     Ok(())
 }
 
@@ -270,30 +305,33 @@ pub(crate) fn attach_node(
     }
     let planned = plan.link(info.number, false)?;
     if planned.address != info.address {
-        readdress(plan, node, info.number, planned.address, info.address)?;
+        let planned = NodeInfo {
+            address: planned.address,
+            ..info.clone()
+        };
+        readdress(plan, config, node, &planned, info.address)?;
     }
     Ok(())
 }
 
-/// Moves eth0 of a running node from one address to another of its link.
+/// Moves eth0 of a running node to another address of its link.
 pub(crate) fn readdress(
     plan: Plan,
+    config: &Config,
     node: &Machine,
-    number: u8,
-    from: Ipv4Addr,
+    info: &NodeInfo,
     to: Ipv4Addr,
 ) -> Result<()> {
-    let link = plan.link(number, false)?;
-    let add = format!("{to}/{}", link.prefix);
-    let del = format!("{from}/{}", link.prefix);
-    // In this order: with the old one there, the new one would be secondary
-    // and vanish with it.
-    node.exec(&["ip", "address", "del", &del, "dev", "eth0"])?;
-    node.exec(&["ip", "address", "add", &add, "dev", "eth0"])?;
-    let via = link.gateway.to_string();
-    node.exec(&[
-        "ip", "route", "replace", "default", "via", &via, "dev", "eth0",
-    ])?;
+    let link = plan.link(info.number, false)?;
+    for family in config.families.all() {
+        // In this order: with the old one there, the new one would be secondary
+        // and vanish with it.
+        for (verb, address) in [("del", info.address), ("add", to)] {
+            let address = family.planned_net(address, link.prefix);
+            node.exec(&address_words(*family, verb, &address, "eth0"))?;
+        }
+        lead_out(*family, node, link, "eth0")?;
+    }
     Ok(())
 }
 
