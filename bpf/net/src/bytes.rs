@@ -9,6 +9,9 @@ pub trait Bytes {
     /// [`HEAD`] bytes are promised to be reachable this way.
     fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// As [`Self::head`], in memory words: what is 16 bytes long stays four registers.
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+
     /// `N` bytes at an offset computed from the packet.
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 }
@@ -16,6 +19,8 @@ pub trait Bytes {
 /// Bytes that [`Bytes::head`] must reach where the frame has them: Ethernet
 /// (14), IPv4 without options (20), TCP without options (20).
 pub const HEAD: usize = 54;
+/// The same of frames with IPv6, whose header has 40 bytes.
+pub const HEAD_V6: usize = 74;
 
 /// A frame in memory.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +32,19 @@ impl Bytes for Slice<'_> {
     }
 
     fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        debug_assert!(offset + N <= HEAD, "beyond what skbs promise");
+        debug_assert!(offset + N <= HEAD_V6, "beyond what skbs promise");
         self.anywhere(offset)
+    }
+
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        debug_assert!(offset + 4 * N <= HEAD_V6, "beyond what skbs promise");
+        let end = offset.checked_add(4 * N)?;
+        let bytes = self.0.get(offset..end)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
     }
 
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {

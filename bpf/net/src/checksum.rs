@@ -14,7 +14,12 @@ pub const fn decrement_ttl(ttl: u8, checksum: [u8; 2]) -> (u8, [u8; 2]) {
 
 #[cfg(test)]
 mod tests {
-    use crate::{bytes::Slice, ethernet::HEADER_LENGTH, ip::v4::Ipv4, testing};
+    use crate::{
+        bytes::Slice,
+        ethernet::HEADER_LENGTH,
+        ip::{Ip as _, v4::Ipv4},
+        testing,
+    };
     use proptest::prelude::*;
 
     proptest! {

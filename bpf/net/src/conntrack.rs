@@ -4,7 +4,7 @@
 
 use crate::{
     flow::Flow,
-    ip::{ICMP, TCP, UDP},
+    ip::{ICMP, ICMP_V6, TCP, UDP},
     l4::{FIN, RST},
 };
 use veer_bpf_common::tables::FlowEntry;
@@ -43,7 +43,7 @@ const fn lifetime(protocol: u8, state: u32, stream: bool) -> u64 {
         // `udp_timeouts` in nf_conntrack_proto_udp.c, since kernel commit
         // d535c8a69c19.
         UDP if replied && stream => 120,
-        UDP | ICMP => 30,
+        UDP | ICMP | ICMP_V6 => 30,
         _ => 600,
     };
     seconds * SECOND

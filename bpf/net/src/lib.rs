@@ -30,6 +30,7 @@ pub mod fragments;
 pub mod icmp;
 pub mod ip;
 pub mod l4;
+pub mod nd;
 pub mod size;
 pub mod vxlan;
 

@@ -2,7 +2,7 @@
 
 use crate::{
     bytes::Bytes,
-    ip::{TCP, UDP, v4::Ipv4},
+    ip::{Ip, TCP, UDP},
 };
 
 /// The `gso_size` of a packet whose segments are as they were made, each within the
@@ -13,8 +13,8 @@ const GSO_BY_FRAGS: u32 = 0xffff;
 /// `gso_size` other than 0 goes out in segments of that many bytes of payload,
 /// each with its own headers.
 #[inline(always)]
-pub fn exceeds<P: Bytes>(packet: &P, ip: &Ipv4, gso_size: u32, mtu: u32) -> bool {
-    if ip.total_length <= mtu {
+pub fn exceeds<I: Ip, P: Bytes>(packet: &P, ip: &I, gso_size: u32, mtu: u32) -> bool {
+    if ip.total_length() <= mtu {
         return false;
     }
     if gso_size == 0 {
@@ -23,20 +23,20 @@ pub fn exceeds<P: Bytes>(packet: &P, ip: &Ipv4, gso_size: u32, mtu: u32) -> bool
     if gso_size == GSO_BY_FRAGS {
         return false;
     }
-    let transport = match ip.protocol {
+    let transport = match ip.protocol() {
         TCP => ip
             .transport::<20, P>(packet)
             .map_or(0, |h| u32::from(h[12] >> 4) * 4),
         UDP => 8,
         _ => 0,
     };
-    gso_size.saturating_add(ip.header_length as u32 + transport) > mtu
+    gso_size.saturating_add(ip.header_length() as u32 + transport) > mtu
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bytes::Slice, ethernet::HEADER_LENGTH as ETH, l4::ACK, testing};
+    use crate::{bytes::Slice, ethernet::HEADER_LENGTH as ETH, ip::v4::Ipv4, l4::ACK, testing};
 
     fn sized(mut packet: testing::Packet, total: usize) -> (Ipv4, std::vec::Vec<u8>) {
         packet.payload.resize(total - 20, 0);

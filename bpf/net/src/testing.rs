@@ -108,6 +108,51 @@ pub(crate) fn error(kind: u8, inner: &Packet) -> Packet {
     packet(1, payload)
 }
 
+/// An extension header: its number, and its bytes with 0 as the next header.
+pub(crate) type Extension = (u8, Vec<u8>);
+
+/// A fragment header with this offset and these flags.
+pub(crate) fn fragment(word: u16) -> Extension {
+    let [a, b] = word.to_be_bytes();
+    (44, vec![0, 0, a, b, 1, 2, 3, 4])
+}
+
+/// The IPv6 address that stands for an IPv4 one.
+pub(crate) fn v6_of(address: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = address;
+    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]
+}
+
+impl Packet {
+    /// The same in IPv6, behind these extension headers.
+    pub(crate) fn v6_bytes(&self, chain: &[Extension]) -> Vec<u8> {
+        let protocol = if self.protocol == 1 {
+            58
+        } else {
+            self.protocol
+        };
+        let length: usize = chain.iter().map(|(_, bytes)| bytes.len()).sum();
+        let mut h = vec![0x60, 0, 0, 0];
+        h.extend(((length + self.payload.len()) as u16).to_be_bytes());
+        h.extend([chain.first().map_or(protocol, |e| e.0), self.ttl]);
+        h.extend(v6_of(self.source));
+        h.extend(v6_of(self.destination));
+        for (at, (_, bytes)) in chain.iter().enumerate() {
+            h.push(chain.get(at + 1).map_or(protocol, |e| e.0));
+            h.extend(&bytes[1..]);
+        }
+        h.extend(&self.payload);
+        h
+    }
+
+    /// That in an Ethernet frame.
+    pub(crate) fn v6_frame(&self, chain: &[Extension]) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
+        frame.extend(self.v6_bytes(chain));
+        frame
+    }
+}
+
 /// A tunnel packet with an inner frame.
 pub(crate) fn vxlan(vni: u32) -> Packet {
     let inner = udp().frame();

@@ -4,7 +4,7 @@
 use crate::{
     bytes::Bytes,
     ethernet,
-    ip::{UDP, v4::Ipv4},
+    ip::{Ip, UDP},
 };
 use veer_bpf_common::{identity::Vni, outcome::DropReason};
 
@@ -16,8 +16,8 @@ const VNI_VALID: u8 = 0x08;
 /// Whether `ip` is UDP to the tunnel port. Later fragments are not: they have
 /// no port, and what they belong to was judged by the first.
 #[inline(always)]
-pub fn is_tunnel<P: Bytes>(packet: &P, ip: &Ipv4, tunnel_port: [u8; 2]) -> bool {
-    if ip.protocol != UDP || ip.is_later_fragment() {
+pub fn is_tunnel<I: Ip, P: Bytes>(packet: &P, ip: &I, tunnel_port: [u8; 2]) -> bool {
+    if ip.protocol() != UDP || ip.is_later_fragment() {
         return false;
     }
     ip.transport::<4, P>(packet)
@@ -27,7 +27,7 @@ pub fn is_tunnel<P: Bytes>(packet: &P, ip: &Ipv4, tunnel_port: [u8; 2]) -> bool 
 /// The VNI of a tunnel packet. [`DropReason::Malformed`] where the UDP length
 /// lies, a header is cut off or there is no whole inner Ethernet header.
 #[inline(always)]
-pub fn vni<P: Bytes>(packet: &P, ip: &Ipv4) -> Result<Vni, DropReason> {
+pub fn vni<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Result<Vni, DropReason> {
     let h = ip
         .transport::<HEADERS, P>(packet)
         .ok_or(DropReason::Malformed)?;
@@ -55,6 +55,7 @@ mod tests {
     use crate::{
         bytes::Slice,
         ethernet::HEADER_LENGTH as ETH,
+        ip::v4::Ipv4,
         testing::{self, Packet},
     };
 

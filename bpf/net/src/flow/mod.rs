@@ -4,10 +4,13 @@ use crate::{
     bytes::Bytes,
     fragments::Fragments,
     icmp,
-    ip::{DCCP, ICMP, SCTP, TCP, UDP, UDP_LITE, v4::Ipv4},
+    ip::{DCCP, Ip, SCTP, TCP, UDP, UDP_LITE},
     l4::{self, TCP_HEADER, UDP_HEADER},
 };
-use veer_bpf_common::{outcome::DropReason, tables::FlowKey};
+use veer_bpf_common::{
+    outcome::DropReason,
+    tables::{FlowKey, FragmentPorts},
+};
 
 /// The flow of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +38,9 @@ impl Flow {
 /// [`DropReason::FragmentWithoutFirst`] for a later fragment that `fragments`
 /// does not know.
 #[inline(always)]
-pub fn of<P: Bytes, F: Fragments>(
+pub fn of<I: Ip, P: Bytes, F: Fragments>(
     packet: &P,
-    ip: &Ipv4,
+    ip: &I,
     fragments: &F,
 ) -> Result<Flow, DropReason> {
     if ip.is_later_fragment() {
@@ -45,12 +48,13 @@ pub fn of<P: Bytes, F: Fragments>(
             .ports(&ip.fragment_key())
             .ok_or(DropReason::FragmentWithoutFirst)?;
         return Ok(Flow {
-            key: ip.flow_key(ports),
+            key: ip.flow_key(ports.protocol, ports),
             tcp_flags: 0,
             is_error: false,
         });
     }
-    let (ports, tcp_flags) = match ip.protocol {
+    let protocol = ip.protocol();
+    let (ports, tcp_flags) = match protocol {
         TCP => {
             let h = ip
                 .transport::<TCP_HEADER, P>(packet)
@@ -63,18 +67,18 @@ pub fn of<P: Bytes, F: Fragments>(
                 .ok_or(DropReason::Malformed)?;
             (l4::ports([h[0], h[1]], [h[2], h[3]]), 0)
         }
-        ICMP => {
+        icmp if icmp == I::ICMP => {
             let h = ip
-                .transport::<{ icmp::v4::HEADER }, P>(packet)
+                .transport::<{ icmp::HEADER }, P>(packet)
                 .ok_or(DropReason::Malformed)?;
-            if icmp::v4::is_error(h[0]) {
+            if I::icmp_is_error(h[0]) {
                 return Ok(Flow {
-                    key: icmp::v4::carried(packet, ip).ok_or(DropReason::Malformed)?,
+                    key: icmp::carried(packet, ip).ok_or(DropReason::Malformed)?,
                     tcp_flags: 0,
                     is_error: true,
                 });
             }
-            let identifier = if icmp::v4::has_identifier(h[0]) {
+            let identifier = if I::icmp_has_identifier(h[0]) {
                 [h[4], h[5]]
             } else {
                 [0; 2]
@@ -88,10 +92,10 @@ pub fn of<P: Bytes, F: Fragments>(
         _ => (l4::NO_PORTS, 0),
     };
     if ip.is_first_fragment() {
-        fragments.remember(&ip.fragment_key(), ports);
+        fragments.remember(&ip.fragment_key(), FragmentPorts { protocol, ..ports });
     }
     Ok(Flow {
-        key: ip.flow_key(ports),
+        key: ip.flow_key(protocol, ports),
         tcp_flags,
         is_error: false,
     })

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     bytes::Slice,
     ethernet::HEADER_LENGTH as ETH,
+    ip::v4::Ipv4,
     l4::{ACK, RST, SYN},
     testing::{self, Packet},
 };

@@ -1,4 +1,53 @@
-//! ICMP, one file per family: identifiers of queries, and the packets that errors are
-//! about.
+//! ICMP: the packets that errors are about. The types are in one file per family.
 
-pub mod v4;
+pub(crate) mod v4;
+pub(crate) mod v6;
+
+use crate::{
+    bytes::Bytes,
+    ethernet,
+    ip::{DCCP, Ip, SCTP, TCP, UDP, UDP_LITE},
+    l4::{NO_PORTS, UDP_HEADER, ports},
+};
+use veer_bpf_common::tables::FlowKey;
+
+/// Bytes of a header without its payload, in both families.
+pub(crate) const HEADER: usize = 8;
+
+/// The tuple of the packet that never arrived, as an ICMP error says: unreachable,
+/// too big for a link, time exceeded or parameter problem. `None` for all else.
+#[inline(always)]
+pub fn undeliverable<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
+    let h = ip.transport::<HEADER, P>(packet)?;
+    if I::icmp_is_undeliverable(h[0]) {
+        carried(packet, ip)
+    } else {
+        None
+    }
+}
+
+/// The tuple of the packet that an ICMP error carries: its IP header and at
+/// least eight bytes (RFC 792, RFC 4443), which is where ports and identifiers are. That
+/// of a later fragment has no ports.
+#[inline(always)]
+pub(crate) fn carried<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
+    let offset = ethernet::HEADER_LENGTH + ip.header_length() + HEADER;
+    let inner = I::parse_carried(packet, offset)?;
+    let needed = HEADER + inner.header_length() + UDP_HEADER;
+    if (ip.payload_length() as usize) < needed {
+        return None;
+    }
+    let protocol = inner.protocol();
+    if inner.is_later_fragment() {
+        return Some(inner.flow_key(protocol, NO_PORTS));
+    }
+    let h = packet.anywhere::<UDP_HEADER>(offset + inner.header_length())?;
+    let ports = match protocol {
+        DCCP | SCTP | TCP | UDP | UDP_LITE => ports([h[0], h[1]], [h[2], h[3]]),
+        icmp if icmp == I::ICMP && I::icmp_has_identifier(h[0]) => {
+            ports([h[4], h[5]], [h[4], h[5]])
+        }
+        _ => NO_PORTS,
+    };
+    Some(inner.flow_key(protocol, ports))
+}

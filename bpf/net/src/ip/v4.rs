@@ -1,10 +1,14 @@
 //! IPv4 headers (RFC 791).
 
-use crate::{bytes::Bytes, ethernet};
+use super::{Ip, Start};
+use crate::{
+    bytes::{Bytes, HEAD},
+    checksum, ethernet, icmp,
+};
 use veer_bpf_common::{
     address::{FAMILY_V4, IpKey},
     outcome::DropReason,
-    tables::{FlowKey, FragmentKey, FragmentPorts},
+    tables::FragmentKey,
 };
 
 /// Bytes of a header without options.
@@ -42,37 +46,6 @@ pub struct Ipv4 {
 }
 
 impl Ipv4 {
-    /// Reads the header at `offset`, a constant in BPF, and checks its lengths
-    /// against the frame: [`DropReason::Malformed`] where either lies.
-    #[inline(always)]
-    pub fn parse<P: Bytes>(packet: &P, offset: usize) -> Result<Self, DropReason> {
-        let h = packet
-            .head::<HEADER_LENGTH>(offset)
-            .ok_or(DropReason::Malformed)?;
-        let header = Self::read(&h).ok_or(DropReason::Malformed)?;
-        let available = packet.length().wrapping_sub(offset as u32);
-        let total_length = match header.total_length {
-            // A segment of more than 64 KiB that is cut up later has no length
-            // in its header (BIG TCP for IPv4; kernel commit b1a78b9b9886).
-            0 if available > u32::from(u16::MAX) => available,
-            n => n,
-        };
-        if (total_length as usize) < header.header_length || total_length > available {
-            return Err(DropReason::Malformed);
-        }
-        Ok(Self {
-            total_length,
-            ..header
-        })
-    }
-
-    /// The header that an ICMP error carries, at a computed offset. Its packet
-    /// is cut off behind the first bytes, so only the header's own length counts.
-    #[inline(always)]
-    pub fn parse_carried<P: Bytes>(packet: &P, offset: usize) -> Option<Self> {
-        Self::read(&packet.anywhere::<HEADER_LENGTH>(offset)?)
-    }
-
     /// Reads the fixed part; `None` where version or IHL are impossible.
     #[inline(always)]
     fn read(h: &[u8; HEADER_LENGTH]) -> Option<Self> {
@@ -93,54 +66,104 @@ impl Ipv4 {
             start: [h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]],
         })
     }
+}
 
-    /// Bytes behind the header.
+impl Ip for Ipv4 {
+    type Address = [u8; 4];
+    /// Ethernet, and the header up to its checksum.
+    type Start = Start<26>;
+    const ETHER_TYPE: u16 = ethernet::IPV4;
+    const HEADER_LENGTH: usize = HEADER_LENGTH;
+    const HEAD: usize = HEAD;
+    const ICMP: u8 = super::ICMP;
+
     #[inline(always)]
-    pub const fn payload_length(&self) -> u32 {
-        self.total_length.wrapping_sub(self.header_length as u32)
+    fn parse<P: Bytes>(packet: &P, offset: usize) -> Result<Self, DropReason> {
+        let h = packet
+            .head::<HEADER_LENGTH>(offset)
+            .ok_or(DropReason::Malformed)?;
+        let header = Self::read(&h).ok_or(DropReason::Malformed)?;
+        let available = packet.length().wrapping_sub(offset as u32);
+        let total_length = match header.total_length {
+            // A segment of more than 64 KiB that is cut up later has no length
+            // in its header (BIG TCP for IPv4; kernel commit b1a78b9b9886).
+            0 if available > u32::from(u16::MAX) => available,
+            n => n,
+        };
+        if (total_length as usize) < header.header_length || total_length > available {
+            return Err(DropReason::Malformed);
+        }
+        Ok(Self {
+            total_length,
+            ..header
+        })
     }
 
-    /// Whether routers must not fragment it.
     #[inline(always)]
-    pub const fn dont_fragment(&self) -> bool {
+    fn parse_carried<P: Bytes>(packet: &P, offset: usize) -> Option<Self> {
+        Self::read(&packet.anywhere::<HEADER_LENGTH>(offset)?)
+    }
+
+    #[inline(always)]
+    fn source(&self) -> [u8; 4] {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> [u8; 4] {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    #[inline(always)]
+    fn hops(&self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn header_length(&self) -> usize {
+        self.header_length
+    }
+
+    #[inline(always)]
+    fn total_length(&self) -> u32 {
+        self.total_length
+    }
+
+    #[inline(always)]
+    fn dont_fragment(&self) -> bool {
         self.fragment & DONT_FRAGMENT != 0
     }
 
-    /// Whether it is the first fragment of several.
     #[inline(always)]
-    pub const fn is_first_fragment(&self) -> bool {
+    fn is_first_fragment(&self) -> bool {
         self.fragment & (MORE_FRAGMENTS | OFFSET) == MORE_FRAGMENTS
     }
 
-    /// Whether it is a fragment without the transport header.
     #[inline(always)]
-    pub const fn is_later_fragment(&self) -> bool {
+    fn is_later_fragment(&self) -> bool {
         self.fragment & OFFSET != 0
     }
 
-    /// Whether its destination is one other host: not multicast, broadcast,
-    /// unspecified or loopback (RFC 1122, section 3.2.1.3). A node accepts loopback
-    /// destinations from devices with `route_localnet`.
+    /// Not multicast, broadcast, unspecified or loopback (RFC 1122, section 3.2.1.3). A
+    /// node accepts loopback destinations from devices with `route_localnet`.
     #[inline(always)]
-    pub const fn is_unicast(&self) -> bool {
+    fn is_unicast(&self) -> bool {
         self.destination[0] < 224 && self.destination[0] != 0 && self.destination[0] != 127
     }
 
-    /// The tuple of the packet with these ports.
+    /// The kernel does not forward by IPv4's option for it (`accept_source_route`).
     #[inline(always)]
-    pub(crate) fn flow_key(&self, ports: FragmentPorts) -> FlowKey {
-        FlowKey::new(
-            self.source,
-            self.destination,
-            ports.source_port,
-            ports.destination_port,
-            self.protocol,
-        )
+    fn is_source_routed(&self) -> bool {
+        false
     }
 
-    /// What all fragments of this packet share.
     #[inline(always)]
-    pub const fn fragment_key(&self) -> FragmentKey {
+    fn fragment_key(&self) -> FragmentKey {
         FragmentKey {
             source: *IpKey::v4(self.source).addr(),
             destination: *IpKey::v4(self.destination).addr(),
@@ -151,19 +174,53 @@ impl Ipv4 {
         }
     }
 
-    /// `N` bytes of the transport header of the packet whose IPv4 header is at
-    /// [`ethernet::HEADER_LENGTH`], if both the packet's own length and the
-    /// frame have them.
     #[inline(always)]
-    pub fn transport<const N: usize, P: Bytes>(&self, packet: &P) -> Option<[u8; N]> {
-        if (self.payload_length() as usize) < N {
-            return None;
-        }
-        if self.header_length == HEADER_LENGTH {
-            packet.head::<N>(ethernet::HEADER_LENGTH + HEADER_LENGTH)
-        } else {
-            packet.anywhere::<N>(ethernet::HEADER_LENGTH + self.header_length)
-        }
+    fn hop(&self, destination: [u8; 6], source: [u8; 6]) -> Start<26> {
+        let (ttl, checksum) = checksum::decrement_ttl(self.ttl, self.checksum);
+        let (d, s, i) = (destination, source, self.start);
+        Start([
+            d[0],
+            d[1],
+            d[2],
+            d[3],
+            d[4],
+            d[5],
+            s[0],
+            s[1],
+            s[2],
+            s[3],
+            s[4],
+            s[5],
+            8,
+            0, //
+            i[0],
+            i[1],
+            i[2],
+            i[3],
+            i[4],
+            i[5],
+            i[6],
+            i[7], //
+            ttl,
+            self.protocol,
+            checksum[0],
+            checksum[1],
+        ])
+    }
+
+    #[inline(always)]
+    fn icmp_has_identifier(icmp_type: u8) -> bool {
+        icmp::v4::has_identifier(icmp_type)
+    }
+
+    #[inline(always)]
+    fn icmp_is_error(icmp_type: u8) -> bool {
+        icmp::v4::is_error(icmp_type)
+    }
+
+    #[inline(always)]
+    fn icmp_is_undeliverable(icmp_type: u8) -> bool {
+        icmp::v4::is_undeliverable(icmp_type)
     }
 }
 

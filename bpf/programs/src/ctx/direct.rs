@@ -7,6 +7,8 @@
 //! of bytes in map values, and for filling with zeros, which the compiler turns
 //! into a call of a function that does it byte by byte.
 
+use veer_bpf_common::address::Address;
+
 /// `N` bytes from `start`.
 ///
 /// # Safety
@@ -40,11 +42,42 @@ pub(crate) unsafe fn read<const N: usize>(start: usize) -> [u8; N] {
     bytes
 }
 
+/// `N` words from `start`.
+///
+/// # Safety
+///
+/// As for [`read`], of `4 * N` bytes.
+#[inline(always)]
+pub(crate) unsafe fn words<const N: usize>(start: usize) -> [u32; N] {
+    let mut words = [0; N];
+    let mut at = 0;
+    while at < N {
+        // SAFETY: inside the words; alignment is no concern of this machine.
+        words[at] = unsafe { *((start + 4 * at) as *const u32) };
+        at += 1;
+    }
+    words
+}
+
 /// An array of bytes in a map value.
 #[inline(always)]
 pub(crate) fn copy<const N: usize>(bytes: &[u8; N]) -> [u8; N] {
     // SAFETY: a reference to N bytes.
     unsafe { read(bytes.as_ptr() as usize) }
+}
+
+/// An address in a map value, which holds it aligned to words.
+#[inline(always)]
+pub(crate) fn address<A: Address>(octets: &A::Octets) -> A {
+    const { assert!(size_of::<A::Octets>() * 8 == A::BITS as usize) };
+    let start = core::ptr::from_ref(octets) as usize;
+    if A::BITS == 32 {
+        // SAFETY: all of the octets.
+        let [word] = unsafe { words(start) };
+        return A::from_words([word, 0, 0, 0]);
+    }
+    // SAFETY: all of the octets.
+    A::from_words(unsafe { words(start) })
 }
 
 /// Fills a structure of integers with zeros.

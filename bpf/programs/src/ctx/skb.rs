@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT, bpf_redir_neigh,
-        bpf_tunnel_key,
+        __sk_buff, BPF_F_DONT_FRAGMENT, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, TC_ACT_REDIRECT,
+        bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated::{
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
@@ -13,6 +13,7 @@ use aya_ebpf::{
 };
 use core::mem::{MaybeUninit, offset_of};
 use veer_bpf_common::{
+    address::{FAMILY_V4, FAMILY_V6, IpKey, V6},
     device::IfIndex,
     identity::Vni,
     mark,
@@ -22,8 +23,8 @@ use veer_bpf_common::{
 use veer_bpf_net::{
     arp,
     bytes::{Bytes, HEAD},
-    checksum, ethernet,
-    ip::v4::Ipv4,
+    ethernet::{self, Ethernet},
+    ip::{Ip, Start},
 };
 
 use super::direct;
@@ -32,6 +33,8 @@ use super::direct;
 const PACKET_HOST: u32 = 0;
 /// `AF_INET`.
 const AF_INET: u32 = 2;
+/// `AF_INET6`.
+const AF_INET6: u32 = 10;
 /// TTL of the tunnel's outer packets.
 const OUTER_TTL: u8 = 64;
 /// The part of `struct bpf_tunnel_key` that every kernel since 4.5 knows; the
@@ -132,17 +135,32 @@ impl Skb {
         field!(self.gso_size)
     }
 
-    /// Makes the first [`HEAD`] bytes reachable for [`Bytes::head`] where the
-    /// packet has them. Costs nothing where they are linear already, as they
-    /// usually are.
+    /// Makes the first `bytes` reachable for [`Bytes::head`] where the packet has
+    /// them. Costs nothing where they are linear already, as they usually are.
     #[inline(always)]
-    pub(crate) fn pull_head(&self) {
-        let wanted = core::cmp::min(self.length(), HEAD as u32);
+    pub(crate) fn pull(&self, bytes: usize) {
+        let wanted = core::cmp::min(self.length(), bytes as u32);
         let linear = field!(self.data_end).wrapping_sub(field!(self.data));
         if linear < wanted {
             // SAFETY: a valid context. On failure reads beyond find nothing.
             unsafe { bpf_skb_pull_data(self.raw, wanted) };
         }
+    }
+
+    /// The Ethernet header, and what of the frame begins all families' packets.
+    #[inline(always)]
+    pub(crate) fn ethernet(&self) -> Result<Ethernet, DropReason> {
+        self.pull(HEAD);
+        Ethernet::parse(self)
+    }
+
+    /// The IP header behind the Ethernet header.
+    #[inline(always)]
+    pub(crate) fn ip<I: Ip>(&self) -> Result<I, DropReason> {
+        if I::HEAD > HEAD {
+            self.pull(I::HEAD);
+        }
+        I::parse(self, ethernet::HEADER_LENGTH)
     }
 
     /// Marks the packet as one for this host, whatever its MAC. Otherwise `ip_rcv`
@@ -157,60 +175,32 @@ impl Skb {
 
     /// Writes bytes at the start of the frame.
     #[inline(always)]
-    fn write_start<const N: usize>(&self, bytes: Words<N>) -> Result<(), DropReason> {
-        // SAFETY: a valid context, and N readable bytes. The helper makes the
+    fn write_start(&self, bytes: &impl AsRef<[u8]>) -> Result<(), DropReason> {
+        let bytes = bytes.as_ref();
+        let (start, length) = (bytes.as_ptr().cast(), bytes.len() as u32);
+        // SAFETY: a valid context, and as many readable bytes. The helper makes the
         // bytes writable and no more of the packet than those.
-        match unsafe { bpf_skb_store_bytes(self.raw, 0, bytes.0.as_ptr().cast(), N as u32, 0) } {
+        match unsafe { bpf_skb_store_bytes(self.raw, 0, start, length, 0) } {
             0 => Ok(()),
             _ => Err(DropReason::HelperFailed),
         }
     }
 
-    /// Decrements the TTL and writes new MACs, in one piece of 26 bytes:
-    /// Ethernet and the IPv4 header up to its checksum.
+    /// Takes the packet one hop on, with new MACs, in one piece.
     #[inline(always)]
-    pub(crate) fn hop(
+    pub(crate) fn hop<I: Ip>(
         &self,
-        ip: &Ipv4,
+        ip: &I,
         destination: [u8; 6],
         source: [u8; 6],
     ) -> Result<(), DropReason> {
-        let (ttl, checksum) = checksum::decrement_ttl(ip.ttl, ip.checksum);
-        let (d, s, i) = (destination, source, ip.start);
-        self.write_start(Words([
-            d[0],
-            d[1],
-            d[2],
-            d[3],
-            d[4],
-            d[5],
-            s[0],
-            s[1],
-            s[2],
-            s[3],
-            s[4],
-            s[5],
-            8,
-            0, //
-            i[0],
-            i[1],
-            i[2],
-            i[3],
-            i[4],
-            i[5],
-            i[6],
-            i[7], //
-            ttl,
-            ip.protocol,
-            checksum[0],
-            checksum[1],
-        ]))
+        self.write_start(&ip.hop(destination, source))
     }
 
     /// Writes an ARP answer over the request.
     #[inline(always)]
     pub(crate) fn write_arp(&self, frame: &[u8; arp::FRAME_LENGTH]) -> Result<(), DropReason> {
-        self.write_start(Words(*frame))
+        self.write_start(&Start(*frame))
     }
 
     /// To the egress of a device of this namespace.
@@ -229,21 +219,22 @@ impl Skb {
         redirected(unsafe { bpf_redirect_peer(ifindex.get(), 0) })
     }
 
-    /// To a neighbour by its IPv4 address; the kernel fills in the MACs.
+    /// To a neighbour by its address; the kernel fills in the MACs.
     #[inline(always)]
-    pub(crate) fn redirect_neighbour(
-        &mut self,
-        ifindex: IfIndex,
-        next_hop: [u8; 4],
-    ) -> Result<(), DropReason> {
-        self.decision.ifindex = ifindex.get();
+    pub(crate) fn redirect_neighbour(&mut self, to: &NextHop) -> Result<(), DropReason> {
+        self.decision.ifindex = to.ifindex.get();
         let mut hop: bpf_redir_neigh = zeroed();
-        hop.nh_family = AF_INET;
-        hop.__bindgen_anon_1.ipv4_nh = u32::from_ne_bytes(next_hop);
+        if to.family == FAMILY_V6 {
+            hop.nh_family = AF_INET6;
+            hop.__bindgen_anon_1.ipv6_nh = to.address;
+        } else {
+            hop.nh_family = AF_INET;
+            hop.__bindgen_anon_1.ipv4_nh = to.address[0];
+        }
         // SAFETY: an initialised structure of the size given.
         redirected(unsafe {
             bpf_redirect_neigh(
-                ifindex.get(),
+                to.ifindex.get(),
                 &raw mut hop,
                 size_of::<bpf_redir_neigh>() as i32,
                 0,
@@ -259,11 +250,12 @@ impl Skb {
     pub(crate) fn set_tunnel(
         &mut self,
         vni: Vni,
-        to: [u8; 4],
+        to: [u32; 4],
+        family: u8,
         outer: Outer,
     ) -> Result<(), DropReason> {
         self.decision.vni = vni.get();
-        self.tunnel_key(vni, to, outer)
+        self.tunnel_key(vni, to, family, outer)
     }
 
     /// Removes the route by which the stack sent the packet to this device.
@@ -274,19 +266,30 @@ impl Skb {
     /// packet would be lost. A tunnel key replaces the route and names no neighbour.
     #[inline(always)]
     pub(crate) fn forget_route(&self) -> Result<(), DropReason> {
-        self.tunnel_key(Vni::ZERO, [0; 4], Outer::MayFragment)
+        self.tunnel_key(Vni::ZERO, [0; 4], FAMILY_V4, Outer::MayFragment)
     }
 
     #[inline(always)]
-    fn tunnel_key(&self, vni: Vni, to: [u8; 4], outer: Outer) -> Result<(), DropReason> {
+    fn tunnel_key(
+        &self,
+        vni: Vni,
+        to: [u32; 4],
+        family: u8,
+        outer: Outer,
+    ) -> Result<(), DropReason> {
         let mut key: bpf_tunnel_key = zeroed();
         key.tunnel_id = vni.get();
-        key.__bindgen_anon_1.remote_ipv4 = u32::from_be_bytes(to);
         key.tunnel_ttl = OUTER_TTL;
-        let flags = match outer {
+        let mut flags = match outer {
             Outer::MayFragment => BPF_F_ZERO_CSUM_TX,
             Outer::DontFragment => BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT,
         };
+        if family == FAMILY_V6 {
+            key.__bindgen_anon_1.remote_ipv6 = to;
+            flags |= BPF_F_TUNINFO_IPV6;
+        } else {
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(to[0]);
+        }
         // SAFETY: a valid context and TUNNEL_KEY_SIZE initialised bytes.
         let result = unsafe {
             bpf_skb_set_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, u64::from(flags))
@@ -298,19 +301,41 @@ impl Skb {
     }
 
     /// VNI and outer source of a packet from the tunnel device; `None` for one
-    /// that did not come through the tunnel, or not over IPv4.
+    /// that did not come through the tunnel.
     #[inline(always)]
-    pub(crate) fn tunnel(&self) -> Option<(Vni, [u8; 4])> {
+    pub(crate) fn tunnel(&self) -> Option<(Vni, IpKey)> {
         let mut key: bpf_tunnel_key = zeroed();
-        // SAFETY: a valid context and TUNNEL_KEY_SIZE writable bytes.
-        let result = unsafe { bpf_skb_get_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, 0) };
-        if result != 0 {
+        // The kernel tells the address only to who asks for its family.
+        let outer = if self.read_tunnel_key(&mut key, 0) {
+            // SAFETY: both variants of the union are integers.
+            let address = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+            IpKey::v4(address.to_be_bytes())
+        } else if self.read_tunnel_key(&mut key, BPF_F_TUNINFO_IPV6) {
+            // SAFETY: as above.
+            IpKey::of(V6(unsafe { key.__bindgen_anon_1.remote_ipv6 }))
+        } else {
             return None;
-        }
-        // SAFETY: both variants of the union are integers.
-        let outer = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-        Some((Vni::new(key.tunnel_id)?, outer.to_be_bytes()))
+        };
+        Some((Vni::new(key.tunnel_id)?, outer))
     }
+
+    #[inline(always)]
+    fn read_tunnel_key(&self, key: &mut bpf_tunnel_key, flags: u32) -> bool {
+        // SAFETY: a valid context and TUNNEL_KEY_SIZE writable bytes.
+        let result =
+            unsafe { bpf_skb_get_tunnel_key(self.raw, key, TUNNEL_KEY_SIZE, u64::from(flags)) };
+        result == 0
+    }
+}
+
+/// A neighbour and the device that it is on.
+#[derive(Clone, Copy)]
+pub(crate) struct NextHop {
+    pub(crate) ifindex: IfIndex,
+    /// As in [`IpKey`].
+    pub(crate) family: u8,
+    /// In memory words, as [`veer_bpf_common::address::Address::words`].
+    pub(crate) address: [u32; 4],
 }
 
 /// A structure of the kernel's interface, all of them integers.
@@ -321,10 +346,6 @@ fn zeroed<T>() -> T {
     // SAFETY: zero is a value of every integer.
     unsafe { value.assume_init() }
 }
-
-/// Bytes that are written in words, see [`direct`].
-#[repr(C, align(4))]
-struct Words<const N: usize>([u8; N]);
 
 /// Whether a redirect helper took the packet.
 #[inline(always)]
@@ -342,7 +363,7 @@ impl Bytes for Skb {
         field!(self.len)
     }
 
-    /// Direct packet access; the caller has called [`Skb::pull_head`].
+    /// Direct packet access; the caller has called [`Skb::pull`].
     #[inline(always)]
     fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let start = field!(self.data) as usize + offset;
@@ -351,6 +372,16 @@ impl Bytes for Skb {
         }
         // SAFETY: within the packet's linear data, checked above.
         Some(unsafe { direct::read(start) })
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let start = field!(self.data) as usize + offset;
+        if start + 4 * N > field!(self.data_end) as usize {
+            return None;
+        }
+        // SAFETY: as in `head`.
+        Some(unsafe { direct::words(start) })
     }
 
     #[inline(always)]

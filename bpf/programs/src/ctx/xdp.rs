@@ -25,9 +25,9 @@ impl Frame {
     }
 }
 
-/// The longest IPv4 header and what may lie before it; bounds an offset for the
-/// verifier.
-const OFFSET_MASK: usize = 0x7f;
+/// The longest chain of IPv6 extension headers and what may lie before it; bounds an
+/// offset for the verifier.
+const OFFSET_MASK: usize = 0x7fff;
 
 impl Bytes for Frame {
     #[inline(always)]
@@ -43,6 +43,16 @@ impl Bytes for Frame {
         }
         // SAFETY: within the frame, checked above.
         Some(unsafe { direct::read(start) })
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let start = self.start + offset;
+        if start + 4 * N > self.end {
+            return None;
+        }
+        // SAFETY: within the frame, checked above.
+        Some(unsafe { direct::words(start) })
     }
 
     #[inline(always)]

@@ -8,8 +8,8 @@ use veer_bpf_common::{
     tables::{FORM_NATIVE, FORM_TUNNEL, Who},
 };
 use veer_bpf_net::{
-    ethernet::{self, Ethernet},
-    ip::v4::Ipv4,
+    ethernet,
+    ip::{Ip, v4::Ipv4},
 };
 
 use crate::{
@@ -34,17 +34,21 @@ fn inner(skb: &mut Skb) -> Outcome {
     if mark == mark::REDIRECTED {
         return Ok(Verdict::Pass);
     }
-    skb.pull_head();
-    if Ethernet::parse(skb)?.ether_type != ethernet::IPV4 {
-        return Err(DropReason::UnsupportedL3);
+    match skb.ethernet()?.ether_type {
+        ethernet::IPV4 => packet::<Ipv4>(skb, mark),
+        _ => Err(DropReason::UnsupportedL3),
     }
-    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
-    let destination = lookup::who(ip.destination);
+}
+
+#[inline(always)]
+fn packet<I: Ip>(skb: &mut Skb, mark: u32) -> Outcome {
+    let ip = skb.ip::<I>()?;
+    let destination = lookup::who(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
     let node = destination
         .remote_node()
         .ok_or(DropReason::RemoteUnusable)?;
-    let source = lookup::who(ip.source);
+    let source = lookup::who(ip.source());
     skb.decision.source_identity = source.identity().get();
     if mark != mark::TO_STACK && source.takes_redirects() {
         flows::record(skb, &ip);
@@ -62,5 +66,5 @@ fn inner(skb: &mut Skb) -> Outcome {
         mark::PROBE_NATIVE => Some(FORM_NATIVE),
         _ => None,
     };
-    remote::from_stack(skb, node, tunnelled, probe)
+    remote::from_stack::<I::Address>(skb, node, tunnelled, probe)
 }

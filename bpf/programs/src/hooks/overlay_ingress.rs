@@ -3,13 +3,14 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     identity::{Identity, Vni},
+    node::NodeId,
     outcome::{DropReason, Observation, Outcome, Program, Verdict},
     tables::Who,
 };
 use veer_bpf_net::{
     bytes::Bytes,
-    ethernet::{self, Ethernet},
-    ip::v4::Ipv4,
+    ethernet,
+    ip::{Ip, v4::Ipv4},
 };
 
 use crate::{
@@ -37,12 +38,20 @@ fn inner(skb: &mut Skb) -> Outcome {
     if skb.has_vlan() {
         return Err(DropReason::UnsupportedL3);
     }
-    skb.pull_head();
-    if Ethernet::parse(skb)?.ether_type != ethernet::IPV4 {
-        return Err(DropReason::UnsupportedL3);
+    match skb.ethernet()?.ether_type {
+        ethernet::IPV4 => packet::<Ipv4>(skb, vni, node),
+        _ => Err(DropReason::UnsupportedL3),
     }
-    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
-    let source = lookup::who(ip.source);
+}
+
+/// A packet that the node `node` sent with this VNI.
+#[inline(always)]
+fn packet<I: Ip>(skb: &mut Skb, vni: Vni, node: NodeId) -> Outcome {
+    let ip = skb.ip::<I>()?;
+    if ip.is_source_routed() {
+        return Err(DropReason::RoutingHeader);
+    }
+    let source = lookup::who(ip.source());
     skb.decision.source_identity = source.identity().get();
     if source.remote_node() != Some(node) {
         return Err(DropReason::TunnelSourceNotOnNode);
@@ -50,7 +59,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     check_vni(skb, vni, source)?;
     // The sender chose the inner MAC; it is never that of this device.
     skb.set_for_host();
-    let (destination, pod) = lookup::arrived(ip.destination);
+    let (destination, pod) = lookup::arrived(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
     match destination {
         Who::LocalPod(_) => local::by_flow(skb, &ip, pod),

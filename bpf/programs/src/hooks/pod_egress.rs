@@ -2,19 +2,23 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
+    address::Address,
     mark,
     outcome::{DropReason, Outcome, Program, Verdict},
     tables::{Interface, Who},
 };
 use veer_bpf_net::{
     arp::Arp,
-    ethernet::{self, Ethernet},
+    ethernet,
     flow::Flow,
-    ip::{UDP, v4::Ipv4},
+    ip::{Ip, UDP, v4::Ipv4},
 };
 
 use crate::{
-    ctx::{direct::copy, skb::Skb},
+    ctx::{
+        direct::{address, copy},
+        skb::Skb,
+    },
     exit,
     path::{local, remote, stack},
     state::{flows, lookup},
@@ -33,8 +37,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     if skb.mark() != 0 {
         skb.set_mark(0);
     }
-    skb.pull_head();
-    let frame = Ethernet::parse(skb)?;
+    let frame = skb.ethernet()?;
     let interface = lookup::interface(skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
     skb.decision.source_identity = interface.identity().get();
     if frame.source != copy(&interface.mac) {
@@ -44,7 +47,10 @@ fn inner(skb: &mut Skb) -> Outcome {
         return Err(DropReason::UnsupportedL3);
     }
     match frame.ether_type {
-        ethernet::IPV4 => ipv4(skb, interface),
+        ethernet::IPV4 => {
+            let header = skb.ip::<Ipv4>()?;
+            ip(skb, interface, &header)
+        }
         ethernet::ARP => arp(skb, interface),
         _ => Err(DropReason::UnsupportedL3),
     }
@@ -65,31 +71,39 @@ fn arp(skb: &mut Skb, interface: &Interface) -> Outcome {
         return Err(DropReason::NeighbourNotGateway);
     }
     skb.write_arp(&request.reply(interface.node_mac))?;
+    answered(skb)
+}
+
+/// Sends the frame, which is an answer now, back to the pod.
+#[inline(always)]
+fn answered(skb: &mut Skb) -> Outcome {
     skb.set_mark(mark::REDIRECTED);
     skb.redirect(skb.ifindex())?;
     Ok(Verdict::Answer)
 }
 
 #[inline(always)]
-fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
-    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
-    let own = copy(&interface.v4);
-    if ip.source != own || own == [0; 4] {
+fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
+    let own: I::Address = address(I::Address::of_interface(interface));
+    if ip.source() != own || own == I::Address::NONE {
         return Err(DropReason::SpoofedAddress);
+    }
+    if ip.is_source_routed() {
+        return Err(DropReason::RoutingHeader);
     }
     if !ip.is_unicast() {
         return Err(DropReason::UnsupportedDestination);
     }
-    if let Some(pod) = lookup::in_own_block(ip.destination) {
+    if let Some(pod) = lookup::in_own_block(ip.destination()) {
         skb.decision.destination_identity = pod.identity().get();
-        return local::by_flow(skb, &ip, Some(pod));
+        return local::by_flow(skb, ip, Some(pod));
     }
-    let destination = lookup::who(ip.destination);
+    let destination = lookup::who(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
     if matches!(destination, Who::World) {
         return Ok(Verdict::ToStack);
     }
-    let flow = flows::of(skb, &ip)?;
+    let flow = flows::of(skb, ip)?;
     if matches!(destination, Who::Host | Who::RemoteNode(_)) {
         not_the_tunnel(&flow)?;
     }
@@ -100,8 +114,8 @@ fn ipv4(skb: &mut Skb, interface: &Interface) -> Outcome {
         return Ok(verdict);
     }
     match destination.remote_node() {
-        Some(node) => remote::from_pod(skb, &ip, node, interface.identity()),
-        None => local::to_pod(skb, &ip, lookup::endpoint(ip.destination)),
+        Some(node) => remote::from_pod(skb, ip, node, interface.identity()),
+        None => local::to_pod(skb, ip, lookup::endpoint(ip.destination())),
     }
 }
 

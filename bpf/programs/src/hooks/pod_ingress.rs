@@ -2,6 +2,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Outcome, Program, Verdict};
+use veer_bpf_net::{
+    ethernet,
+    ip::{Ip, v4::Ipv4},
+};
 
 use crate::{
     ctx::skb::Skb,
@@ -21,10 +25,19 @@ fn pod_ingress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    let Some(ip) = stack::sent(skb) else {
+    match stack::sent(skb) {
+        Some(ethernet::IPV4) => packet::<Ipv4>(skb),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn packet<I: Ip>(skb: &mut Skb) -> Outcome {
+    // One without a valid header belongs to no translated flow.
+    let Ok(ip) = skb.ip::<I>() else {
         return Ok(Verdict::Pass);
     };
-    let source = lookup::who(ip.source);
+    let source = lookup::who(ip.source());
     skb.decision.source_identity = source.identity().get();
     if !source.takes_redirects() {
         return Ok(Verdict::Pass);

@@ -2,6 +2,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Outcome, Program, Verdict};
+use veer_bpf_net::{
+    ethernet,
+    ip::{Ip, v4::Ipv4},
+};
 
 use crate::{
     ctx::skb::Skb,
@@ -20,15 +24,24 @@ fn uplink_egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    let Some(ip) = stack::sent(skb) else {
+    match stack::sent(skb) {
+        Some(ethernet::IPV4) => packet::<Ipv4>(skb),
+        _ => Ok(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn packet<I: Ip>(skb: &mut Skb) -> Outcome {
+    // One without a valid header belongs to no translated flow.
+    let Ok(ip) = skb.ip::<I>() else {
         return Ok(Verdict::Pass);
     };
     // A hash look-up tells most of a node's packets apart from a pod's.
-    let Some(pod) = lookup::endpoint(ip.source) else {
+    let Some(pod) = lookup::endpoint(ip.source()) else {
         return Ok(Verdict::Pass);
     };
     skb.decision.source_identity = pod.identity().get();
-    let destination = lookup::who(ip.destination);
+    let destination = lookup::who(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
     if !destination.takes_redirects() {
         return Ok(Verdict::Pass);

@@ -8,8 +8,8 @@ use veer_bpf_common::{
     tables::{IpcacheEntry, Who},
 };
 use veer_bpf_net::{
-    ethernet::{self, Ethernet},
-    ip::{ICMP, v4::Ipv4},
+    ethernet,
+    ip::{Ip, v4::Ipv4},
 };
 
 use crate::{
@@ -35,12 +35,11 @@ fn inner(skb: &mut Skb) -> Outcome {
     if skb.vlan_id() != 0 {
         return Ok(Verdict::Pass);
     }
-    skb.pull_head();
-    let Ok(frame) = Ethernet::parse(skb) else {
+    let Ok(frame) = skb.ethernet() else {
         return Ok(Verdict::Pass);
     };
     match frame.ether_type {
-        ethernet::IPV4 => ipv4(skb),
+        ethernet::IPV4 => packet::<Ipv4>(skb),
         ethernet::VLAN | ethernet::PROVIDER_VLAN => tag_within(skb),
         _ => Ok(Verdict::Pass),
     }
@@ -59,12 +58,12 @@ fn tag_within(skb: &Skb) -> Outcome {
 }
 
 #[inline(always)]
-fn ipv4(skb: &mut Skb) -> Outcome {
-    let ip = Ipv4::parse(skb, ethernet::HEADER_LENGTH)?;
+fn packet<I: Ip>(skb: &mut Skb) -> Outcome {
+    let ip = skb.ip::<I>()?;
     if let Some(verdict) = tunnel::judge(skb, &ip)? {
         return Ok(verdict);
     }
-    let Some(row) = lookup::row(ip.source).copied() else {
+    let Some(row) = lookup::row(ip.source()).copied() else {
         skb.decision.source_identity = Identity::WORLD.get();
         return icmp_error::from_world(skb, &ip);
     };
@@ -89,8 +88,8 @@ fn ipv4(skb: &mut Skb) -> Outcome {
 /// reaches its own pods directly: both are dropped. For other addresses some network
 /// set-ups are legitimate, and the stack decides.
 #[inline(always)]
-fn own(ip: &Ipv4) -> Outcome {
-    if lookup::is_gateway(ip.source) || lookup::endpoint(ip.destination).is_some() {
+fn own<I: Ip>(ip: &I) -> Outcome {
+    if lookup::is_gateway(ip.source()) || lookup::endpoint(ip.destination()).is_some() {
         return Err(DropReason::OwnSourceFromOutside);
     }
     Ok(Verdict::Pass)
@@ -104,16 +103,18 @@ fn own(ip: &Ipv4) -> Outcome {
 /// translates, answers or forwards does the same harm as one that is delivered.
 /// Probes are exempt, since they find out whether that form works.
 #[inline(always)]
-fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: NodeId) -> Outcome {
+fn bare<I: Ip>(skb: &mut Skb, ip: &I, row: IpcacheEntry, id: NodeId) -> Outcome {
     skb.decision.node_id = id.get();
-    let (destination, pod) = lookup::arrived(ip.destination);
+    let (destination, pod) = lookup::arrived(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
     let to_pod = matches!(destination, Who::LocalPod(_));
-    if (to_pod || row.identity() != Identity::REMOTE_NODE)
-        && !lookup::accepts_native(id)
-        && !is_probe(ip, row)
-    {
-        return Err(DropReason::NativeNotAccepted);
+    if to_pod || row.identity() != Identity::REMOTE_NODE {
+        if !lookup::accepts_native(id) && !is_probe(ip, row) {
+            return Err(DropReason::NativeNotAccepted);
+        }
+        if ip.is_source_routed() {
+            return Err(DropReason::RoutingHeader);
+        }
     }
     if to_pod {
         local::by_flow(skb, ip, pod)
@@ -124,6 +125,8 @@ fn bare(skb: &mut Skb, ip: &Ipv4, row: IpcacheEntry, id: NodeId) -> Outcome {
 
 /// Whether this is a probe or the answer to one: between two health addresses.
 #[inline(always)]
-fn is_probe(ip: &Ipv4, row: IpcacheEntry) -> bool {
-    row.identity() == Identity::HEALTH && ip.protocol == ICMP && lookup::is_gateway(ip.destination)
+fn is_probe<I: Ip>(ip: &I, row: IpcacheEntry) -> bool {
+    row.identity() == Identity::HEALTH
+        && ip.protocol() == I::ICMP
+        && lookup::is_gateway(ip.destination())
 }

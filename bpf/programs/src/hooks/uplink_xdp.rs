@@ -7,7 +7,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
-    ip::v4::Ipv4,
+    ip::{Ip, v4::Ipv4},
 };
 
 use crate::{ctx::xdp::Frame, exit, path::tunnel, state::lookup};
@@ -27,8 +27,15 @@ fn inner(frame: &Frame) -> Outcome {
         return Ok(Verdict::Pass);
     };
     match ethernet.ether_type {
-        ethernet::IPV4 => ipv4(frame),
         ethernet::VLAN | ethernet::PROVIDER_VLAN => tagged(frame),
+        ether_type => untagged(frame, ether_type),
+    }
+}
+
+#[inline(always)]
+fn untagged(frame: &Frame, ether_type: u16) -> Outcome {
+    match ether_type {
+        ethernet::IPV4 => packet::<Ipv4>(frame),
         _ => Ok(Verdict::Pass),
     }
 }
@@ -38,28 +45,22 @@ fn inner(frame: &Frame) -> Outcome {
 #[inline(always)]
 fn tagged(frame: &Frame) -> Outcome {
     // The MAC fields of this view are wrong; nothing here reads them.
-    let untagged = frame.behind(ethernet::TAG_LENGTH);
-    match (ethernet::tag_id(frame), Ethernet::parse(&untagged)) {
-        (
-            Some(0),
-            Ok(Ethernet {
-                ether_type: ethernet::IPV4,
-                ..
-            }),
-        ) => ipv4(&untagged),
+    let behind = frame.behind(ethernet::TAG_LENGTH);
+    match (ethernet::tag_id(frame), Ethernet::parse(&behind)) {
+        (Some(0), Ok(ethernet)) => untagged(&behind, ethernet.ether_type),
         _ => Ok(Verdict::Pass),
     }
 }
 
 #[inline(always)]
-fn ipv4(frame: &Frame) -> Outcome {
-    let ip = Ipv4::parse(frame, ethernet::HEADER_LENGTH)?;
+fn packet<I: Ip>(frame: &Frame) -> Outcome {
+    let ip = I::parse(frame, ethernet::HEADER_LENGTH)?;
     if let Some(verdict) = tunnel::judge(frame, &ip)? {
         return Ok(verdict);
     }
     // Only denied prefixes need this lookup, so it is skipped where there are none.
     let denies = lookup::config().is_some_and(Config::denies);
-    if denies && lookup::row(ip.source).is_some_and(|row| row.is_denied()) {
+    if denies && lookup::row(ip.source()).is_some_and(|row| row.is_denied()) {
         return Err(DropReason::DeniedPrefix);
     }
     Ok(Verdict::Pass)

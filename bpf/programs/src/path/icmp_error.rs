@@ -1,10 +1,7 @@
 //! ICMP errors that routers outside the cluster send about bare packets of pods.
 
 use veer_bpf_common::outcome::{Outcome, Verdict};
-use veer_bpf_net::{
-    icmp,
-    ip::{ICMP, v4::Ipv4},
-};
+use veer_bpf_net::{icmp, ip::Ip};
 
 use super::local;
 use crate::{
@@ -17,26 +14,26 @@ use crate::{
 /// packets (kube-proxy's, in iptables mode) would leave a pod sending packets that
 /// never fit.
 #[inline(always)]
-pub(crate) fn from_world(skb: &mut Skb, ip: &Ipv4) -> Outcome {
-    if ip.protocol != ICMP || !is_about_direct_flow(skb, ip) {
+pub(crate) fn from_world<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
+    if ip.protocol() != I::ICMP || !is_about_direct_flow(skb, ip) {
         return Ok(Verdict::Pass);
     }
-    local::to_pod(skb, ip, lookup::endpoint(ip.destination))
+    local::to_pod(skb, ip, lookup::endpoint(ip.destination()))
 }
 
 /// Whether this is an error about what a local pod sent bare to another node or a pod
 /// there, past the stack.
 #[inline(always)]
-fn is_about_direct_flow(skb: &Skb, ip: &Ipv4) -> bool {
-    if ip.is_later_fragment() || lookup::endpoint(ip.destination).is_none() {
+fn is_about_direct_flow<I: Ip>(skb: &Skb, ip: &I) -> bool {
+    if ip.is_later_fragment() || lookup::endpoint(ip.destination()).is_none() {
         return false;
     }
-    let Some(about) = icmp::v4::undeliverable(skb, ip) else {
+    let Some(about) = icmp::undeliverable(skb, ip) else {
         return false;
     };
-    let source = about.source_address::<[u8; 4]>();
-    let remote = lookup::who(about.destination_address()).remote_node();
-    source == ip.destination
+    let source = about.source_address::<I::Address>();
+    let remote = lookup::who(about.destination_address::<I::Address>()).remote_node();
+    source == ip.destination()
         && remote.is_some_and(lookup::accepts_native)
         && !flows::is_recorded(&about)
 }

@@ -4,7 +4,7 @@ use veer_bpf_common::{
     outcome::{DropReason, Outcome, Verdict},
     tables::Endpoint,
 };
-use veer_bpf_net::ip::v4::Ipv4;
+use veer_bpf_net::ip::Ip;
 
 use super::stack;
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 /// A packet to one of this node's pods: to the stack where the flow was translated
 /// there, else delivered.
 #[inline(always)]
-pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
+pub(crate) fn by_flow<I: Ip>(skb: &mut Skb, ip: &I, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
     if let Some(verdict) = stack::translated(skb, &flow) {
         return Ok(verdict);
@@ -27,9 +27,9 @@ pub(crate) fn by_flow(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outco
 /// MACs of the pod's own link, and over to its end of the veth. A packet whose
 /// TTL ends here goes to the stack, which answers it.
 #[inline(always)]
-pub(crate) fn to_pod(skb: &mut Skb, ip: &Ipv4, pod: Option<&Endpoint>) -> Outcome {
+pub(crate) fn to_pod<I: Ip>(skb: &mut Skb, ip: &I, pod: Option<&Endpoint>) -> Outcome {
     let pod = pod.ok_or(DropReason::NoSuchEndpoint)?;
-    if ip.ttl <= 1 {
+    if ip.hops() <= 1 {
         return Ok(stack::exception(skb));
     }
     skb.hop(ip, copy(&pod.mac), copy(&pod.node_mac))?;

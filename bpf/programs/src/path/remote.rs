@@ -1,29 +1,24 @@
 //! To another node, in the form its entry says.
 
 use veer_bpf_common::{
-    address::FAMILY_V4,
-    device::IfIndex,
+    address::{Address, V6},
     identity::Identity,
     mark,
     node::NodeId,
     outcome::{DropReason, Outcome, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
 };
-use veer_bpf_net::{ip::v4::Ipv4, size};
+use veer_bpf_net::{ip::Ip, size};
 
 use super::{fib, stack::exception};
 use crate::{
     ctx::{
         clock::now,
-        skb::{Outer, Skb},
+        direct,
+        skb::{NextHop, Outer, Skb},
     },
     state::lookup,
 };
-
-#[inline(always)]
-const fn v4(address: &[u8; 16]) -> [u8; 4] {
-    [address[0], address[1], address[2], address[3]]
-}
 
 /// A pod's packet to the node `id` or a pod on it.
 ///
@@ -33,7 +28,7 @@ const fn v4(address: &[u8; 16]) -> [u8; 4] {
 /// exceeds this node's own uplink. No router fragments for a smaller uplink of the
 /// other node, so the stack fragments for that too.
 #[inline(always)]
-pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity) -> Outcome {
+pub(crate) fn from_pod<I: Ip>(skb: &mut Skb, ip: &I, id: NodeId, identity: Identity) -> Outcome {
     let remote = find(skb, id)?;
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
     match remote.form_now(now) {
@@ -51,12 +46,12 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity)
             Ok(Verdict::Overlay)
         }
         FORM_NATIVE => {
-            if ip.ttl <= 1 || size::exceeds(skb, ip, skb.gso_size(), remote.native_mtu(config)) {
+            if ip.hops() <= 1 || size::exceeds(skb, ip, skb.gso_size(), remote.native_mtu(config)) {
                 return Ok(exception(skb));
             }
             // The kernel replaces the MACs by the neighbour's.
             skb.hop(ip, [0; 6], [0; 6])?;
-            native(skb, remote)
+            native::<I::Address>(skb, remote)
         }
         _ => Err(DropReason::RemoteUnusable),
     }
@@ -69,7 +64,7 @@ pub(crate) fn from_pod(skb: &mut Skb, ip: &Ipv4, id: NodeId, identity: Identity)
 /// A probe goes in the form that it asks for, and in the tunnel with DF in
 /// the outer header too: it measures what the path takes without fragmentation.
 #[inline(always)]
-pub(crate) fn from_stack(
+pub(crate) fn from_stack<A: Address>(
     skb: &mut Skb,
     id: NodeId,
     tunnelled: Result<Identity, DropReason>,
@@ -87,7 +82,7 @@ pub(crate) fn from_stack(
         }
         FORM_NATIVE => {
             skb.forget_route()?;
-            native(skb, remote)
+            native::<A>(skb, remote)
         }
         _ => Err(DropReason::RemoteUnusable),
     }
@@ -106,36 +101,43 @@ fn tunnel(
     identity: Identity,
     outer: Outer,
 ) -> Result<(), DropReason> {
-    if remote.tunnel_family != FAMILY_V4 {
+    if remote.tunnel_family == 0 {
         return Err(DropReason::RemoteUnusable);
     }
-    skb.set_tunnel(identity.into(), v4(&remote.tunnel_address), outer)
+    let V6(to) = direct::address(&remote.tunnel_address);
+    skb.set_tunnel(identity.into(), to, remote.tunnel_family, outer)
 }
 
-/// Uplink and next hop of the native form. Behind a router they come from the node's
+/// Next hop of the native form. Behind a router it comes from the node's
 /// routes at the agent's last round. Where that was long ago, the program asks the
 /// routes itself, so that a changed gateway does not cut the pods off.
 #[inline(always)]
-fn next_hop(skb: &Skb, remote: &Remote) -> (IfIndex, [u8; 4]) {
-    let (uplink, known, _) = remote.native::<[u8; 4]>();
-    let (known, node) = (v4(known), v4(&remote.tunnel_address));
-    if known != node
-        && remote.tunnel_family == FAMILY_V4
+fn next_hop<A: Address>(skb: &Skb, remote: &Remote) -> NextHop {
+    let (ifindex, hop, family) = remote.native::<A>();
+    let V6(address) = direct::address(hop);
+    let node = direct::address::<A>(A::of_remote(remote));
+    let same_link = family == A::FAMILY && address == node.words();
+    if !same_link
+        && node != A::NONE
         && lookup::agent_is_silent()
-        && let Some(found) = fib::next_hop(skb, uplink, node)
+        && let Some(found) = fib::next_hop(skb, ifindex, node)
     {
         return found;
     }
-    (uplink, known)
+    NextHop {
+        ifindex,
+        family,
+        address,
+    }
 }
 
 #[inline(always)]
-fn native(skb: &mut Skb, remote: &Remote) -> Outcome {
-    if remote.next_hop_family != FAMILY_V4 {
+fn native<A: Address>(skb: &mut Skb, remote: &Remote) -> Outcome {
+    if remote.native::<A>().2 == 0 {
         return Err(DropReason::RemoteUnusable);
     }
-    let (ifindex, hop) = next_hop(skb, remote);
+    let hop = next_hop::<A>(skb, remote);
     skb.set_mark(mark::REDIRECTED);
-    skb.redirect_neighbour(ifindex, hop)?;
+    skb.redirect_neighbour(&hop)?;
     Ok(Verdict::Native)
 }

@@ -2,7 +2,7 @@
 //! all places of its opener are taken.
 
 use veer_bpf_common::tables::{FlowKey, FlowSlot, FlowSlots};
-use veer_bpf_net::{conntrack, ip::v4::Ipv4};
+use veer_bpf_net::{conntrack, ip::Ip};
 
 use super::{
     lookup,
@@ -12,9 +12,9 @@ use super::{
 /// To whom a new flow is charged: the local pod that opened it, or a share of those
 /// elsewhere.
 #[inline(always)]
-pub(crate) fn opener(ip: &Ipv4) -> u16 {
-    lookup::endpoint(ip.source).map_or_else(
-        || FlowSlots::foreign_share(ip.source),
+pub(crate) fn opener<I: Ip>(ip: &I) -> u16 {
+    lookup::endpoint(ip.source()).map_or_else(
+        || FlowSlots::foreign_share(ip.source()),
         |pod| pod.endpoint_id,
     )
 }

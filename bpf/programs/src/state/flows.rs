@@ -23,7 +23,7 @@ use veer_bpf_net::{
     bytes::Bytes,
     conntrack,
     flow::{self, Flow},
-    ip::v4::Ipv4,
+    ip::Ip,
 };
 
 use super::{
@@ -36,7 +36,7 @@ use crate::ctx::{clock::now, skb::Skb};
 
 /// The flow of a packet.
 #[inline(always)]
-pub(crate) fn of(skb: &Skb, ip: &Ipv4) -> Result<Flow, DropReason> {
+pub(crate) fn of<I: Ip>(skb: &Skb, ip: &I) -> Result<Flow, DropReason> {
     flow::of(skb, ip, &FragmentMap)
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn answers(flow: &Flow) -> bool {
 ///
 /// Later fragments are ignored: the first one recorded the flow, or was lost.
 #[inline(always)]
-pub(crate) fn record(skb: &Skb, ip: &Ipv4) -> Verdict {
+pub(crate) fn record<I: Ip>(skb: &Skb, ip: &I) -> Verdict {
     if ip.is_later_fragment() {
         return Verdict::Pass;
     }

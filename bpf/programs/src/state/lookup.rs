@@ -2,17 +2,14 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use veer_bpf_common::{
-    address::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
+    address::{Address, IP_KEY_TAG_BITS, IpKey, PrefixKey},
     device::IfIndex,
     node::NodeId,
     tables::{Config, Endpoint, Heartbeat, Interface, IpcacheEntry, Nodes, Remote, Who},
 };
 
 use super::maps::{CONFIG, ENDPOINTS, HEARTBEAT, INTERFACES, IPCACHE, NODES, REMOTES};
-use crate::ctx::{clock::now, direct::copy};
-
-/// Prefix length that asks for one IPv4 address.
-const WHOLE_V4: u32 = IP_KEY_TAG_BITS + 32;
+use crate::ctx::{clock::now, direct};
 
 /// Whether the agent's last round was so long ago that what it wrote of the node's
 /// surroundings may be outdated.
@@ -27,16 +24,16 @@ pub(crate) fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// Who an IPv4 address is.
+/// Who an address is.
 #[inline(always)]
-pub(crate) fn who(address: [u8; 4]) -> Who {
+pub(crate) fn who<A: Address>(address: A) -> Who {
     row(address).map_or(Who::World, |row| Who::of(*row))
 }
 
 /// The local pod that an address of this node's block belongs to: one lookup where
 /// [`who`] and [`endpoint`] take two, one of them for the longest prefix.
 #[inline(always)]
-pub(crate) fn in_own_block(address: [u8; 4]) -> Option<&'static Endpoint> {
+pub(crate) fn in_own_block<A: Address>(address: A) -> Option<&'static Endpoint> {
     if in_block(config()?, address) {
         endpoint(address)
     } else {
@@ -47,29 +44,28 @@ pub(crate) fn in_own_block(address: [u8; 4]) -> Option<&'static Endpoint> {
 /// Whether an address is in the pod CIDR of the gateway; where that is not known,
 /// every address may be.
 #[inline(always)]
-fn in_block(config: &Config, address: [u8; 4]) -> bool {
-    let [address, gateway] = [address, copy(&config.gateway_v4)].map(u32::from_be_bytes);
-    let behind = 32_u32.wrapping_sub(config.block_bits_v4.into());
-    u64::from(address ^ gateway).wrapping_shr(behind) == 0
+fn in_block<A: Address>(config: &Config, address: A) -> bool {
+    let (gateway, bits) = A::of_gateway(config);
+    address.shares_prefix(direct::address(gateway), bits)
 }
 
 /// Who the destination of a packet from another node is, and the local pod that has
 /// the address. Endpoints come first: nearly always it is one of them, which saves the
 /// longest-prefix lookup.
 #[inline(always)]
-pub(crate) fn arrived(address: [u8; 4]) -> (Who, Option<&'static Endpoint>) {
+pub(crate) fn arrived<A: Address>(address: A) -> (Who, Option<&'static Endpoint>) {
     match endpoint(address) {
         Some(pod) => (Who::LocalPod(pod.identity()), Some(pod)),
         None => (who(address), None),
     }
 }
 
-/// The longest prefix of the ipcache with an IPv4 address.
+/// The longest prefix of the ipcache with an address.
 #[inline(always)]
-pub(crate) fn row(address: [u8; 4]) -> Option<&'static IpcacheEntry> {
+pub(crate) fn row<A: Address>(address: A) -> Option<&'static IpcacheEntry> {
     let key = PrefixKey {
-        bits: WHOLE_V4,
-        ip: IpKey::v4(address),
+        bits: IP_KEY_TAG_BITS + A::BITS,
+        ip: IpKey::of(address),
     };
     // SAFETY: the same fields in the same places; packed, it may lie anywhere.
     let key = unsafe { &*(&raw const key).cast::<Key<IpKey>>() };
@@ -79,8 +75,14 @@ pub(crate) fn row(address: [u8; 4]) -> Option<&'static IpcacheEntry> {
 /// Whether an address is the one that local pods have as next hop, which is the
 /// node's health address.
 #[inline(always)]
-pub(crate) fn is_gateway(address: [u8; 4]) -> bool {
-    config().is_some_and(|config| config.gateway_v4 == address)
+pub(crate) fn is_gateway<A: Address>(address: A) -> bool {
+    config().is_some_and(|config| gateway::<A>(config) == address)
+}
+
+/// The address that local pods have as next hop.
+#[inline(always)]
+pub(crate) fn gateway<A: Address>(config: &Config) -> A {
+    direct::address(A::of_gateway(config).0)
 }
 
 /// Whether bare packets from the node `id` and its pods are accepted now.
@@ -89,13 +91,13 @@ pub(crate) fn accepts_native(id: NodeId) -> bool {
     remote(id).is_some_and(Remote::accepts_native)
 }
 
-/// The local pod with an IPv4 address.
+/// The local pod with an address.
 #[inline(always)]
-pub(crate) fn endpoint(address: [u8; 4]) -> Option<&'static Endpoint> {
+pub(crate) fn endpoint<A: Address>(address: A) -> Option<&'static Endpoint> {
     // SAFETY: the kernel frees elements of this map only after a grace period,
     // which a running program holds up; the agent never changes one in a way
     // that would make it invalid.
-    unsafe { ENDPOINTS.get(IpKey::v4(address)) }
+    unsafe { ENDPOINTS.get(IpKey::of(address)) }
 }
 
 /// What may come from the pod behind this device.
@@ -105,11 +107,11 @@ pub(crate) fn interface(ifindex: IfIndex) -> Option<&'static Interface> {
     unsafe { INTERFACES.get(ifindex.get()) }
 }
 
-/// The id of the other node that has an IPv4 address.
+/// The id of the other node that has an address.
 #[inline(always)]
-pub(crate) fn node(address: [u8; 4]) -> Option<NodeId> {
+pub(crate) fn node(address: IpKey) -> Option<NodeId> {
     // SAFETY: as in `endpoint`.
-    Nodes::other(*unsafe { NODES.get(IpKey::v4(address)) }?)
+    Nodes::other(*unsafe { NODES.get(address) }?)
 }
 
 /// Another node by its id.
