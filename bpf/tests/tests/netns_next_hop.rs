@@ -27,6 +27,7 @@ fn a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long() -> Resu
     let entry = Remote {
         form: FORM_NATIVE,
         tunnel_address: *IpKey::v4(BEHIND.octets()).addr(),
+        address_v4: BEHIND.octets(),
         next_hop: *IpKey::v4(address(OLD_ROUTER).octets()).addr(),
         ..lab.one.remote(2)?
     };

@@ -156,6 +156,10 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
         } else {
             0
         },
+        address_v4: match pair.address {
+            IpAddr::V4(address) => address.octets(),
+            IpAddr::V6(_) => [0; 4],
+        },
         ..Remote::default()
     }
 }
