@@ -4,6 +4,8 @@ use std::{collections::HashMap, net::IpAddr};
 
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
+use crate::family;
+
 /// An uplink.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uplink {
@@ -41,8 +43,8 @@ pub struct Facts {
     pub uplinks: Vec<Uplink>,
     /// Interface index of the VXLAN device; 0: it is not there yet.
     pub vxlan_index: u32,
-    /// Paths to other nodes by their primary address, where bare packets with
-    /// pods' addresses can go.
+    /// Paths to other nodes by each of their addresses that was asked for, where bare
+    /// packets with pods' addresses can go.
     pub paths: HashMap<IpAddr, Path>,
     /// Why they cannot go to the others, by the same address.
     pub unfit: HashMap<IpAddr, String>,
@@ -55,8 +57,12 @@ pub struct Facts {
 impl Facts {
     /// The own address from which packets to a destination start: the first of its family.
     pub fn source(&self, destination: IpAddr) -> Option<IpAddr> {
-        let mut all = self.primary.iter().chain(&self.addresses).copied();
-        all.find(|own| own.is_ipv4() == destination.is_ipv4())
+        self.first(destination.is_ipv4())
+    }
+
+    /// The first own address of a family: the one that stands for the node, if it is one.
+    pub fn first(&self, is_ipv4: bool) -> Option<IpAddr> {
+        family::first(self.primary.iter().chain(&self.addresses), is_ipv4)
     }
 
     /// Largest packet that all uplinks carry, in bytes; 0: not known.

@@ -12,6 +12,7 @@ pub mod desired;
 pub mod diff;
 pub mod endpoint;
 pub mod facts;
+pub mod family;
 pub mod index;
 pub mod link;
 pub mod peers;

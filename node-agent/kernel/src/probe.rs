@@ -10,7 +10,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -73,12 +73,12 @@ struct Open {
     error: Option<String>,
 }
 
-/// Asks all, from the own health address. Takes at most some seconds.
+/// Asks all, from the own health addresses. Takes at most some seconds.
 ///
 /// # Errors
 ///
 /// The sockets cannot be opened (`CAP_NET_RAW`, `CAP_NET_ADMIN`).
-pub fn run(from: Ipv4Addr, asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
+pub fn run(from: &[IpAddr], asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
     let receiver = socket(
         AddressFamily::Inet,
         SockType::Raw,
@@ -117,8 +117,11 @@ pub fn run(from: Ipv4Addr, asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
                 } else {
                     &tunnel
                 };
-                let sent = packet(from, ask.to, id, *number, length)
-                    .and_then(|p| send(socket, ask.to, &p));
+                let ends = ends(from, ask.to);
+                let sent = ends.and_then(|(from, to)| {
+                    let packet = packet(from, to, id, *number, length)?;
+                    send(socket, to, &packet)
+                });
                 echo.error = sent.err().map(|e| e.to_string());
             }
             receive(&receiver, &asks, id, &mut open, Instant::now())?;
@@ -129,6 +132,15 @@ pub fn run(from: Ipv4Addr, asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
         }
     }
     Ok(answers(asks, &open))
+}
+
+/// The two ends of a probe.
+fn ends(from: &[IpAddr], to: IpAddr) -> io::Result<(Ipv4Addr, Ipv4Addr)> {
+    let from = from.iter().find(|from| from.is_ipv4() == to.is_ipv4());
+    match (from, to) {
+        (Some(IpAddr::V4(from)), IpAddr::V4(to)) => Ok((*from, to)),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
 }
 
 fn number(at: usize, size: Size) -> Option<u16> {
@@ -200,7 +212,9 @@ fn receive(
             Ok(length) => {
                 let seen = length.min(buffer.len());
                 if let Some((source, number)) = reply(&buffer[..seen], id)
-                    && open.get(&number).is_some_and(|o| asks[o.at].to == source)
+                    && open
+                        .get(&number)
+                        .is_some_and(|o| asks[o.at].to == IpAddr::V4(source))
                 {
                     open.remove(&number);
                 }
@@ -309,7 +323,7 @@ mod tests {
     fn ask(form: u8) -> Ask {
         Ask {
             node: "b".into(),
-            to: TO,
+            to: TO.into(),
             form,
             full: 1500,
             confirms: false,

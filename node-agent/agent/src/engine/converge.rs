@@ -9,7 +9,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,6 +28,7 @@ use veer_agent_core::{
     checkpoint::Checkpoint,
     desired::{self, Desired, Inputs},
     facts::Facts,
+    family::{self, Families},
     index::Index,
     peers::{self, Ids, Left, Peers},
     repair::{Kind, RoundLog},
@@ -158,7 +159,8 @@ impl Converger {
         let index = &*shared.index();
         let cluster = index.cluster.as_ref().map(|(_, c)| c);
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
-        self.observe(index, shared.options.node_ip, &mut socket)?;
+        let families = families(shared);
+        self.observe(index, shared.options.node_ip, families, &mut socket)?;
         let underlay = self.facts.underlay_mtu(cluster);
         let port = desired::tunnel_port(cluster);
         // One part that cannot be put right must not keep the others from it.
@@ -181,7 +183,7 @@ impl Converger {
 
         let complete = index.complete.nodes;
         let peers = self.peers(index);
-        let now = now_of(index, &peers, &self.facts, &self.present);
+        let now = now_of(shared, index, &peers, &self.facts, &self.present);
         self.switch
             .take_up(done, now, epoch, underlay, self.pod_mtus.route);
         let step = self.switch.step.clone();
@@ -230,7 +232,7 @@ impl Converger {
         }
         device.and(health).and(attached).and(sysctls).and(nft)?;
         self.switch
-            .acknowledge(now_of(index, &peers, &self.facts, &self.present));
+            .acknowledge(now_of(shared, index, &peers, &self.facts, &self.present));
         Ok(())
     }
 
@@ -274,10 +276,10 @@ impl Converger {
     }
 
     /// The probes to send now, see [`Switch::asks`].
-    pub(crate) fn asks(&mut self, shared: &Shared) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
+    pub(crate) fn asks(&mut self, shared: &Shared) -> Option<(Vec<IpAddr>, u64, Vec<Ask>)> {
         let peers = shared.plan().peers.clone();
         let index = shared.index();
-        let now = now_of(&index, &peers, &self.facts, &self.present);
+        let now = now_of(shared, &index, &peers, &self.facts, &self.present);
         self.switch.asks(&shared.store(), now)
     }
 
@@ -285,7 +287,7 @@ impl Converger {
     pub(crate) fn probed(&mut self, shared: &Shared, round: u64, answers: Vec<Answer>) {
         let peers = shared.plan().peers.clone();
         let index = shared.index();
-        let now = now_of(&index, &peers, &self.facts, &self.present);
+        let now = now_of(shared, &index, &peers, &self.facts, &self.present);
         self.switch.probed(now, round, answers);
     }
 
@@ -293,8 +295,15 @@ impl Converger {
         &mut self,
         index: &Index,
         node_ip: Option<IpAddr>,
+        of_pods: Families,
         socket: &mut Socket,
     ) -> Result<(), Error> {
+        // Of a new agent nothing is known yet, and what its pairs use stays.
+        let primary = self.facts.primary;
+        let asked: Families = [true, false]
+            .into_iter()
+            .filter(|f| of_pods.has(*f) || primary.is_none_or(|own| own.is_ipv4() == *f))
+            .collect();
         let (uplinks, direct, peers, pods, hint) = {
             for node in index.nodes.iter().filter(|n| n.name != index.own()) {
                 self.ids.recover(&node.name, &node.pod_cidrs);
@@ -304,10 +313,13 @@ impl Converger {
                 .nodes
                 .iter()
                 .filter(|n| n.name != index.own())
-                .filter_map(|n| {
+                .flat_map(|n| {
                     let recovered = self.ids.recovered(&n.name);
-                    let all = n.addresses.iter().chain(recovered);
-                    all.copied().find(IpAddr::is_ipv4)
+                    let all = || n.addresses.iter().chain(recovered);
+                    let wanted = [true, false].into_iter().filter(|f| asked.has(*f));
+                    wanted
+                        .filter_map(|f| family::first(all(), f))
+                        .collect::<Vec<_>>()
                 })
                 .collect();
             let own = index.nodes.get(index.own());
@@ -455,7 +467,14 @@ impl Converger {
     }
 }
 
+/// The families of this node's pods.
+fn families(shared: &Shared) -> Families {
+    let blocks: Vec<IpNet> = shared.store().blocks().collect();
+    family::of_nets(&blocks)
+}
+
 fn now_of<'a>(
+    shared: &Shared,
     index: &'a Index,
     peers: &'a Peers,
     facts: &'a Facts,
@@ -465,6 +484,7 @@ fn now_of<'a>(
         index,
         peers,
         facts,
+        families: families(shared),
         present,
         clock: monotonic(),
     }

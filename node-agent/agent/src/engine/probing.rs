@@ -40,7 +40,7 @@ impl Engine {
         };
         let engine = self.shared.engine.clone();
         let job = move || {
-            let answers = probe::run(from, asks)
+            let answers = probe::run(&from, asks)
                 .inspect_err(|error| tracing::error!(%error, "cannot probe other nodes"))
                 .ok();
             // The engine ends with the process.

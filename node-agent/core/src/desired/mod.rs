@@ -4,7 +4,10 @@
 mod denied;
 mod unassigned;
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use veer_bpf_common::{
@@ -18,11 +21,12 @@ use veer_crds::v1alpha1::ClusterNetworkSpec;
 use crate::{
     endpoint::{LocalEndpoint, Store, gateway_of},
     facts::Facts,
-    index::Index,
+    family,
+    index::{Index, NodeRecord},
     peers::Peers,
     prefix::{host_prefix, prefix},
     route::{Route, host_route},
-    switch::{Pairs, RoutingStep, entry, pair_mtu, tunnel_mtu},
+    switch::{Pairs, Paths, RoutingStep, entry, overhead, pair_mtu},
 };
 
 /// Everything the kernel should hold.
@@ -163,6 +167,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         rows,
     } = inputs;
     let blocks: Vec<IpNet> = store.blocks().collect();
+    let families = family::of_nets(&blocks);
     let mut d = Desired {
         config: config(facts, index, &blocks, step),
         // First, since all others are stronger where they are the same prefix.
@@ -189,30 +194,28 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         let Some(address) = peers.primaries.get(name) else {
             continue;
         };
-        let path = facts.paths.get(address).copied();
+        let paths = Paths::to(node, *address, families, facts, peers);
         let pair_mtu = pair_mtu(step, facts, node);
         let remote = entry::remote(&entry::Pair {
             step,
             node,
             address: *address,
-            path,
+            paths: &paths,
             mtu: pair_mtu,
             present: present.get(&id.get()),
             view: pairs.view(name),
             now,
         });
         let mtu = step.mtu.min(if remote.form == FORM_TUNNEL {
-            tunnel_mtu(pair_mtu)
+            pair_mtu.saturating_sub(overhead(Some(*address)))
         } else {
             pair_mtu
         });
-        d.routes.extend(remote_routes(
-            &node.pod_cidrs,
-            *address,
-            facts,
-            mtu,
-            &blocks,
-        ));
+        let serves = |family| families.has(family) || facts.first(family).is_some();
+        let cidrs = node.pod_cidrs.iter();
+        let cidrs = cidrs.filter(|c| !blocks.contains(c) && serves(c.addr().is_ipv4()));
+        let routes = cidrs.filter_map(|cidr| remote_route(*cidr, node, *id, facts, peers));
+        d.routes.extend(routes.map(|route| Route { mtu, ..route }));
         d.remotes.insert(id.get(), remote);
     }
     for address in &facts.addresses {
@@ -275,27 +278,36 @@ fn address_rows(
     })
 }
 
-fn remote_routes(
-    cidrs: &[IpNet],
-    address: IpAddr,
+/// The route of the host's stack to a block of another node, `None` while there is no
+/// device. The program on the device looks at the destination alone; the next hop makes
+/// all pods there one neighbour.
+fn remote_route(
+    cidr: IpNet,
+    node: &NodeRecord,
+    id: NodeId,
     facts: &Facts,
-    mtu: u32,
-    own: &[IpNet],
-) -> Vec<Route> {
-    if facts.vxlan_index == 0 {
-        return Vec::new();
-    }
-    cidrs
-        .iter()
-        .filter(|c| c.addr().is_ipv4() == address.is_ipv4() && !own.contains(c))
-        .map(|cidr| Route {
-            gateway: Some(address),
-            source: facts.primary,
-            mtu,
-            onlink: true,
-            ..Route::link(*cidr, facts.vxlan_index)
-        })
-        .collect()
+    peers: &Peers,
+) -> Option<Route> {
+    let gateway = match cidr.addr() {
+        // Nodes that have no IPv4 between them have their gateways for pods.
+        IpAddr::V4(_) => peers
+            .address_of(&node.name, true)
+            .or_else(|| gateway_of(&cidr))?,
+        IpAddr::V6(_) => on_device(id),
+    };
+    (facts.vxlan_index != 0).then(|| Route {
+        gateway: Some(gateway),
+        source: facts.source(gateway),
+        onlink: true,
+        ..Route::link(cidr, facts.vxlan_index)
+    })
+}
+
+/// The next hop to a node on the tunnel's device: of IPv6 addresses the kernel takes a
+/// global one only where no route leads to it by another device, and a link-local one
+/// always.
+fn on_device(id: NodeId) -> IpAddr {
+    Ipv6Addr::from_bits((0xfe80 << 112) | u128::from(id.get())).into()
 }
 
 fn config(facts: &Facts, index: &Index, blocks: &[IpNet], step: &RoutingStep) -> Config {

@@ -5,7 +5,7 @@ mod ids;
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use veer_bpf_common::node::NodeId;
@@ -13,6 +13,7 @@ use veer_bpf_common::node::NodeId;
 use crate::{
     endpoint::gateway_of,
     facts::Facts,
+    family,
     index::{Index, NodeRecord},
 };
 
@@ -24,26 +25,40 @@ pub struct Peers {
     /// Ids by name. A node of which nobody has said where it is, and of which the
     /// maps hold nothing, is not there.
     pub by_name: BTreeMap<String, NodeId>,
-    /// Addresses that stand for nodes (tunnel, next hop), by name.
+    /// Addresses that stand for nodes (outside the tunnel), by name.
     pub primaries: BTreeMap<String, IpAddr>,
+    /// The first believed address of each family, by name.
+    firsts: BTreeMap<String, Vec<IpAddr>>,
     /// Ids by each believed address.
     pub by_address: HashMap<IpAddr, NodeId>,
-    /// Health addresses by name: those that nodes are probed at.
-    pub health: BTreeMap<String, Ipv4Addr>,
+    /// Health addresses by name, one of each family of the node's pods.
+    pub health: BTreeMap<String, Vec<IpAddr>>,
     /// Ids by health address.
     pub health_ids: HashMap<IpAddr, NodeId>,
 }
 
-/// The address that stands for a node: its first IPv4 one.
-fn primary(addresses: &[IpAddr]) -> Option<IpAddr> {
-    addresses.iter().copied().find(IpAddr::is_ipv4)
+impl Peers {
+    /// The first believed address of a node in a family.
+    pub fn address_of(&self, name: &str, is_ipv4: bool) -> Option<IpAddr> {
+        family::first(self.firsts.get(name)?, is_ipv4)
+    }
+}
+
+/// The first address of each family that this node has an address of, before all that
+/// which stands for the other node: of the family of the one that stands for this node,
+/// IPv4 while that is not known. Packets between two nodes need a family that both have.
+pub fn firsts(addresses: &[IpAddr], facts: &Facts) -> impl Iterator<Item = IpAddr> {
+    let tunnel = facts.primary.is_none_or(|own| own.is_ipv4());
+    let usable = move |f: &bool| *f == tunnel || facts.first(*f).is_some();
+    let families = [tunnel, !tunnel].into_iter().filter(usable);
+    families.filter_map(move |is_ipv4| family::first(addresses, is_ipv4))
 }
 
 /// The health addresses of a node, one of each family that it has a block of.
 fn healths(node: &NodeRecord) -> impl Iterator<Item = IpAddr> {
-    let all = || node.pod_cidrs.iter().filter_map(gateway_of);
-    let v4 = all().find(IpAddr::is_ipv4);
-    v4.into_iter().chain(all().find(IpAddr::is_ipv6))
+    let all: Vec<IpAddr> = node.pod_cidrs.iter().filter_map(gateway_of).collect();
+    let families = [true, false].into_iter();
+    families.filter_map(move |is_ipv4| family::first(&all, is_ipv4))
 }
 
 /// A node's claim of an address. Of two, the stronger counts, field by field.
@@ -105,7 +120,9 @@ pub fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
         } else {
             node.addresses.clone()
         };
-        let first = primary(&addresses).filter(believed);
+        let mut firsts: Vec<IpAddr> = firsts(&addresses, facts).collect();
+        let first = firsts.first().copied().filter(believed);
+        firsts.retain(believed);
         if first.is_none() && !ids.knows(&node.name) {
             continue;
         }
@@ -114,14 +131,12 @@ pub fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
             continue;
         };
         peers.by_name.insert(node.name.clone(), id);
-        for health in healths(node) {
-            peers.health_ids.insert(health, id);
-            if let IpAddr::V4(health) = health {
-                peers.health.insert(node.name.clone(), health);
-            }
-        }
+        let healths: Vec<IpAddr> = healths(node).collect();
+        peers.health_ids.extend(healths.iter().map(|a| (*a, id)));
+        peers.health.insert(node.name.clone(), healths);
         if let Some(first) = first {
             peers.primaries.insert(node.name.clone(), first);
+            peers.firsts.insert(node.name.clone(), firsts);
         }
         for address in addresses.into_iter().filter(believed) {
             let claim = Claim {

@@ -10,10 +10,11 @@ use veer_bpf_common::{
 use veer_crds::v1alpha1::{Phase, RoutingMode};
 
 use super::{
-    PairState,
-    epoch::{RoutingStep, peer_accepts, peer_left_native, target},
+    PairState, Paths,
+    epoch::{RoutingStep, overhead, peer_accepts, peer_left_native, target},
+    paths::Leg,
 };
-use crate::{facts::Path, index::NodeRecord};
+use crate::index::NodeRecord;
 
 /// What decides the entry of one other node.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +25,8 @@ pub struct Pair<'a> {
     pub node: &'a NodeRecord,
     /// The address that stands for it.
     pub address: IpAddr,
-    /// How the kernel reaches it.
-    pub path: Option<Path>,
+    /// How bare packets reach it.
+    pub paths: &'a Paths,
     /// Largest packet of the underlay to it, in bytes.
     pub mtu: u32,
     /// Its entry now.
@@ -76,12 +77,12 @@ impl Pair<'_> {
             epoch: number(self.step),
         };
         let mut form = self.present_form();
-        let target = target(self.step.mode(), self.path);
+        let target = target(self.step.mode(), self.paths);
         if let Some(target) = target
             && self.step.phase() >= Phase::Switch
             && form.revert_at == 0
             && form.now != target
-            && self.view.passed
+            && self.view.passed.cover(self.paths.families)
             && peer_accepts(target, own, peer)
         {
             form = Form {
@@ -91,14 +92,39 @@ impl Pair<'_> {
                 epoch: number(self.step),
             };
         }
-        let lost = self.path.is_none() || peer_left_native(own, peer);
-        if form.now == FORM_NATIVE && lost {
+        // Also where a family came later and was not probed yet: there is one form for all.
+        let lost = |family| self.paths.leg(family).is_none() || !self.was_probed(family);
+        let lost = self.paths.families.iter().any(lost);
+        if form.now == FORM_NATIVE && (lost || peer_left_native(own, peer)) {
             form = tunnel(FORM_NATIVE);
         }
         if form.revert_at == 0 {
             form.epoch = number(self.step);
         }
         form
+    }
+
+    /// Whether bare packets of a family were probed: an entry of that form has the ways of
+    /// families that were.
+    fn was_probed(&self, is_ipv4: bool) -> bool {
+        let bare = |p: &&Remote| goes_bare(p.form, p.previous_form, p.revert_at);
+        let present = self.present.filter(bare);
+        let has_way = |p: &Remote| {
+            if is_ipv4 {
+                p.next_hop_family != 0
+            } else {
+                p.ifindex_v6 != 0
+            }
+        };
+        self.view.passed.has(is_ipv4) || present.is_some_and(has_way)
+    }
+
+    /// The way of a family's packets that the entry is to have: long before they take it,
+    /// but not where they might before it was probed.
+    fn leg(&self, form: Form, is_ipv4: bool) -> Option<Leg> {
+        let bare = goes_bare(form.now, form.previous, form.revert_at);
+        let may = |_: &Leg| !bare || self.was_probed(is_ipv4);
+        self.paths.leg(is_ipv4).filter(may)
     }
 
     /// Whether bare packets with a source on the peer are accepted.
@@ -112,7 +138,7 @@ impl Pair<'_> {
             Phase::Prepare | Phase::Switch => true,
             Phase::Finalize | Phase::Ready => {
                 step.mode() == RoutingMode::Native
-                    || target(step.mode(), self.path) == Some(FORM_NATIVE)
+                    || target(step.mode(), self.paths) == Some(FORM_NATIVE)
                     // It could not leave the form that we go on to accept.
                     || self.node.keeps_form_to_us == Some(own_number)
             }
@@ -126,40 +152,42 @@ fn number(step: &RoutingStep) -> u32 {
     u32::try_from(number & 0xffff_ffff).unwrap_or(0)
 }
 
+/// Whether packets go bare, or will once a change has run out.
+fn goes_bare(form: u8, previous: u8, revert_at: u64) -> bool {
+    form == FORM_NATIVE || (previous == FORM_NATIVE && revert_at != 0)
+}
+
 /// The entry of one other node.
 pub fn remote(pair: &Pair<'_>) -> Remote {
-    let Form {
-        now: form,
-        previous,
-        revert_at,
-        epoch,
-    } = pair.form();
+    let form = pair.form();
+    let [v4, v6] = [true, false].map(|family| pair.leg(form, family));
     let tunnel = IpKey::from(pair.address);
-    let next_hop = pair.path.map(|p| IpKey::from(p.next_hop));
+    let next_hop = v4.map(|leg| IpKey::from(leg.path.next_hop));
+    let in_tunnel = pair.mtu.saturating_sub(overhead(Some(pair.address)));
+    let smaller = pair.mtu < pair.step.native_mtu || in_tunnel < pair.step.tunnel_mtu;
     Remote {
-        revert_at,
+        revert_at: form.revert_at,
         tunnel_address: *tunnel.addr(),
         next_hop: next_hop.map_or([0; 16], |hop| *hop.addr()),
-        ifindex: pair.path.map_or(0, |p| p.index),
+        ifindex: v4.map_or(0, |leg| leg.path.index),
         flags: if pair.accepts_native() {
             Remote::ACCEPT_NATIVE
         } else {
             0
         },
-        epoch,
-        form,
-        previous_form: previous,
+        epoch: form.epoch,
+        form: form.now,
+        previous_form: form.previous,
         tunnel_family: tunnel.family(),
         next_hop_family: next_hop.map_or(0, |hop| hop.family()),
-        path_mtu: if pair.mtu < pair.step.native_mtu {
-            pair.mtu
-        } else {
-            0
+        path_mtu: if smaller { pair.mtu } else { 0 },
+        address_v4: match v4.map(|leg| leg.to) {
+            Some(IpAddr::V4(address)) => address.octets(),
+            Some(IpAddr::V6(_)) | None => [0; 4],
         },
-        address_v4: match pair.address {
-            IpAddr::V4(address) => address.octets(),
-            IpAddr::V6(_) => [0; 4],
-        },
-        ..Remote::default()
+        next_hop_v6: v6.map_or([0; 16], |leg| *IpKey::from(leg.path.next_hop).addr()),
+        address_v6: v6.map_or([0; 16], |leg| *IpKey::from(leg.to).addr()),
+        ifindex_v6: v6.map_or(0, |leg| leg.path.index),
+        pad: 0,
     }
 }

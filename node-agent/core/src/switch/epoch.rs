@@ -1,15 +1,15 @@
 //! What the routing epoch asks of this node.
 
+use std::net::IpAddr;
+
 use veer_bpf_common::{
-    VXLAN_OVERHEAD_V4,
+    VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6,
     tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
-use crate::{
-    facts::{Facts, Path},
-    index::NodeRecord,
-};
+use super::paths::Paths;
+use crate::{facts::Facts, index::NodeRecord};
 
 /// What the epoch asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,11 +46,12 @@ impl RoutingStep {
     }
 }
 
-/// What the epoch asks of this node. `present_mtu` is what pods have now; 0:
-/// nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`RoutingStep`].
+/// What the epoch asks of this node. `overhead` is what the tunnel adds to a packet, in
+/// bytes; `present_mtu` is what pods have now; 0: nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`RoutingStep`].
 pub fn step(
     epoch: Option<&Epoch>,
     underlay_mtu: u32,
+    overhead: u32,
     present_mtu: u32,
     kept: bool,
     confirm: u64,
@@ -58,8 +59,8 @@ pub fn step(
     let mut step = RoutingStep {
         epoch: epoch.cloned(),
         // The smaller of the two.
-        mtu: tunnel_mtu(underlay_mtu),
-        tunnel_mtu: tunnel_mtu(underlay_mtu),
+        mtu: underlay_mtu.saturating_sub(overhead),
+        tunnel_mtu: underlay_mtu.saturating_sub(overhead),
         native_mtu: underlay_mtu,
         kept,
         confirm,
@@ -80,13 +81,13 @@ pub fn pair_mtu(step: &RoutingStep, facts: &Facts, peer: &NodeRecord) -> u32 {
     known.fold(step.native_mtu, u32::min)
 }
 
-/// The form that a mode leads to for a peer reached by `path`; `None`: a bare
+/// The form that a mode leads to for a peer reached by `paths`; `None`: a bare
 /// packet that has no path.
-pub fn target(mode: RoutingMode, path: Option<Path>) -> Option<u8> {
-    match (mode, path) {
-        (RoutingMode::Native, path) => path.map(|_| FORM_NATIVE),
-        (RoutingMode::Hybrid, Some(path)) if path.same_link => Some(FORM_NATIVE),
-        (RoutingMode::Tunnel | RoutingMode::Hybrid, _) => Some(FORM_TUNNEL),
+pub fn target(mode: RoutingMode, paths: &Paths) -> Option<u8> {
+    match mode {
+        _ if paths.are_native(mode) => Some(FORM_NATIVE),
+        RoutingMode::Native => None,
+        RoutingMode::Tunnel | RoutingMode::Hybrid => Some(FORM_TUNNEL),
     }
 }
 
@@ -113,7 +114,11 @@ pub(super) fn peer_left_native(own: Option<&Epoch>, peer: Option<&Epoch>) -> boo
     })
 }
 
-/// Largest inner packet of the tunnel on this underlay, in bytes.
-pub fn tunnel_mtu(underlay: u32) -> u32 {
-    underlay.saturating_sub(VXLAN_OVERHEAD_V4)
+/// Bytes that the tunnel adds to a packet, with this address outside; IPv4 while there is
+/// none.
+pub fn overhead(outside: Option<IpAddr>) -> u32 {
+    match outside {
+        Some(IpAddr::V6(_)) => VXLAN_OVERHEAD_V6,
+        Some(IpAddr::V4(_)) | None => VXLAN_OVERHEAD_V4,
+    }
 }

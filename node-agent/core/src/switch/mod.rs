@@ -4,27 +4,28 @@
 pub mod entry;
 mod epoch;
 mod pairs;
+mod paths;
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::HashMap, net::IpAddr};
 
 use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
-use crate::{endpoint::Store, facts::Facts, index::Index, peers::Peers, repair::RoundLog};
+use crate::{
+    endpoint::Store, facts::Facts, family::Families, index::Index, peers::Peers, repair::RoundLog,
+};
 
-pub use epoch::{RoutingStep, pair_mtu, peer_accepts, step, target, tunnel_mtu};
+pub use epoch::{RoutingStep, overhead, pair_mtu, peer_accepts, step, target};
 pub use pairs::{Inputs, PairState, Pairs, Peer};
+pub use paths::{Leg, Paths};
 
-/// One peer to be probed in one form.
+/// One peer to be probed in one form and one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
     /// The peer's name.
     pub node: String,
-    /// The peer's health address.
-    pub to: Ipv4Addr,
+    /// The peer's health address in the family.
+    pub to: IpAddr,
     /// `FORM_*`.
     pub form: u8,
     /// Bytes of the largest IP packet that the form carries.
@@ -66,6 +67,8 @@ pub struct Now<'a> {
     pub peers: &'a Peers,
     /// This node.
     pub facts: &'a Facts,
+    /// The families of its pods.
+    pub families: Families,
     /// Entries of other nodes, by id.
     pub present: &'a HashMap<u32, Remote>,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
@@ -102,7 +105,8 @@ impl Switch {
             self.pairs.retain(|name| known.contains_key(name));
         }
         let confirm = confirm_timeout(index);
-        let asked = |kept| step(epoch, underlay, pods_mtu, kept, confirm);
+        let overhead = overhead(now.facts.primary);
+        let asked = |kept| step(epoch, underlay, overhead, pods_mtu, kept, confirm);
         let before = asked(false);
         let seen = seen(now, &before);
         let fell = self.pairs.expire(Inputs {
@@ -142,13 +146,13 @@ impl Switch {
         }
     }
 
-    /// What is to be probed now, from which address, and in which round of
-    /// probes.
-    pub fn asks(&mut self, store: &Store, now: Now<'_>) -> Option<(Ipv4Addr, u64, Vec<Ask>)> {
-        let from = match store.health_addresses().next()? {
-            IpAddr::V4(address) => address,
-            IpAddr::V6(_) => return None,
-        };
+    /// What is to be probed now, from which addresses, one of each family, and in which
+    /// round of probes.
+    pub fn asks(&mut self, store: &Store, now: Now<'_>) -> Option<(Vec<IpAddr>, u64, Vec<Ask>)> {
+        let from: Vec<IpAddr> = store.health_addresses().collect();
+        if from.is_empty() {
+            return None;
+        }
         let seen = seen(now, &self.step);
         let asks = self.pairs.asks(Inputs {
             peers: &seen,
@@ -200,6 +204,7 @@ fn seen(now: Now<'_>, step: &RoutingStep) -> Vec<Peer> {
         index,
         peers,
         facts,
+        families,
         present,
         clock: _,
     } = now;
@@ -208,16 +213,21 @@ fn seen(now: Now<'_>, step: &RoutingStep) -> Vec<Peer> {
         .iter()
         .filter_map(|(name, id)| {
             let node = index.nodes.get(name)?;
-            let address = peers.primaries.get(name)?;
-            let path = facts.paths.get(address).copied();
-            let target = target(step.mode(), path);
-            let health = *peers.health.get(name)?;
-            let local = facts.misplaced.iter().find(|(a, _)| *a == health);
+            let address = *peers.primaries.get(name)?;
+            let paths = Paths::to(node, address, families, facts, peers);
+            let target = target(step.mode(), &paths);
+            let health = peers.health.get(name)?.iter().copied();
+            let in_common = |health: &IpAddr| paths.families.has(health.is_ipv4());
+            let health: Vec<IpAddr> = health.filter(in_common).collect();
+            if health.is_empty() {
+                return None;
+            }
+            let local = facts.misplaced.iter().find(|(a, _)| health.contains(a));
             Some(Peer {
                 name: name.clone(),
                 health,
                 target,
-                no_path: facts.unfit.get(address).cloned(),
+                no_path: paths.obstacle(name),
                 blind: local.map(|(a, device)| {
                     format!(
                         "{a} is its health address, but {device} of this node has it too, so that \

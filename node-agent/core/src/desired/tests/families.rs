@@ -163,3 +163,186 @@ fn a_round_of_one_address_gives_the_rows_that_a_round_of_all_gives() {
         }
     }
 }
+
+/// The other node's health addresses.
+fn healths([_, other]: [&[&str]; 2]) -> Vec<String> {
+    let gateways = nets(other).into_iter().filter_map(|b| gateway_of(&b));
+    gateways.map(|a| a.to_string()).collect()
+}
+
+const OWN_V6: &str = "2001:db8::1";
+const PEER_V6: &str = "2001:db8::2";
+const ROUTER_V6: &str = "fe80::1";
+
+/// The nodes have IPv6 addresses too, and a path to them.
+fn with_v6_underlay(world: &mut World) {
+    let mut b = world.index.nodes.get("b").unwrap().clone();
+    b.addresses.push(ip(PEER_V6));
+    world.index.handle(Event::Node(Change::Apply(b)));
+    world.facts.addresses.push(ip(OWN_V6));
+    let path = Path {
+        index: 8,
+        next_hop: ip(ROUTER_V6),
+        same_link: false,
+    };
+    world.facts.paths.insert(ip(PEER_V6), path);
+}
+
+fn applied(world: &mut World, epoch: &Epoch) {
+    let mut b = world.index.nodes.get("b").unwrap().clone();
+    b.applied = Some(epoch.clone());
+    world.index.handle(Event::Node(Change::Apply(b)));
+}
+
+/// What an entry says of the way of each family: uplink, next hop, the node's address.
+fn ways(remote: &Remote) -> [Option<(u32, IpAddr, IpAddr)>; 2] {
+    let v4 = veer_bpf_common::address::to_ip(remote.next_hop_family, remote.next_hop);
+    let v4 = v4.map(|hop| (remote.ifindex, hop, remote.address_v4.into()));
+    let v6 = (
+        remote.ifindex_v6,
+        remote.next_hop_v6.into(),
+        remote.address_v6.into(),
+    );
+    [v4, (remote.ifindex_v6 != 0).then_some(v6)]
+}
+
+#[test]
+fn an_entry_has_the_way_of_each_family_of_pods_and_goes_native_with_all_of_them() {
+    let v4 = Some((7, ip("192.0.2.2"), ip("192.0.2.2")));
+    let v6 = Some((8, ip(ROUTER_V6), ip(PEER_V6)));
+    let native = epoch(2, RoutingMode::Native, Phase::Ready);
+    for (blocks, expected) in NODES
+        .into_iter()
+        .zip([[v4, None], [None, v6], [v4, v6], [v4, v6]])
+    {
+        let (mut world, _) = world(blocks);
+        with_v6_underlay(&mut world);
+        applied(&mut world, &native);
+        let before = world.desired(Some(&native)).remotes[&2];
+        assert_eq!((before.form, ways(&before)), (T, expected), "{blocks:?}");
+        let healths = healths(blocks);
+        let healths: Vec<&str> = healths.iter().map(String::as_str).collect();
+        world.answers_at(&healths[..1], &native, N, false, Ok(()));
+        let one = world.desired(Some(&native)).remotes[&2];
+        assert_eq!(one.form == N, healths.len() == 1, "{blocks:?}");
+        world.answers_at(&healths, &native, N, false, Ok(()));
+        let after = world.desired(Some(&native)).remotes[&2];
+        assert_eq!((after.form, ways(&after)), (N, expected), "{blocks:?}");
+        assert_eq!(after.tunnel_address[..4], [192, 0, 2, 2]);
+        // A new agent that knows nothing of the probes keeps the entry.
+        world.pairs = Pairs::default();
+        let again = world.desired(Some(&native)).remotes[&2];
+        assert_eq!((again.form, ways(&again)), (N, expected), "{blocks:?}");
+        // The way of one family goes.
+        let last = nets(blocks[1]).last().unwrap().addr().is_ipv4();
+        let to = if last { "192.0.2.2" } else { PEER_V6 };
+        world.facts.paths.remove(&ip(to));
+        assert_eq!(world.desired(Some(&native)).remotes[&2].form, T);
+    }
+}
+
+#[test]
+fn a_native_pair_to_which_a_family_comes_uses_the_tunnel_until_that_was_probed() {
+    for has_path in [true, false] {
+        let (mut world, _) = world(NODES[0]);
+        if has_path {
+            with_v6_underlay(&mut world);
+        }
+        let native = epoch(2, RoutingMode::Native, Phase::Ready);
+        applied(&mut world, &native);
+        world.answers(&native, N, false, Ok(()));
+        world.desired(Some(&native));
+        world.answers(&native, N, true, Ok(()));
+        let of_v4 = world.desired(Some(&native)).remotes[&2];
+        assert_eq!((of_v4.form, of_v4.revert_at), (N, 0));
+
+        world.store.set_blocks(&nets(NODES[2][0]));
+        assert_eq!(world.desired(Some(&native)).remotes[&2], of_v4);
+        let mut b = world.index.nodes.get("b").unwrap().clone();
+        b.pod_cidrs = nets(NODES[2][1]);
+        world.index.handle(Event::Node(Change::Apply(b)));
+        let both = ["10.1.1.1", "fd00:2::1"];
+        for (outcome, form) in [
+            (None, T),
+            (Some(Err("IPv6: silent".to_owned())), T),
+            (Some(Ok(())), if has_path { N } else { T }),
+        ] {
+            if let Some(outcome) = outcome {
+                world.answers_at(&both, &native, N, false, outcome);
+            }
+            let after = world.desired(Some(&native)).remotes[&2];
+            assert_eq!(after.form, form);
+            // A probe goes by the entry's way whatever the form.
+            assert_eq!(ways(&after)[1].is_some(), has_path);
+            assert!(after.accepts_native());
+        }
+    }
+}
+
+#[test]
+fn packets_of_ipv4_take_the_way_of_ipv6_where_nodes_have_no_other() {
+    let (mut world, _) = world(NODES[2]);
+    let mut b = world.index.nodes.get("b").unwrap().clone();
+    b.addresses = vec![ip(PEER_V6)];
+    world.index.handle(Event::Node(Change::Apply(b)));
+    let hop = Path {
+        index: 8,
+        next_hop: ip(PEER_V6),
+        same_link: true,
+    };
+    world.facts = Facts {
+        primary: Some(ip(OWN_V6)),
+        addresses: vec![ip(OWN_V6)],
+        paths: HashMap::from([(ip(PEER_V6), hop)]),
+        ..world.facts
+    };
+    let d = world.desired(None);
+    let remote = d.remotes[&2];
+    let [v4, v6] = ways(&remote);
+    assert_eq!(v4, Some((8, ip(PEER_V6), ip("0.0.0.0"))));
+    assert_eq!(v6, Some((8, ip(PEER_V6), ip(PEER_V6))));
+    assert_eq!(IpAddr::from(remote.tunnel_address), ip(PEER_V6));
+    let mtus: Vec<u32> = d
+        .routes
+        .iter()
+        .filter(|r| r.onlink)
+        .map(|r| r.mtu)
+        .collect();
+    assert_eq!(mtus, [1430, 1430], "IPv6 outside is larger");
+}
+
+#[test]
+fn the_routes_to_another_nodes_blocks_have_one_next_hop_in_each_family() {
+    for blocks in NODES {
+        let (mut world, _) = world(blocks);
+        with_v6_underlay(&mut world);
+        let d = world.desired(None);
+        let routes: Vec<&Route> = d.routes.iter().filter(|r| r.onlink).collect();
+        for (route, block) in routes.iter().zip(nets(blocks[1])) {
+            let (gateway, source) = if block.addr().is_ipv4() {
+                ("192.0.2.2", "192.0.2.1")
+            } else {
+                ("fe80::2", OWN_V6)
+            };
+            assert_eq!(route.destination, block);
+            assert_eq!(
+                (route.gateway, route.source),
+                (Some(ip(gateway)), Some(ip(source)))
+            );
+            assert_eq!((route.index, route.mtu), (9, 1450));
+        }
+        assert_eq!(routes.len(), blocks[1].len());
+        // Of what this node has no addresses and no pods, it needs no routes.
+        let own = nets(&blocks[0][..1]);
+        world.store = Store::new([], Vec::new());
+        world.store.set_blocks(&own);
+        world.facts.addresses = vec![ip("192.0.2.1")];
+        let d = world.desired(None);
+        let routes = d.routes.iter().filter(|r| r.onlink);
+        let is_needed = |block: &&IpNet| block.addr().is_ipv4() || !own[0].addr().is_ipv4();
+        assert_eq!(
+            routes.count(),
+            nets(blocks[1]).iter().filter(is_needed).count()
+        );
+    }
+}

@@ -123,17 +123,29 @@ impl World {
     /// The peer answers, or does not, in the form that the mode leads to; with
     /// `confirms` in the one that it has switched to.
     fn answers(&mut self, own: &Epoch, form: u8, confirms: bool, outcome: Result<(), String>) {
+        self.answers_at(&["10.1.1.1"], own, form, confirms, outcome);
+    }
+
+    /// The same at these health addresses.
+    fn answers_at(
+        &mut self,
+        health: &[&str],
+        own: &Epoch,
+        form: u8,
+        confirms: bool,
+        outcome: Result<(), String>,
+    ) {
         self.pairs.enter(Some(own));
-        let ask = Ask {
+        let asks = health.iter().map(|to| Ask {
             node: "b".into(),
-            to: [10, 1, 1, 1].into(),
+            to: ip(to),
             form,
             full: 1450,
             confirms,
-        };
+        });
         let peer = Peer {
             name: "b".into(),
-            health: ask.to,
+            health: health.iter().map(|to| ip(to)).collect(),
             target: Some(form),
             no_path: None,
             blind: None,
@@ -142,7 +154,11 @@ impl World {
             accepts: true,
             applied: None,
         };
-        let answers = vec![Answer { ask, outcome }];
+        let answers = asks.map(|ask| Answer {
+            ask,
+            outcome: outcome.clone(),
+        });
+        let answers = answers.collect();
         let step = RoutingStep::default();
         let inputs = switch::Inputs {
             peers: &[peer],
@@ -155,7 +171,7 @@ impl World {
     fn desired(&mut self, own: Option<&Epoch>) -> Desired {
         let peers = peers(&self.index, &self.facts, &mut self.ids);
         self.pairs.enter(own);
-        let step = step(own, 1500, 0, self.pairs.any_kept(|_| true), CONFIRM);
+        let step = step(own, 1500, 50, 0, self.pairs.any_kept(|_| true), CONFIRM);
         let d = desired(Inputs {
             index: &self.index,
             store: &self.store,

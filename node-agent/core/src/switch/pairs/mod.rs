@@ -7,14 +7,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use serde::{Deserialize, Serialize};
 use veer_bpf_common::tables::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
-use super::{Answer, Ask, RoutingStep, tunnel_mtu};
+use super::{Answer, Ask, RoutingStep, paths::named};
+use crate::family::{self, Families};
 
 /// Nanoseconds after which a pair that failed is probed again.
 const AGAIN: u64 = 30_000_000_000;
@@ -47,6 +48,9 @@ struct Key {
 pub struct Pairs {
     key: Key,
     found: BTreeMap<String, Finding>,
+    /// The families that were probed of pairs that passed; absent: IPv4 alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    families: BTreeMap<String, Families>,
     /// Every peer has been probed in this attempt.
     complete: bool,
     /// Pairs that answered in the form they have switched to.
@@ -63,7 +67,17 @@ pub struct Pairs {
 /// What outlives the agent counts.
 impl PartialEq for Pairs {
     fn eq(&self, other: &Self) -> bool {
-        (&self.key, &self.found, self.complete) == (&other.key, &other.found, other.complete)
+        let Self {
+            key,
+            found,
+            families,
+            complete,
+            confirmed: _,
+            tried: _,
+            round: _,
+        } = self;
+        (key, found, families, *complete)
+            == (&other.key, &other.found, &other.families, other.complete)
     }
 }
 
@@ -72,8 +86,8 @@ impl PartialEq for Pairs {
 pub struct Peer {
     /// Its name.
     pub name: String,
-    /// Its health address.
-    pub health: Ipv4Addr,
+    /// Its health addresses, one of each family that both nodes have pods in.
+    pub health: Vec<IpAddr>,
     /// The form that the epoch leads to; `None`: there is no path for it.
     pub target: Option<u8>,
     /// Why there is no path for bare packets, where more is known than that.
@@ -99,6 +113,11 @@ impl Peer {
     fn arrived(&self) -> bool {
         self.target == Some(self.entry.form)
     }
+
+    /// The families that both nodes have pods in.
+    fn families(&self) -> Families {
+        family::of_addresses(&self.health)
+    }
 }
 
 /// The peers and the time, for one look.
@@ -115,8 +134,8 @@ pub struct Inputs<'a> {
 /// What the desired state reads of one pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairState {
-    /// The peer answers in the target form.
-    pub passed: bool,
+    /// The families in which the peer answers in the target form.
+    pub passed: Families,
     /// The peer answers in the form that the pair has switched to: `FORM_*`.
     pub confirmed: Option<u8>,
 }
@@ -141,6 +160,8 @@ impl Pairs {
         } else {
             self.found.clear();
         }
+        self.families
+            .retain(|name, _| self.found.contains_key(name));
         self.key = key;
         self.complete = false;
         self.tried.clear();
@@ -151,6 +172,7 @@ impl Pairs {
     /// Forgets peers that are gone.
     pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.found.retain(|name, _| exists(name));
+        self.families.retain(|name, _| exists(name));
         self.tried.retain(|name, _| exists(name));
         self.confirmed.retain(|(name, _)| exists(name));
     }
@@ -159,11 +181,29 @@ impl Pairs {
         self.found.get(name).unwrap_or(&Finding::Untried)
     }
 
+    /// The families in which a pair has passed.
+    fn passed(&self, name: &str) -> Families {
+        match self.finding(name) {
+            Finding::Passed => self.families.get(name).copied().unwrap_or(Families::V4),
+            Finding::Untried | Finding::Failed(_) | Finding::FellBack(_) => Families::default(),
+        }
+    }
+
+    /// What is known of a pair in all families of its pods.
+    fn known(&self, peer: &Peer) -> &Finding {
+        let found = self.finding(&peer.name);
+        let is_partial = !self.passed(&peer.name).cover(peer.families());
+        if *found == Finding::Passed && is_partial {
+            return &Finding::Untried;
+        }
+        found
+    }
+
     /// What the desired state reads of a pair.
     pub fn view(&self, name: &str) -> PairState {
         let is = |form| self.confirmed.contains(&(name.to_owned(), form));
         PairState {
-            passed: *self.finding(name) == Finding::Passed,
+            passed: self.passed(name),
             confirmed: [FORM_TUNNEL, FORM_NATIVE].into_iter().find(|f| is(*f)),
         }
     }
@@ -222,7 +262,7 @@ impl Pairs {
                 continue;
             }
             if peer.pending(inputs.now) {
-                asks.push(ask(peer, peer.entry.form, inputs.step, true));
+                asks.extend(ask(peer, peer.entry.form, inputs.step, true));
                 if phase != Phase::Preflight {
                     continue;
                 }
@@ -234,7 +274,7 @@ impl Pairs {
                 self.found.insert(peer.name.clone(), Finding::Failed(why));
                 continue;
             };
-            let wanted = match self.finding(&peer.name) {
+            let wanted = match self.known(peer) {
                 Finding::Passed | Finding::FellBack(_) => false,
                 Finding::Untried => {
                     phase == Phase::Preflight || (phase >= Phase::Switch && !peer.arrived())
@@ -242,7 +282,7 @@ impl Pairs {
                 Finding::Failed(_) => phase >= Phase::Switch && self.is_due(peer, inputs.now),
             };
             if wanted {
-                asks.push(ask(peer, target, inputs.step, false));
+                asks.extend(ask(peer, target, inputs.step, false));
             }
         }
         asks
@@ -258,7 +298,7 @@ impl Pairs {
     pub fn take(&mut self, round: u64, answers: Vec<Answer>, inputs: Inputs<'_>) {
         let peers: HashMap<&str, &Peer> =
             inputs.peers.iter().map(|p| (p.name.as_str(), p)).collect();
-        for Answer { ask, outcome } in answers {
+        for (ask, families, outcome) in of_pairs(answers) {
             if ask.confirms {
                 if outcome.is_ok() {
                     self.confirmed.insert((ask.node, ask.form));
@@ -271,8 +311,14 @@ impl Pairs {
             if round != self.round || peer.target != Some(ask.form) {
                 continue;
             }
+            self.families.remove(&ask.node);
             let finding = match outcome {
-                Ok(()) => Finding::Passed,
+                Ok(()) => {
+                    if families != Families::V4 {
+                        self.families.insert(ask.node.clone(), families);
+                    }
+                    Finding::Passed
+                }
                 Err(why) => {
                     let tried = (inputs.now, peer.applied.clone());
                     self.tried.insert(ask.node.clone(), tried);
@@ -287,12 +333,12 @@ impl Pairs {
     /// not accept the target form yet holds nothing up: it follows when it does.
     pub fn settle(&mut self, inputs: Inputs<'_>) -> bool {
         let phase = inputs.step.phase();
-        let tried = |p: &Peer| *self.finding(&p.name) != Finding::Untried;
+        let tried = |p: &Peer| *self.known(p) != Finding::Untried;
         let settled = inputs.peers.iter().all(|peer| match phase {
             Phase::Preflight => tried(peer),
             Phase::Prepare => true,
             Phase::Switch | Phase::Finalize | Phase::Ready => {
-                let due = *self.finding(&peer.name) == Finding::Passed && peer.accepts;
+                let due = *self.known(peer) == Finding::Passed && peer.accepts;
                 peer.entry.revert_at == 0
                     && (peer.arrived() || (tried(peer) && (!due || peer.target.is_none())))
             }
@@ -336,19 +382,62 @@ impl Pairs {
     }
 }
 
-fn ask(peer: &Peer, form: u8, step: &RoutingStep, confirms: bool) -> Ask {
+/// One for each family.
+fn ask(peer: &Peer, form: u8, step: &RoutingStep, confirms: bool) -> impl Iterator<Item = Ask> {
     let full = if form == FORM_NATIVE {
         step.native_mtu.min(peer.mtu)
     } else {
-        step.tunnel_mtu.min(tunnel_mtu(peer.mtu))
+        let in_tunnel = peer.mtu.saturating_sub(peer.entry.overhead());
+        step.tunnel_mtu.min(in_tunnel)
     };
-    Ask {
+    peer.health.iter().map(move |to| Ask {
         node: peer.name.clone(),
-        to: peer.health,
+        to: *to,
         form,
         full: usize::try_from(full).unwrap_or(usize::MAX),
         confirms,
+    })
+}
+
+/// The answers of each pair together: it passes if those of all its families do.
+fn of_pairs(answers: Vec<Answer>) -> Vec<(Ask, Families, Result<(), String>)> {
+    let mut pairs: Vec<Vec<Answer>> = Vec::new();
+    let mut places = HashMap::new();
+    for answer in answers {
+        let Ask {
+            node,
+            form,
+            confirms,
+            ..
+        } = &answer.ask;
+        let place = *places
+            .entry((node.clone(), *form, *confirms))
+            .or_insert(pairs.len());
+        match pairs.get_mut(place) {
+            Some(pair) => pair.push(answer),
+            None => pairs.push(vec![answer]),
+        }
     }
+    let merged = pairs.into_iter().filter_map(|pair| {
+        let families: Families = pair.iter().map(|a| a.ask.to.is_ipv4()).collect();
+        let failed: Vec<String> = pair
+            .iter()
+            .filter_map(|a| {
+                Some(named(
+                    families,
+                    a.ask.to.is_ipv4(),
+                    a.outcome.as_ref().err()?,
+                ))
+            })
+            .collect();
+        let outcome = if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(failed.join("; "))
+        };
+        Some((pair.into_iter().next()?.ask, families, outcome))
+    });
+    merged.collect()
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ impl World {
     fn new(phase: Phase) -> Self {
         let peer = |name: &str| Peer {
             name: name.into(),
-            health: Ipv4Addr::new(10, 1, 1, 1),
+            health: vec!["10.1.1.1".parse().unwrap()],
             target: Some(FORM_NATIVE),
             no_path: None,
             blind: None,
@@ -65,9 +65,11 @@ impl World {
         })
     }
 
+    /// Those are silent, by their names or by addresses.
     fn answer(&mut self, asks: Vec<Ask>, silent: &[&str]) {
         let answers = asks.into_iter().map(|ask| {
-            let outcome = if silent.contains(&ask.node.as_str()) {
+            let is = |what: &&str| *what == ask.node || *what == ask.to.to_string();
+            let outcome = if silent.iter().any(is) {
                 Err("silent".to_owned())
             } else {
                 Ok(())
@@ -292,4 +294,91 @@ fn a_peer_whose_answer_would_be_this_nodes_own_is_not_asked() {
     let troubles = world.pairs.troubles();
     let all: Vec<&String> = troubles.values().collect();
     assert_eq!(all, ["cni0 has it too", "wg0 has no program"]);
+}
+
+const V6: &str = "fd00:1::1";
+
+/// All peers have pods of both families.
+fn dual(phase: Phase) -> World {
+    let mut world = World::new(phase);
+    for peer in &mut world.peers {
+        peer.health.push(V6.parse().unwrap());
+    }
+    world
+}
+
+#[test]
+fn a_pair_passes_in_all_its_families_and_a_failure_says_which_failed() {
+    let v4 = "10.1.1.1";
+    for (silent, expected) in [
+        (&[][..], None),
+        (&[V6], Some("IPv6: silent")),
+        (&[v4], Some("IPv4: silent")),
+        (&[v4, V6], Some("IPv4: silent; IPv6: silent")),
+    ] {
+        let mut world = dual(Phase::Preflight);
+        let asks = world.asks();
+        assert_eq!(asks.len(), 4, "two families of two peers");
+        world.answer(asks, silent);
+        assert!(world.settle());
+        assert_eq!(world.pairs.trouble("b"), expected);
+        let passed = world.pairs.view("b").passed;
+        let both: Families = [true, false].into_iter().collect();
+        assert_eq!(passed.cover(both), expected.is_none());
+        let text = serde_json::to_string(&world.pairs).unwrap();
+        let again: Pairs = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.view("b").passed, passed);
+        assert!(again == world.pairs);
+    }
+}
+
+#[test]
+fn a_switched_pair_is_confirmed_when_it_answers_in_all_families() {
+    let mut world = dual(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &[]);
+    world.enter(epoch(2, 0, Phase::Switch));
+    world.switched(0);
+    world.switched(1);
+    let asks = world.asks();
+    world.answer(asks, &[V6]);
+    assert_eq!(world.pairs.view("b").confirmed, None);
+    let asks = world.asks();
+    world.answer(asks, &[]);
+    assert_eq!(world.pairs.view("b").confirmed, Some(FORM_NATIVE));
+}
+
+#[test]
+fn what_is_known_of_pairs_of_ipv4_is_on_disk_as_the_former_release_has_it() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &["c"]);
+    let text = serde_json::to_string(&world.pairs).unwrap();
+    assert_eq!(
+        text,
+        r#"{"key":{"uid":"c","number":2,"attempt":0,"mode":"Native"},"found":{"b":"Passed","c":{"Failed":"silent"}},"complete":false}"#
+    );
+}
+
+#[test]
+fn a_pair_that_passed_is_probed_again_when_a_family_comes() {
+    let mut world = World::new(Phase::Preflight);
+    let asks = world.asks();
+    world.answer(asks, &[]);
+    world.enter(epoch(2, 0, Phase::Ready));
+    world.peers[1].entry.form = FORM_NATIVE;
+    assert!(world.asks().is_empty());
+    world.peers[0].health.push(V6.parse().unwrap());
+    assert!(!world.settle());
+    let asks = world.asks();
+    assert!(asks.iter().all(|ask| ask.node == "b"));
+    assert_eq!(asks.len(), 2);
+    world.answer(asks, &[V6]);
+    assert!(world.settle(), "what failed holds nothing up");
+    assert_eq!(world.pairs.trouble("b"), Some("IPv6: silent"));
+    world.now += AGAIN;
+    let asks = world.asks();
+    world.answer(asks, &[]);
+    assert_eq!(world.pairs.trouble("b"), None);
+    assert!(world.asks().is_empty());
 }

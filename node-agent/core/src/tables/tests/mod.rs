@@ -3,9 +3,13 @@
 
 mod memory;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use proptest::{collection::vec, prelude::*};
+use ipnet::IpNet;
+use proptest::{collection::vec, prelude::*, sample::select};
 use veer_agent_api::Attachment;
 use veer_bpf_common::{
     identity::Identity,
@@ -69,6 +73,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 /// One node with its agent.
 struct Agent {
+    families: &'static [bool],
     kernel: Kernel,
     tables: Tables,
     index: Index,
@@ -82,6 +87,28 @@ struct Agent {
 }
 
 const OWN: [u8; 4] = [192, 0, 2, 1];
+
+/// Families of the cluster's pods, as whether each is IPv4, the primary one first.
+const CLUSTERS: [&[bool]; 4] = [&[true], &[false], &[true, false], &[false, true]];
+
+/// The address of a pod of the node with this number, this one's is 0; or, with 0 for the
+/// pod, the base of the node's block.
+fn pod_ip(is_ipv4: bool, node: u8, pod: u8) -> IpAddr {
+    if is_ipv4 {
+        Ipv4Addr::new(10, 1, node, pod).into()
+    } else {
+        Ipv6Addr::new(0xfd00, 1, node.into(), 0, 0, 0, 0, pod.into()).into()
+    }
+}
+
+/// A node's blocks.
+fn blocks(families: &[bool], node: u8) -> Vec<IpNet> {
+    let of = |is_ipv4: &bool| {
+        let length = if *is_ipv4 { 24 } else { 64 };
+        IpNet::new(pod_ip(*is_ipv4, node, 0), length).unwrap()
+    };
+    families.iter().map(of).collect()
+}
 /// An address that the user denies.
 const DENIED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
@@ -97,26 +124,28 @@ fn name(node: u8) -> String {
 }
 
 impl Agent {
-    fn new() -> Self {
+    fn new(families: &'static [bool]) -> Self {
         let kernel = Kernel::new();
         let mut index = Index::new("a");
         let own = NodeRecord {
             name: "a".into(),
-            pod_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+            pod_cidrs: blocks(families, 0),
             addresses: vec![OWN.into()],
             ..NodeRecord::default()
         };
         index.handle(Event::Node(Change::Snapshot(vec![own])));
         index.handle(Event::Endpoint(Change::Snapshot(Vec::new())));
         let spec = serde_json::json!({
-            "podCIDRs": [{"cidr": "10.1.0.0/16", "nodeMaskSize": 24}],
+            "podCIDRs": [{"cidr": "10.1.0.0/16", "nodeMaskSize": 24},
+                {"cidr": "fd00:1::/32", "nodeMaskSize": 64}],
             "deniedPrefixes": [format!("{DENIED}/32")],
         });
         let spec = serde_json::from_value(spec).unwrap();
         index.handle(Event::Cluster(Box::new(("c".into(), spec))));
         let mut store = Store::new([], Vec::new());
-        store.set_blocks(&["10.1.0.0/24".parse().unwrap()]);
+        store.set_blocks(&blocks(families, 0));
         let mut agent = Self {
+            families,
             tables: kernel.tables(),
             kernel,
             index,
@@ -191,9 +220,14 @@ impl Agent {
         };
         self.device += 1;
         endpoint.ifindex = self.device;
-        let address = endpoint.address;
-        self.store.insert(endpoint);
-        self.address(address);
+        self.store.insert(endpoint.clone());
+        self.addresses_of(&endpoint);
+    }
+
+    fn addresses_of(&mut self, endpoint: &LocalEndpoint) {
+        for of_pod in endpoint.addresses() {
+            self.address(of_pod.address);
+        }
     }
 
     fn add(&mut self, pod: u8) {
@@ -223,26 +257,29 @@ impl Agent {
             node_mac: [6; 6],
             host_ports: None,
         };
-        let address = endpoint.address;
-        self.store.insert(endpoint);
-        self.address(address);
+        self.store.insert(endpoint.clone());
+        self.addresses_of(&endpoint);
         self.store.record(&attachment(pod));
-        let wired = self.tables.endpoints.get(&IpKey::from(address)).unwrap();
-        assert!(wired.is_some(), "ADD answers only when the maps are filled");
+        let is_wired = |key| self.tables.endpoints.get(&key).unwrap().is_some();
+        let all = endpoint.keys().all(is_wired);
+        assert!(all, "ADD answers only when the maps are filled");
+        assert_eq!(endpoint.keys().count(), self.families.len());
     }
 
     fn del(&mut self, pod: u8) {
         let Some(endpoint) = self.store.leave(&attachment(pod)) else {
             return;
         };
-        self.address(endpoint.address);
-        let key = IpKey::from(endpoint.address);
-        assert_eq!(self.tables.endpoints.get(&key).unwrap(), None);
+        self.addresses_of(&endpoint);
+        for key in endpoint.keys() {
+            assert_eq!(self.tables.endpoints.get(&key).unwrap(), None);
+        }
         self.store.remove(&attachment(pod));
     }
 
     fn foreign(&mut self, what: u8) {
-        let key = IpKey::v4([10, 1, 0, 2]);
+        let pod = pod_ip(*self.families.last().unwrap(), 0, 2);
+        let key = IpKey::from(pod);
         let other = IpKey::v4([192, 0, 2, 77]);
         let lock = |map: &Shared<Endpoints>| map.clone();
         match what {
@@ -263,7 +300,7 @@ impl Agent {
                     identity: 1,
                     node_id: 1,
                 };
-                map.entries.insert(host_prefix([10, 1, 0, 2].into()), row);
+                map.entries.insert(host_prefix(pod), row);
             }
             3 => self.kernel.ipcache.lock().unwrap().entries.clear(),
             4 => self.kernel.nodes.lock().unwrap().entries.clear(),
@@ -299,7 +336,7 @@ impl Agent {
         match *step {
             Happening::Node(n, address) => self.tell(Event::Node(Change::Apply(NodeRecord {
                 name: name(n),
-                pod_cidrs: vec![format!("10.1.{}.0/24", n + 1).parse().unwrap()],
+                pod_cidrs: blocks(self.families, n + 1),
                 addresses: vec![Ipv4Addr::new(192, 0, 2 + address, 10 + n).into()],
                 ..NodeRecord::default()
             }))),
@@ -309,11 +346,12 @@ impl Agent {
                     key: format!("x/{n}-{pod}"),
                     node: name(n),
                     // One of them claims what the user denies.
-                    addresses: vec![if pod == 5 {
-                        DENIED.into()
+                    addresses: if pod == 5 {
+                        vec![DENIED.into()]
                     } else {
-                        Ipv4Addr::new(10, 1, n + 1, pod).into()
-                    }],
+                        let families = self.families.iter();
+                        families.map(|f| pod_ip(*f, n + 1, pod)).collect()
+                    },
                     identity: identity.into(),
                     serial: 1,
                     own: None,
@@ -326,14 +364,14 @@ impl Agent {
             Happening::Del(pod) => self.del(pod),
             Happening::Leave(pod) => {
                 if let Some(endpoint) = self.store.leave(&attachment(pod)) {
-                    self.address(endpoint.address);
+                    self.addresses_of(&endpoint);
                 }
             }
             Happening::Identity(pod, identity) => {
                 let identity = Identity::new(identity.into()).unwrap();
                 let changed = self.store.set_identity(&attachment(pod), identity, None);
                 if let Some(endpoint) = changed {
-                    self.address(endpoint.address);
+                    self.addresses_of(&endpoint);
                 }
             }
             Happening::Rewired(pod) => self.rewire(pod),
@@ -367,7 +405,7 @@ impl Agent {
                 .unwrap()
                 .entries
                 .values()
-                .map(|i| format!("interface {:?} {}", i.v4, i.identity)),
+                .map(|i| format!("interface {:?} {:?} {}", i.v4, i.v6, i.identity)),
         );
         for (key, row) in &self.kernel.ipcache.lock().unwrap().entries {
             let at = node(row.node_id);
@@ -391,8 +429,9 @@ proptest! {
     #[test]
     fn whatever_happened_a_round_brings_the_maps_to_what_is_desired_and_a_second_writes_nothing(
         steps in vec(happening(), 0..60),
+        families in select(&CLUSTERS),
     ) {
-        let mut agent = Agent::new();
+        let mut agent = Agent::new(families);
         for step in &steps {
             agent.take(step);
         }
@@ -411,8 +450,9 @@ proptest! {
     #[test]
     fn rounds_of_one_address_leave_the_maps_as_a_whole_round_does(
         steps in vec(happening(), 0..60),
+        families in select(&CLUSTERS),
     ) {
-        let mut agent = Agent::new();
+        let mut agent = Agent::new(families);
         // What others write and what a new agent finds is for whole rounds to put right.
         let steps = steps
             .iter()
@@ -429,6 +469,7 @@ proptest! {
     fn the_order_of_events_adds_and_dels_does_not_count(
         mut steps in vec(happening(), 0..40),
         turn in 0..40usize,
+        families in select(&CLUSTERS),
     ) {
         // One event of each thing, so that no order says another last word.
         let mut seen = std::collections::HashSet::new();
@@ -452,7 +493,7 @@ proptest! {
             other.rotate_left(by);
         }
         let ends = [&steps, &other].map(|steps| {
-            let mut agent = Agent::new();
+            let mut agent = Agent::new(families);
             for step in steps {
                 agent.take(step);
             }
