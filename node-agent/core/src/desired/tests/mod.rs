@@ -154,10 +154,8 @@ impl World {
             accepts: true,
             applied: None,
         };
-        let answers = asks.map(|ask| Answer {
-            ask,
-            outcome: outcome.clone(),
-        });
+        let answers = asks.zip(std::iter::repeat(outcome));
+        let answers = answers.map(|(ask, outcome)| Answer { ask, outcome });
         let answers = answers.collect();
         let step = RoutingStep::default();
         let inputs = switch::Inputs {
