@@ -13,6 +13,7 @@
 use anyhow::Result;
 use std::net::Ipv4Addr;
 use veer_bpf_common::{
+    address::{FAMILY_V4, FAMILY_V6},
     identity::Identity,
     mark,
     outcome::{DropReason, Program, Verdict},
@@ -150,24 +151,28 @@ fn pod_egress_own_packets_pass_the_tunnel_device() -> Result<()> {
 }
 
 #[test]
-fn an_entry_without_addresses_of_our_family_is_unusable() -> Result<()> {
+fn an_entry_without_addresses_is_unusable_and_the_outside_may_be_of_either_family() -> Result<()> {
     let mut node = world::load(&[Program::OverlayEgress])?;
-    for form in [FORM_TUNNEL, FORM_NATIVE, 0, 9] {
-        node.set_remote(
-            ID_2,
-            Remote {
-                tunnel_family: 6,
-                next_hop_family: 0,
-                ..remote(form)
-            },
-        )?;
+    let unusable = DropReason::RemoteUnusable as u32;
+    let tunnel = Verdict::Overlay as u32;
+    for (form, tunnel_family, expected) in [
+        (FORM_TUNNEL, 0, unusable),
+        (FORM_TUNNEL, FAMILY_V4, tunnel),
+        (FORM_TUNNEL, FAMILY_V6, tunnel),
+        (FORM_NATIVE, FAMILY_V4, unusable),
+        (0, FAMILY_V4, unusable),
+        (9, FAMILY_V6, unusable),
+    ] {
+        let entry = Remote {
+            tunnel_family,
+            next_hop_family: 0,
+            ..remote(form)
+        };
+        node.set_remote(ID_2, entry)?;
         let frame = udp(NODE_1, C).frame();
         let ran = node.run(Program::OverlayEgress, &frame, Context::default())?;
-        assert_eq!(
-            name(ran.decision.outcome),
-            name(DropReason::RemoteUnusable as u32),
-            "form {form}"
-        );
+        let what = format!("form {form}, family {tunnel_family}");
+        assert_eq!(name(ran.decision.outcome), name(expected), "{what}");
     }
     Ok(())
 }
