@@ -17,7 +17,7 @@ use veer_bpf_common::{
 };
 
 use crate::shared::Shared;
-use veer_agent_core::endpoint::mac_text;
+use veer_agent_core::{endpoint::mac_text, facts::Uplink};
 use veer_agent_kernel::{
     datapath::Error,
     nft::{self, Count},
@@ -46,6 +46,7 @@ pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
         mtu: plan.step.mtu,
         attach,
         endpoints: store.len(),
+        lacking: store.lacking(),
         remote_endpoints: index.endpoints.remote_len(),
         remotes: plan.peers.by_name.len(),
         identities: index.identities.len(),
@@ -163,6 +164,8 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         form: "local".into(),
         next_hop: None,
         uplink: String::new(),
+        next_hop_v6: None,
+        uplink_v6: String::new(),
         accept_native: false,
         epoch: 0,
         falls_back_in: None,
@@ -177,20 +180,17 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
             FORM_NATIVE => "native",
             _ => "none",
         };
-        let uplink = plan
-            .facts
-            .uplinks
-            .iter()
-            .find(|u| u.index == entry.ifindex)
-            .map(|u| u.name.clone());
+        let [(next_hop, uplink), (next_hop_v6, uplink_v6)] = ways(&entry, &plan.facts.uplinks);
         rows.push(RemoteRow {
             node: name.clone(),
             node_id: id.get(),
             pod_cidrs: cidrs(name),
             address: plan.peers.primaries.get(name).copied().unwrap_or(none),
             form: form.into(),
-            next_hop: to_ip(entry.next_hop_family, entry.next_hop),
-            uplink: uplink.unwrap_or_default(),
+            next_hop,
+            uplink,
+            next_hop_v6,
+            uplink_v6,
             accept_native: entry.flags & Remote::ACCEPT_NATIVE != 0,
             epoch: entry.epoch,
             falls_back_in: (entry.revert_at != 0)
@@ -199,6 +199,23 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         });
     }
     Ok(rows)
+}
+
+/// Next hop and uplink of the native form, of IPv6 packets the second, where both
+/// families have one.
+fn ways(entry: &Remote, uplinks: &[Uplink]) -> [(Option<IpAddr>, String); 2] {
+    let way = |index: u32, hop: Option<IpAddr>| {
+        let uplink = uplinks.iter().find(|u| u.index == index);
+        (hop, uplink.map(|u| u.name.clone()).unwrap_or_default())
+    };
+    let v4 = to_ip(entry.next_hop_family, entry.next_hop);
+    let v6 = (entry.ifindex_v6 != 0).then(|| IpAddr::from(entry.next_hop_v6));
+    let (v4, v6) = (way(entry.ifindex, v4), way(entry.ifindex_v6, v6));
+    if v4.0.is_some() {
+        [v4, v6]
+    } else {
+        [v6, (None, String::new())]
+    }
 }
 
 /// Drops of the nftables table.

@@ -169,6 +169,34 @@ impl Evidence<'_> {
     }
 }
 
+impl LocalEndpoint {
+    /// Adds the address of the other family, where an object of the pod names both and that
+    /// one is of a block of the node.
+    pub fn complete(&mut self, named: &[IpAddr], blocks: &[IpNet]) {
+        if self.second.is_some() || !named.contains(&self.address) {
+            return;
+        }
+        let (address, gateway) = (self.address, self.gateway);
+        let found = named.iter().find_map(|other| {
+            let block = blocks.iter().find(|block| block.contains(other))?;
+            let gateway = gateway_of(block)?;
+            (other.is_ipv4() != address.is_ipv4()).then_some(PodAddress {
+                address: *other,
+                gateway,
+            })
+        });
+        let Some(other) = found else {
+            return;
+        };
+        if named.first() == Some(&other.address) {
+            (self.address, self.gateway) = (other.address, other.gateway);
+            self.second = Some(PodAddress { address, gateway });
+        } else {
+            self.second = Some(other);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,6 +391,32 @@ mod tests {
         };
         assert!(evidence.fits());
         assert_eq!(evidence.rebuild(), None);
+    }
+
+    #[test]
+    fn an_object_of_the_pod_names_the_address_that_nothing_else_does() {
+        let (host, mut pod) = (host(), pod());
+        pod.addresses.truncate(1);
+        let mut record = Evidence {
+            host: &host,
+            pod: &pod,
+            row: None,
+            kept: None,
+            blocks: &blocks(&BOTH),
+        }
+        .rebuild()
+        .unwrap();
+        let (a, b) = (v4().0, v6().0);
+        for strange in [vec![b], vec![a], vec![a, ip("2001:db8::7")]] {
+            record.complete(&strange, &blocks(&BOTH));
+            record.complete(&[a, b], &blocks(&BOTH[..1]));
+            assert_eq!(all(&record), [v4()]);
+        }
+        for (named, expected) in [([a, b], [v4(), v6()]), ([b, a], [v6(), v4()])] {
+            let mut record = record.clone();
+            record.complete(&named, &blocks(&BOTH));
+            assert_eq!(all(&record), expected);
+        }
     }
 
     #[test]
