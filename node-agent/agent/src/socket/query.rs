@@ -293,3 +293,42 @@ pub(crate) fn protocol(number: u8) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use veer_bpf_common::address::IpKey;
+
+    use super::*;
+
+    #[test]
+    fn the_ways_of_a_remote_are_told_by_family_and_the_only_one_comes_first() {
+        let uplinks = [(7, "eth0"), (8, "eth1")].map(|(index, name)| Uplink {
+            name: name.into(),
+            index,
+            ..Uplink::default()
+        });
+        let hops: [IpAddr; 2] = ["192.0.2.2", "fe80::1"].map(|a| a.parse().unwrap());
+        let [v4, v6] = hops.map(IpKey::from);
+        for (of_v4, of_v6, expected) in [
+            (
+                true,
+                true,
+                [(Some(hops[0]), "eth0"), (Some(hops[1]), "eth1")],
+            ),
+            (true, false, [(Some(hops[0]), "eth0"), (None, "")]),
+            (false, true, [(Some(hops[1]), "eth1"), (None, "")]),
+            (false, false, [(None, ""), (None, "")]),
+        ] {
+            let mut entry = Remote::default();
+            if of_v4 {
+                (entry.next_hop, entry.next_hop_family) = (*v4.addr(), v4.family());
+                entry.ifindex = 7;
+            }
+            if of_v6 {
+                (entry.next_hop_v6, entry.ifindex_v6) = (*v6.addr(), 8);
+            }
+            let expected = expected.map(|(hop, name)| (hop, name.to_owned()));
+            assert_eq!(ways(&entry, &uplinks), expected);
+        }
+    }
+}
