@@ -5,27 +5,27 @@
 //! mark names the form, whatever form traffic has now, so probes disturb
 //! nothing. The peer's kernel answers: a peer whose agent is dead still does.
 //!
-//! All peers of a job are asked at once.
+//! All peers of a job are asked at once, in all families.
 
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use etherparse::{
-    IcmpEchoHeader, Icmpv4Type, IpHeaders, Ipv4Header, LaxNetSlice, LaxSlicedPacket, PacketBuilder,
-    TransportSlice, ip_number,
+    IcmpEchoHeader, Icmpv4Type, Icmpv6Type, IpHeaders, Ipv4Header, Ipv6FlowLabel, Ipv6Header,
+    PacketBuilder, ip_number,
 };
 use nix::{
     errno::Errno,
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto,
-        setsockopt, socket,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recvfrom,
+        sendto, setsockopt, socket,
         sockopt::{Mark, RcvBuf, SetStruct},
     },
 };
@@ -41,8 +41,10 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const BURST: usize = 64;
 /// Bytes of the small probe's IP packet.
 const SMALL: usize = 64;
-/// Bytes of an IPv4 and an ICMP echo header.
-const HEADERS: usize = 28;
+/// Bytes of an ICMP echo header of either family.
+const ECHO: usize = 8;
+/// Types of an echo reply, of ICMP and of `ICMPv6`.
+const REPLIES: [u8; 2] = [0, 129];
 /// Bytes of the receiving socket's buffer.
 const BUFFER: usize = 1 << 20;
 
@@ -56,6 +58,18 @@ nix::setsockopt_impl!(
     libc::IP_MTU_DISCOVER,
     libc::c_int,
     SetStruct<'_, libc::c_int>
+);
+
+/// `ICMPV6_FILTER` (RFC 3542, section 3.2), with the types that are not wanted.
+#[derive(Clone, Copy, Debug)]
+struct Unwanted;
+
+nix::setsockopt_impl!(
+    Unwanted,
+    libc::IPPROTO_ICMPV6,
+    1,
+    [u32; 8],
+    SetStruct<'_, [u32; 8]>
 );
 
 /// Which packet of an ask.
@@ -79,15 +93,9 @@ struct Open {
 ///
 /// The sockets cannot be opened (`CAP_NET_RAW`, `CAP_NET_ADMIN`).
 pub fn run(from: &[IpAddr], asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
-    let receiver = socket(
-        AddressFamily::Inet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::Icmp,
-    )?;
-    setsockopt(&receiver, RcvBuf, &BUFFER)?;
-    let tunnel = sender(mark::PROBE_TUNNEL)?;
-    let native = sender(mark::PROBE_NATIVE)?;
+    let asked = |is_ipv4: &bool| asks.iter().any(|ask| ask.to.is_ipv4() == *is_ipv4);
+    let families = [true, false].into_iter().filter(asked);
+    let sockets: Vec<Sockets> = families.map(Sockets::open).collect::<io::Result<_>>()?;
     // Two echoes of an ask have numbers 2n and 2n + 1.
     let mut open: HashMap<u16, Open> = HashMap::new();
     for at in 0..asks.len() {
@@ -112,35 +120,17 @@ pub fn run(from: &[IpAddr], asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
                     Size::Small => SMALL,
                     Size::Full => ask.full,
                 };
-                let socket = if ask.form == FORM_NATIVE {
-                    &native
-                } else {
-                    &tunnel
-                };
-                let ends = ends(from, ask.to);
-                let sent = ends.and_then(|(from, to)| {
-                    let packet = packet(from, to, id, *number, length)?;
-                    send(socket, to, &packet)
-                });
+                let sent = send(&sockets, from, ask, (id, *number), length);
                 echo.error = sent.err().map(|e| e.to_string());
             }
-            receive(&receiver, &asks, id, &mut open, Instant::now())?;
+            receive(&sockets, &asks, id, &mut open, Instant::now())?;
         }
-        receive(&receiver, &asks, id, &mut open, Instant::now() + PATIENCE)?;
+        receive(&sockets, &asks, id, &mut open, Instant::now() + PATIENCE)?;
         if open.is_empty() {
             break;
         }
     }
     Ok(answers(asks, &open))
-}
-
-/// The two ends of a probe.
-fn ends(from: &[IpAddr], to: IpAddr) -> io::Result<(Ipv4Addr, Ipv4Addr)> {
-    let from = from.iter().find(|from| from.is_ipv4() == to.is_ipv4());
-    match (from, to) {
-        (Some(IpAddr::V4(from)), IpAddr::V4(to)) => Ok((*from, to)),
-        _ => Err(io::ErrorKind::Unsupported.into()),
-    }
 }
 
 fn number(at: usize, size: Size) -> Option<u16> {
@@ -154,104 +144,193 @@ fn identifier() -> u16 {
     u16::try_from(random & 0xffff).unwrap_or(1)
 }
 
+/// The sockets of one family.
+#[derive(Debug)]
+struct Sockets {
+    is_ipv4: bool,
+    receiver: OwnedFd,
+    tunnel: OwnedFd,
+    native: OwnedFd,
+}
+
+impl Sockets {
+    fn open(is_ipv4: bool) -> io::Result<Self> {
+        let protocol = if is_ipv4 {
+            SockProtocol::Icmp
+        } else {
+            SockProtocol::IcmpV6
+        };
+        let receiver = raw(is_ipv4, protocol)?;
+        setsockopt(&receiver, RcvBuf, &BUFFER)?;
+        if !is_ipv4 {
+            // Neighbours' messages would fill it.
+            let mut unwanted = [u32::MAX; 8];
+            unwanted[usize::from(REPLIES[1] / 32)] ^= 1 << (REPLIES[1] % 32);
+            setsockopt(&receiver, Unwanted, &unwanted)?;
+        }
+        Ok(Self {
+            is_ipv4,
+            receiver,
+            tunnel: sender(is_ipv4, mark::PROBE_TUNNEL)?,
+            native: sender(is_ipv4, mark::PROBE_NATIVE)?,
+        })
+    }
+}
+
+fn raw(is_ipv4: bool, protocol: SockProtocol) -> io::Result<OwnedFd> {
+    let family = if is_ipv4 {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(family, SockType::Raw, flags, protocol)?)
+}
+
 /// A socket that takes whole IP packets and holds them against the device's
 /// MTU, not the route's, which may be the smaller one of another form.
-fn sender(mark: u32) -> io::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::Raw,
-    )?;
+fn sender(is_ipv4: bool, mark: u32) -> io::Result<OwnedFd> {
+    let socket = raw(is_ipv4, SockProtocol::Raw)?;
     setsockopt(&socket, Mark, &mark)?;
-    setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE)?;
+    if is_ipv4 {
+        setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE)?;
+    }
     Ok(socket)
 }
 
 /// An echo request of `length` bytes that must not be fragmented.
-fn packet(
-    from: Ipv4Addr,
-    to: Ipv4Addr,
-    id: u16,
-    number: u16,
-    length: usize,
-) -> io::Result<Vec<u8>> {
-    let payload = vec![0; length.saturating_sub(HEADERS)];
+fn packet(from: IpAddr, to: IpAddr, (id, seq): (u16, u16), length: usize) -> io::Result<Vec<u8>> {
+    let echo = IcmpEchoHeader { id, seq };
     // Only a length that IP cannot say is refused.
-    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let mut ip =
-        Ipv4Header::new(0, 64, ip_number::ICMP, from.octets(), to.octets()).map_err(too_long)?;
-    ip.dont_fragment = true;
-    let echo = Icmpv4Type::EchoRequest(IcmpEchoHeader { id, seq: number });
-    let builder = PacketBuilder::ip(IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default()));
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let ip = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut ip = Ipv4Header::new(0, 64, ip_number::ICMP, from.octets(), to.octets())
+                .map_err(|_| invalid())?;
+            ip.dont_fragment = true;
+            IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let ip = Ipv6Header {
+                traffic_class: 0,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: 0,
+                next_header: ip_number::IPV6_ICMP,
+                hop_limit: 64,
+                source: from.octets(),
+                destination: to.octets(),
+            };
+            IpHeaders::Ipv6(ip, etherparse::Ipv6Extensions::default())
+        }
+        _ => return Err(invalid()),
+    };
+    let headers = ip.header_len() + ECHO;
+    let payload = vec![0; length.saturating_sub(headers)];
     let mut bytes = Vec::with_capacity(length);
-    builder
-        .icmpv4(echo)
-        .write(&mut bytes, &payload)
-        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let builder = PacketBuilder::ip(ip);
+    let written = if to.is_ipv4() {
+        let echo = Icmpv4Type::EchoRequest(echo);
+        builder.icmpv4(echo).write(&mut bytes, &payload)
+    } else {
+        let echo = Icmpv6Type::EchoRequest(echo);
+        builder.icmpv6(echo).write(&mut bytes, &payload)
+    };
+    written.map_err(|_| invalid())?;
     Ok(bytes)
 }
 
-fn send(socket: &OwnedFd, to: Ipv4Addr, packet: &[u8]) -> io::Result<()> {
-    let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
-    sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())?;
+/// Sends an ask's echo with this id and number, from the address of its family.
+fn send(
+    sockets: &[Sockets],
+    from: &[IpAddr],
+    ask: &Ask,
+    number: (u16, u16),
+    length: usize,
+) -> io::Result<()> {
+    let is_ipv4 = ask.to.is_ipv4();
+    let from = from.iter().find(|from| from.is_ipv4() == is_ipv4);
+    let sockets = sockets.iter().find(|s| s.is_ipv4 == is_ipv4);
+    let (from, sockets) = from
+        .zip(sockets)
+        .ok_or_else(|| io::Error::other("this node has no health address of that family"))?;
+    let socket = if ask.form == FORM_NATIVE {
+        &sockets.native
+    } else {
+        &sockets.tunnel
+    };
+    let packet = packet(*from, ask.to, number, length)?;
+    let to = SockaddrStorage::from(SocketAddr::new(ask.to, 0));
+    sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
     Ok(())
 }
 
 /// Strikes answered echoes off until `deadline` or until none is open.
 fn receive(
-    socket: &OwnedFd,
+    sockets: &[Sockets],
     asks: &[Ask],
     id: u16,
     open: &mut HashMap<u16, Open>,
     deadline: Instant,
 ) -> io::Result<()> {
-    let mut buffer = [0; 128];
     while !open.is_empty() {
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
-            Ok(length) => {
-                let seen = length.min(buffer.len());
-                if let Some((source, number)) = reply(&buffer[..seen], id)
-                    && open
-                        .get(&number)
-                        .is_some_and(|o| asks[o.at].to == IpAddr::V4(source))
-                {
-                    open.remove(&number);
-                }
-            }
-            Err(Errno::EAGAIN) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Ok(());
-                }
-                let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-                match poll(&mut fds, timeout) {
-                    // Shorter than a millisecond is no time for poll.
-                    Ok(0) if left < Duration::from_millis(1) => return Ok(()),
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Err(Errno::EINTR) => {}
+        for socket in sockets {
+            drain(&socket.receiver, asks, id, open)?;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || open.is_empty() {
+            return Ok(());
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let fds = sockets.iter().map(|s| s.receiver.as_fd());
+        let mut fds: Vec<PollFd> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, timeout) {
+            // Shorter than a millisecond is no time for poll.
+            Ok(0) if left < Duration::from_millis(1) => return Ok(()),
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
 }
 
-/// Sender and number of an echo reply with this id. The end of a large one was
-/// cut off, so its length fields say more than is there.
-fn reply(packet: &[u8], id: u16) -> Option<(Ipv4Addr, u16)> {
-    let sliced = LaxSlicedPacket::from_ip(packet).ok()?;
-    if let Some(LaxNetSlice::Ipv4(ip)) = sliced.net
-        && let Some(TransportSlice::Icmpv4(icmp)) = sliced.transport
-        && let Icmpv4Type::EchoReply(echo) = icmp.icmp_type()
-        && echo.id == id
-    {
-        return Some((ip.header().source_addr(), echo.seq));
+/// Strikes off what a socket holds.
+fn drain(socket: &OwnedFd, asks: &[Ask], id: u16, open: &mut HashMap<u16, Open>) -> io::Result<()> {
+    // The end of a large one is cut off.
+    let mut buffer = [0; 128];
+    loop {
+        match recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
+            Ok((length, source)) => {
+                let source = source.as_ref().and_then(address);
+                let seen = &buffer[..length.min(buffer.len())];
+                if let Some(source) = source
+                    && let Some(number) = reply(source, seen, id)
+                    && open.get(&number).is_some_and(|o| asks[o.at].to == source)
+                {
+                    open.remove(&number);
+                }
+            }
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    None
+}
+
+fn address(of: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = of.as_sockaddr_in().map(|a| a.ip().into());
+    v4.or_else(|| of.as_sockaddr_in6().map(|a| a.ip().into()))
+}
+
+/// Number of an echo reply with this id. Of IPv4 the kernel hands the IP header over too.
+fn reply(source: IpAddr, packet: &[u8], id: u16) -> Option<u16> {
+    let (kind, header) = if source.is_ipv4() {
+        (REPLIES[0], usize::from(packet.first()? & 0xf) * 4)
+    } else {
+        (REPLIES[1], 0)
+    };
+    let echo = packet.get(header..)?.get(..ECHO)?;
+    let number = |at: usize| u16::from_be_bytes([echo[at], echo[at + 1]]);
+    (echo[..2] == [kind, 0] && number(4) == id).then(|| number(6))
 }
 
 fn answers(asks: Vec<Ask>, open: &HashMap<u16, Open>) -> Vec<Answer> {
@@ -308,64 +387,4 @@ fn cut(ask: &Ask, echo: &Open) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FROM: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
-    const TO: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
-
-    fn answer(number: u16, id: u16) -> Vec<u8> {
-        let mut bytes = packet(TO, FROM, id, number, SMALL).unwrap();
-        bytes[20] = 0; // echo reply
-        bytes
-    }
-
-    fn ask(form: u8) -> Ask {
-        Ask {
-            node: "b".into(),
-            to: TO.into(),
-            form,
-            full: 1500,
-            confirms: false,
-        }
-    }
-
-    #[test]
-    fn a_probe_has_the_size_asked_for_and_must_not_be_fragmented() {
-        for length in [SMALL, 1450, 1500, 9000] {
-            let bytes = packet(FROM, TO, 7, 3, length).unwrap();
-            assert_eq!(bytes.len(), length);
-            assert_eq!(bytes[6] & 0x40, 0x40);
-        }
-    }
-
-    #[test]
-    fn only_replies_of_this_job_count() {
-        assert_eq!(reply(&answer(3, 7), 7), Some((TO, 3)));
-        assert_eq!(reply(&answer(3, 7), 8), None);
-        assert_eq!(reply(&packet(TO, FROM, 7, 3, SMALL).unwrap(), 7), None);
-        for cut in 0..SMALL {
-            // Whatever is made of a piece, it is not taken apart beyond its end.
-            let _ = reply(&answer(3, 7)[..cut], 7);
-        }
-        assert_eq!(reply(&[0x45; 64], 7), None);
-    }
-
-    #[test]
-    fn what_is_not_answered_says_what_to_look_at() {
-        let open = |size| {
-            let number = number(0, size).unwrap();
-            let error = None;
-            HashMap::from([(number, Open { at: 0, size, error })])
-        };
-        let text = |form, open: &HashMap<u16, Open>| {
-            let mut all = answers(vec![ask(form)], open);
-            all.pop().unwrap().outcome.unwrap_err()
-        };
-        assert!(text(FORM_NATIVE, &open(Size::Small)).contains("underlay"));
-        assert!(text(1, &open(Size::Small)).contains("UDP port"));
-        assert!(text(FORM_NATIVE, &open(Size::Full)).contains("1500 bytes"));
-        let none = HashMap::new();
-        assert_eq!(answers(vec![ask(1)], &none)[0].outcome, Ok(()));
-    }
-}
+mod tests;
