@@ -1,5 +1,7 @@
 //! How packet bytes are read.
 
+use crate::ip::v6::Chain;
+
 /// A frame that begins with its Ethernet header.
 pub trait Bytes {
     /// Bytes of the whole frame, data outside its linear part included.
@@ -14,6 +16,15 @@ pub trait Bytes {
 
     /// `N` bytes at an offset computed from the packet.
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// [`Chain::read`], in the way that suits this kind of packet.
+    #[inline(always)]
+    fn extension_headers(&self, offset: u32, next: u8, available: u32) -> Chain
+    where
+        Self: Sized,
+    {
+        Chain::read(self, offset, next, available)
+    }
 }
 
 /// Bytes that [`Bytes::head`] must reach where the frame has them: Ethernet

@@ -45,69 +45,123 @@ pub struct Ipv6 {
     chain: Chain,
 }
 
-/// Extension headers.
+/// Extension headers, in one register: as a function of its own can return them, so
+/// that the verifier walks them once and not anew for every way that they can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Chain {
-    /// Bytes of the extension headers.
-    length: usize,
-    /// What follows them.
-    protocol: u8,
-    routed: bool,
-    /// Offset in units of eight bytes times eight, and the bit "more fragments"; 0: the
-    /// packet is whole, or an atomic fragment (RFC 6946).
-    fragment: u16,
-    identification: [u8; 4],
-}
+pub struct Chain(u64);
 
 impl Chain {
-    /// Reads the extension headers of which the first, a `next`, is at `offset`, within
-    /// `available` bytes.
+    /// Bits of the length in bytes.
+    const LENGTH: u64 = 0xffff;
+    /// Place of the protocol.
+    const PROTOCOL: u32 = 16;
+    /// Bit: there is a routing header.
+    const ROUTED: u64 = 1 << 24;
+    /// Bit: it is the first fragment of several.
+    const FIRST: u64 = 1 << 25;
+    /// Bit: it is a later fragment.
+    const LATER: u64 = 1 << 26;
+    /// Bit: a length lies, or the packet ends within.
+    const MALFORMED: u64 = 1 << 27;
+    /// Bit: there are more than [`MAX_EXTENSIONS`].
+    const TOO_MANY: u64 = 1 << 28;
+    /// Place of a fragment's identification, which is in network byte order.
+    const IDENTIFICATION: u32 = 32;
+
+    /// No extension headers, and this protocol.
     #[inline(always)]
-    fn read<P: Bytes>(
-        packet: &P,
-        offset: usize,
-        next: u8,
-        available: usize,
-    ) -> Result<Self, DropReason> {
-        let mut chain = Self {
-            length: 0,
-            protocol: next,
-            routed: false,
-            fragment: 0,
-            identification: [0; 4],
-        };
+    const fn none(protocol: u8) -> Self {
+        Self((protocol as u64) << Self::PROTOCOL)
+    }
+
+    /// Reads the extension headers of which the first, a `next`, is at `offset`, within
+    /// `available` bytes. An atomic fragment (RFC 6946) is a whole packet.
+    #[inline(always)]
+    pub fn read<P: Bytes>(packet: &P, offset: u32, next: u8, available: u32) -> Self {
+        let (mut protocol, mut length, mut rest) = (next, 0_u32, 0_u64);
         let mut count = 0;
-        while is_extension(chain.protocol) {
+        while is_extension(protocol) {
             if count == MAX_EXTENSIONS {
-                return Err(DropReason::TooManyHeaders);
+                return Self(Self::TOO_MANY);
             }
             count += 1;
-            let h = packet
-                .anywhere::<8>(offset + chain.length)
-                .ok_or(DropReason::Malformed)?;
-            let this = chain.protocol;
-            chain.length += match this {
-                FRAGMENT => 8,
-                AUTHENTICATION => (h[1] as usize + 2) * 4,
-                _ => (h[1] as usize + 1) * 8,
+            let Some(h) = packet.anywhere::<8>((offset + length) as usize) else {
+                return Self(Self::MALFORMED);
             };
-            if chain.length > available {
-                return Err(DropReason::Malformed);
+            length += match protocol {
+                FRAGMENT => 8,
+                AUTHENTICATION => (u32::from(h[1]) + 2) * 4,
+                _ => (u32::from(h[1]) + 1) * 8,
+            };
+            if length > available {
+                return Self(Self::MALFORMED);
             }
-            chain.protocol = h[0];
-            chain.routed |= this == ROUTING;
-            if this == FRAGMENT {
-                if chain.fragment != 0 {
-                    return Err(DropReason::Malformed);
+            if protocol == ROUTING {
+                rest |= Self::ROUTED;
+            }
+            if protocol == FRAGMENT {
+                if rest & Self::FIRST != 0 {
+                    return Self(Self::MALFORMED);
                 }
-                chain.fragment = u16::from_be_bytes([h[2], h[3]]) & (OFFSET | MORE_FRAGMENTS);
-                chain.identification = [h[4], h[5], h[6], h[7]];
-                if chain.fragment & OFFSET != 0 {
-                    break;
+                let word = u16::from_be_bytes([h[2], h[3]]);
+                let identification = u32::from_ne_bytes([h[4], h[5], h[6], h[7]]);
+                rest |= u64::from(identification) << Self::IDENTIFICATION;
+                if word & OFFSET != 0 {
+                    rest |= Self::LATER;
+                } else if word & MORE_FRAGMENTS != 0 {
+                    rest |= Self::FIRST;
                 }
+            }
+            protocol = h[0];
+            if rest & Self::LATER != 0 {
+                break;
             }
         }
-        Ok(chain)
+        Self(Self::none(protocol).0 | u64::from(length) | rest)
+    }
+
+    /// The same as its number, and of it.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// See [`Self::bits`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Whether there was a reason to stop.
+    #[inline(always)]
+    const fn check(self) -> Result<Self, DropReason> {
+        if self.has(Self::TOO_MANY) {
+            Err(DropReason::TooManyHeaders)
+        } else if self.has(Self::MALFORMED) {
+            Err(DropReason::Malformed)
+        } else {
+            Ok(self)
+        }
+    }
+
+    #[inline(always)]
+    const fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+
+    #[inline(always)]
+    const fn length(self) -> usize {
+        (self.0 & Self::LENGTH) as usize
+    }
+
+    #[inline(always)]
+    const fn protocol(self) -> u8 {
+        (self.0 >> Self::PROTOCOL) as u8
+    }
+
+    #[inline(always)]
+    const fn identification(self) -> [u8; 4] {
+        ((self.0 >> Self::IDENTIFICATION) as u32).to_ne_bytes()
     }
 }
 
@@ -138,12 +192,20 @@ impl Ipv6 {
         if w[0].to_ne_bytes()[0] >> 4 != 6 || total_length > available {
             return Err(DropReason::Malformed);
         }
+        // Nearly all packets have none.
+        let chain = if is_extension(next) {
+            packet
+                .extension_headers(offset as u32, next, payload)
+                .check()?
+        } else {
+            Chain::none(next)
+        };
         Ok(Self {
             start: [w[0], w[1]],
             source: V6([w[2], w[3], w[4], w[5]]),
             destination: V6([w[6], w[7], w[8], w[9]]),
             total_length,
-            chain: Chain::read(packet, offset, next, payload as usize)?,
+            chain,
         })
     }
 }
@@ -194,7 +256,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn protocol(&self) -> u8 {
-        self.chain.protocol
+        self.chain.protocol()
     }
 
     #[inline(always)]
@@ -204,7 +266,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn header_length(&self) -> usize {
-        HEADER_LENGTH + self.chain.length
+        HEADER_LENGTH + self.chain.length()
     }
 
     #[inline(always)]
@@ -220,12 +282,12 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn is_first_fragment(&self) -> bool {
-        self.chain.fragment == MORE_FRAGMENTS
+        self.chain.has(Chain::FIRST)
     }
 
     #[inline(always)]
     fn is_later_fragment(&self) -> bool {
-        self.chain.fragment & OFFSET != 0
+        self.chain.has(Chain::LATER)
     }
 
     /// Not multicast, unspecified, loopback, link-local or IPv4-mapped (RFC 4291,
@@ -239,7 +301,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn is_source_routed(&self) -> bool {
-        self.chain.routed
+        self.chain.has(Chain::ROUTED)
     }
 
     #[inline(always)]
@@ -247,7 +309,7 @@ impl Ip for Ipv6 {
         FragmentKey {
             source: *IpKey::of(self.source).addr(),
             destination: *IpKey::of(self.destination).addr(),
-            identification: self.chain.identification,
+            identification: self.chain.identification(),
             protocol: 0,
             family: FAMILY_V6,
             pad: [0; 2],
