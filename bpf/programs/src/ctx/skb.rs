@@ -6,8 +6,8 @@ use aya_ebpf::{
         bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
-        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_tail,
+        bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
         bpf_skb_store_bytes,
     },
 };
@@ -24,10 +24,11 @@ use veer_bpf_net::{
     arp,
     bytes::{Bytes, HEAD},
     ethernet::{self, Ethernet},
-    ip::{Ip, Start},
+    ip::{Ip, Start, v6::Chain},
+    nd::{self, Link},
 };
 
-use super::direct;
+use super::{chain, direct};
 
 /// `PACKET_HOST` (`include/uapi/linux/if_packet.h`): the stack takes the packet.
 const PACKET_HOST: u32 = 0;
@@ -203,6 +204,15 @@ impl Skb {
         self.write_start(&Start(*frame))
     }
 
+    /// Writes the answer to a neighbour solicitation over it, whatever options that had.
+    #[inline(always)]
+    pub(crate) fn write_advertisement(&self, link: &Link, to: V6) -> Result<(), DropReason> {
+        match advertise(self.raw, link, &to) {
+            0 => Ok(()),
+            _ => Err(DropReason::HelperFailed),
+        }
+    }
+
     /// To the egress of a device of this namespace.
     #[inline(always)]
     pub(crate) fn redirect(&mut self, ifindex: IfIndex) -> Result<(), DropReason> {
@@ -347,6 +357,20 @@ fn zeroed<T>() -> T {
     unsafe { value.assume_init() }
 }
 
+/// A function of its own, since the answer would take a large part of its caller's stack.
+#[inline(never)]
+fn advertise(raw: *mut __sk_buff, link: &Link, to: &V6) -> i64 {
+    let frame = link.answer(*to);
+    let length = nd::FRAME_LENGTH as u32;
+    // SAFETY: a valid context, and as many readable bytes.
+    unsafe {
+        match bpf_skb_change_tail(raw, length, 0) {
+            0 => bpf_skb_store_bytes(raw, 0, (&raw const frame).cast(), length, 0),
+            error => error,
+        }
+    }
+}
+
 /// Whether a redirect helper took the packet.
 #[inline(always)]
 fn redirected(code: i64) -> Result<(), DropReason> {
@@ -386,18 +410,15 @@ impl Bytes for Skb {
 
     #[inline(always)]
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: a valid context and N writable bytes; the helper checks the
-        // offset.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw.cast(),
-                offset as u32,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
-            )
-        };
-        (result == 0).then_some(bytes)
+        chain::load(self.raw, offset)
+    }
+
+    #[inline(always)]
+    fn extension_headers(&self, offset: u32, next: u8, available: u32) -> Chain {
+        // SAFETY: a valid context.
+        Chain::from_bits(unsafe {
+            chain::extension_headers(self.raw, offset, next.into(), available)
+        })
     }
 }
 

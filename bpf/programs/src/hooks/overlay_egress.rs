@@ -9,7 +9,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     ethernet,
-    ip::{Ip, v4::Ipv4},
+    ip::{Ip, v4::Ipv4, v6::Ipv6},
 };
 
 use crate::{
@@ -36,6 +36,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     }
     match skb.ethernet()?.ether_type {
         ethernet::IPV4 => packet::<Ipv4>(skb, mark),
+        ethernet::IPV6 => packet::<Ipv6>(skb, mark),
         _ => Err(DropReason::UnsupportedL3),
     }
 }

@@ -10,7 +10,7 @@ use veer_bpf_common::{
 use veer_bpf_net::{
     bytes::Bytes,
     ethernet,
-    ip::{Ip, v4::Ipv4},
+    ip::{Ip, v4::Ipv4, v6::Ipv6},
 };
 
 use crate::{
@@ -40,6 +40,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     }
     match skb.ethernet()?.ether_type {
         ethernet::IPV4 => packet::<Ipv4>(skb, vni, node),
+        ethernet::IPV6 => packet::<Ipv6>(skb, vni, node),
         _ => Err(DropReason::UnsupportedL3),
     }
 }

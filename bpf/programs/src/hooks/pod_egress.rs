@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
-    address::Address,
+    address::{Address, V6},
     mark,
     outcome::{DropReason, Outcome, Program, Verdict},
     tables::{Interface, Who},
@@ -11,7 +11,8 @@ use veer_bpf_net::{
     arp::Arp,
     ethernet,
     flow::Flow,
-    ip::{Ip, UDP, v4::Ipv4},
+    ip::{Ip, UDP, v4::Ipv4, v6::Ipv6},
+    nd,
 };
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
 
 /// Device: the host side of a pod's veth; direction: ingress. Expects whatever
 /// a pod may send. Emits it to a local pod, into the tunnel, out of an uplink
-/// or to the stack; answers ARP for the gateway; drops what the pod may not send.
+/// or to the stack; answers ARP and neighbour solicitations for the gateway; drops what the pod may not send.
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
     exit::tc(Program::PodEgress, ctx.skb.skb, inner)
@@ -51,6 +52,7 @@ fn inner(skb: &mut Skb) -> Outcome {
             let header = skb.ip::<Ipv4>()?;
             ip(skb, interface, &header)
         }
+        ethernet::IPV6 => ipv6(skb, interface),
         ethernet::ARP => arp(skb, interface),
         _ => Err(DropReason::UnsupportedL3),
     }
@@ -80,6 +82,31 @@ fn answered(skb: &mut Skb) -> Outcome {
     skb.set_mark(mark::REDIRECTED);
     skb.redirect(skb.ifindex())?;
     Ok(Verdict::Answer)
+}
+
+/// A packet or a neighbour message of a pod that has an IPv6 address.
+#[inline(always)]
+fn ipv6(skb: &mut Skb, interface: &Interface) -> Outcome {
+    let own: V6 = address(&interface.v6);
+    if own == V6::NONE {
+        return Err(DropReason::UnsupportedL3);
+    }
+    let header = skb.ip::<Ipv6>()?;
+    let link = nd::Link {
+        own,
+        mac: copy(&interface.mac),
+        gateway: lookup::gateway(lookup::config().ok_or(DropReason::NotConfigured)?),
+        gateway_mac: copy(&interface.node_mac),
+    };
+    match link.judge(skb, &header)? {
+        None => ip(skb, interface, &header),
+        Some(nd::Judged::Ignore) => Ok(Verdict::Ignore),
+        Some(nd::Judged::Tell) => Ok(Verdict::ToStack),
+        Some(nd::Judged::Ask(to)) => {
+            skb.write_advertisement(&link, to)?;
+            answered(skb)
+        }
+    }
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Outcome, Program, Verdict};
 use veer_bpf_net::{
     ethernet,
-    ip::{Ip, v4::Ipv4},
+    ip::{Ip, v4::Ipv4, v6::Ipv6},
 };
 
 use crate::{
@@ -27,6 +27,7 @@ fn pod_ingress(ctx: TcContext) -> i32 {
 fn inner(skb: &mut Skb) -> Outcome {
     match stack::sent(skb) {
         Some(ethernet::IPV4) => packet::<Ipv4>(skb),
+        Some(ethernet::IPV6) => packet::<Ipv6>(skb),
         _ => Ok(Verdict::Pass),
     }
 }

@@ -9,7 +9,7 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     ethernet,
-    ip::{Ip, v4::Ipv4},
+    ip::{Ip, v4::Ipv4, v6::Ipv6},
 };
 
 use crate::{
@@ -40,6 +40,7 @@ fn inner(skb: &mut Skb) -> Outcome {
     };
     match frame.ether_type {
         ethernet::IPV4 => packet::<Ipv4>(skb),
+        ethernet::IPV6 => packet::<Ipv6>(skb),
         ethernet::VLAN | ethernet::PROVIDER_VLAN => tag_within(skb),
         _ => Ok(Verdict::Pass),
     }

@@ -13,7 +13,7 @@ pub(crate) fn sent(skb: &Skb) -> Option<u16> {
         return None;
     }
     let frame = skb.ethernet().ok()?;
-    (frame.ether_type == ethernet::IPV4).then_some(frame.ether_type)
+    matches!(frame.ether_type, ethernet::IPV4 | ethernet::IPV6).then_some(frame.ether_type)
 }
 
 /// Sends the packet to the stack, with [`mark::TO_STACK`], if the stack translated its
