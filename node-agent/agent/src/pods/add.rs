@@ -2,7 +2,6 @@
 //! never held over netlink or the disk.
 
 use std::{
-    net::IpAddr,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };

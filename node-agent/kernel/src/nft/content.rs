@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnet::IpNet;
@@ -247,8 +247,8 @@ fn intervals(blocks: &[IpNet]) -> Vec<Element> {
 /// The address after one; `None`: it is the last.
 fn next(address: IpAddr) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(a) => Some(u32::from(a).checked_add(1)?.into()),
-        IpAddr::V6(a) => Some(u128::from(a).checked_add(1)?.into()),
+        IpAddr::V4(a) => Some(Ipv4Addr::from_bits(a.to_bits().checked_add(1)?).into()),
+        IpAddr::V6(a) => Some(Ipv6Addr::from_bits(a.to_bits().checked_add(1)?).into()),
     }
 }
 

@@ -214,16 +214,16 @@ mod tests {
 
     #[test]
     fn datagrams_that_go_elsewhere_than_the_port_now_leads_are_stale() {
-        let node = ["192.0.2.1", "2001:db8::1"];
+        let own = ["192.0.2.1", "2001:db8::1"];
         let facts = Facts {
-            addresses: node.map(|a| a.parse().unwrap()).into(),
+            addresses: own.map(|a| a.parse().unwrap()).into(),
             ..Facts::default()
         };
         let ports = |last: u8| HostPorts::of([pod_with_port(last, "udp", "", 53)].iter());
         let (none, old, new) = (HostPorts::default(), ports(5), ports(6));
-        for [node, old_pod, new_pod, loopback, service, world] in [
+        for [here, old_pod, new_pod, loopback, service, world] in [
             [
-                node[0],
+                own[0],
                 "10.1.0.5",
                 "10.1.0.6",
                 "127.0.0.1",
@@ -231,7 +231,7 @@ mod tests {
                 "8.8.8.8",
             ],
             [
-                node[1],
+                own[1],
                 "fd00:1::5",
                 "fd00:1::6",
                 "::1",
@@ -243,20 +243,20 @@ mod tests {
                 flow(to.parse().unwrap(), port, answers.parse().unwrap())
             };
             for (before, now, flow, stale) in [
-                (&old, &new, flow(node, 53, old_pod), true),
-                (&old, &new, flow(node, 53, new_pod), false),
-                (&none, &new, flow(node, 53, node), true),
-                (&none, &new, flow(node, 54, node), false),
+                (&old, &new, flow(here, 53, old_pod), true),
+                (&old, &new, flow(here, 53, new_pod), false),
+                (&none, &new, flow(here, 53, here), true),
+                (&none, &new, flow(here, 54, here), false),
                 (&none, &new, flow(loopback, 53, loopback), true),
                 (&none, &new, flow(service, 53, old_pod), false),
                 (&none, &new, flow(world, 53, world), false),
-                (&old, &none, flow(node, 53, old_pod), true),
+                (&old, &none, flow(here, 53, old_pod), true),
             ] {
                 assert_eq!(now.is_stale(before, &facts, &flow), stale, "{flow:?}");
             }
             let tcp = Flow {
                 protocol: TCP,
-                ..flow(node, 53, old_pod)
+                ..flow(here, 53, old_pod)
             };
             assert!(!new.is_stale(&old, &facts, &tcp));
         }

@@ -1,7 +1,7 @@
-//! The tables of iptables and ip6tables before `nf_tables`, which a node may have besides: `nf_tables`
-//! does not show them. veer reads chain FORWARD of table `filter` and says what it
-//! drops. It writes nothing there: whoever does replaces the whole table, with what
-//! others have written meanwhile.
+//! The tables of iptables and ip6tables before `nf_tables`, which a node may have
+//! besides: `nf_tables` does not show them. veer reads chain FORWARD of table `filter`
+//! and says what it drops. It writes nothing there: whoever does replaces the whole
+//! table, with what others have written meanwhile.
 //!
 //! Layouts: `include/uapi/linux/netfilter_ipv4/ip_tables.h`,
 //! `include/uapi/linux/netfilter_ipv6/ip6_tables.h` and

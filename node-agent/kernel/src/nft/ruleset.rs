@@ -79,63 +79,21 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         facts,
         step,
         blocks,
-        uplinks,
         fib,
-        host_ports,
+        uplinks: _,
+        host_ports: _,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
-    let of_cluster = cluster
-        .into_iter()
-        .flat_map(|c| &c.pod_cidrs)
-        .map(|e| e.cidr);
-    let of_nodes = index.nodes.iter().flat_map(|n| n.pod_cidrs.iter().copied());
-    let pods: Vec<IpNet> = of_cluster
-        .chain(of_nodes)
-        .chain(blocks.iter().copied())
-        .collect();
-    let addresses: Vec<IpAddr> = index
-        .nodes
-        .iter()
-        .flat_map(|n| n.addresses.iter().copied())
-        .chain(facts.addresses.iter().copied())
-        .collect();
-    // What the underlay routes to pods answers them, too.
-    let excluded: Vec<IpNet> = cluster
-        .into_iter()
-        .flat_map(|c| {
-            let routed = c.routing.native.cidr;
-            c.masquerade.exclude.iter().copied().chain(routed)
-        })
-        .collect();
     let masquerade = cluster.is_none_or(|c| c.masquerade.enabled);
+    let pods = blocks_of_pods(inputs);
     // Without pods and tunnel packets of IPv6 there is nothing to say of it.
     let used = |f: &Family| {
         let mut nets = pods.iter().map(IpNet::addr).chain(facts.primary);
         *f == Family::V4 || nets.any(|a| f.has(a))
     };
     let families: Vec<Family> = Family::ALL.into_iter().filter(used).collect();
-    let mut sets = Vec::new();
-    for family in &families {
-        let pods = joined(*family, pods.iter().copied());
-        let nodes = addresses.iter().filter(|a| family.has(**a));
-        let nodes = nodes.filter(|a| !pods.iter().any(|p| p.contains(*a)));
-        let mut set = |names: Names, elements| {
-            sets.push(Set {
-                name: family.of(names),
-                family: *family,
-                elements,
-            });
-        };
-        set(NODES, Elements::Addresses(nodes.copied().collect()));
-        set(PODS, Elements::Blocks(pods));
-        let excluded = joined(*family, excluded.iter().copied());
-        set(EXCLUDED, Elements::Blocks(excluded));
-        if *family == Family::V4 {
-            set([UPLINKS; 2], Elements::Devices(uplinks.clone()));
-        }
-        sets.extend(host_ports.sets(*family, facts));
-    }
+    let of_families = families.iter().map(|f| sets(inputs, &pods, *f));
     let each = |chain: Chain, rules: &dyn Fn(Chain, Family) -> Chain| {
         families.iter().fold(chain, |chain, f| rules(chain, *f))
     };
@@ -160,7 +118,7 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
             ],
         )
     };
-    let postrouting = |chain, family| {
+    let postrouting = |chain, family: Family| {
         let block = blocks.iter().find(|b| family.has(b.addr()));
         let own = facts.first(family == Family::V4);
         let Some((block, own)) = block.copied().zip(own) else {
@@ -176,7 +134,7 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         BEFORE_SOURCE_NAT,
     );
     Ruleset {
-        sets,
+        sets: of_families.flatten().collect(),
         counters: vec![
             POD_ELSEWHERE,
             NODE_ELSEWHERE,
@@ -206,12 +164,57 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
     }
 }
 
+/// Blocks of pods of the whole cluster.
+fn blocks_of_pods(inputs: Inputs<'_>) -> Vec<IpNet> {
+    let cluster = inputs.index.cluster.iter();
+    let of_cluster = cluster.flat_map(|(_, c)| &c.pod_cidrs).map(|e| e.cidr);
+    let of_nodes = inputs.index.nodes.iter();
+    let of_nodes = of_nodes.flat_map(|n| n.pod_cidrs.iter().copied());
+    let own = inputs.blocks.iter().copied();
+    of_cluster.chain(of_nodes).chain(own).collect()
+}
+
+/// The sets of a family. That of devices is made with the first.
+fn sets(inputs: Inputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
+    let Inputs { index, facts, .. } = inputs;
+    let pods = joined(family, pods.iter().copied());
+    let of_nodes = index.nodes.iter().flat_map(|n| n.addresses.iter().copied());
+    let nodes = of_nodes
+        .chain(facts.addresses.iter().copied())
+        .filter(|a| family.has(*a) && !pods.iter().any(|p| p.contains(a)))
+        .collect();
+    // What the underlay routes to pods answers them, too.
+    let excluded = index.cluster.iter().flat_map(|(_, c)| {
+        let routed = c.routing.native.cidr;
+        c.masquerade.exclude.iter().copied().chain(routed)
+    });
+    let excluded = joined(family, excluded);
+    let set = |names: Names, elements| Set {
+        name: family.of(names),
+        family,
+        elements,
+    };
+    let mut all = vec![
+        set(NODES, Elements::Addresses(nodes)),
+        set(PODS, Elements::Blocks(pods)),
+        set(EXCLUDED, Elements::Blocks(excluded)),
+    ];
+    if family == Family::V4 {
+        all.push(set([UPLINKS; 2], Elements::Devices(inputs.uplinks.clone())));
+    }
+    all.extend(inputs.host_ports.sets(family, facts));
+    all
+}
+
 impl Ruleset {
     /// Whether a pod's flow is translated to an address of the node whomever it
     /// reaches in the world: `answers`.
     pub(super) fn translates(&self, facts: &Facts, blocks: &[IpNet], flow: &Flow) -> bool {
-        let exempt = [PODS, NODES, EXCLUDED].as_flattened();
-        let masquerade = |rule: &Vec<Expr>| matches!(**rule, [Expr::Family(f), Expr::Masquerade] if f.has(flow.source));
+        let exempt = [PODS, NODES, EXCLUDED].concat();
+        let masquerade = |rule: &Vec<Expr>| match rule[..] {
+            [Expr::Family(family), Expr::Masquerade] => family.has(flow.source),
+            _ => false,
+        };
         self.chains.iter().any(|c| c.rules.iter().any(masquerade))
             && blocks.iter().any(|b| b.contains(&flow.source))
             && !facts.addresses.contains(&flow.answers)

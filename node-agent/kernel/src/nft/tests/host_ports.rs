@@ -10,8 +10,8 @@ const DEVICE: &str = "veer0123456789";
 /// What the pod listens on.
 const TO: u16 = 8080;
 
-/// A pod with addresses 10.1.0.`last` and fd00:1::`last` whose port [`TO`] a port of the node leads to. Its
-/// record is of a release that knew of no hostPorts.
+/// A pod with an address of each family that ends in `last`, to whose port [`TO`] a port
+/// of the node leads. Its record is of a release that knew of no hostPorts.
 pub(crate) fn pod_with_port(last: u8, protocol: &str, ip: &str, port: u16) -> LocalEndpoint {
     let mut endpoint: LocalEndpoint = serde_json::from_value(serde_json::json!({
         "container_id": format!("c{last}"), "ifname": "eth0", "netns": "", "netns_inode": 0,

@@ -12,6 +12,7 @@ use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilder
 
 use super::{content::Ruleset, ruleset::Inputs, *};
 use crate::netlink::{
+    address,
     lab::{self, FAR, NEAR},
     netns::Netns,
 };
@@ -199,16 +200,22 @@ impl Lab {
             .collect()
     }
 
-    fn listen(&self, on: &Netns, any: &str) -> UdpSocket {
-        let socket = on.run(|| UdpSocket::bind(SocketAddr::new(parsed(any), PORT)).unwrap());
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket
-    }
-
     fn send(&self, frames: &[Vec<u8>]) {
         let frames = frames.iter().map(Vec::as_slice);
         lab::send_frames(&self.outside, self.device, frames);
     }
+}
+
+/// Gives a namespace an address on `lo`.
+fn own(at: &Netns, address: &str) {
+    let mut socket = at.socket().unwrap();
+    address::add(&mut socket, 1, parsed(address)).unwrap();
+}
+
+fn listen(on: &Netns, any: &str) -> UdpSocket {
+    let socket = on.run(|| UdpSocket::bind(SocketAddr::new(parsed(any), PORT)).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
 }
 
 /// A packet to be: a frame to the node with these addresses.
@@ -260,7 +267,7 @@ fn pods_addresses_by_a_device_without_programs_are_dropped_and_counted() {
     for e in &ENDS {
         let lab = Lab::new();
         lab.write(&content(&[]));
-        let listener = lab.listen(&lab.node, e.any);
+        let listener = listen(&lab.node, e.any);
         let destinations = [e.node, e.pod, e.service, e.world[0]];
         let sources = [e.pods[1], e.pods[0], e.pod];
         let mut sent = 0;
@@ -293,7 +300,7 @@ fn a_nodes_address_counts_by_the_device_that_leads_back_to_it() {
     for e in &ENDS {
         let lab = Lab::new();
         lab.write(&content(&[]));
-        let listener = lab.listen(&lab.node, e.any);
+        let listener = listen(&lab.node, e.any);
         lab.send(&[e.elsewhere, e.other].map(|source| udp(source, e.node, false)));
         assert_eq!(first(&listener), e.other);
         assert_eq!(lab.counts()["node-source-by-foreign-device"], 1);
@@ -306,7 +313,7 @@ fn a_pods_datagram_to_a_nodes_tunnel_port_is_dropped_and_the_tunnels_own_are_not
     for e in &ENDS {
         let lab = Lab::new();
         lab.write(&content(&["far0"]));
-        let listener = lab.listen(&lab.node, e.any);
+        let listener = listen(&lab.node, e.any);
         let frame = |source| {
             let mut frame = Vec::new();
             ip(parsed(source), parsed(e.node), false)
@@ -375,13 +382,12 @@ fn an_address_of_pods_that_no_route_leads_to_does_not_leave_by_an_uplink() {
         let (family, other) = (e.family, e.other);
         lab.node
             .command("ip", &format!("{family} route add default via {other}"));
-        lab.outside
-            .command("ip", &format!("addr add {} dev lo", e.world[0]));
+        own(&lab.outside, e.world[0]);
         let pod = lab::namespace();
         lab::pair(&lab.node, &pod, "veer0123456789");
         lab.node.device("veer0123456789", e.gateway, e.single);
         let device = pod.device("veer0123456789", e.pod, e.world_block);
-        let world = lab.listen(&lab.outside, e.any);
+        let world = listen(&lab.outside, e.any);
         let frames = [e.nobody, e.world[0]].map(|to| udp(e.pod, to, false));
         lab::send_frames(&pod, device, frames.iter().map(Vec::as_slice));
         first(&world);
@@ -401,9 +407,8 @@ fn a_flow_that_began_without_the_table_is_translated_once_it_is_back() {
             world: [world, _],
             ..
         } = e;
-        lab.node.command("ip", &format!("addr add {pod} dev lo"));
-        lab.outside
-            .command("ip", &format!("addr add {world} dev lo"));
+        own(&lab.node, pod);
+        own(&lab.outside, world);
         let ways = [
             (&lab.node, e.world_block, other),
             (&lab.outside, e.block, node),
@@ -465,11 +470,9 @@ fn what_leaves_by_the_tunnels_device_has_an_address_that_other_nodes_know() {
         lab.node.command("ip", &way);
         let entry = format!("neigh add {peer} lladdr 02:00:00:00:00:02 dev veer_vxlan");
         lab.node.command("ip", &entry);
-        lab.node
-            .command("ip", &format!("addr add {} dev lo", e.pod));
-        lab.node
-            .command("ip", &format!("addr add {} dev lo", e.service));
-        let listener = lab.listen(&lab.outside, e.any);
+        own(&lab.node, e.pod);
+        own(&lab.node, e.service);
+        let listener = listen(&lab.outside, e.any);
         for (from, seen) in [(e.node, e.node), (e.pod, e.pod), (e.service, e.node)] {
             let from = SocketAddr::new(parsed(from), 0);
             let socket = lab.node.run(|| UdpSocket::bind(from).unwrap());

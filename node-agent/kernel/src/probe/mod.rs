@@ -60,6 +60,9 @@ nix::setsockopt_impl!(
     SetStruct<'_, libc::c_int>
 );
 
+/// The option [`Unwanted`] (`include/uapi/linux/icmpv6.h`).
+const ICMPV6_FILTER: libc::c_int = 1;
+
 /// `ICMPV6_FILTER` (RFC 3542, section 3.2), with the types that are not wanted.
 #[derive(Clone, Copy, Debug)]
 struct Unwanted;
@@ -67,7 +70,7 @@ struct Unwanted;
 nix::setsockopt_impl!(
     Unwanted,
     libc::IPPROTO_ICMPV6,
-    1,
+    ICMPV6_FILTER,
     [u32; 8],
     SetStruct<'_, [u32; 8]>
 );

@@ -109,30 +109,7 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
     all.insert(0, primary);
 
     let holder = own.iter().find(|a| a.ip == primary).map(|a| a.index);
-    // Where no packet of that family is pods' or the tunnel's, its way is no uplink.
-    let counts = |r: &Route| {
-        let mut nets = wanted.pods.iter().map(IpNet::addr).chain([primary]);
-        nets.any(|a| of_family(r, a))
-    };
-    let is_uplink = |l: &Link| {
-        if wanted.uplinks.is_empty() {
-            let mut ways = defaults.iter().filter(|r| counts(r));
-            ways.any(|r| r.index == l.index) || holder == Some(l.index)
-        } else {
-            wanted.uplinks.contains(&l.name)
-        }
-    };
-    let uplinks: Vec<Uplink> = links
-        .iter()
-        .filter(|l| is_uplink(l) && speaks_for_the_node(&l.name) && l.name != "lo")
-        .map(|l| Uplink {
-            name: l.name.clone(),
-            index: l.index,
-            mtu: l.mtu,
-            kind: l.kind.clone(),
-            ethernet: l.ethernet,
-        })
-        .collect();
+    let uplinks = uplinks(&links, wanted, &defaults, (primary, holder));
     let mut paths = HashMap::new();
     let mut unfit = HashMap::new();
     let several = several(&routes);
@@ -178,6 +155,39 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
         misplaced,
         basis,
     })
+}
+
+/// The uplinks: those that the user names, or those that the world is reached by and the
+/// one that has the node's own address. Where no packet of a family is pods' or the
+/// tunnel's, its way is none.
+fn uplinks(
+    links: &[Link],
+    wanted: Wanted<'_>,
+    defaults: &[&Route],
+    (primary, holder): (IpAddr, Option<u32>),
+) -> Vec<Uplink> {
+    let counts = |r: &Route| {
+        let mut nets = wanted.pods.iter().map(IpNet::addr).chain([primary]);
+        nets.any(|a| of_family(r, a))
+    };
+    let is_uplink = |l: &Link| {
+        if wanted.uplinks.is_empty() {
+            let mut ways = defaults.iter().filter(|r| counts(r));
+            ways.any(|r| r.index == l.index) || holder == Some(l.index)
+        } else {
+            wanted.uplinks.contains(&l.name)
+        }
+    };
+    let all = links.iter().filter(|l| is_uplink(l) && l.name != "lo");
+    all.filter(|l| speaks_for_the_node(&l.name))
+        .map(|l| Uplink {
+            name: l.name.clone(),
+            index: l.index,
+            mtu: l.mtu,
+            kind: l.kind.clone(),
+            ethernet: l.ethernet,
+        })
+        .collect()
 }
 
 /// The peers, by their place, whose paths are asked for in a turn.
