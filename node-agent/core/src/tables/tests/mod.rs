@@ -1,14 +1,11 @@
 //! Rounds against tables that a test holds: whatever happens in whatever order, they
 //! come to what is desired, and a second round changes nothing.
 
+mod blocks;
 mod memory;
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 use veer_agent_api::Attachment;
 use veer_bpf_common::{
@@ -16,6 +13,7 @@ use veer_bpf_common::{
     tables::{Config, Endpoint, Interface, IpcacheEntry},
 };
 
+use blocks::{CLUSTERS, blocks, pod_ip};
 use memory::{Kernel, Shared};
 
 use super::*;
@@ -88,27 +86,6 @@ struct Agent {
 
 const OWN: [u8; 4] = [192, 0, 2, 1];
 
-/// Families of the cluster's pods, as whether each is IPv4, the primary one first.
-const CLUSTERS: [&[bool]; 4] = [&[true], &[false], &[true, false], &[false, true]];
-
-/// The address of a pod of the node with this number, this one's is 0; or, with 0 for the
-/// pod, the base of the node's block.
-fn pod_ip(is_ipv4: bool, node: u8, pod: u8) -> IpAddr {
-    if is_ipv4 {
-        Ipv4Addr::new(10, 1, node, pod).into()
-    } else {
-        Ipv6Addr::new(0xfd00, 1, node.into(), 0, 0, 0, 0, pod.into()).into()
-    }
-}
-
-/// A node's blocks.
-fn blocks(families: &[bool], node: u8) -> Vec<IpNet> {
-    let of = |is_ipv4: &bool| {
-        let length = if *is_ipv4 { 24 } else { 64 };
-        IpNet::new(pod_ip(*is_ipv4, node, 0), length).unwrap()
-    };
-    families.iter().map(of).collect()
-}
 /// An address that the user denies.
 const DENIED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
