@@ -2,7 +2,24 @@
 
 extern crate std;
 
-use std::{vec, vec::Vec};
+use crate::fragments::Fragments;
+use std::{cell::RefCell, vec, vec::Vec};
+use veer_bpf_common::tables::{FragmentKey, FragmentPorts};
+
+/// The map of the programs as plain data.
+#[derive(Default)]
+pub(crate) struct Table(pub(crate) RefCell<Vec<(FragmentKey, FragmentPorts)>>);
+
+impl Fragments for Table {
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        let rows = self.0.borrow();
+        rows.iter().find(|(k, _)| k == key).map(|(_, p)| *p)
+    }
+
+    fn remember(&self, key: &FragmentKey, ports: FragmentPorts) {
+        self.0.borrow_mut().push((*key, ports));
+    }
+}
 
 /// An IPv4 packet with all fields to choose.
 #[derive(Clone, Debug)]

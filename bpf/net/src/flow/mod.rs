@@ -3,7 +3,7 @@
 use crate::{
     bytes::Bytes,
     fragments::Fragments,
-    icmp,
+    icmp::{self, Types},
     ip::{DCCP, Ip, SCTP, TCP, UDP, UDP_LITE},
     l4::{self, TCP_HEADER, UDP_HEADER},
 };
@@ -67,18 +67,18 @@ pub fn of<I: Ip, P: Bytes, F: Fragments>(
                 .ok_or(DropReason::Malformed)?;
             (l4::ports([h[0], h[1]], [h[2], h[3]]), 0)
         }
-        icmp if icmp == I::ICMP => {
+        icmp if icmp == I::Icmp::PROTOCOL => {
             let h = ip
                 .transport::<{ icmp::HEADER }, P>(packet)
                 .ok_or(DropReason::Malformed)?;
-            if I::icmp_is_error(h[0]) {
+            if I::Icmp::is_error(h[0]) {
                 return Ok(Flow {
                     key: icmp::carried(packet, ip).ok_or(DropReason::Malformed)?,
                     tcp_flags: 0,
                     is_error: true,
                 });
             }
-            let identifier = if I::icmp_has_identifier(h[0]) {
+            let identifier = if I::Icmp::has_identifier(h[0]) {
                 [h[4], h[5]]
             } else {
                 [0; 2]

@@ -8,26 +8,10 @@ use crate::{
     ethernet::HEADER_LENGTH as ETH,
     ip::v4::Ipv4,
     l4::{ACK, RST, SYN},
-    testing::{self, Packet},
+    testing::{self, Packet, Table},
 };
 use proptest::prelude::*;
-use std::{cell::RefCell, vec, vec::Vec};
-use veer_bpf_common::tables::{FragmentKey, FragmentPorts};
-
-/// The map of the programs as plain data.
-#[derive(Default)]
-struct Table(RefCell<Vec<(FragmentKey, FragmentPorts)>>);
-
-impl Fragments for Table {
-    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        let rows = self.0.borrow();
-        rows.iter().find(|(k, _)| k == key).map(|(_, p)| *p)
-    }
-
-    fn remember(&self, key: &FragmentKey, ports: FragmentPorts) {
-        self.0.borrow_mut().push((*key, ports));
-    }
-}
+use std::{vec, vec::Vec};
 
 fn flow(frame: &[u8], table: &Table) -> Result<Flow, DropReason> {
     let packet = Slice(frame);

@@ -11,6 +11,18 @@ use crate::{
 };
 use veer_bpf_common::tables::FlowKey;
 
+/// What the types of one family's ICMP mean.
+pub trait Types {
+    /// Protocol number.
+    const PROTOCOL: u8;
+    /// Types that carry an identifier.
+    fn has_identifier(icmp_type: u8) -> bool;
+    /// Types that carry the packet they are about.
+    fn is_error(icmp_type: u8) -> bool;
+    /// Those of them that say that the packet never arrived.
+    fn is_undeliverable(icmp_type: u8) -> bool;
+}
+
 /// Bytes of a header without its payload, in both families.
 pub(crate) const HEADER: usize = 8;
 
@@ -19,7 +31,7 @@ pub(crate) const HEADER: usize = 8;
 #[inline(always)]
 pub fn undeliverable<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
     let h = ip.transport::<HEADER, P>(packet)?;
-    if I::icmp_is_undeliverable(h[0]) {
+    if I::Icmp::is_undeliverable(h[0]) {
         carried(packet, ip)
     } else {
         None
@@ -44,7 +56,7 @@ pub(crate) fn carried<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
     let h = packet.anywhere::<UDP_HEADER>(offset + inner.header_length())?;
     let ports = match protocol {
         DCCP | SCTP | TCP | UDP | UDP_LITE => ports([h[0], h[1]], [h[2], h[3]]),
-        icmp if icmp == I::ICMP && I::icmp_has_identifier(h[0]) => {
+        icmp if icmp == I::Icmp::PROTOCOL && I::Icmp::has_identifier(h[0]) => {
             ports([h[4], h[5]], [h[4], h[5]])
         }
         _ => NO_PORTS,

@@ -1,16 +1,30 @@
 //! Types of ICMP for IPv4 (RFC 792).
 
-/// Echo, timestamp, information and address mask, with their replies (RFC 792, RFC 950).
-pub(crate) const fn has_identifier(icmp_type: u8) -> bool {
-    matches!(icmp_type, 0 | 8 | 13..=18)
-}
+use super::Types;
 
-/// Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).
-pub(crate) const fn is_error(icmp_type: u8) -> bool {
-    matches!(icmp_type, 3..=5 | 11 | 12)
-}
+/// ICMP for IPv4.
+#[derive(Debug)]
+pub enum IcmpV4 {}
 
-/// Unreachable (too big for a link included), time exceeded, parameter problem.
-pub(crate) const fn is_undeliverable(icmp_type: u8) -> bool {
-    matches!(icmp_type, 3 | 11 | 12)
+impl Types for IcmpV4 {
+    const PROTOCOL: u8 = crate::ip::ICMP;
+
+    /// Echo, timestamp, information and address mask, with their replies (RFC 792,
+    /// RFC 950).
+    #[inline(always)]
+    fn has_identifier(icmp_type: u8) -> bool {
+        matches!(icmp_type, 0 | 8 | 13..=18)
+    }
+
+    /// Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).
+    #[inline(always)]
+    fn is_error(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3..=5 | 11 | 12)
+    }
+
+    /// Unreachable (too big for a link included), time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_undeliverable(icmp_type: u8) -> bool {
+        matches!(icmp_type, 3 | 11 | 12)
+    }
 }

@@ -4,7 +4,7 @@
 pub mod v4;
 pub mod v6;
 
-use crate::{bytes::Bytes, ethernet};
+use crate::{bytes::Bytes, ethernet, icmp::Types};
 use veer_bpf_common::{
     address::Address,
     outcome::DropReason,
@@ -20,6 +20,8 @@ pub struct Start<const N: usize>(pub [u8; N]);
 pub trait Ip: Copy {
     /// Its addresses.
     type Address: Address;
+    /// The family's ICMP.
+    type Icmp: Types;
     /// The start of a frame up to the last byte that changes at a hop.
     type Start: AsRef<[u8]>;
     /// `EtherType`.
@@ -28,8 +30,6 @@ pub trait Ip: Copy {
     const HEADER_LENGTH: usize;
     /// Bytes that [`Bytes::head`] must reach, TCP without options included.
     const HEAD: usize;
-    /// Protocol number of the family's ICMP.
-    const ICMP: u8;
 
     /// Reads the header at `offset`, a constant in BPF, and checks its lengths
     /// against the frame: [`DropReason::Malformed`] where either lies.
@@ -66,12 +66,11 @@ pub trait Ip: Copy {
     /// [`Self::hops`] is not 0.
     fn hop(&self, destination: [u8; 6], source: [u8; 6]) -> Self::Start;
 
-    /// ICMP types that carry an identifier.
-    fn icmp_has_identifier(icmp_type: u8) -> bool;
-    /// ICMP types that carry the packet they are about.
-    fn icmp_is_error(icmp_type: u8) -> bool;
-    /// Those of them that say that the packet never arrived.
-    fn icmp_is_undeliverable(icmp_type: u8) -> bool;
+    /// Whether it is of the family's ICMP.
+    #[inline(always)]
+    fn is_icmp(&self) -> bool {
+        self.protocol() == Self::Icmp::PROTOCOL
+    }
 
     /// Bytes behind the headers.
     #[inline(always)]

@@ -3,7 +3,8 @@
 use super::{Ip, Start};
 use crate::{
     bytes::{Bytes, HEAD},
-    checksum, ethernet, icmp,
+    checksum, ethernet,
+    icmp::v4::IcmpV4,
 };
 use veer_bpf_common::{
     address::{FAMILY_V4, IpKey},
@@ -70,12 +71,12 @@ impl Ipv4 {
 
 impl Ip for Ipv4 {
     type Address = [u8; 4];
+    type Icmp = IcmpV4;
     /// Ethernet, and the header up to its checksum.
     type Start = Start<26>;
     const ETHER_TYPE: u16 = ethernet::IPV4;
     const HEADER_LENGTH: usize = HEADER_LENGTH;
     const HEAD: usize = HEAD;
-    const ICMP: u8 = super::ICMP;
 
     #[inline(always)]
     fn parse<P: Bytes>(packet: &P, offset: usize) -> Result<Self, DropReason> {
@@ -206,21 +207,6 @@ impl Ip for Ipv4 {
             checksum[0],
             checksum[1],
         ])
-    }
-
-    #[inline(always)]
-    fn icmp_has_identifier(icmp_type: u8) -> bool {
-        icmp::v4::has_identifier(icmp_type)
-    }
-
-    #[inline(always)]
-    fn icmp_is_error(icmp_type: u8) -> bool {
-        icmp::v4::is_error(icmp_type)
-    }
-
-    #[inline(always)]
-    fn icmp_is_undeliverable(icmp_type: u8) -> bool {
-        icmp::v4::is_undeliverable(icmp_type)
     }
 }
 

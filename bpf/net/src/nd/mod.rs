@@ -5,7 +5,7 @@ use crate::{
     bytes::Bytes,
     ethernet,
     ip::{
-        Ip, Start,
+        ICMP_V6, Ip, Start,
         v6::{self, Ipv6, is_link_local},
     },
 };
@@ -63,7 +63,7 @@ impl Link {
     /// [`DropReason::Malformed`] for a message that is cut off.
     #[inline(always)]
     pub fn judge<P: Bytes>(&self, packet: &P, ip: &Ipv6) -> Result<Option<Judged>, DropReason> {
-        if ip.protocol() != Ipv6::ICMP || ip.is_later_fragment() {
+        if !ip.is_icmp() || ip.is_later_fragment() {
             return Ok(None);
         }
         let h = ip.transport::<8, P>(packet).ok_or(DropReason::Malformed)?;
@@ -122,7 +122,7 @@ impl Link {
         let (gateway, to) = (self.gateway.0.map(u32::from_be), to.0.map(u32::from_be));
         let mut sum = Sum(0);
         sum.add(ANSWER as u32);
-        sum.add(Ipv6::ICMP.into());
+        sum.add(ICMP_V6.into());
         sum.add(ADVERTISEMENT);
         sum.add(FLAGS);
         let mut at = 0;
@@ -137,7 +137,7 @@ impl Link {
         sum.add(mac[1]);
         let words = [
             0x6000_0000,
-            (ANSWER as u32) << 16 | u32::from(Ipv6::ICMP) << 8 | u32::from(HOPS),
+            (ANSWER as u32) << 16 | u32::from(ICMP_V6) << 8 | u32::from(HOPS),
             gateway[0],
             gateway[1],
             gateway[2],

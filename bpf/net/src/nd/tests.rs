@@ -175,7 +175,7 @@ fn the_answer_tells_the_gateways_mac_with_a_checksum_that_fits() {
     assert_eq!(frame[6..12], link().gateway_mac);
     let ip = Ipv6::parse(&Slice(&frame), ETH).unwrap();
     assert_eq!(ip.total_length() as usize, frame.len() - ETH);
-    assert_eq!((ip.hops(), ip.protocol()), (255, Ipv6::ICMP));
+    assert_eq!((ip.hops(), ip.protocol()), (255, ICMP_V6));
     assert_eq!(ip.source(), link().gateway);
     assert_eq!(ip.destination(), V6::from_octets(to));
     let message = &frame[ETH + 40..];
@@ -184,7 +184,7 @@ fn the_answer_tells_the_gateways_mac_with_a_checksum_that_fits() {
     assert_eq!(message[24..], [2, 1, 2, 0, 0, 0, 0, 9]);
     // The pseudo-header (RFC 8200, section 8.1).
     let mut all = [&v6_of(GATEWAY)[..], &to].concat();
-    all.extend([0, 0, 0, message.len() as u8, 0, 0, 0, Ipv6::ICMP]);
+    all.extend([0, 0, 0, message.len() as u8, 0, 0, 0, ICMP_V6]);
     all.extend(message);
     assert_eq!(sum(&all), 0xffff);
 }

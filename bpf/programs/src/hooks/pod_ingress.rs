@@ -2,10 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Outcome, Program, Verdict};
-use veer_bpf_net::{
-    ethernet,
-    ip::{Ip, v4::Ipv4},
-};
+use veer_bpf_net::ip::{Ip as _, v4::Ipv4};
 
 use crate::{
     ctx::skb::Skb,
@@ -25,16 +22,7 @@ fn pod_ingress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn inner(skb: &mut Skb) -> Outcome {
-    match stack::sent(skb) {
-        Some(ethernet::IPV4) => packet::<Ipv4>(skb),
-        _ => Ok(Verdict::Pass),
-    }
-}
-
-#[inline(always)]
-fn packet<I: Ip>(skb: &mut Skb) -> Outcome {
-    // One without a valid header belongs to no translated flow.
-    let Ok(ip) = skb.ip::<I>() else {
+    let Some(ip) = stack::sent::<Ipv4>(skb) else {
         return Ok(Verdict::Pass);
     };
     let source = lookup::who(ip.source());

@@ -126,7 +126,5 @@ fn bare<I: Ip>(skb: &mut Skb, ip: &I, row: IpcacheEntry, id: NodeId) -> Outcome 
 /// Whether this is a probe or the answer to one: between two health addresses.
 #[inline(always)]
 fn is_probe<I: Ip>(ip: &I, row: IpcacheEntry) -> bool {
-    row.identity() == Identity::HEALTH
-        && ip.protocol() == I::ICMP
-        && lookup::is_gateway(ip.destination())
+    row.identity() == Identity::HEALTH && ip.is_icmp() && lookup::is_gateway(ip.destination())
 }

@@ -15,7 +15,7 @@ use crate::{
 /// never fit.
 #[inline(always)]
 pub(crate) fn from_world<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
-    if ip.protocol() != I::ICMP || !is_about_direct_flow(skb, ip) {
+    if !ip.is_icmp() || !is_about_direct_flow(skb, ip) {
         return Ok(Verdict::Pass);
     }
     local::to_pod(skb, ip, lookup::endpoint(ip.destination()))

@@ -108,12 +108,15 @@ fn tunnel(
     skb.set_tunnel(identity.into(), to, remote.tunnel_family, outer)
 }
 
-/// Next hop of the native form. Behind a router it comes from the node's
+/// Next hop of the native form; `None`: no path is known. Behind a router it comes from the node's
 /// routes at the agent's last round. Where that was long ago, the program asks the
 /// routes itself, so that a changed gateway does not cut the pods off.
 #[inline(always)]
-fn next_hop<A: Address>(skb: &Skb, remote: &Remote) -> NextHop {
+fn next_hop<A: Address>(skb: &Skb, remote: &Remote) -> Option<NextHop> {
     let (ifindex, hop, family) = remote.native::<A>();
+    if family == 0 {
+        return None;
+    }
     let V6(address) = direct::address(hop);
     let node = direct::address::<A>(A::of_remote(remote));
     let same_link = family == A::FAMILY && address == node.words();
@@ -122,21 +125,18 @@ fn next_hop<A: Address>(skb: &Skb, remote: &Remote) -> NextHop {
         && lookup::agent_is_silent()
         && let Some(found) = fib::next_hop(skb, ifindex, node)
     {
-        return found;
+        return Some(found);
     }
-    NextHop {
+    Some(NextHop {
         ifindex,
         family,
         address,
-    }
+    })
 }
 
 #[inline(always)]
 fn native<A: Address>(skb: &mut Skb, remote: &Remote) -> Outcome {
-    if remote.native::<A>().2 == 0 {
-        return Err(DropReason::RemoteUnusable);
-    }
-    let hop = next_hop::<A>(skb, remote);
+    let hop = next_hop::<A>(skb, remote).ok_or(DropReason::RemoteUnusable)?;
     skb.set_mark(mark::REDIRECTED);
     skb.redirect_neighbour(&hop)?;
     Ok(Verdict::Native)

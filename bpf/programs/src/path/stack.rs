@@ -1,19 +1,21 @@
 //! To the host's stack, and down from it.
 
 use veer_bpf_common::{mark, outcome::Verdict};
-use veer_bpf_net::{ethernet, flow::Flow};
+use veer_bpf_net::{flow::Flow, ip::Ip};
 
 use crate::{ctx::skb::Skb, state::flows};
 
-/// The family, as an `EtherType`, of a packet that came down from the stack; `None`: a
-/// program sent it, or it is no IP packet and so belongs to no translated flow.
+/// The IP header of a packet that came down from the stack; `None`: a program sent it,
+/// or it has no valid header of this family and so belongs to no translated flow of it.
 #[inline(always)]
-pub(crate) fn sent(skb: &Skb) -> Option<u16> {
+pub(crate) fn sent<I: Ip>(skb: &Skb) -> Option<I> {
     if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
         return None;
     }
-    let frame = skb.ethernet().ok()?;
-    (frame.ether_type == ethernet::IPV4).then_some(frame.ether_type)
+    if skb.ethernet().ok()?.ether_type != I::ETHER_TYPE {
+        return None;
+    }
+    skb.ip().ok()
 }
 
 /// Sends the packet to the stack, with [`mark::TO_STACK`], if the stack translated its

@@ -266,7 +266,12 @@ fn address_rows(
     let health: Vec<IpAddr> = store.health_addresses().collect();
     let own = facts.addresses.iter().copied();
     let all = own
-        .chain(pods.keys().copied().collect::<Vec<_>>())
+        .chain(
+            store
+                .wired()
+                .flat_map(LocalEndpoint::addresses)
+                .map(|a| a.address),
+        )
         .chain(peers.by_address.keys().copied())
         .chain(health.clone())
         .chain(peers.health_ids.keys().copied())

@@ -47,7 +47,8 @@ impl RoutingStep {
 }
 
 /// What the epoch asks of this node. `overhead` is what the tunnel adds to a packet, in
-/// bytes; `present_mtu` is what pods have now; 0: nothing yet. `kept`: some pair keeps its old form. `confirm` as in [`RoutingStep`].
+/// bytes; `present_mtu` is what pods have now; 0: nothing yet. `kept`: some pair keeps
+/// its old form. `confirm` as in [`RoutingStep`].
 pub fn step(
     epoch: Option<&Epoch>,
     underlay_mtu: u32,

@@ -69,17 +69,12 @@ impl Paths {
         self.legs[usize::from(is_ipv4)]
     }
 
-    /// Whether there is a way for every packet.
-    pub fn are_complete(&self) -> bool {
-        self.missing.is_none()
-    }
-
     /// Whether every packet goes bare in this mode.
     pub fn are_native(&self, mode: RoutingMode) -> bool {
         let mut legs = self.families.iter().map(|family| self.leg(family));
         match mode {
             RoutingMode::Tunnel => false,
-            RoutingMode::Native => self.are_complete(),
+            RoutingMode::Native => self.missing.is_none(),
             RoutingMode::Hybrid => legs.all(|leg| leg.is_some_and(|leg| leg.path.same_link)),
         }
     }

@@ -3,7 +3,8 @@
 use super::{Ip, Start};
 use crate::{
     bytes::{Bytes, HEAD_V6},
-    ethernet, icmp,
+    ethernet,
+    icmp::v6::IcmpV6,
 };
 use veer_bpf_common::{
     address::{Address, FAMILY_V6, IpKey, V6},
@@ -218,12 +219,12 @@ pub const fn is_link_local(address: V6) -> bool {
 
 impl Ip for Ipv6 {
     type Address = V6;
+    type Icmp = IcmpV6;
     /// Ethernet, and the header up to the hop limit.
     type Start = Start<22>;
     const ETHER_TYPE: u16 = ethernet::IPV6;
     const HEADER_LENGTH: usize = HEADER_LENGTH;
     const HEAD: usize = HEAD_V6;
-    const ICMP: u8 = super::ICMP_V6;
 
     #[inline(always)]
     fn parse<P: Bytes>(packet: &P, offset: usize) -> Result<Self, DropReason> {
@@ -344,21 +345,6 @@ impl Ip for Ipv6 {
             j[2],
             j[3].wrapping_sub(1),
         ])
-    }
-
-    #[inline(always)]
-    fn icmp_has_identifier(icmp_type: u8) -> bool {
-        icmp::v6::has_identifier(icmp_type)
-    }
-
-    #[inline(always)]
-    fn icmp_is_error(icmp_type: u8) -> bool {
-        icmp::v6::is_error(icmp_type)
-    }
-
-    #[inline(always)]
-    fn icmp_is_undeliverable(icmp_type: u8) -> bool {
-        icmp::v6::is_undeliverable(icmp_type)
     }
 }
 

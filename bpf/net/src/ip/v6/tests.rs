@@ -7,13 +7,11 @@ use crate::{
     bytes::Slice,
     ethernet::HEADER_LENGTH as ETH,
     flow,
-    fragments::Fragments,
-    ip::UDP,
-    testing::{self, Extension, fragment},
+    ip::{ICMP_V6, UDP},
+    testing::{self, Extension, Table, fragment},
 };
 use proptest::prelude::*;
-use std::{cell::RefCell, vec, vec::Vec};
-use veer_bpf_common::tables::FragmentPorts;
+use std::{vec, vec::Vec};
 
 fn parse(frame: &[u8]) -> Result<Ipv6, DropReason> {
     Ipv6::parse(&Slice(frame), ETH)
@@ -96,21 +94,6 @@ fn other_versions_are_malformed() {
     }
 }
 
-/// The map of the programs as plain data.
-#[derive(Default)]
-struct Table(RefCell<Vec<(FragmentKey, FragmentPorts)>>);
-
-impl Fragments for Table {
-    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        let all = self.0.borrow();
-        all.iter().find(|(k, _)| k == key).map(|(_, p)| *p)
-    }
-
-    fn remember(&self, key: &FragmentKey, ports: FragmentPorts) {
-        self.0.borrow_mut().push((*key, ports));
-    }
-}
-
 fn flow_of(frame: &[u8], table: &Table) -> Result<flow::Flow, DropReason> {
     flow::of(&Slice(frame), &parse(frame)?, table)
 }
@@ -162,7 +145,7 @@ fn echoes_have_their_identifier_for_ports() {
     echo.payload[0] = 128;
     let flow = flow_of(&echo.v6_frame(&[]), &Table::default()).unwrap();
     assert_eq!(flow.key.source_port, [0xab, 0xcd]);
-    assert_eq!(flow.key.protocol, Ipv6::ICMP);
+    assert_eq!(flow.key.protocol, ICMP_V6);
 }
 
 #[test]
