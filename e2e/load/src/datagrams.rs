@@ -1,7 +1,7 @@
 //! One end of a flow of datagrams: what it sends and when, and what has come.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv6Addr, SocketAddrV6},
     time::{Duration, Instant},
 };
 
@@ -187,8 +187,8 @@ pub(crate) struct Server {
 
 #[derive(Debug)]
 struct Guest {
-    from: SocketAddrV4,
-    to: Ipv4Addr,
+    from: SocketAddrV6,
+    to: Ipv6Addr,
     ends: Ends,
     /// Datagrams from another address than the greeting.
     strange: u64,
@@ -271,7 +271,7 @@ impl Server {
     }
 
     /// Answers a greeting. The flow's newest greeting counts.
-    fn welcome(&mut self, from: SocketAddrV4, to: Ipv4Addr, mut ends: Ends) {
+    fn welcome(&mut self, from: SocketAddrV6, to: Ipv6Addr, mut ends: Ends) {
         let mut answer = [0; HEAD];
         ends.head(Purpose::Welcome, 0).write(&mut answer);
         let _lost = self.socket.send_from(to, from, &answer);

@@ -1,7 +1,7 @@
 //! The one thread: wakes up, takes orders, receives, sends, sleeps.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv6Addr, TcpListener},
     thread,
     time::{Duration, Instant},
 };
@@ -181,9 +181,10 @@ impl Engine {
     }
 }
 
+/// In both families.
 fn listen(port: u16) -> Result<TcpListener> {
     let what = || format!("listen on tcp port {port}");
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).what(what)?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).what(what)?;
     listener.set_nonblocking(true).what(what)?;
     Ok(listener)
 }

@@ -1,9 +1,10 @@
 //! Sockets for datagrams whose arrival the kernel times, and which count what
-//! their buffers had no room for.
+//! their buffers had no room for. They are of both families: IPv4 addresses are
+//! there as IPv6 ones that hold them (RFC 4291, section 2.5.5.2).
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -15,7 +16,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
-            ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg,
+            ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg,
             setsockopt, sockopt,
         },
         time::TimeSpec,
@@ -40,9 +41,9 @@ pub(crate) fn now() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Arrival<'a> {
     pub(crate) octets: &'a [u8],
-    pub(crate) from: SocketAddrV4,
+    pub(crate) from: SocketAddrV6,
     /// The address of ours that it was sent to.
-    pub(crate) to: Ipv4Addr,
+    pub(crate) to: Ipv6Addr,
     /// When, by the kernel, nanoseconds since 1970.
     pub(crate) at: u64,
 }
@@ -71,7 +72,7 @@ impl Socket {
 
     /// Bound to a port on all addresses; 0: any.
     pub(crate) fn bind(port: u16) -> Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
             .what(|| format!("bind udp port {port}"))?;
         socket
             .set_nonblocking(true)
@@ -82,7 +83,8 @@ impl Socket {
         }
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
             .what(|| "set SO_TIMESTAMPNS".to_owned())?;
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true).what(|| "set IP_PKTINFO".to_owned())?;
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
+            .what(|| "set IPV6_RECVPKTINFO".to_owned())?;
         setsockopt(&socket, sockopt::RxqOvfl, &1).what(|| "set SO_RXQ_OVFL".to_owned())?;
         Ok(Self {
             socket,
@@ -107,24 +109,23 @@ impl Socket {
     /// Sends from a given address of ours: that to which the peer had sent.
     pub(crate) fn send_from(
         &self,
-        from: Ipv4Addr,
-        to: SocketAddrV4,
+        from: Ipv6Addr,
+        to: SocketAddrV6,
         datagram: &[u8],
     ) -> io::Result<()> {
-        let info = libc::in_pktinfo {
-            ipi_ifindex: 0,
-            ipi_spec_dst: libc::in_addr {
-                s_addr: u32::from_ne_bytes(from.octets()),
+        let info = libc::in6_pktinfo {
+            ipi6_ifindex: 0,
+            ipi6_addr: libc::in6_addr {
+                s6_addr: from.octets(),
             },
-            ipi_addr: libc::in_addr { s_addr: 0 },
         };
         let send = || {
             sendmsg(
                 self.socket.as_raw_fd(),
                 &[IoSlice::new(datagram)],
-                &[ControlMessage::Ipv4PacketInfo(&info)],
+                &[ControlMessage::Ipv6PacketInfo(&info)],
                 MsgFlags::empty(),
-                Some(&SockaddrIn::from(to)),
+                Some(&SockaddrIn6::from(to)),
             )
         };
         send().or_else(|_| send())?;
@@ -133,12 +134,12 @@ impl Socket {
 
     /// The next datagram, or `None` when there is none now.
     pub(crate) fn receive<'a>(&mut self, buffer: &'a mut [u8; LONGEST]) -> Option<Arrival<'a>> {
-        let mut space = cmsg_space!(TimeSpec, libc::in_pktinfo, u32);
+        let mut space = cmsg_space!(TimeSpec, libc::in6_pktinfo, u32);
         // An error is what an ICMP message left behind; what matters comes
         // after it.
         for _ in 0..2 {
             let mut slices = [IoSliceMut::new(buffer)];
-            let message = recvmsg::<SockaddrIn>(
+            let message = recvmsg::<SockaddrIn6>(
                 self.socket.as_raw_fd(),
                 &mut slices,
                 Some(&mut space),
@@ -150,19 +151,19 @@ impl Socket {
                 Err(_) => continue,
             };
             let (length, from) = (message.bytes, message.address?);
-            let (mut at, mut to) = (None, Ipv4Addr::UNSPECIFIED);
+            let (mut at, mut to) = (None, Ipv6Addr::UNSPECIFIED);
             for control in message.cmsgs().ok()? {
                 if let ControlMessageOwned::ScmTimestampns(time) = &control {
                     at = nanoseconds(time);
-                } else if let ControlMessageOwned::Ipv4PacketInfo(info) = &control {
-                    to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                } else if let ControlMessageOwned::Ipv6PacketInfo(info) = &control {
+                    to = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                 } else if let ControlMessageOwned::RxqOvfl(count) = &control {
                     self.overflown = self.overflown.max(u64::from(*count));
                 }
             }
             return Some(Arrival {
                 octets: &buffer[..length],
-                from: SocketAddrV4::new(from.ip(), from.port()),
+                from: SocketAddrV6::new(from.ip(), from.port(), 0, 0),
                 to,
                 at: at.unwrap_or_else(now),
             });
@@ -179,29 +180,31 @@ fn nanoseconds(time: &TimeSpec) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
 
     #[test]
     fn an_arrival_says_when_from_where_and_to_where() {
-        let (mut server, client) = (
-            Socket::bind(0).expect("bind"),
-            Socket::bind(0).expect("bind"),
-        );
-        let port = server.socket.local_addr().expect("bound").port();
-        let before = now();
-        client
-            .connect((Ipv4Addr::LOCALHOST, port).into())
-            .expect("connect");
-        client.send(b"hello").expect("send");
-        let mut buffer = [0; LONGEST];
-        let arrival = server.receive(&mut buffer).expect("it is there at once");
-        assert_eq!(arrival.octets, b"hello");
-        assert_eq!(arrival.to, Ipv4Addr::LOCALHOST);
-        assert!(arrival.at >= before && arrival.at <= now());
-        let (from, to) = (arrival.to, arrival.from);
-        server.send_from(from, to, b"back").expect("send");
-        let mut client = client;
-        assert_eq!(client.receive(&mut buffer).expect("back").octets, b"back");
-        assert!(server.receive(&mut buffer).is_none());
+        let own: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        for address in own {
+            let (mut server, mut client) = (
+                Socket::bind(0).expect("bind"),
+                Socket::bind(0).expect("bind"),
+            );
+            let port = server.socket.local_addr().expect("bound").port();
+            let before = now();
+            client.connect((address, port).into()).expect("connect");
+            client.send(b"hello").expect("send");
+            let mut buffer = [0; LONGEST];
+            let arrival = server.receive(&mut buffer).expect("it is there at once");
+            assert_eq!(arrival.octets, b"hello");
+            assert_eq!(arrival.to.to_canonical(), address);
+            assert!(arrival.at >= before && arrival.at <= now());
+            let (from, to) = (arrival.to, arrival.from);
+            server.send_from(from, to, b"back").expect("send");
+            assert_eq!(client.receive(&mut buffer).expect("back").octets, b"back");
+            assert!(server.receive(&mut buffer).is_none());
+        }
     }
 }
