@@ -6,7 +6,7 @@
 //! moves in both.
 
 use std::{
-    env,
+    env, fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -31,7 +31,27 @@ pub enum Family {
     V6,
 }
 
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
     /// The addresses of pods, for veer to divide.
     pub fn pod_cidr(self) -> &'static str {
         match self {
@@ -73,10 +93,27 @@ impl Family {
         }
     }
 
-    pub(crate) fn localhost(self) -> IpAddr {
+    /// The length in bits of a node's share of [`Family::pod_cidr`].
+    pub fn node_mask(self) -> u8 {
+        match self {
+            Self::V4 => 24,
+            Self::V6 => 64,
+        }
+    }
+
+    /// The address of the machine itself.
+    pub fn localhost(self) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::LOCALHOST.into(),
             Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// The address that stands for all of a machine's own.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
         }
     }
 
@@ -98,7 +135,7 @@ impl Family {
     }
 
     /// The length in bits of a whole address.
-    pub(crate) fn bits(self) -> u8 {
+    pub fn bits(self) -> u8 {
         match self {
             Self::V4 => 32,
             Self::V6 => 128,
@@ -121,9 +158,33 @@ impl Family {
         }
     }
 
+    /// The IP header, as nftables calls it.
+    pub fn nft(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    /// The control protocol, as tcpdump calls it.
+    pub fn icmp_filter(self) -> &'static str {
+        match self {
+            Self::V4 => "icmp",
+            Self::V6 => "icmp6",
+        }
+    }
+
+    /// Has `ip` look at this family alone.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+
     /// What `ip address add` is told besides. An IPv6 address counts at once:
     /// no other machine can have it.
-    pub(crate) fn flags(self) -> &'static [&'static str] {
+    pub fn flags(self) -> &'static [&'static str] {
         match self {
             Self::V4 => &[],
             Self::V6 => &["nodad"],

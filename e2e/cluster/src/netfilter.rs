@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
+    family::Family,
     machine::Machine,
 };
 
@@ -37,15 +38,12 @@ impl Machine {
     /// # Errors
     /// nft refuses, or the addresses are of different families.
     pub fn count_netfilter(&self, a: IpAddr, b: IpAddr) -> Result<NetfilterCounters> {
-        let family = match (a, b) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => "ip",
-            (IpAddr::V6(_), IpAddr::V6(_)) => "ip6",
-            _ => {
-                return Err(Error::State(format!(
-                    "{a} and {b} are of different families"
-                )));
-            }
-        };
+        if Family::of(a) != Family::of(b) {
+            return Err(Error::State(format!(
+                "{a} and {b} are of different families"
+            )));
+        }
+        let family = Family::of(a).nft();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let table = format!("veer_e2e_{}_{number}", std::process::id());
         let mut text = format!("table inet {table} {{\n");

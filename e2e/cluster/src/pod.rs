@@ -19,7 +19,7 @@ pub struct Pod {
     namespace: String,
     name: String,
     uid: String,
-    address: IpAddr,
+    addresses: Vec<IpAddr>,
     machine: Machine,
     /// A process in the pod's network namespace.
     process: u32,
@@ -61,17 +61,25 @@ impl Cluster {
         };
         let uid = text("/metadata/uid")?;
         let node = text("/spec/nodeName")?;
-        let address = text("/status/podIP")?;
-        let address = address
-            .parse()
-            .map_err(|e| Error::State(format!("pod {namespace}/{name} has {address:?}: {e}")))?;
+        // All of them, the primary family's first.
+        let listed = pod.pointer("/status/podIPs").and_then(Value::as_array);
+        let addresses: Vec<IpAddr> = listed
+            .into_iter()
+            .flatten()
+            .filter_map(|ip| ip["ip"].as_str()?.parse().ok())
+            .collect();
+        if addresses.is_empty() {
+            return Err(Error::State(format!(
+                "pod {namespace}/{name} has no address: it does not run"
+            )));
+        }
         let machine = self.node(&node)?;
         let process = machine.process_of_pod(&uid)?;
         Ok(Pod {
             namespace: namespace.into(),
             name: name.into(),
             uid,
-            address,
+            addresses,
             machine,
             process,
         })
@@ -94,9 +102,9 @@ impl Pod {
         &self.uid
     }
 
-    /// Its address.
-    pub fn address(&self) -> IpAddr {
-        self.address
+    /// Its addresses, the primary family's first.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
     }
 
     /// Its node.

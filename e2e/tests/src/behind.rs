@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::await_condition;
+use veer_e2e_cluster::{Family, await_condition};
 
 use crate::{lab::Lab, maps, pods};
 
@@ -72,28 +72,37 @@ pub fn everything(lab: &Lab) -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
+/// As a list of octets is printed.
+fn octets(octets: &[u8]) -> String {
+    let texts: Vec<String> = octets.iter().map(u8::to_string).collect();
+    texts.join(", ")
+}
+
 /// [`everything`], once each node has its rows of each other: a node that joined
 /// is known to itself first.
 pub fn everything_settled(lab: &Lab) -> Result<BTreeSet<String>> {
     let nodes = &lab.cluster.state().nodes;
     let mut blocks = Vec::new();
     for node in nodes {
-        let own = lab.kubectl().json(&["get", "nodenetwork", &node.name])?;
-        blocks.push(own["spec"]["podCIDRs"][0].clone());
+        for family in lab.cluster.families().all() {
+            let address = lab.address(&node.name, *family)?;
+            blocks.push((&node.name, address, lab.pod_cidr(&node.name, *family)?));
+        }
     }
     let all = await_condition("the nodes know each other", SETTLED, || {
         let all = everything(lab).map_err(|e| format!("{e:#}"))?;
         for own in nodes {
-            for (peer, block) in nodes.iter().zip(&blocks) {
-                if own.name == peer.name {
+            for (peer, address, block) in &blocks {
+                if own.name == **peer {
                     continue;
                 }
-                let address = peer.address.octets();
-                let octets = address.map(|o| o.to_string()).join(", ");
+                let key = maps::key(*address);
+                let bits = 32 + u32::from(Family::of(*address).bits());
+                let (key, bits) = (octets(&key), octets(&bits.to_ne_bytes()));
                 for row in [
-                    format!("{}: NODES [4, 0, 0, 0, {octets}, ", own.name),
-                    format!("{}: IPCACHE [64, 0, 0, 0, 4, 0, 0, 0, {octets}, ", own.name),
-                    format!("{}: route {block} ", own.name),
+                    format!("{}: NODES [{key}", own.name),
+                    format!("{}: IPCACHE [{bits}, {key}", own.name),
+                    format!("{}: route {block:?} ", own.name),
                 ] {
                     if !all.iter().any(|line| line.starts_with(&row)) {
                         return Err(format!("{row:?} is missing"));

@@ -1,13 +1,13 @@
 //! A path between two nodes that the underlay does not carry any more, in one
 //! of the two forms.
 
-use std::net::Ipv4Addr;
+use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use veer_e2e_cluster::decode::VXLAN_PORT;
 
-use crate::{lab::Lab, underlay_rules::Rules};
+use crate::{blocks::health, lab::Lab, underlay_rules::Rules};
 
 /// Name of the table.
 const TABLE: &str = "veer_e2e_broken";
@@ -28,24 +28,36 @@ pub enum Form {
 #[derive(Debug)]
 pub struct Broken(Rules);
 
-/// A node's share of the pod addresses.
-pub fn pod_cidr(lab: &Lab, node: &str) -> Result<String> {
-    let network = lab.kubectl().json(&["get", "nodenetwork", node])?;
-    let cidr = network["spec"]["podCIDRs"][0].as_str();
-    Ok(cidr
-        .with_context(|| format!("{node} has no pod CIDR"))?
-        .to_owned())
-}
-
-/// The address that a node answers probes at: the first of its block.
-pub fn health(cidr: &str) -> Result<Ipv4Addr> {
-    let base: Ipv4Addr = cidr
-        .split('/')
-        .next()
-        .unwrap_or_default()
-        .parse()
-        .with_context(|| format!("{cidr} is no block"))?;
-    Ok(Ipv4Addr::from(u32::from(base) + 1))
+/// Rules that drop what a node sends to another one in a form, in all families: a pair
+/// of nodes has one form, and it works in all of them or is not used.
+fn rules(lab: &Lab, from: &str, to: &str, form: Form) -> Result<String> {
+    let families = lab.cluster.families();
+    let mut text = String::new();
+    match form {
+        Form::Tunnel => {
+            let outer = families.primary();
+            let _infallible = write!(
+                text,
+                "{ip} saddr {} {ip} daddr {} udp dport {VXLAN_PORT} counter name {PODS} drop",
+                lab.address(from, outer)?,
+                lab.address(to, outer)?,
+                ip = outer.nft()
+            );
+        }
+        Form::Bare => {
+            for family in families.all() {
+                let ip = family.nft();
+                let (source, target) = (lab.pod_cidr(from, *family)?, lab.pod_cidr(to, *family)?);
+                let probes = health(&source)?;
+                let _infallible = writeln!(
+                    text,
+                    "{ip} saddr {source} {ip} daddr {target} {ip} saddr != {probes} \
+                     counter name {PODS} drop\n{ip} saddr {source} {ip} daddr {target} drop"
+                );
+            }
+        }
+    }
+    Ok(text)
 }
 
 impl Broken {
@@ -54,22 +66,7 @@ impl Broken {
         let [a, b] = nodes;
         let mut chains = Vec::new();
         for (from, to) in [(a, b), (b, a)] {
-            let rules = match form {
-                Form::Tunnel => format!(
-                    "ip saddr {} ip daddr {} udp dport {VXLAN_PORT} counter name {PODS} drop",
-                    lab.cluster.address(from)?,
-                    lab.cluster.address(to)?
-                ),
-                Form::Bare => {
-                    let (source, target) = (pod_cidr(lab, from)?, pod_cidr(lab, to)?);
-                    let probes = health(&source)?;
-                    format!(
-                        "ip saddr {source} ip daddr {target} ip saddr != {probes} \
-                         counter name {PODS} drop\nip saddr {source} ip daddr {target} drop"
-                    )
-                }
-            };
-            chains.push((from, rules));
+            chains.push((from, rules(lab, from, to, form)?));
         }
         let counter = format!("counter {PODS} {{ }}");
         Ok(Self(Rules::put(lab, TABLE, &counter, &chains)?))
@@ -90,17 +87,5 @@ impl Broken {
     /// Mends it.
     pub fn mend(self) -> Result<()> {
         self.0.remove()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::health;
-
-    #[test]
-    fn probes_are_answered_at_the_first_address_of_the_block() {
-        let address = health("10.244.3.0/24").expect("a block");
-        assert_eq!(address.to_string(), "10.244.3.1");
-        assert!(health("nonsense").is_err());
     }
 }

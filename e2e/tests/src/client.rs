@@ -4,14 +4,14 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use veer_e2e_cluster::{DNS_SERVICE, attempt, await_condition};
+use veer_e2e_cluster::{Family, attempt, await_condition};
 
 use crate::site::Site;
 
@@ -51,6 +51,11 @@ fn get(to: SocketAddr, path: &str, time: Duration) -> Result<String> {
     Ok(body.to_owned())
 }
 
+/// A UDP socket of the calling thread's network, for packets to `to`.
+pub fn udp_socket(to: IpAddr) -> Result<UdpSocket> {
+    Ok(UdpSocket::bind((Family::of(to).unspecified(), 0))?)
+}
+
 /// One datagram and its answer (netexec's commands: `hostname`, `clientip`,
 /// `echo TEXT`).
 pub fn udp_ask(from: &Site, to: SocketAddr, text: &str) -> Result<String> {
@@ -60,7 +65,7 @@ pub fn udp_ask(from: &Site, to: SocketAddr, text: &str) -> Result<String> {
 }
 
 fn ask(to: SocketAddr, text: &str, time: Duration) -> Result<String> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = udp_socket(to.ip())?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(time))?;
     let mut last = None;
@@ -84,7 +89,7 @@ fn ask(to: SocketAddr, text: &str, time: Duration) -> Result<String> {
 pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
     let time = attempt();
     from.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = udp_socket(to.ip())?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(time))?;
         let sent = socket.send(b"hostname").map(|_| ());
@@ -95,20 +100,26 @@ pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
     })
 }
 
-/// Asks the cluster's DNS for the API server's name, with further options of dig's.
-pub fn dns(from: &Site, options: &[&str]) -> Result<()> {
-    let server = format!("@{DNS_SERVICE}");
+/// Asks the cluster's DNS, whose service is of its primary family, for the API server's
+/// name, with further options of dig's.
+pub fn dns(from: &Site, primary: Family, options: &[&str]) -> Result<()> {
+    let server = format!("@{}", primary.dns_service());
+    let kind = match primary {
+        Family::V4 => "A",
+        Family::V6 => "AAAA",
+    };
     let words = [
         "dig",
         &server,
         "kubernetes.default.svc.cluster.local",
+        kind,
         "+short",
         "+time=10",
         "+tries=3",
     ];
     let out = from.exec(&[&words, options].concat())?.stdout;
     ensure!(
-        out.trim() == "10.96.0.1",
+        out.trim().parse() == Ok(primary.api_service()),
         "DNS said {out:?} to {}",
         from.name
     );
@@ -188,6 +199,14 @@ impl Pings {
     /// Whether every request was answered, once.
     pub fn complete(&self) -> bool {
         self.sent > 0 && self.sent == self.received
+    }
+}
+
+/// The octets of a ping to an address that are not its payload: of IP and of the echo.
+pub fn ping_headers(to: IpAddr) -> u32 {
+    match Family::of(to) {
+        Family::V4 => 28,
+        Family::V6 => 48,
     }
 }
 

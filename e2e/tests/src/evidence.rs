@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use veer_e2e_cluster::{Capture, Mac, NetfilterCounters, Packet, decode::VXLAN_PORT};
+use veer_e2e_cluster::{Capture, Family, Mac, NetfilterCounters, Packet, decode::VXLAN_PORT};
 
 use crate::{
     client::{self, Pings},
@@ -179,13 +179,14 @@ impl Trace {
 /// capture of nothing else, so that it may be asked under load.
 pub fn form_on_wire(lab: &Lab, source: &Pod, target: &Pod) -> Result<Mode> {
     const PINGS: u32 = 3;
-    let (from, to) = (u32::from(source.address), u32::from(target.address));
-    // In the tunnel's datagram: its own 8 octets, 8 of VXLAN, 14 of Ethernet,
-    // then the inner IPv4 header.
+    let outer = lab.primary();
+    let ends = (source.address, target.address);
     let filter = format!(
-        "(icmp and src {} and dst {}) or (udp port {VXLAN_PORT} and udp[39] = 1 and \
-         udp[42:4] = {from:#x} and udp[46:4] = {to:#x})",
-        source.address, target.address
+        "({} and src {} and dst {}) or ({})",
+        echo_filter(source.address),
+        ends.0,
+        ends.1,
+        tunnel_filter(outer, ends)?
     );
     let capture = lab.cluster.capture(&source.node, UPLINK, &filter)?;
     let answered = client::reaches(&source.site, target.address, PINGS);
@@ -202,6 +203,47 @@ pub fn form_on_wire(lab: &Lab, source: &Pod, target: &Pod) -> Result<Mode> {
             source.node
         ),
     }
+}
+
+/// tcpdump's filter for echoes from an address and for nothing else of its control
+/// protocol: in IPv6 it also asks for neighbours.
+fn echo_filter(source: IpAddr) -> &'static str {
+    match Family::of(source) {
+        Family::V4 => "icmp",
+        Family::V6 => "icmp6 and (ip6[40] = 128 or ip6[40] = 129)",
+    }
+}
+
+/// tcpdump's filter for what the tunnel, whose outside is of a family, carries of the
+/// control protocol from one pod to another. No keyword of it looks inside.
+fn tunnel_filter(outer: Family, ends: (IpAddr, IpAddr)) -> Result<String> {
+    // Octets of the tunnel's datagram: its own 8, 8 of VXLAN, 14 of Ethernet, and then
+    // the inner IP header.
+    const INNER: usize = 30;
+    let octet = |at: usize, size: usize| match outer {
+        Family::V4 => format!("udp[{}:{size}]", INNER + at),
+        // tcpdump does not look for UDP's header here.
+        Family::V6 => format!("ip6[{}:{size}]", 40 + INNER + at),
+    };
+    let (protocol, number, octets) = match ends {
+        (IpAddr::V4(from), IpAddr::V4(to)) => (9, 1, [from.octets(), to.octets()].concat()),
+        (IpAddr::V6(from), IpAddr::V6(to)) => (6, 58, [from.octets(), to.octets()].concat()),
+        (from, to) => bail!("{from} and {to} are of different families"),
+    };
+    // Both addresses stand at the end of either header.
+    let first = match Family::of(ends.0) {
+        Family::V4 => 12,
+        Family::V6 => 8,
+    };
+    let mut filter = format!(
+        "udp port {VXLAN_PORT} and {} = {number}",
+        octet(protocol, 1)
+    );
+    for (index, word) in octets.chunks_exact(4).enumerate() {
+        let word = word.iter().fold(0_u32, |word, o| word << 8 | u32::from(*o));
+        let _infallible = write!(filter, " and {} = {word:#x}", octet(first + 4 * index, 4));
+    }
+    Ok(filter)
 }
 
 /// Labels of the devices on the way of a ping between two pods.
@@ -275,31 +317,32 @@ impl Walk {
     /// Sends `count` pings from one pod to another under watch. One ping goes
     /// before, unwatched: who asks for whose MAC is not the question.
     pub fn ping(lab: &Lab, source: &Pod, target: &Pod, count: u32) -> Result<Self> {
-        let (from, to) = (IpAddr::V4(source.address), IpAddr::V4(target.address));
+        let (from, to) = (source.address, target.address);
+        let echo = echo_filter(from);
         let (source_wire, target_wire) = (source.wire()?, target.wire()?);
         let _warm = client::ping(&source.site, to, 1)?;
-        let uplink = format!("icmp or udp port {VXLAN_PORT}");
+        let uplink = format!("({echo}) or udp port {VXLAN_PORT}");
         let (near, far) = (source.node.as_str(), target.node.as_str());
         let mut plan = Plan::new()
-            .device(at::SOURCE_POD, Place::Pod(source), "icmp")
+            .device(at::SOURCE_POD, Place::Pod(source), echo)
             .device(
                 at::SOURCE_VETH,
                 Place::Node(near, &source_wire.host_name),
-                "icmp",
+                echo,
             )
             .device(at::SOURCE_UPLINK, Place::Node(near, UPLINK), &uplink)
-            .device(at::SOURCE_TUNNEL, Place::Node(near, TUNNEL), "icmp")
+            .device(at::SOURCE_TUNNEL, Place::Node(near, TUNNEL), echo)
             .device(
                 at::TARGET_VETH,
                 Place::Node(far, &target_wire.host_name),
-                "icmp",
+                echo,
             )
-            .device(at::TARGET_POD, Place::Pod(target), "icmp")
+            .device(at::TARGET_POD, Place::Pod(target), echo)
             .hooks(near, from, to);
         if near != far {
             plan = plan
                 .device(at::TARGET_UPLINK, Place::Node(far, UPLINK), &uplink)
-                .device(at::TARGET_TUNNEL, Place::Node(far, TUNNEL), "icmp")
+                .device(at::TARGET_TUNNEL, Place::Node(far, TUNNEL), echo)
                 .hooks(far, from, to);
         }
         let watch = plan.start(lab)?;
@@ -367,5 +410,28 @@ impl Walk {
             return "redirect to the peer on the node".to_owned();
         }
         "nowhere".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_for_the_tunnel_names_the_octets_of_the_inner_header() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let four = (address("10.244.1.7"), address("10.244.2.9"));
+        assert_eq!(
+            tunnel_filter(Family::V4, four).expect("a filter"),
+            "udp port 8472 and udp[39:1] = 1 and udp[42:4] = 0xaf40107 and udp[46:4] = 0xaf40209"
+        );
+        let six = (address("fd00::7"), address("fd00::9"));
+        let filter = tunnel_filter(Family::V6, six).expect("a filter");
+        assert!(
+            filter.starts_with("udp port 8472 and ip6[76:1] = 58 and ip6[78:4] = 0xfd000000"),
+            "{filter}"
+        );
+        assert!(filter.ends_with("ip6[106:4] = 0x9"), "{filter}");
+        assert!(tunnel_filter(Family::V4, (four.0, six.1)).is_err());
     }
 }

@@ -3,66 +3,149 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use anyhow::{Context, Result, bail};
 use etherparse::{
-    EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder,
-    PacketBuilderStep, SingleVlanHeader, VlanId, VlanPcp,
+    EtherType, Ethernet2Header, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions,
+    Ipv6Header, Ipv6RawExtHeader, Ipv6RoutingExtensions, PacketBuilder, PacketBuilderStep,
+    SingleVlanHeader, VlanId, VlanPcp,
 };
 use nix::libc;
 use veer_e2e_cluster::Mac;
 
-use crate::site::Site;
+use crate::{client::udp_socket, site::Site};
 
 /// What every forged datagram says first.
 pub const TEXT: &[u8] = b"veer-e2e-forged";
 /// Its source port.
 const PORT: u16 = 40_000;
 
-/// An IPv4 packet up to its payload.
-fn ipv4(source: Ipv4Addr, target: Ipv4Addr) -> PacketBuilderStep<IpHeaders> {
-    let header = Ipv4Header {
-        identification: 1,
-        dont_fragment: false,
-        time_to_live: 64,
+/// An IPv6 header.
+fn ipv6(source: Ipv6Addr, target: Ipv6Addr, hop_limit: u8) -> Ipv6Header {
+    Ipv6Header {
+        hop_limit,
         source: source.octets(),
         destination: target.octets(),
-        ..Ipv4Header::default()
-    };
-    PacketBuilder::ip(IpHeaders::Ipv4(header, Ipv4Extensions::default()))
+        ..Ipv6Header::default()
+    }
 }
 
-/// An IPv4 packet with a UDP datagram that says [`TEXT`].
-pub fn datagram(source: Ipv4Addr, target: Ipv4Addr, port: u16) -> Result<Vec<u8>> {
+/// A packet up to its payload, of the family that both ends have.
+fn ip(source: IpAddr, target: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
+    let headers = match (source, target) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            let header = Ipv4Header {
+                identification: 1,
+                dont_fragment: false,
+                time_to_live: 64,
+                source: source.octets(),
+                destination: target.octets(),
+                ..Ipv4Header::default()
+            };
+            IpHeaders::Ipv4(header, Ipv4Extensions::default())
+        }
+        (IpAddr::V6(source), IpAddr::V6(target)) => {
+            IpHeaders::Ipv6(ipv6(source, target, 64), Ipv6Extensions::default())
+        }
+        _ => bail!("no packet goes from {source} to {target}"),
+    };
+    Ok(PacketBuilder::ip(headers))
+}
+
+/// A packet with a UDP datagram that says [`TEXT`].
+pub fn datagram(source: IpAddr, target: IpAddr, port: u16) -> Result<Vec<u8>> {
     let mut packet = Vec::new();
-    ipv4(source, target)
+    ip(source, target)?
         .udp(PORT, port)
         .write(&mut packet, TEXT)?;
     Ok(packet)
 }
 
-/// An IPv4 packet with a TCP segment that acknowledges octet 1 and has no data.
-pub fn acknowledgement(
-    source: SocketAddrV4,
-    target: SocketAddrV4,
-    sequence: u32,
+/// The same with a routing header in front of it, of a type and with so many segments
+/// left.
+pub fn routed_datagram(
+    (source, target): (Ipv6Addr, Ipv6Addr),
+    port: u16,
+    (kind, left): (u8, u8),
 ) -> Result<Vec<u8>> {
+    // Type, segments left, four octets of zero, and one address.
+    let mut content = vec![kind, left, 0, 0, 0, 0];
+    content.extend(target.octets());
+    let extensions = Ipv6Extensions {
+        routing: Some(Ipv6RoutingExtensions {
+            routing: Ipv6RawExtHeader::new_raw(IpNumber::UDP, &content)?,
+            final_destination_options: None,
+        }),
+        ..Ipv6Extensions::default()
+    };
     let mut packet = Vec::new();
-    ipv4(*source.ip(), *target.ip())
+    PacketBuilder::ip(IpHeaders::Ipv6(ipv6(source, target, 64), extensions))
+        .udp(PORT, port)
+        .write(&mut packet, TEXT)?;
+    Ok(packet)
+}
+
+/// Messages of neighbour discovery (RFC 4861, section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discovery {
+    /// "I am the router": with a lifetime of half an hour.
+    RouterAdvertisement,
+    /// "Who has this address?"
+    Solicitation(Ipv6Addr),
+    /// "I have this address", unasked, in place of what was known.
+    Advertisement(Ipv6Addr),
+    /// "To this destination by me."
+    Redirect(Ipv6Addr),
+}
+
+/// A message of neighbour discovery with the link-layer address of its sender.
+pub fn discovery(
+    (source, target): (Ipv6Addr, Ipv6Addr),
+    own: Mac,
+    message: Discovery,
+) -> Result<Vec<u8>> {
+    const OVERRIDE: [u8; 4] = [0x20, 0, 0, 0];
+    // Which of the two link-layer addresses an option has.
+    const SOURCE: u8 = 1;
+    const TARGET: u8 = 2;
+    let (kind, head, mut content, option) = match message {
+        // A hop limit of 64; neither reachable time nor interval.
+        Discovery::RouterAdvertisement => (134, [64, 0, 7, 8], vec![0; 8], SOURCE),
+        Discovery::Solicitation(address) => (135, [0; 4], address.octets().to_vec(), SOURCE),
+        Discovery::Advertisement(address) => (136, OVERRIDE, address.octets().to_vec(), TARGET),
+        Discovery::Redirect(destination) => {
+            let to = [source.octets(), destination.octets()].concat();
+            (137, [0; 4], to, TARGET)
+        }
+    };
+    content.extend([option, 1]);
+    content.extend(own.0);
+    let mut packet = Vec::new();
+    let header = ipv6(source, target, 255);
+    PacketBuilder::ip(IpHeaders::Ipv6(header, Ipv6Extensions::default()))
+        .icmpv6_raw(kind, 0, head)
+        .write(&mut packet, &content)?;
+    Ok(packet)
+}
+
+/// A packet with a TCP segment that acknowledges octet 1 and has no data.
+pub fn acknowledgement(source: SocketAddr, target: SocketAddr, sequence: u32) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    ip(source.ip(), target.ip())?
         .tcp(source.port(), target.port(), sequence, 256)
         .ack(1)
         .write(&mut packet, &[])?;
     Ok(packet)
 }
 
-/// An IPv4 packet with an SCTP INIT (`answer` false) or INIT ACK, which etherparse does
+/// A packet with an SCTP INIT (`answer` false) or INIT ACK, which etherparse does
 /// not know: `tag` is its sender's verification tag, `to_tag` the receiver's.
 pub fn sctp_init(
-    source: SocketAddrV4,
-    target: SocketAddrV4,
+    source: SocketAddr,
+    target: SocketAddr,
     answer: bool,
     (tag, to_tag): (u32, u32),
 ) -> Result<Vec<u8>> {
@@ -81,7 +164,7 @@ pub fn sctp_init(
     // Lowest octet first, other than all else (RFC 9260, appendix A).
     sctp[8..12].copy_from_slice(&sum.to_le_bytes());
     let mut packet = Vec::new();
-    ipv4(*source.ip(), *target.ip()).write(&mut packet, IpNumber::SCTP, &sctp)?;
+    ip(source.ip(), target.ip())?.write(&mut packet, IpNumber::SCTP, &sctp)?;
     Ok(packet)
 }
 
@@ -98,20 +181,25 @@ fn crc32c(octets: &[u8]) -> u32 {
 
 /// A frame; `tagged` puts a VLAN tag of id 0 before the packet, a priority alone.
 pub fn frame(from: Mac, to: Mac, tagged: bool, packet: &[u8]) -> Vec<u8> {
+    let carried = if packet.first().is_some_and(|octet| octet >> 4 == 6) {
+        EtherType::IPV6
+    } else {
+        EtherType::IPV4
+    };
     let ethernet = Ethernet2Header {
         source: from.0,
         destination: to.0,
         ether_type: if tagged {
             EtherType::VLAN_TAGGED_FRAME
         } else {
-            EtherType::IPV4
+            carried
         },
     };
     let tag = SingleVlanHeader {
         pcp: VlanPcp::try_new(VlanPcp::MAX_U8).unwrap_or_default(),
         drop_eligible_indicator: false,
         vlan_id: VlanId::ZERO,
-        ether_type: EtherType::IPV4,
+        ether_type: carried,
     };
     let mut frame = ethernet.to_bytes().to_vec();
     if tagged {
@@ -274,14 +362,11 @@ fn incoming(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>> {
 }
 
 /// The address that a socket of `site` sends to `to` from.
-pub fn own_source(site: &Site, to: IpAddr) -> Result<Ipv4Addr> {
+pub fn own_source(site: &Site, to: IpAddr) -> Result<IpAddr> {
     site.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = udp_socket(to)?;
         socket.connect((to, 9))?;
-        match socket.local_addr()?.ip() {
-            IpAddr::V4(address) => Ok(address),
-            IpAddr::V6(address) => bail!("{address} is not IPv4"),
-        }
+        Ok(socket.local_addr()?.ip())
     })
 }
 
@@ -291,7 +376,7 @@ mod tests {
 
     #[test]
     fn an_init_is_a_packet_with_its_ends_and_tags() {
-        let [a, b] = [1, 2].map(|n| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, n), 9));
+        let [a, b] = [1, 2].map(|n| SocketAddr::from(([10, 0, 0, n], 9)));
         let packet = sctp_init(a, b, true, (7, 5)).expect("a packet");
         assert_eq!(packet[9], 132);
         assert_eq!(packet[12..20], [10, 0, 0, 1, 10, 0, 0, 2]);
@@ -311,5 +396,43 @@ mod tests {
         assert_eq!(plain[12..], [0x08, 0, 9]);
         assert_eq!(tagged[12..], [0x81, 0, 0xe0, 0, 0x08, 0, 9]);
         assert_eq!(tagged[..6], [4; 6]);
+        let [plain, tagged] = [false, true].map(|tagged| frame(from, to, tagged, &[0x60]));
+        assert_eq!(plain[12..], [0x86, 0xdd, 0x60]);
+        assert_eq!(tagged[12..], [0x81, 0, 0xe0, 0, 0x86, 0xdd, 0x60]);
+    }
+
+    #[test]
+    fn a_packet_has_the_family_of_its_ends_and_none_where_they_differ() {
+        let [four, six]: [IpAddr; 2] = ["10.0.0.1", "fd00::1"].map(|a| a.parse().expect("one"));
+        for (end, length) in [(four, 28), (six, 48)] {
+            let packet = datagram(end, end, 9).expect("a packet");
+            assert_eq!(packet.len(), length + TEXT.len());
+        }
+        assert!(datagram(four, six, 9).is_err());
+    }
+
+    #[test]
+    fn messages_of_neighbour_discovery_are_as_long_as_rfc_4861_has_them() {
+        let end: Ipv6Addr = "fd00::7".parse().expect("an address");
+        for (message, kind, length) in [
+            (Discovery::RouterAdvertisement, 134, 16 + 8),
+            (Discovery::Solicitation(end), 135, 24 + 8),
+            (Discovery::Advertisement(end), 136, 24 + 8),
+            (Discovery::Redirect(end), 137, 40 + 8),
+        ] {
+            let packet = discovery((end, end), Mac([2; 6]), message).expect("a packet");
+            assert_eq!((packet[6], packet[7], packet[40]), (58, 255, kind));
+            assert_eq!(packet.len(), 40 + length, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_routing_header_stands_before_the_datagram() {
+        let end: Ipv6Addr = "fd00::7".parse().expect("an address");
+        let packet = routed_datagram((end, end), 9, (4, 1)).expect("a packet");
+        // Routing (43), then UDP (17) behind 24 octets of type 4.
+        assert_eq!((packet[6], packet[40], packet[41]), (43, 17, 2));
+        assert_eq!(packet[42..44], [4, 1]);
+        assert_eq!(packet.len(), 40 + 24 + 8 + TEXT.len());
     }
 }

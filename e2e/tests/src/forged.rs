@@ -2,22 +2,22 @@
 //! node on the wire: none may arrive anywhere, and each must be counted.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::{Mac, Machine, OUTSIDE, Underlay, await_condition};
+use veer_e2e_cluster::{Family, Mac, Machine, Underlay, await_condition};
 
 use crate::{
-    broken,
+    blocks, client,
     forge::{self, Receiver},
     lab::Mode,
     maps, pods,
-    scene::{FIXED, Scene},
+    scene::Scene,
     site::Site,
-    workloads::{self, STARTED, UDP},
+    workloads::{STARTED, UDP},
 };
 
 /// The node that they are sent to, and another one.
@@ -28,9 +28,18 @@ const OTHER: &str = "worker2";
 const OUTER: &str = "e2e-stranger";
 const INNER: &str = "e2e-door";
 const BRIDGE: &str = "e2e-bridge";
-/// The node's address on such a device, and an honest one of its neighbour's.
-const OWN: &str = "172.31.251.2/24";
-const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(172, 31, 251, 1);
+
+/// The node's address on such a device with the prefix length, and an honest one of its
+/// neighbour's.
+fn link(family: Family) -> (&'static str, IpAddr) {
+    match family {
+        Family::V4 => ("172.31.251.2/24", Ipv4Addr::new(172, 31, 251, 1).into()),
+        Family::V6 => (
+            "fd76:6565:7201::2/64",
+            Ipv6Addr::new(0xfd76, 0x6565, 0x7201, 0, 0, 0, 0, 1).into(),
+        ),
+    }
+}
 
 /// How packets enter the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +69,8 @@ impl Claim {
         Self::OwnHealth,
     ];
 
-    fn address(self, scene: &Scene) -> Result<Ipv4Addr> {
-        let health = |node| broken::health(&broken::pod_cidr(&scene.lab, node)?);
+    fn address(self, scene: &Scene) -> Result<IpAddr> {
+        let health = |node| blocks::health(&scene.lab.pod_cidr(node, scene.family)?);
         match self {
             Self::RemotePod => Ok(scene.other_on(OTHER)?.address),
             Self::RemoteHealth => health(OTHER),
@@ -157,7 +166,8 @@ impl Door {
             ip(&self.node, &["link", "add", BRIDGE, "type", "bridge"])?;
             ip(&self.node, &["link", "set", INNER, "master", BRIDGE, "up"])?;
         }
-        ip(&self.node, &["address", "add", OWN, "dev", inner])?;
+        let add = ["address", "add", link(scene.family).0, "dev", inner];
+        ip(&self.node, &[&add, scene.family.flags()].concat())?;
         ip(&self.node, &["link", "set", inner, "up"])?;
         ip(&self.world, &["link", "set", OUTER, "up"])?;
         // A bridge forwards from the moment on at which its port does.
@@ -233,8 +243,8 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn new(scene: &'a Scene) -> Result<Self> {
-        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let outside = SocketAddr::from((OUTSIDE, 0));
+        let any = SocketAddr::from((scene.family.unspecified(), 0));
+        let outside = SocketAddr::from((scene.family.outside(), 0));
         Ok(Self {
             scene,
             node: scene.lab.node(NODE)?,
@@ -249,16 +259,16 @@ impl<'a> Stage<'a> {
         Ok(self.at_pod.drain()? + self.at_node.drain()? + self.at_world.drain()?)
     }
 
-    fn address(&self, target: Target) -> Result<(Ipv4Addr, u16)> {
+    fn address(&self, target: Target) -> Result<(IpAddr, u16)> {
         let pod = self.scene.fixed_on(NODE)?;
-        let node = self.scene.lab.cluster.address(NODE)?;
-        let service = || workloads::service(&self.scene.lab, FIXED, &pod.name, "udp");
+        let node = self.scene.address(NODE)?;
+        let service = || self.scene.service(&pod.name, "udp");
         Ok(match target {
             Target::Pod => (pod.address, UDP),
             Target::Node => (node, self.at_node.port()),
             Target::ClusterIp => (service()?.address, service()?.port),
             Target::NodePort => (node, service()?.node_port),
-            Target::World => (OUTSIDE, self.at_world.port()),
+            Target::World => (self.scene.family.outside(), self.at_world.port()),
         })
     }
 
@@ -266,7 +276,7 @@ impl<'a> Stage<'a> {
     fn sees_honest_packets(&self, door: &Door) -> Result<()> {
         let honest = match door.entry {
             Entry::Uplink => forge::own_source(&door.world, self.scene.address(NODE)?)?,
-            Entry::Veth | Entry::Bridge => NEIGHBOUR,
+            Entry::Veth | Entry::Bridge => link(self.scene.family).1,
         };
         for target in [Target::Node, Target::NodePort] {
             for tagged in [false, true] {
@@ -281,7 +291,7 @@ impl<'a> Stage<'a> {
         let (to, port) = self.address(Target::World)?;
         let pod = &self.scene.fixed_on(NODE)?.site;
         pod.within(|| {
-            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = client::udp_socket(to)?;
             Ok(socket.send_to(forge::TEXT, (to, port))?)
         })?;
         self.await_one().context("a pod to the world")

@@ -4,14 +4,17 @@
 use std::{
     env,
     fmt::Write,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
-use veer_e2e_cluster::{Cluster, Kubectl, Machine, Output, await_condition, paths};
+use serde_json::{Value, json};
+use veer_e2e_cluster::{
+    Cluster, Families, Family, Kubectl, Machine, Output, await_condition, paths,
+};
 
 use crate::site::Site;
 
@@ -51,6 +54,18 @@ impl Mode {
     }
 }
 
+/// The chart's value for the pods' blocks of some families; `None` where the chart's
+/// own has them.
+fn blocks(families: Families) -> Option<String> {
+    if families == Families::default() {
+        return None;
+    }
+    let block =
+        |family: &Family| json!({"cidr": family.pod_cidr(), "nodeMaskSize": family.node_mask()});
+    let all: Vec<Value> = families.all().iter().map(block).collect();
+    Some(format!("clusterNetwork.podCIDRs={}", Value::from(all)))
+}
+
 /// A running cluster and what tests do with it.
 #[derive(Debug)]
 pub struct Lab {
@@ -79,6 +94,11 @@ impl Lab {
         Self { cluster }
     }
 
+    /// The family that nodes report first; the tunnel's outside is of it.
+    pub fn primary(&self) -> Family {
+        self.cluster.families().primary()
+    }
+
     /// kubectl as the administrator.
     pub fn kubectl(&self) -> Kubectl {
         self.cluster.kubectl()
@@ -87,6 +107,31 @@ impl Lab {
     /// A node.
     pub fn node(&self, name: &str) -> Result<Machine> {
         Ok(self.cluster.node(name)?)
+    }
+
+    /// A node's address of a family on its first uplink.
+    pub fn address(&self, node: &str, family: Family) -> Result<IpAddr> {
+        let mut all = self.cluster.addresses(node)?.into_iter();
+        all.find(|address| Family::of(*address) == family)
+            .with_context(|| format!("{node} has no {family} address"))
+    }
+
+    /// A node's share of the pod addresses of a family.
+    pub fn pod_cidr(&self, node: &str, family: Family) -> Result<String> {
+        let network = self.kubectl().json(&["get", "nodenetwork", node])?;
+        let mut all = network["spec"]["podCIDRs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        let of_family = |cidr: &&str| {
+            let base = cidr.split('/').next().unwrap_or_default().parse();
+            base.is_ok_and(|base| Family::of(base) == family)
+        };
+        let cidr = all.find(of_family);
+        Ok(cidr
+            .with_context(|| format!("{node} has no pod CIDR of {family}"))?
+            .to_owned())
     }
 
     /// A node's own network.
@@ -140,13 +185,18 @@ impl Lab {
         Ok(())
     }
 
-    /// `helm install veer charts/veer`, with further values; returns at once.
+    /// `helm install veer charts/veer`, with blocks of the cluster's families and
+    /// further values; returns at once.
     pub fn helm_install(&self, values: &[&str]) -> Result<()> {
         let chart = repository().join("charts/veer");
         let chart = chart.to_string_lossy();
         let mut args = vec!["install", RELEASE, &*chart, "-n", NAMESPACE];
         for value in values {
             args.extend(["--set", value]);
+        }
+        let blocks = blocks(self.cluster.families());
+        if let Some(blocks) = &blocks {
+            args.extend(["--set-json", blocks]);
         }
         if clsact() {
             let force = r#"agent.extraEnv=[{"name":"VEER_FORCE_CLSACT","value":"1"}]"#;
@@ -314,5 +364,27 @@ impl Lab {
             ))
         })?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_of_both_families_gets_a_block_of_each_the_primary_ones_first() {
+        assert_eq!(blocks(Families::V4), None);
+        let value = blocks(Families::V6V4).expect("blocks");
+        let list = value
+            .strip_prefix("clusterNetwork.podCIDRs=")
+            .expect("a value");
+        let list: Value = serde_json::from_str(list).expect("JSON");
+        assert_eq!(
+            list,
+            json!([
+                {"cidr": "fd00:10:244::/56", "nodeMaskSize": 64},
+                {"cidr": "10.244.0.0/16", "nodeMaskSize": 24},
+            ])
+        );
     }
 }

@@ -9,6 +9,7 @@
 pub mod agents;
 pub mod baseline;
 pub mod behind;
+pub mod blocks;
 pub mod broken;
 pub mod client;
 pub mod conformance;

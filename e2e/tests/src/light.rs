@@ -29,7 +29,9 @@ pub fn add_node(lab: &mut Lab, name: &str) -> Result<Machine> {
 /// Starts the agent of a light node and waits until it serves.
 pub fn start_agent(lab: &Lab, name: &str) -> Result<()> {
     let machine = lab.node(name)?;
-    let address = format!("NODE_IP={}", lab.cluster.address(name)?);
+    let addresses = lab.cluster.addresses(name)?;
+    let address = addresses.first().context("a node without address")?;
+    let address = format!("NODE_IP={address}");
     let node = format!("NODE_NAME={name}");
     machine.daemon(
         "veer-agent",

@@ -3,11 +3,11 @@
 //! machine's. Nothing of the product's code is used, so a mistake there cannot
 //! hide here.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
-use veer_e2e_cluster::{Mac, Machine};
+use veer_e2e_cluster::{Family, Mac, Machine};
 
 /// Where the links are pinned, by device and direction.
 const LINKS: &str = "/sys/fs/bpf/veer/links";
@@ -43,8 +43,8 @@ pub const LOCAL_NODE: u32 = 1;
 /// A local pod (map ENDPOINTS).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// One of its addresses.
+    pub address: IpAddr,
     /// Interface index of the host side of its veth.
     pub ifindex: u32,
     /// Its identity.
@@ -61,7 +61,7 @@ pub struct Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct IpcacheRow {
     /// Base address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Prefix length.
     pub prefix: u32,
     /// Identity.
@@ -70,13 +70,18 @@ pub struct IpcacheRow {
     pub node_id: u32,
 }
 
+impl IpcacheRow {
+    /// Whether it is of one address, not of a block.
+    pub fn is_whole(&self) -> bool {
+        self.prefix == u32::from(Family::of(self.address).bits())
+    }
+}
+
 /// Another node (map REMOTES).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
     /// Outer destination in the tunnel.
-    pub tunnel_address: Ipv4Addr,
-    /// Next hop of the native form.
-    pub next_hop: Ipv4Addr,
+    pub tunnel_address: IpAddr,
     /// 1: tunnel, 2: native.
     pub form: u8,
 }
@@ -131,23 +136,46 @@ fn mac_of(bytes: &[u8], at: usize) -> Result<Mac> {
         .ok_or_else(|| anyhow!("a value of {} octets is too short", bytes.len()))
 }
 
-/// An address that begins at `at`.
-fn v4_of(bytes: &[u8], at: usize) -> Result<Ipv4Addr> {
-    let four: Option<[u8; 4]> = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
-    four.map(Ipv4Addr::from)
-        .ok_or_else(|| anyhow!("an address is cut short"))
+/// The address of family 4 or 6 that begins at `at`, where there are 16 octets for it.
+fn address_of(bytes: &[u8], at: usize, family: u8) -> Result<IpAddr> {
+    let all: Option<[u8; 16]> = bytes.get(at..at + 16).and_then(|b| b.try_into().ok());
+    let all = all.context("an address is cut short")?;
+    match family {
+        4 => Ok(Ipv4Addr::new(all[0], all[1], all[2], all[3]).into()),
+        6 => Ok(Ipv6Addr::from(all).into()),
+        _ => Err(anyhow!("an address of the family {family}")),
+    }
 }
 
-/// The IPv4 pods of a node.
+/// A key that is an address behind its family's tag, from `at` on.
+fn tagged(key: &[u8], at: usize) -> Result<IpAddr> {
+    let family = *key.get(at).context("a key is cut short")?;
+    address_of(key, at + 4, family)
+}
+
+/// An address as a key has it.
+pub fn key(address: IpAddr) -> [u8; 20] {
+    let mut key = [0; 20];
+    match address {
+        IpAddr::V4(address) => {
+            key[0] = 4;
+            key[4..8].copy_from_slice(&address.octets());
+        }
+        IpAddr::V6(address) => {
+            key[0] = 6;
+            key[4..].copy_from_slice(&address.octets());
+        }
+    }
+    key
+}
+
+/// The addresses of a node's pods.
 pub fn endpoints(node: &Machine) -> Result<Vec<Endpoint>> {
     let mut rows = Vec::new();
     for (key, value) in dump(node, "ENDPOINTS")? {
-        if key.first() != Some(&4) {
-            continue;
-        }
         let id = value.get(8..10).and_then(|b| b.try_into().ok());
         rows.push(Endpoint {
-            address: v4_of(&key, 4)?,
+            address: tagged(&key, 0)?,
             ifindex: u32_of(&value, 0)?,
             identity: u32_of(&value, 4)?,
             id: id
@@ -161,17 +189,14 @@ pub fn endpoints(node: &Machine) -> Result<Vec<Endpoint>> {
     Ok(rows)
 }
 
-/// The IPv4 rows of a node's ipcache.
+/// The rows of a node's ipcache.
 pub fn ipcache(node: &Machine) -> Result<Vec<IpcacheRow>> {
     let mut rows = Vec::new();
     for (key, value) in dump(node, "IPCACHE")? {
         // Prefix length first (tag of 32 bits included), then the tagged address.
-        if key.get(4) != Some(&4) {
-            continue;
-        }
         let length = u32_of(&key, 0)?;
         rows.push(IpcacheRow {
-            address: v4_of(&key, 8)?,
+            address: tagged(&key, 4)?,
             prefix: length
                 .checked_sub(32)
                 .context("a prefix shorter than its tag")?,
@@ -192,8 +217,7 @@ pub fn remote(node: &Machine, id: u32) -> Result<Remote> {
     let entry = bpftool(node, &words)?;
     let value = octets(&entry["value"])?;
     Ok(Remote {
-        tunnel_address: v4_of(&value, 8)?,
-        next_hop: v4_of(&value, 24)?,
+        tunnel_address: address_of(&value, 8, *value.get(54).context("a remote is cut short")?)?,
         form: *value.get(52).context("a remote is cut short")?,
     })
 }
@@ -328,6 +352,36 @@ pub mod reason {
     pub const OWN_SOURCE_FROM_OUTSIDE: u32 = 139;
     /// A pod sends to the tunnel port of a node.
     pub const TUNNEL_PORT_FROM_POD: u32 = 142;
+    /// A pod asks for the hardware address of something else than its gateway.
+    pub const NEIGHBOUR_NOT_GATEWAY: u32 = 144;
+    /// A destination that no pod network carries.
+    pub const UNSUPPORTED_DESTINATION: u32 = 146;
     /// A source that the user denies.
     pub const DENIED_PREFIX: u32 = 147;
+    /// A router advertisement of a pod.
+    pub const ROUTER_ADVERTISEMENT: u32 = 148;
+    /// An `ICMPv6` redirect of a pod.
+    pub const REDIRECT: u32 = 149;
+    /// A neighbour message of a pod for an address that it does not have.
+    pub const FOREIGN_NEIGHBOUR: u32 = 150;
+    /// An IPv6 routing header.
+    pub const ROUTING_HEADER: u32 = 151;
+    /// More IPv6 extension headers than are read.
+    pub const TOO_MANY_HEADERS: u32 = 152;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_holds_an_address_of_the_family_that_its_tag_says() {
+        for text in ["10.244.1.7", "fd00::9"] {
+            let address: IpAddr = text.parse().expect("an address");
+            let key = key(address);
+            assert_eq!(tagged(&key, 0).expect("a key"), address);
+            assert!(tagged(&key, 1).is_err(), "no family has the tag 0");
+            assert!(tagged(&key[..19], 0).is_err(), "cut short");
+        }
+    }
 }

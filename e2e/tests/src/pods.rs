@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use veer_e2e_cluster::{Mac, await_condition};
+use veer_e2e_cluster::{Family, Mac, await_condition};
 
 use crate::{lab::Lab, site::Site};
 
@@ -22,8 +22,10 @@ pub struct Pod {
     pub uid: String,
     /// The node it runs on.
     pub node: String,
-    /// Its IPv4 address.
-    pub address: Ipv4Addr,
+    /// Its address in the family that is looked at: at first the primary one.
+    pub address: IpAddr,
+    /// All its addresses, the primary family's first.
+    pub addresses: Vec<IpAddr>,
     /// Its network.
     pub site: Site,
     /// The harness's view of it.
@@ -47,9 +49,8 @@ impl Pod {
     /// A running pod by its name.
     pub fn find(lab: &Lab, namespace: &str, name: &str) -> Result<Self> {
         let inner = lab.cluster.pod(namespace, name)?;
-        let IpAddr::V4(address) = inner.address() else {
-            bail!("{name} has {}, which is not IPv4", inner.address());
-        };
+        let addresses = inner.addresses().to_vec();
+        let address = *addresses.first().context("a pod without address")?;
         let node = inner.node().name().to_owned();
         let process = inner.node().process_of_pod(inner.uid())?;
         Ok(Self {
@@ -59,8 +60,30 @@ impl Pod {
             site: Site::of_process(format!("pod {name} on {node}"), process),
             node,
             address,
+            addresses,
             inner,
         })
+    }
+
+    /// Its address of a family.
+    pub fn address_in(&self, family: Family) -> Result<IpAddr> {
+        let mut all = self.addresses.iter().copied();
+        all.find(|address| Family::of(*address) == family)
+            .with_context(|| format!("{} has no {family} address", self.name))
+    }
+
+    /// Its IPv4 address, for what only that family has.
+    pub fn v4(&self) -> Result<Ipv4Addr> {
+        match self.address_in(Family::V4)? {
+            IpAddr::V4(address) => Ok(address),
+            IpAddr::V6(address) => bail!("{address} is not IPv4"),
+        }
+    }
+
+    /// Has it looked at in another family.
+    pub fn turn_to(&mut self, family: Family) -> Result<()> {
+        self.address = self.address_in(family)?;
+        Ok(())
     }
 
     /// Both sides of the pod's veth, by ethtool and ip.

@@ -7,9 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::{Cluster, Config, Progress, ProxyMode, Underlay, await_condition, own_name};
+use veer_e2e_cluster::{
+    Cluster, Config, Families, Family, Progress, ProxyMode, Underlay, await_condition, own_name,
+};
 
 use crate::{
     baseline, client, evidence,
@@ -18,8 +20,56 @@ use crate::{
     workloads,
 };
 
-/// A test: what it found wrong is its error.
-pub type Test = fn(&Scene) -> Result<()>;
+/// What a test does: what it found wrong is its error.
+type Run = fn(&Scene) -> Result<()>;
+
+/// A test, and in which of the cluster's families it runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Test {
+    /// Of what has no family, or asks for all of them itself: with the primary one.
+    Once(Run),
+    /// In each one.
+    Each(Run),
+    /// Of what only this family has.
+    Only(Family, Run),
+}
+
+impl Test {
+    /// The families to run it in on a cluster of some; none: it has nothing to say there.
+    pub fn families(self, needs: Needs, cluster: Families) -> Vec<Family> {
+        let mut all = match self {
+            Self::Once(_) => vec![cluster.primary()],
+            Self::Each(_) => cluster.all().to_vec(),
+            Self::Only(family, _) => vec![family],
+        };
+        all.retain(|f| cluster.has(*f) && needs.family.is_none_or(|only| only == *f));
+        all
+    }
+
+    /// Runs it on the shared cluster; all families that fail are named.
+    pub fn run(self, needs: Needs, families: &[Family]) -> Result<()> {
+        let (Self::Once(test) | Self::Each(test) | Self::Only(_, test)) = self;
+        run(needs, |scene| {
+            let mut failed = Vec::new();
+            for family in families {
+                scene.turn_to(*family)?;
+                if let Err(error) = test(scene) {
+                    failed.push(format!("{family}: {error:#}"));
+                }
+            }
+            ensure!(failed.is_empty(), "{}", failed.join("\n"));
+            Ok(())
+        })
+    }
+}
+
+/// The families of the cluster that this run uses, or will make.
+pub fn families() -> Result<Families> {
+    match env::var("VEER_E2E_CLUSTER") {
+        Ok(name) => Ok(Cluster::attach(&name)?.families()),
+        Err(_) => Ok(Families::from_environment()?),
+    }
+}
 
 /// Namespace of the demo's workloads.
 pub const DEMO: &str = "e2e-demo";
@@ -33,19 +83,26 @@ pub const FIXED: &str = "e2e-fixed";
 pub struct Needs {
     mode: Mode,
     rp_filter: u8,
+    family: Option<Family>,
 }
 
 impl Needs {
     /// A routing mode.
     pub fn mode(mode: Mode) -> Self {
-        Self { mode, rp_filter: 0 }
+        Self {
+            mode,
+            rp_filter: 0,
+            family: None,
+        }
     }
 
-    /// Every node with `rp_filter` 1 on `all`, as some distributions have it.
+    /// Every node with `rp_filter` 1 on `all`, as some distributions have it. It says
+    /// nothing of IPv6.
     #[must_use]
     pub fn strict(self) -> Self {
         Self {
             rp_filter: 1,
+            family: Some(Family::V4),
             ..self
         }
     }
@@ -58,6 +115,8 @@ pub struct Scene {
     pub lab: Lab,
     /// The mode in force.
     pub mode: Mode,
+    /// The family that is looked at: addresses of pods and nodes are of it.
+    pub family: Family,
     /// The `DaemonSet`'s pods, one per node.
     pub demo: Vec<Pod>,
     /// The Deployment's pods, of another label set, one per worker.
@@ -72,14 +131,16 @@ const KIND: &str = "e2e";
 static SCENE: OnceLock<Result<Mutex<Scene>, String>> = OnceLock::new();
 
 /// Runs a test on the shared cluster, which the first one starts.
-pub fn run<T>(needs: Needs, test: impl FnOnce(&Scene) -> Result<T>) -> Result<T> {
+pub fn run<T>(needs: Needs, test: impl FnOnce(&mut Scene) -> Result<T>) -> Result<T> {
     let scene = SCENE.get_or_init(|| start().map(Mutex::new).map_err(|e| format!("{e:#}")));
     let scene = scene
         .as_ref()
         .map_err(|e| anyhow!("the cluster did not start: {e}"))?;
     let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
     scene.fulfil(needs)?;
-    test(&scene)
+    let primary = scene.lab.primary();
+    scene.turn_to(primary)?;
+    test(&mut scene)
 }
 
 /// Removes the cluster, if this run made it.
@@ -109,6 +170,7 @@ fn is_control() -> bool {
 
 fn config() -> Result<Config> {
     let mut config = Config::new(&own_name(KIND));
+    config.families = Families::from_environment()?;
     config.proxy_mode = match env::var("VEER_E2E_PROXY").as_deref() {
         Err(_) | Ok("nftables") => ProxyMode::Nftables,
         Ok("iptables") => ProxyMode::Iptables,
@@ -146,6 +208,7 @@ fn start() -> Result<Scene> {
     let fixed = pods::await_ready(&lab, FIXED, "app=fixed", nodes.len(), workloads::STARTED)?;
     let mode = if control { Mode::Native } else { lab.mode()? };
     Ok(Scene {
+        family: lab.primary(),
         lab,
         mode,
         demo,
@@ -169,6 +232,15 @@ impl Scene {
             self.mode = needs.mode;
         }
         Ok(())
+    }
+
+    /// Has the tests' pods and nodes looked at in another family.
+    fn turn_to(&mut self, family: Family) -> Result<()> {
+        self.family = family;
+        let pods = [&mut self.demo, &mut self.other, &mut self.fixed];
+        pods.into_iter()
+            .flatten()
+            .try_for_each(|pod| pod.turn_to(family))
     }
 
     /// The `DaemonSet`'s pod on a node.
@@ -207,7 +279,18 @@ impl Scene {
 
     /// A node's address.
     pub fn address(&self, node: &str) -> Result<IpAddr> {
-        Ok(IpAddr::V4(self.lab.cluster.address(node)?))
+        self.lab.address(node, self.family)
+    }
+
+    /// A node's address at which it takes the tunnel's packets, whatever is inside.
+    pub fn tunnel_address(&self, node: &str) -> Result<IpAddr> {
+        let primary = self.lab.primary();
+        self.lab.address(node, primary)
+    }
+
+    /// A port of a service of [`FIXED`].
+    pub fn service(&self, name: &str, port: &str) -> Result<workloads::Service> {
+        workloads::service(&self.lab, self.family, (FIXED, name), port)
     }
 
     /// The form in which pods of two nodes reach each other, on the wire.
@@ -233,12 +316,19 @@ impl Scene {
         client::reaches(&source.site, target.address, count)
     }
 
-    /// The MTU that the mode in force leaves to pods, on the uplink's 1500:
-    /// VXLAN over IPv4 takes 50 octets.
+    /// The octets that the tunnel adds to a packet.
+    pub fn tunnel_overhead(&self) -> u32 {
+        match self.lab.primary() {
+            Family::V4 => 50,
+            Family::V6 => 70,
+        }
+    }
+
+    /// The MTU that the mode in force leaves to pods, on the uplink's 1500.
     pub fn pod_mtu(&self) -> u32 {
         let uplink = u32::from(self.lab.cluster.state().config.mtu);
         match self.mode {
-            Mode::Tunnel | Mode::Hybrid => uplink - 50,
+            Mode::Tunnel | Mode::Hybrid => uplink - self.tunnel_overhead(),
             Mode::Native => uplink,
         }
     }

@@ -147,7 +147,7 @@ pub fn agrees(lab: &Lab) -> Result<()> {
         let machine = lab.node(&name)?;
         let mut seen = BTreeSet::new();
         for row in maps::ipcache(&machine)? {
-            if row.prefix != 32 || RESERVED.contains(&row.identity) {
+            if !row.is_whole() || RESERVED.contains(&row.identity) {
                 continue;
             }
             let on = if row.node_id == maps::LOCAL_NODE {
@@ -216,11 +216,17 @@ fn pods_of_api(lab: &Lab) -> Result<Snapshot> {
             .iter()
             .find(|e| e["spec"]["podUID"] == pod["metadata"]["uid"]);
         let own = own.with_context(|| format!("no PodEndpoint of {}", pod["metadata"]["name"]))?;
+        let listed = pod["status"]["podIPs"].as_array();
+        let addresses: Vec<Value> = listed
+            .into_iter()
+            .flatten()
+            .map(|ip| ip["ip"].clone())
+            .collect();
         ensure!(
-            own["spec"]["addresses"][0] == pod["status"]["podIP"],
+            own["spec"]["addresses"] == Value::from(addresses),
             "the pod {} has {}, its PodEndpoint {}",
             pod["metadata"]["name"],
-            pod["status"]["podIP"],
+            pod["status"]["podIPs"],
             own["spec"]["addresses"]
         );
     }
@@ -231,12 +237,14 @@ fn pods_of_api(lab: &Lab) -> Result<Snapshot> {
             "a PodEndpoint without a pod: {}",
             endpoint["metadata"]["name"]
         );
-        wanted.insert(format!(
-            "{} on {} of {}",
-            spec["addresses"][0].as_str().unwrap_or_default(),
-            spec["nodeName"].as_str().unwrap_or_default(),
-            spec["identity"]
-        ));
+        for address in spec["addresses"].as_array().into_iter().flatten() {
+            wanted.insert(format!(
+                "{} on {} of {}",
+                address.as_str().unwrap_or_default(),
+                spec["nodeName"].as_str().unwrap_or_default(),
+                spec["identity"]
+            ));
+        }
     }
     Ok(wanted)
 }

@@ -1,9 +1,10 @@
 //! What runs on the cluster to be talked to. All of it is the test image's
 //! netexec: HTTP on 8080, UDP on 8081.
 
-use std::{fmt::Write, net::Ipv4Addr, time::Duration};
+use std::{fmt::Write, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result};
+use veer_e2e_cluster::Family;
 
 use crate::{
     lab::Lab,
@@ -69,6 +70,7 @@ kind: Service
 metadata: {{name: demo, namespace: {namespace}}}
 spec:
   type: NodePort
+  ipFamilyPolicy: PreferDualStack
   selector: {{app: demo}}
   ports:
   - {{name: http, port: 80, targetPort: {HTTP}, protocol: TCP}}
@@ -107,6 +109,7 @@ kind: Service
 metadata: {{name: at-{node}, namespace: {namespace}}}
 spec:
   type: NodePort
+  ipFamilyPolicy: PreferDualStack
   selector: {{at: {node}}}
   ports:
   - {{name: http, port: 80, targetPort: {HTTP}, protocol: TCP}}
@@ -157,15 +160,20 @@ spec:
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Service {
     /// Its cluster address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The port there.
     pub port: u16,
     /// The same port on every node.
     pub node_port: u16,
 }
 
-/// A `NodePort` service's addresses and port of that name.
-pub fn service(lab: &Lab, namespace: &str, name: &str, port: &str) -> Result<Service> {
+/// A `NodePort` service's address of a family and port of that name.
+pub fn service(
+    lab: &Lab,
+    family: Family,
+    (namespace, name): (&str, &str),
+    port: &str,
+) -> Result<Service> {
     let service = lab
         .kubectl()
         .json(&["-n", namespace, "get", "service", name])?;
@@ -177,9 +185,14 @@ pub fn service(lab: &Lab, namespace: &str, name: &str, port: &str) -> Result<Ser
             .and_then(|p| u16::try_from(p).ok())
             .with_context(|| format!("service {name} has no {key} {port}"))
     };
-    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+    let addresses = service["spec"]["clusterIPs"].as_array();
+    let mut addresses = addresses
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str()?.parse::<IpAddr>().ok());
+    let address = addresses.find(|address| Family::of(*address) == family);
     Ok(Service {
-        address: address.parse().context("a service without address")?,
+        address: address.with_context(|| format!("service {name} has no {family} address"))?,
         port: number("port")?,
         node_port: number("nodePort")?,
     })

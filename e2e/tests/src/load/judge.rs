@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use veer_e2e_cluster::Family;
 use veer_e2e_load::report::{End, MOMENT_MS, Moment, PlaceReport, Side, Span};
 
 use super::plan::{Path, Planned};
@@ -146,6 +147,8 @@ impl Way {
 pub struct Flow {
     /// Its path.
     pub path: Path,
+    /// The family of its addresses.
+    pub family: Family,
     /// `udp`, `echo` or `bulk`.
     pub kind: &'static str,
     /// There and back; of an echo the round trip only.
@@ -157,7 +160,7 @@ pub struct Flow {
 impl Flow {
     /// For people.
     pub fn name(&self) -> String {
-        format!("{} {}", self.path.name(), self.kind)
+        format!("{} {} {}", self.path.name(), self.family, self.kind)
     }
 
     fn harm(&self) -> Vec<String> {
@@ -235,6 +238,7 @@ impl Report {
                 };
                 Ok(Flow {
                     path: planned.path,
+                    family: planned.family,
                     kind: planned.kind,
                     ways,
                     resets: client
@@ -296,10 +300,25 @@ impl Report {
             .flat_map(|f| f.ways.iter().map(move |w| (f, w)))
     }
 
-    /// Sum over the flows of a kind.
-    fn sum(&self, kind: &str, count: impl Fn(&Way) -> u64) -> u64 {
-        let ways = self.ways().filter(|(f, _)| f.kind == kind);
-        ways.map(|(_, w)| count(w)).sum()
+    /// What the flows of a family carried and lost.
+    fn figure_of(&self, family: Family) -> Option<String> {
+        let own = || self.ways().filter(move |(f, _)| f.family == family);
+        own().next()?;
+        let sum = |kind: &str, count: fn(&Way) -> u64| -> u64 {
+            let ways = own().filter(|(f, _)| f.kind == kind);
+            ways.map(|(_, way)| count(way)).sum()
+        };
+        let lost: u64 = own().map(|(_, way)| way.lost()).sum();
+        let flows = self.flows.iter().filter(|f| f.family == family);
+        let resets: usize = flows.map(|f| f.resets.len()).sum();
+        let of_sum = sum("bulk", |w| w.received) / 1_000_000;
+        Some(format!(
+            "{family} {} datagrams, {} echoes, {of_sum} MB checked: {lost} lost, {resets} resets, \
+             {} reordered",
+            sum("udp", |w| w.sent),
+            sum("echo", |w| w.sent),
+            sum("udp", |w| w.reordered),
+        ))
     }
 
     fn longest(&self) -> Option<(&Flow, &Way)> {
@@ -319,8 +338,8 @@ impl Report {
 
     /// All of it in a line, for tables.
     pub fn figure(&self) -> String {
-        let lost: u64 = self.ways().map(|(_, w)| w.lost()).sum();
-        let resets: usize = self.flows.iter().map(|f| f.resets.len()).sum();
+        let families = Family::ALL.into_iter().filter_map(|f| self.figure_of(f));
+        let families: Vec<String> = families.collect();
         let gap = self.longest().map_or_else(String::new, |(flow, way)| {
             let gap = way.longest_gap();
             let paused = if gap.length > self.limit.usual {
@@ -338,14 +357,10 @@ impl Report {
                 flow.name()
             )
         });
-        let of_sum = self.sum("bulk", |w| w.received) / 1_000_000;
         format!(
-            "{:.1} s: {} datagrams, {} echoes, {of_sum} MB checked: {lost} lost, {resets} resets, \
-             {} reordered; {gap}",
+            "{:.1} s: {}; {gap}",
             self.time.as_secs_f64(),
-            self.sum("udp", |w| w.sent),
-            self.sum("echo", |w| w.sent),
-            self.sum("udp", |w| w.reordered),
+            families.join("; ")
         )
     }
 
@@ -414,6 +429,7 @@ mod tests {
             },
             flows: vec![Flow {
                 path: Path::CrossNode,
+                family: Family::V6,
                 kind: "udp",
                 ways: vec![way(), bad],
                 resets: resets.iter().map(|r| (*r).to_owned()).collect(),
@@ -438,7 +454,7 @@ mod tests {
             let error = report(change, resets).unharmed().expect_err(words);
             let text = error.to_string();
             assert!(
-                text.contains(words) && text.contains("cross node"),
+                text.contains(words) && text.contains("cross node IPv6"),
                 "{text}"
             );
         }

@@ -1,13 +1,9 @@
 //! Where load runs: the pods, and the flows of each path.
 
-use std::{
-    fmt::Write,
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::{fmt::Write, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_cluster::{await_condition, paths};
+use veer_e2e_cluster::{Family, await_condition, paths};
 use veer_e2e_load::{
     order::{FlowSpec, Kind, Progress},
     protocol::{BULK, DATAGRAMS, ECHO},
@@ -119,6 +115,8 @@ const KINDS: [(&str, u16, Kind); 3] = [
 pub struct Planned {
     /// Its path.
     pub path: Path,
+    /// The family of its addresses.
+    pub family: Family,
     /// `udp`, `echo` or `bulk`.
     pub kind: &'static str,
     pub(super) spec: FlowSpec,
@@ -129,7 +127,7 @@ pub struct Planned {
 impl Planned {
     /// For people.
     pub fn name(&self) -> String {
-        format!("{} {}", self.path.name(), self.kind)
+        format!("{} {} {}", self.path.name(), self.family, self.kind)
     }
 
     fn of(&self, side: Side, all: &[Progress]) -> (u64, u64) {
@@ -238,6 +236,7 @@ kind: Service
 metadata: {{name: {name}, namespace: {NAMESPACE}}}
 spec:
   type: NodePort
+  ipFamilyPolicy: PreferDualStack
   selector: {{load: {name}}}
   ports:
   - {{name: udp, port: {DATAGRAMS}, protocol: UDP}}
@@ -249,7 +248,8 @@ spec:
     text
 }
 
-/// Takes command of all places, and makes the flows of the paths.
+/// Takes command of all places, and makes the flows of the paths in each family of the
+/// cluster.
 pub(super) fn connect(lab: &Lab, wanted: &[Path]) -> Result<(Vec<Place>, Vec<Planned>)> {
     let pods = pods::await_ready(lab, NAMESPACE, "app=load", PODS.len(), STARTED)?;
     let mut names: Vec<&str> = pods.iter().map(|p| p.name.as_str()).collect();
@@ -264,19 +264,24 @@ pub(super) fn connect(lab: &Lab, wanted: &[Path]) -> Result<(Vec<Place>, Vec<Pla
         let (from, to) = path.ends();
         let from = names.iter().position(|n| *n == from);
         let from = from.with_context(|| format!("no place for {}", path.name()))?;
-        for (kind, port, carries) in KINDS {
-            let to = address(lab, *path, &pods, to, kind, port)?;
-            let flow = u32::try_from(plan.len() + 1).unwrap_or_default();
-            plan.push(Planned {
-                path: *path,
-                kind,
-                spec: FlowSpec {
-                    flow,
-                    kind: carries,
-                    to: to.into(),
-                },
-                from,
-            });
+        let pod = pods.iter().find(|p| p.name == to);
+        let pod = pod.with_context(|| format!("no pod {to}"))?;
+        for family in lab.cluster.families().all() {
+            for (kind, port, carries) in KINDS {
+                let to = address(lab, (*path, *family), pod, kind, port)?;
+                let flow = u32::try_from(plan.len() + 1).unwrap_or_default();
+                plan.push(Planned {
+                    path: *path,
+                    family: *family,
+                    kind,
+                    spec: FlowSpec {
+                        flow,
+                        kind: carries,
+                        to: to.into(),
+                    },
+                    from,
+                });
+            }
         }
     }
     Ok((places, plan))
@@ -284,29 +289,17 @@ pub(super) fn connect(lab: &Lab, wanted: &[Path]) -> Result<(Vec<Place>, Vec<Pla
 
 fn address(
     lab: &Lab,
-    path: Path,
-    pods: &[Pod],
-    to: &str,
+    (path, family): (Path, Family),
+    pod: &Pod,
     kind: &str,
     port: u16,
 ) -> Result<(IpAddr, u16)> {
-    let node = |name: &str| -> Result<IpAddr> { Ok(lab.cluster.address(name)?.into()) };
-    let pod = || -> Result<Ipv4Addr> {
-        let pod = pods.iter().find(|p| p.name == to);
-        Ok(pod.with_context(|| format!("no pod {to}"))?.address)
-    };
+    let service = || service(lab, family, (NAMESPACE, &pod.name), kind);
     Ok(match path {
-        Path::SameNode | Path::CrossNode | Path::HostToPod | Path::PodToHost => {
-            (pod()?.into(), port)
-        }
-        Path::ClusterIp => (service(lab, NAMESPACE, to, kind)?.address.into(), port),
-        Path::NodePortFromPod => (
-            node("worker2")?,
-            service(lab, NAMESPACE, to, kind)?.node_port,
-        ),
-        Path::NodePortFromWorld => (
-            node("worker1")?,
-            service(lab, NAMESPACE, to, kind)?.node_port,
-        ),
+        Path::SameNode | Path::CrossNode | Path::HostToPod => (pod.address_in(family)?, port),
+        Path::PodToHost => (lab.address(&pod.node, family)?, port),
+        Path::ClusterIp => (service()?.address, port),
+        Path::NodePortFromPod => (lab.address("worker2", family)?, service()?.node_port),
+        Path::NodePortFromWorld => (lab.address("worker1", family)?, service()?.node_port),
     })
 }

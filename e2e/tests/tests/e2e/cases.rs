@@ -1,13 +1,13 @@
 //! Cases that people who run pod networks reported, those that change nothing for
 //! others on the cluster. The rest are faults.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use veer_e2e_cluster::await_condition;
+use veer_e2e_cluster::{Family, await_condition};
 use veer_e2e_tests::{
-    client, light, told,
+    blocks, client, light, told,
     workloads::{HOST_HTTP, IMAGE, STARTED},
 };
 
@@ -15,19 +15,22 @@ use crate::scene::{DEMO, Scene, Test};
 
 /// All tests.
 pub(crate) const TESTS: [(&str, Test); 5] = [
-    ("ten_jobs_of_one_kind_share_one_identity", jobs),
+    ("ten_jobs_of_one_kind_share_one_identity", Test::Once(jobs)),
     (
         "host_port_is_reached_by_the_nodes_loopback_address",
-        loopback,
+        Test::Only(Family::V4, loopback),
     ),
     (
         "namespace_path_of_another_runtime_is_wired_or_refused_in_words",
-        namespace_path,
+        Test::Once(namespace_path),
     ),
-    ("multicast_from_a_pod_is_named_among_the_drops", multicast),
+    (
+        "multicast_from_a_pod_is_named_among_the_drops",
+        Test::Each(multicast),
+    ),
     (
         "bandwidth_annotation_that_nothing_heeds_is_told_of_the_pod",
-        bandwidth,
+        Test::Once(bandwidth),
     ),
 ];
 
@@ -124,23 +127,30 @@ fn namespace_path(scene: &Scene) -> Result<()> {
     );
     let out = node.exec_any(&["sh", "-c", &script])?;
     let text = out.stdout + &out.stderr;
-    let wired = out.code == 0 && text.contains("10.244.");
+    let families = scene.lab.cluster.families();
+    let has = |family: &Family| {
+        // As `ip -o address` prints it: the address and its length.
+        let mut words = text.split([' ', '/']).filter_map(|w| w.parse().ok());
+        words.any(|address| blocks::within(family.pod_cidr(), address).is_ok())
+    };
+    let wired = out.code == 0 && families.all().iter().all(has);
     let refused = out.code != 0 && text.contains("/proc/") && text.contains("/run/netns");
     ensure!(wired || refused, "status {}: {text}", out.code);
     Ok(())
 }
 
 fn multicast(scene: &Scene) -> Result<()> {
-    const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
+    let group: IpAddr = match scene.family {
+        Family::V4 => Ipv4Addr::new(224, 0, 0, 251).into(),
+        Family::V6 => Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xfb).into(),
+    };
     let pod = scene.demo_on("worker1")?;
-    pod.site.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        Ok(socket.send_to(b"e2e", (GROUP, 5_353))?)
-    })?;
+    pod.site
+        .within(|| Ok(client::udp_socket(group)?.send_to(b"e2e", (group, 5_353))?))?;
     await_condition("the drop is listed", STARTED, || {
         let rows = scene.lab.veer("worker1", &["drops", "list"]);
         let rows = rows.map_err(|e| format!("{e:#}"))?.stdout;
-        if rows.contains("224.0.0.251") {
+        if rows.contains(&group.to_string()) {
             Ok(Some(()))
         } else {
             Err(rows)

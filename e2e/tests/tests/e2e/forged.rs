@@ -10,15 +10,15 @@ use crate::scene::{Scene, Test};
 pub(crate) const TESTS: [(&str, Test); 3] = [
     (
         "packets_by_the_uplink_that_claim_a_pod_reach_nobody_and_are_counted",
-        by_uplink,
+        Test::Each(by_uplink),
     ),
     (
         "packets_by_another_device_that_claim_a_pod_reach_nobody_and_are_counted",
-        by_veth,
+        Test::Each(by_veth),
     ),
     (
         "packets_by_a_bridge_that_claim_a_pod_reach_nobody_and_are_counted",
-        by_bridge,
+        Test::Each(by_bridge),
     ),
 ];
 

@@ -15,7 +15,7 @@ use crate::scene::{Scene, Test};
 /// All tests.
 pub(crate) const TESTS: [(&str, Test); 1] = [(
     "no_packet_is_lost_and_nothing_removed_while_chart_and_hooks_are_applied",
-    applied,
+    Test::Once(applied),
 )];
 
 /// What a removal changes first: how many operators are wanted, and what the nodes

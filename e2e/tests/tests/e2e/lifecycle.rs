@@ -20,20 +20,26 @@ use crate::{
 
 /// All tests.
 pub(crate) const TESTS: [(&str, Test); 5] = [
-    ("no_packet_is_lost_while_agents_are_killed", agents_killed),
+    (
+        "no_packet_is_lost_while_agents_are_killed",
+        Test::Once(agents_killed),
+    ),
     (
         "no_packet_is_lost_while_agents_are_replaced",
-        agents_replaced,
+        Test::Once(agents_replaced),
     ),
     (
         "no_packet_is_lost_while_the_api_server_is_down",
-        without_api,
+        Test::Once(without_api),
     ),
     (
         "pod_started_again_is_reached_from_every_node_by_its_identity",
-        again,
+        Test::Once(again),
     ),
-    ("pods_that_came_and_went_leave_nothing_behind", come_and_go),
+    (
+        "pods_that_came_and_went_leave_nothing_behind",
+        Test::Once(come_and_go),
+    ),
 ];
 
 /// Traffic of each kind on all paths must survive whatever `change` does.

@@ -16,11 +16,11 @@ use crate::{
 pub(crate) const TESTS: [(&str, Test); 2] = [
     (
         "hundreds_of_pods_that_came_and_went_leave_nothing_behind",
-        come_and_go,
+        Test::Once(come_and_go),
     ),
     (
         "pods_wired_all_at_once_have_an_address_each_and_are_reached",
-        all_at_once,
+        Test::Once(all_at_once),
     ),
 ];
 

@@ -5,8 +5,9 @@
 //! Environment: `VEER_E2E_CLUSTER` names a running cluster to use and to leave
 //! up (veer is installed there if it is not); `VEER_E2E_KEEP=1` leaves this
 //! run's own up; `VEER_E2E_PROXY=iptables` and `VEER_E2E_UNDERLAY=router`
-//! choose the cluster; `VEER_E2E_CLSACT=1` has agents attach programs as before
-//! kernel 6.6; `VEER_E2E_PATIENCE=10` makes every deadline ten times as long;
+//! choose the cluster, as do `VEER_E2E_FAMILY` (`v4`, `v6` or `dual`) and
+//! `VEER_E2E_PRIMARY` (`v4` or `v6`); `VEER_E2E_CLSACT=1` has agents attach programs
+//! as before kernel 6.6; `VEER_E2E_PATIENCE=10` makes every deadline ten times as long;
 //! `VEER_E2E_PODS` is the number of pods that come and go in the lifecycle's loop
 //! (default 120) and on light nodes (default 360).
 //! `VEER_E2E_CONTROL=1` puts the bridge plugin in veer's place, to try the tests
@@ -18,6 +19,7 @@ mod gitops;
 mod judge;
 mod lifecycle;
 mod light;
+mod neighbours;
 mod paths;
 mod removal;
 mod security;
@@ -49,6 +51,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
         &services::REACH,
     );
     group("tunnel::security", tunnel, &security::TUNNEL);
+    group("tunnel::neighbours", tunnel, &neighbours::TESTS);
     group("tunnel::forged", tunnel, &forged::TESTS);
     group("tunnel::cases", tunnel, &cases::TESTS);
     group("tunnel::lifecycle", tunnel, &lifecycle::TESTS);
@@ -64,6 +67,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
         &services::REACH,
     );
     group("native::security", native, &security::NATIVE);
+    group("native::neighbours", native, &neighbours::TESTS);
     group("native::forged", native, &forged::TESTS);
     group("native::judge", native, &judge::TESTS);
     group("switch", native, &paths::SWITCH);
@@ -73,14 +77,26 @@ fn tests() -> Vec<(String, Needs, Test)> {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
+    let cluster = match scene::families() {
+        Ok(families) => families,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     // They share a cluster, its mode and its packet counters.
     arguments.test_threads = Some(1);
     let trials = tests()
         .into_iter()
-        .map(|(name, needs, test)| {
-            Trial::test(name, move || {
-                scene::run(needs, test).map_err(|e| format!("{e:#}").into())
-            })
+        .filter_map(|(name, needs, test)| {
+            let families = test.families(needs, cluster);
+            if families.is_empty() {
+                return None;
+            }
+            Some(Trial::test(name, move || {
+                test.run(needs, &families)
+                    .map_err(|e| format!("{e:#}").into())
+            }))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

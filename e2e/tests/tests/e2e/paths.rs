@@ -4,13 +4,13 @@
 use std::{
     collections::BTreeSet,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::{Transport, attempt};
+use veer_e2e_cluster::{Family, Transport, attempt};
 use veer_e2e_tests::{
     client,
     evidence::{Place, Plan, TUNNEL, UPLINK, Walk, at},
@@ -27,46 +27,72 @@ const PINGS: u32 = 5;
 const ALL: usize = PINGS as usize;
 
 /// Tests in tunnel mode.
-pub(crate) const IN_TUNNEL: [(&str, Test); 7] = [
-    ("same_node_ping_is_redirected_to_the_peer", same_node),
+pub(crate) const IN_TUNNEL: [(&str, Test); 8] = [
+    (
+        "same_node_ping_is_redirected_to_the_peer",
+        Test::Each(same_node),
+    ),
     (
         "other_node_ping_travels_in_vxlan_with_the_senders_identity",
-        tunnel,
+        Test::Each(tunnel),
     ),
     (
         "tunnel_device_is_external_without_learning_or_address",
-        device,
+        Test::Each(device),
     ),
     (
         "oversize_packet_with_df_is_answered_with_the_inner_mtu",
-        too_big,
+        Test::Each(too_big),
     ),
-    ("oversize_datagram_without_df_arrives", big_datagram),
-    ("host_and_pod_reach_each_other", host_and_pod),
+    (
+        "oversize_datagram_without_df_arrives",
+        Test::Each(big_datagram),
+    ),
+    (
+        "packet_whose_hops_are_used_up_is_answered_by_the_node",
+        Test::Each(used_up),
+    ),
+    ("host_and_pod_reach_each_other", Test::Each(host_and_pod)),
     (
         "tcp_payload_survives_with_every_offload_on_and_off",
-        offloads,
+        Test::Each(offloads),
     ),
 ];
 
 /// Tests in native mode.
-pub(crate) const IN_NATIVE: [(&str, Test); 5] = [
-    ("same_node_ping_is_redirected_to_the_peer", same_node),
-    ("other_node_ping_is_bare_with_the_nics_macs", native),
-    ("oversize_datagram_without_df_arrives", big_datagram),
-    ("host_and_pod_reach_each_other", host_and_pod),
+pub(crate) const IN_NATIVE: [(&str, Test); 6] = [
+    (
+        "same_node_ping_is_redirected_to_the_peer",
+        Test::Each(same_node),
+    ),
+    (
+        "other_node_ping_is_bare_with_the_nics_macs",
+        Test::Each(native),
+    ),
+    (
+        "oversize_datagram_without_df_arrives",
+        Test::Each(big_datagram),
+    ),
+    (
+        "packet_whose_hops_are_used_up_is_answered_by_the_node",
+        Test::Each(used_up),
+    ),
+    ("host_and_pod_reach_each_other", Test::Each(host_and_pod)),
     (
         "tcp_payload_survives_with_every_offload_on_and_off",
-        offloads,
+        Test::Each(offloads),
     ),
 ];
 
 /// Tests of the change itself.
 pub(crate) const SWITCH: [(&str, Test); 2] = [
-    ("same_program_is_on_the_veth_in_both_modes", same_program),
+    (
+        "same_program_is_on_the_veth_in_both_modes",
+        Test::Once(same_program),
+    ),
     (
         "no_datagram_is_lost_and_no_connection_breaks_while_the_mode_changes",
-        lossless,
+        Test::Once(lossless),
     ),
 ];
 
@@ -218,7 +244,8 @@ fn device(scene: &Scene) -> Result<()> {
                 && device["flags"].to_string().contains("\"UP\""),
             "{name}: {device}"
         );
-        let out = site.exec(&["ip", "-j", "-4", "address", "show", "dev", TUNNEL])?;
+        let flag = scene.family.flag();
+        let out = site.exec(&["ip", "-j", flag, "address", "show", "dev", TUNNEL])?;
         let shown: Value = serde_json::from_str(&out.stdout).context("ip -j address")?;
         let addresses = shown[0]["addr_info"].as_array().map_or(0, Vec::len);
         ensure!(
@@ -227,13 +254,14 @@ fn device(scene: &Scene) -> Result<()> {
             out.stdout
         );
         for other in nodes.iter().filter(|n| *n != name) {
-            let own = scene.lab.kubectl().json(&["get", "nodenetwork", other])?;
-            let cidr = own["spec"]["podCIDRs"][0]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            let route = site.exec(&["ip", "-4", "route", "show", &cidr])?.stdout;
-            let via = format!("via {}", scene.address(other)?);
+            let cidr = scene.lab.pod_cidr(other, scene.family)?;
+            let route = site.exec(&["ip", flag, "route", "show", &cidr])?.stdout;
+            let via = match scene.family {
+                Family::V4 => format!("via {}", scene.address(other)?),
+                // The kernel takes a global next hop only where no route leads to it
+                // by another device.
+                Family::V6 => "via fe80::".to_owned(),
+            };
             ensure!(
                 route.contains(&via) && route.contains(TUNNEL) && route.lines().count() == 1,
                 "{name}: the route to {other}'s {cidr} is {route:?}"
@@ -246,26 +274,32 @@ fn device(scene: &Scene) -> Result<()> {
 fn too_big(scene: &Scene) -> Result<()> {
     let (source, target) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
     let mtu = u16::try_from(scene.pod_mtu())?;
+    let flag = scene.family.flag();
     let route = source
         .site
-        .exec(&["ip", "-4", "route", "show", "default"])?
+        .exec(&["ip", flag, "route", "show", "default"])?
         .stdout;
     let words: Vec<&str> = route.split_whitespace().collect();
     let change = |mtu: &str| -> Result<()> {
-        let mut command = vec!["ip", "route", "replace"];
+        let mut command = vec!["ip", flag, "route", "replace"];
         command.extend(words.iter().take_while(|w| **w != "mtu"));
         command.extend(["mtu", mtu]);
         source.site.exec(&command)?;
-        source.site.exec(&["ip", "route", "flush", "cache"])?;
+        source.site.exec(&["ip", flag, "route", "flush", "cache"])?;
         Ok(())
     };
     let watch = Plan::new()
-        .device("pod", Place::Pod(source), "icmp")
+        .device("pod", Place::Pod(source), scene.family.icmp_filter())
         .start(&scene.lab)?;
+    // Without the headers, IP's and the echo's; type and code of the answer.
+    let (size, told) = match scene.family {
+        Family::V4 => ("1472", (3, 4)),
+        Family::V6 => ("1452", (2, 0)),
+    };
     // A pod that does not know better sends what its device takes.
     change("1500")?;
-    let options = ["-M", "do", "-s", "1472"];
-    let pings = client::ping_with(&source.site, IpAddr::V4(target.address), 3, &options);
+    let options = ["-M", "do", "-s", size];
+    let pings = client::ping_with(&source.site, target.address, 3, &options);
     change(&mtu.to_string())?;
     let trace = watch.stop()?;
     let pings = pings?;
@@ -274,16 +308,51 @@ fn too_big(scene: &Scene) -> Result<()> {
         "1500 octets passed a tunnel of {mtu}: {}",
         pings.text
     );
-    let told = trace.of("pod").iter().any(|p| {
-        matches!(p.transport, Some(Transport::Icmp { kind: 3, code: 4, sequence, .. })
-            if sequence == mtu)
+    let is_told = trace.of("pod").iter().any(|p| {
+        matches!(p.transport, Some(Transport::Icmp { kind, code, sequence, .. })
+            if (kind, code) == told && sequence == mtu)
     });
     ensure!(
-        told,
-        "no \"fragmentation needed\" with {mtu}: {}\n{}",
+        is_told,
+        "no \"too big\" with {mtu}: {}\n{}",
         trace.sight(),
         pings.text
     );
+    Ok(())
+}
+
+fn used_up(scene: &Scene) -> Result<()> {
+    let source = scene.demo_on("worker1")?;
+    // Type and code of "time exceeded".
+    let told = match scene.family {
+        Family::V4 => (11, 0),
+        Family::V6 => (3, 0),
+    };
+    for target in [scene.other_on("worker1")?, scene.other_on("worker2")?] {
+        let watch = Plan::new()
+            .device("pod", Place::Pod(source), scene.family.icmp_filter())
+            .start(&scene.lab)?;
+        let pings = client::ping_with(&source.site, target.address, 2, &["-t", "1"]);
+        let trace = watch.stop()?;
+        let pings = pings?;
+        ensure!(
+            pings.received == 0,
+            "{} was reached with one hop: {}",
+            target.name,
+            pings.text
+        );
+        let is_told = trace.of("pod").iter().any(|p| {
+            matches!(p.transport, Some(Transport::Icmp { kind, code, .. })
+                if (kind, code) == told)
+        });
+        ensure!(
+            is_told,
+            "no \"time exceeded\" on the way to {}: {}\n{}",
+            target.name,
+            trace.sight(),
+            pings.text
+        );
+    }
     Ok(())
 }
 

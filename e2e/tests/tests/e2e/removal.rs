@@ -17,11 +17,11 @@ use crate::scene::{DEMO, FIXED, Scene, Test};
 pub(crate) const TESTS: [(&str, Test); 2] = [
     (
         "helm_uninstall_leaves_nothing_and_pods_can_be_deleted",
-        uninstall,
+        Test::Once(uninstall),
     ),
     (
         "helm_install_afterwards_gives_a_working_network",
-        install_again,
+        Test::Once(install_again),
     ),
 ];
 

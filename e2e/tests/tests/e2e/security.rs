@@ -2,12 +2,12 @@
 //! the counter of the reason must rise.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_cluster::{Mac, Machine, await_condition, decode::VXLAN_PORT};
+use veer_e2e_cluster::{Family, Mac, Machine, await_condition, decode::VXLAN_PORT};
 use veer_e2e_tests::{
     client,
     evidence::{Place, Plan},
@@ -22,32 +22,41 @@ use crate::scene::{Scene, Test};
 
 /// Tests in tunnel mode.
 pub(crate) const TUNNEL: [(&str, Test); 9] = [
-    ("pod_with_another_address_reaches_nobody", spoofed_address),
-    ("pod_with_another_mac_reaches_nobody", spoofed_mac),
+    (
+        "pod_with_another_address_reaches_nobody",
+        Test::Each(spoofed_address),
+    ),
+    (
+        "pod_with_another_mac_reaches_nobody",
+        Test::Each(spoofed_mac),
+    ),
     (
         "tunnel_packet_from_the_world_reaches_nobody",
-        tunnel_from_world,
+        Test::Each(tunnel_from_world),
     ),
     (
         "tunnel_packet_from_a_node_with_another_nodes_pod_reaches_nobody",
-        tunnel_of_other_node,
+        Test::Each(tunnel_of_other_node),
     ),
     (
         "tunnel_packet_with_a_reserved_vni_reaches_nobody",
-        reserved_vni,
+        Test::Each(reserved_vni),
     ),
-    ("tunnel_packet_from_a_pod_reaches_nobody", tunnel_from_pod),
+    (
+        "tunnel_packet_from_a_pod_reaches_nobody",
+        Test::Each(tunnel_from_pod),
+    ),
     (
         "bare_packet_that_claims_a_remote_pod_reaches_nobody",
-        bare_remote_pod,
+        Test::Each(bare_remote_pod),
     ),
     (
         "bare_packet_that_claims_an_own_pod_reaches_nobody",
-        bare_own_pod,
+        Test::Each(bare_own_pod),
     ),
     (
         "world_address_that_is_denied_reaches_nobody_until_it_is_allowed",
-        denied_source,
+        Test::Each(denied_source),
     ),
 ];
 
@@ -57,19 +66,35 @@ pub(crate) const NATIVE: [(&str, Test); 6] = [
 ];
 
 /// Datagrams sent per attempt.
-const SENT: u64 = 5;
+pub(crate) const SENT: u64 = 5;
 
-/// Sends, and checks that the counter rose and the victim's eth0 saw nothing.
+/// Sends datagrams, and checks that the counter rose and the victim's eth0 saw nothing.
 fn refused(
     scene: &Scene,
     victim: &Pod,
+    place: (&Machine, &str, u32),
+    attempt: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    refused_as(
+        scene,
+        victim,
+        &format!("udp dst port {UDP}"),
+        place,
+        attempt,
+    )
+}
+
+/// The same of what tcpdump's filter finds.
+pub(crate) fn refused_as(
+    scene: &Scene,
+    victim: &Pod,
+    filter: &str,
     (node, program, why): (&Machine, &str, u32),
     attempt: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let before = maps::counter(node, program, why)?;
-    let filter = format!("udp dst port {UDP}");
     let watch = Plan::new()
-        .device("victim", Place::Pod(victim), &filter)
+        .device("victim", Place::Pod(victim), filter)
         .start(&scene.lab)?;
     let attempted = attempt();
     let rose = attempted.and_then(|()| {
@@ -96,7 +121,7 @@ fn refused(
 }
 
 /// Sends datagrams from a socket bound to `source` at a site.
-fn send(from: &Site, source: Ipv4Addr, to: SocketAddr, load: &[u8]) -> Result<()> {
+fn send(from: &Site, source: IpAddr, to: SocketAddr, load: &[u8]) -> Result<()> {
     from.within(|| {
         let socket = UdpSocket::bind((source, 0)).with_context(|| format!("bind {source}"))?;
         for _ in 0..SENT {
@@ -109,12 +134,14 @@ fn send(from: &Site, source: Ipv4Addr, to: SocketAddr, load: &[u8]) -> Result<()
 /// An address that a site has while `work` runs.
 fn with_address<T>(
     site: &Site,
-    address: Ipv4Addr,
+    address: IpAddr,
     device: &str,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let text = format!("{address}/32");
-    site.exec(&["ip", "address", "add", &text, "dev", device])?;
+    let family = Family::of(address);
+    let text = format!("{address}/{}", family.bits());
+    let add = ["ip", "address", "add", &text, "dev", device];
+    site.exec(&[&add, family.flags()].concat())?;
     let done = work();
     site.exec(&["ip", "address", "del", &text, "dev", device])?;
     done
@@ -123,14 +150,27 @@ fn with_address<T>(
 fn spoofed_address(scene: &Scene) -> Result<()> {
     let pod = scene.demo_on("worker1")?;
     let node = scene.lab.node("worker1")?;
+    let [free, world]: [IpAddr; 2] = match scene.family {
+        Family::V4 => [
+            Ipv4Addr::new(10, 244, 200, 9).into(),
+            Ipv4Addr::new(198, 51, 100, 77).into(),
+        ],
+        Family::V6 => [
+            Ipv6Addr::new(0xfd00, 0x10, 0x244, 0xc8, 0, 0, 0, 9).into(),
+            Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x77).into(),
+        ],
+    };
     // A free address, a neighbour's, another node's pod's and the world's.
     let claims = [
-        Ipv4Addr::new(10, 244, 200, 9),
+        free,
         scene.other_on("worker1")?.address,
         scene.fixed_on("worker2")?.address,
-        Ipv4Addr::new(198, 51, 100, 77),
+        world,
     ];
     for victim in [scene.fixed_on("worker1")?, scene.other_on("worker2")?] {
+        // It knows its gateway's MAC then; a question for that in another's name would
+        // be refused first.
+        client::reaches(&pod.site, victim.address, 1)?;
         for claim in claims {
             let to = SocketAddr::from((victim.address, UDP));
             let place = (&node, "pod_egress", reason::SPOOFED_ADDRESS);
@@ -146,14 +186,15 @@ fn spoofed_address(scene: &Scene) -> Result<()> {
 }
 
 /// `veer drops list` names the pod, the address it claimed, and what that means.
-fn shown(scene: &Scene, pod: &Pod, claims: &[Ipv4Addr]) -> Result<()> {
+fn shown(scene: &Scene, pod: &Pod, claims: &[IpAddr]) -> Result<()> {
     const REASON: &str = "spoofed-address";
     let rows = scene.lab.veer_json(&pod.node, &["drops", "list"])?;
     let own = format!("{}/{}", pod.namespace, pod.name);
     let found = rows.as_array().into_iter().flatten().any(|row| {
-        // With a port, but not where ARP came first.
+        // With a port, but not where ARP or its like came first.
         let source = row["source"].as_str().unwrap_or_default();
-        let address = source.split(':').next().and_then(|a| a.parse().ok());
+        let with_port = source.parse().map(|a: SocketAddr| a.ip()).ok();
+        let address = with_port.or_else(|| source.parse().ok());
         row["pod"] == own.as_str()
             && row["reason"] == REASON
             && address.is_some_and(|address| claims.contains(&address))
@@ -175,7 +216,7 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
     let (own, host) = (wire.pod_mac.to_string(), wire.host_mac.to_string());
     let route = pod
         .site
-        .exec(&["ip", "-4", "route", "show", "default"])?
+        .exec(&["ip", scene.family.flag(), "route", "show", "default"])?
         .stdout;
     let gateway = route
         .split_whitespace()
@@ -204,7 +245,7 @@ fn spoofed_mac(scene: &Scene) -> Result<()> {
 }
 
 /// A VXLAN header and, inside, a UDP datagram from `source` to `target`.
-fn forged(vni: u32, source: Ipv4Addr, target: Ipv4Addr) -> Result<Vec<u8>> {
+fn forged(vni: u32, source: IpAddr, target: IpAddr) -> Result<Vec<u8>> {
     let mac = Mac([2, 0, 0, 0, 0, 7]);
     let packet = forge::datagram(source, target, UDP)?;
     let frame = forge::frame(mac, mac, false, &packet);
@@ -217,7 +258,7 @@ fn tunnel_from_world(scene: &Scene) -> Result<()> {
     let vni = scene.identity(claimed)?;
     let world = scene.lab.world()?;
     let node = scene.lab.node("worker1")?;
-    let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
+    let to = SocketAddr::from((scene.tunnel_address("worker1")?, VXLAN_PORT));
     let source = own_source(&world, to.ip())?;
     let load = forged(vni, claimed.address, victim.address)?;
     // Refused on the uplink, or before it by XDP where that is on.
@@ -235,7 +276,7 @@ fn tunnel_of_other_node(scene: &Scene) -> Result<()> {
     let vni = scene.identity(claimed)?;
     let liar = scene.lab.node_site("control")?;
     let node = scene.lab.node("worker1")?;
-    let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
+    let to = SocketAddr::from((scene.tunnel_address("worker1")?, VXLAN_PORT));
     let source = own_source(&liar, to.ip())?;
     let load = forged(vni, claimed.address, victim.address)?;
     let place = (&node, "overlay_ingress", reason::TUNNEL_SOURCE_NOT_ON_NODE);
@@ -247,7 +288,7 @@ fn reserved_vni(scene: &Scene) -> Result<()> {
     let claimed = scene.fixed_on("control")?;
     let liar = scene.lab.node_site("control")?;
     let node = scene.lab.node("worker1")?;
-    let to = SocketAddr::from((scene.address("worker1")?, VXLAN_PORT));
+    let to = SocketAddr::from((scene.tunnel_address("worker1")?, VXLAN_PORT));
     let source = own_source(&liar, to.ip())?;
     // host, world, unmanaged: no sender writes them.
     for vni in [0, 1, 2, 3] {
@@ -278,7 +319,7 @@ fn tunnel_from_pod(scene: &Scene) -> Result<()> {
 
 /// A datagram on the underlay that claims to come from `claim`, sent by the
 /// world to the node of `victim`.
-fn bare(scene: &Scene, victim: &Pod, claim: Ipv4Addr, why: u32) -> Result<()> {
+fn bare(scene: &Scene, victim: &Pod, claim: IpAddr, why: u32) -> Result<()> {
     from_world(scene, victim, why, |world, to| {
         with_address(world, claim, "lo", || send(world, claim, to, TEXT))
     })
@@ -293,7 +334,7 @@ fn from_world(
 ) -> Result<()> {
     let world = scene.lab.world()?;
     let node = scene.lab.node(&victim.node)?;
-    let route = format!("{}/32", victim.address);
+    let route = format!("{}/{}", victim.address, scene.family.bits());
     let via = scene.address(&victim.node)?.to_string();
     world.exec(&["ip", "route", "replace", &route, "via", &via])?;
     let to = SocketAddr::from((victim.address, UDP));
@@ -341,7 +382,7 @@ fn denied_source(scene: &Scene) -> Result<()> {
             .lab
             .patch_network(&format!(r#"{{"spec":{{"deniedPrefixes":[{list}]}}}}"#))
     };
-    deny(&format!(r#""{source}/32""#))?;
+    deny(&format!(r#""{source}/{}""#, scene.family.bits()))?;
     let refused = await_answer(&world, node, false).and_then(|()| {
         from_world(scene, victim, reason::DENIED_PREFIX, |world, to| {
             send(world, source, to, TEXT)

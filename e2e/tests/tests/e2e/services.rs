@@ -3,33 +3,36 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::mpsc,
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use veer_e2e_cluster::{OUTSIDE, attempt, await_condition};
+use veer_e2e_cluster::{Family, attempt, await_condition};
 use veer_e2e_tests::{
     client::{self, Conversation},
     pods::Pod,
     site::Site,
-    workloads::{HOST_HTTP, HOST_UDP, HTTP, UDP, service},
+    workloads::{HOST_HTTP, HOST_UDP, HTTP, UDP},
 };
 
-use crate::scene::{FIXED, Scene, Test};
+use crate::scene::{Scene, Test};
 
 /// Who reaches what.
 pub(crate) const REACH: [(&str, Test); 5] = [
-    ("cluster_ip_from_pods_and_nodes", cluster_ip),
+    ("cluster_ip_from_pods_and_nodes", Test::Each(cluster_ip)),
     (
         "node_port_of_every_node_from_pods_nodes_and_world",
-        node_port,
+        Test::Each(node_port),
     ),
-    ("host_port_from_pods_nodes_and_world", host_port),
-    ("dns_and_the_api_servers_cluster_ip_from_pods", dns_and_api),
-    ("world_reaches_pod_address", world_to_pod),
+    ("host_port_from_pods_nodes_and_world", Test::Each(host_port)),
+    (
+        "dns_and_the_api_servers_cluster_ip_from_pods",
+        Test::Once(dns_and_api),
+    ),
+    ("world_reaches_pod_address", Test::Each(world_to_pod)),
 ];
 
 /// All of it.
@@ -39,26 +42,32 @@ pub(crate) const TESTS: [(&str, Test); 10] = [
     REACH[2],
     REACH[3],
     REACH[4],
-    ("pod_to_world_is_masqueraded_unless_excluded", masquerade),
+    (
+        "pod_to_world_is_masqueraded_unless_excluded",
+        Test::Each(masquerade),
+    ),
     (
         "big_datagrams_come_back_in_fragments_through_a_service",
-        fragments,
+        Test::Each(fragments),
     ),
-    ("port_unreachable_comes_back_through_a_service", icmp_error),
+    (
+        "port_unreachable_comes_back_through_a_service",
+        Test::Each(icmp_error),
+    ),
     (
         "direct_and_translated_connection_to_one_backend_coexist",
-        direct_and_translated,
+        Test::Each(direct_and_translated),
     ),
     (
         "long_connection_through_a_node_port_outlives_conntracks_first_timeouts",
-        long_connection,
+        Test::Each(long_connection),
     ),
 ];
 
 /// A pod with its service.
 struct Backend<'a> {
     pod: &'a Pod,
-    cluster_ip: Ipv4Addr,
+    cluster_ip: IpAddr,
     node_port: u16,
     node_port_udp: u16,
 }
@@ -68,7 +77,7 @@ fn backends(scene: &Scene) -> Result<Vec<Backend<'_>>> {
         .fixed
         .iter()
         .map(|pod| {
-            let of = |port| service(&scene.lab, FIXED, &pod.name, port);
+            let of = |port| scene.service(&pod.name, port);
             let http = of("http")?;
             Ok(Backend {
                 pod,
@@ -159,7 +168,7 @@ fn cluster_ip(scene: &Scene) -> Result<()> {
             both(
                 &mut failures,
                 &from,
-                backend.cluster_ip.into(),
+                backend.cluster_ip,
                 (80, 81),
                 backend.pod,
             )?;
@@ -198,19 +207,17 @@ fn host_port(scene: &Scene) -> Result<()> {
 }
 
 fn dns_and_api(scene: &Scene) -> Result<()> {
+    // The only one of the two services'.
+    let primary = scene.lab.primary();
+    let url = SocketAddr::from((primary.api_service(), 443));
+    let url = format!("https://{url}/version");
     let mut failures = Failures::default();
     for pod in scene.pods() {
         for transport in ["+notcp", "+tcp"] {
-            let outcome = client::dns(&pod.site, &[transport]);
+            let outcome = client::dns(&pod.site, primary, &[transport]);
             failures.note(&format!("DNS {transport} from {}", pod.name), outcome)?;
         }
-        let words = [
-            "curl",
-            "-sk",
-            "--max-time",
-            "30",
-            "https://10.96.0.1/version",
-        ];
+        let words = ["curl", "-sk", "--max-time", "30", &url];
         let outcome = pod.site.exec(&words).and_then(|out| {
             ensure!(
                 out.stdout.contains("gitVersion"),
@@ -229,11 +236,7 @@ fn with_routes<T>(scene: &Scene, work: impl FnOnce(&Site) -> Result<T>) -> Resul
     let world = scene.lab.world()?;
     let mut cidrs = Vec::new();
     for node in scene.lab.cluster.node_names() {
-        let own = scene.lab.kubectl().json(&["get", "nodenetwork", &node])?;
-        let cidr = own["spec"]["podCIDRs"][0]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        let cidr = scene.lab.pod_cidr(&node, scene.family)?;
         let via = scene.address(&node)?.to_string();
         world.exec(&["ip", "route", "replace", &cidr, "via", &via])?;
         cidrs.push(cidr);
@@ -249,7 +252,7 @@ fn world_to_pod(scene: &Scene) -> Result<()> {
     with_routes(scene, |world| {
         let mut failures = Failures::default();
         for pod in &scene.fixed {
-            both(&mut failures, world, pod.address.into(), (HTTP, UDP), pod)?;
+            both(&mut failures, world, pod.address, (HTTP, UDP), pod)?;
         }
         failures.verdict()
     })
@@ -257,8 +260,8 @@ fn world_to_pod(scene: &Scene) -> Result<()> {
 
 /// Connects from `from` to a listener of the world and returns what source the
 /// listener saw.
-fn source_seen(world: &Site, from: &Site) -> Result<IpAddr> {
-    let listener = world.within(|| Ok(TcpListener::bind((OUTSIDE, 0))?))?;
+fn source_seen(world: &Site, family: Family, from: &Site) -> Result<IpAddr> {
+    let listener = world.within(|| Ok(TcpListener::bind((family.outside(), 0))?))?;
     let to = listener.local_addr()?;
     let (tell, told) = mpsc::channel();
     let time = attempt();
@@ -285,7 +288,7 @@ fn source_seen(world: &Site, from: &Site) -> Result<IpAddr> {
 fn masquerade(scene: &Scene) -> Result<()> {
     let world = scene.lab.world()?;
     for pod in &scene.fixed {
-        let seen = source_seen(&world, &pod.site)?;
+        let seen = source_seen(&world, scene.family, &pod.site)?;
         let node = scene.address(&pod.node)?;
         ensure!(
             seen == node,
@@ -298,12 +301,13 @@ fn masquerade(scene: &Scene) -> Result<()> {
         scene.lab.patch_network(&patch)
     };
     let excluded = with_routes(scene, |world| {
-        exclude(r#"["198.51.100.0/24"]"#)?;
+        let outside = scene.family.outside();
+        exclude(&format!(r#"["{outside}/{}"]"#, scene.family.bits()))?;
         for pod in &scene.fixed {
             let what = format!("{} is seen by its own address", pod.name);
             await_condition(&what, Duration::from_secs(15), || {
-                match source_seen(world, &pod.site) {
-                    Ok(seen) if seen == IpAddr::V4(pod.address) => Ok(Some(())),
+                match source_seen(world, scene.family, &pod.site) {
+                    Ok(seen) if seen == pod.address => Ok(Some(())),
                     Ok(seen) => Err(format!("seen as {seen}")),
                     Err(error) => Err(format!("{error:#}")),
                 }
@@ -317,7 +321,7 @@ fn masquerade(scene: &Scene) -> Result<()> {
         let node = scene.address(&pod.node)?;
         let what = format!("{} is masqueraded again", pod.name);
         await_condition(&what, Duration::from_secs(15), || {
-            match source_seen(&world, &pod.site) {
+            match source_seen(&world, scene.family, &pod.site) {
                 Ok(seen) if seen == node => Ok(Some(())),
                 Ok(seen) => Err(format!("seen as {seen}")),
                 Err(error) => Err(format!("{error:#}")),

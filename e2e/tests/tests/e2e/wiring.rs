@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use veer_e2e_cluster::{Packet, await_condition};
+use veer_e2e_cluster::{Family, Mac, Packet, Transport, await_condition};
 use veer_e2e_tests::{
-    client,
+    blocks, client,
     evidence::{Place, Plan},
     maps,
     pods::Pod,
@@ -20,15 +20,15 @@ use crate::scene::{DEMO, Scene, Test, await_identity, identity_of};
 pub(crate) const EITHER: [(&str, Test); 3] = [
     (
         "pod_has_a_host_address_a_gateway_route_and_the_modes_mtu",
-        addresses_and_routes,
+        Test::Each(addresses_and_routes),
     ),
     (
         "endpoint_map_has_the_peer_ifindex_macs_and_identity",
-        endpoint_map,
+        Test::Each(endpoint_map),
     ),
     (
         "ipcache_has_every_pod_with_its_identity_and_node",
-        ipcache_map,
+        Test::Each(ipcache_map),
     ),
 ];
 
@@ -39,33 +39,52 @@ pub(crate) const TESTS: [(&str, Test); 10] = [
     EITHER[2],
     (
         "arp_for_the_gateway_is_answered_with_the_host_sides_mac",
-        arp,
+        Test::Each(arp),
     ),
-    ("arp_for_anything_else_is_not_answered", arp_for_others),
+    (
+        "arp_for_anything_else_is_not_answered",
+        Test::Each(arp_for_others),
+    ),
     (
         "program_on_the_host_side_veth_is_direct_action_and_jited",
-        program,
+        Test::Once(program),
     ),
     (
         "pods_of_one_label_set_share_an_identity_and_others_do_not",
-        identities,
+        Test::Once(identities),
     ),
     (
         "identity_outlives_the_pod_and_its_address",
-        identity_outlives_the_pod,
+        Test::Once(identity_outlives_the_pod),
     ),
-    ("command_prints_what_the_maps_hold", command),
-    ("status_says_host_routing_by_bpf", status),
+    ("command_prints_what_the_maps_hold", Test::Each(command)),
+    ("status_says_host_routing_by_bpf", Test::Once(status)),
 ];
 
-fn routes(site: &Site) -> Result<Vec<Value>> {
-    let out = site.exec(&["ip", "-j", "-4", "route", "show"])?;
-    serde_json::from_str(&out.stdout).context("ip -j route")
+/// A pod's routes of the family that is looked at, without the one to its own address
+/// that the kernel adds in IPv6.
+fn routes(pod: &Pod) -> Result<Vec<Value>> {
+    let flag = Family::of(pod.address).flag();
+    let out = pod.site.exec(&["ip", "-j", flag, "route", "show"])?;
+    let mut all: Vec<Value> = serde_json::from_str(&out.stdout).context("ip -j route")?;
+    all.retain(|r| r["dst"] != pod.address.to_string());
+    Ok(all)
+}
+
+/// The addresses of a family that a device has.
+fn addresses(site: &Site, family: Family, device: &str) -> Result<Vec<Value>> {
+    let words = ["ip", "-j", family.flag(), "address", "show", "dev", device];
+    let devices: Value =
+        serde_json::from_str(&site.exec(&words)?.stdout).context("ip -j address")?;
+    Ok(devices[0]["addr_info"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default())
 }
 
 /// The gateway by the pod's own default route.
 fn gateway(pod: &Pod) -> Result<IpAddr> {
-    let routes = routes(&pod.site)?;
+    let routes = routes(pod)?;
     let default = routes.iter().find(|r| r["dst"] == "default");
     let gateway = default.and_then(|r| r["gateway"].as_str());
     let gateway = gateway.with_context(|| format!("{} has no default route", pod.name))?;
@@ -80,7 +99,7 @@ fn addresses_and_routes(scene: &Scene) -> Result<()> {
         Duration::from_secs(20),
         || {
             for pod in scene.pods() {
-                let routes = routes(&pod.site).map_err(|e| format!("{e:#}"))?;
+                let routes = routes(pod).map_err(|e| format!("{e:#}"))?;
                 let default = routes.iter().find(|r| r["dst"] == "default");
                 if !default.is_some_and(|r| r["metrics"][0]["mtu"] == mtu) {
                     return Err(format!("{}: {default:?}, and {mtu} is wanted", pod.name));
@@ -90,27 +109,31 @@ fn addresses_and_routes(scene: &Scene) -> Result<()> {
         },
     )?;
     for pod in scene.pods() {
-        let out = pod
-            .site
-            .exec(&["ip", "-j", "-4", "address", "show", "dev", "eth0"])?;
-        let devices: Value = serde_json::from_str(&out.stdout).context("ip -j address")?;
-        let info = devices[0]["addr_info"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
+        let info = addresses(&pod.site, scene.family, "eth0")?;
+        let bits = scene.family.bits();
+        // One that asks whether others have it does not count at once.
+        let counts = match scene.family {
+            Family::V4 => info.len() == 1,
+            Family::V6 => info.len() == 1 && info[0]["nodad"] == true,
+        };
         ensure!(
-            info.len() == 1
-                && info[0]["local"] == pod.address.to_string()
-                && info[0]["prefixlen"] == 32,
-            "{} has {info:?}, not {}/32",
+            counts && info[0]["local"] == pod.address.to_string() && info[0]["prefixlen"] == bits,
+            "{} has {info:?}, not {}/{bits}",
             pod.name,
             pod.address
         );
-        let gateway = gateway(pod)?.to_string();
-        let routes = routes(&pod.site)?;
-        let link = routes.iter().find(|r| r["dst"] == gateway.as_str());
+        let host = pod.wire()?.host_name;
+        let info = addresses(&scene.lab.node_site(&pod.node)?, scene.family, &host)?;
         ensure!(
-            link.is_some_and(|r| r["scope"] == "link" && r["dev"] == "eth0"),
+            info.is_empty(),
+            "the host side of {} has {info:?}",
+            pod.name
+        );
+        let gateway = gateway(pod)?;
+        let routes = routes(pod)?;
+        let link = routes.iter().find(|r| r["dst"] == gateway.to_string());
+        ensure!(
+            link.is_some_and(|r| r["gateway"].is_null() && r["dev"] == "eth0"),
             "{} has no link route to its gateway {gateway}: {routes:?}",
             pod.name
         );
@@ -119,35 +142,41 @@ fn addresses_and_routes(scene: &Scene) -> Result<()> {
             "{} has more routes than two: {routes:?}",
             pod.name
         );
-        let own = scene
-            .lab
-            .kubectl()
-            .json(&["get", "nodenetwork", &pod.node])?;
-        let cidr = own["spec"]["podCIDRs"][0]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        let base: Vec<&str> = cidr.split('.').take(3).collect();
-        ensure!(
-            gateway.starts_with(&format!("{}.", base.join(".")))
-                && pod
-                    .address
-                    .to_string()
-                    .starts_with(&format!("{}.", base.join("."))),
-            "{} at {} by {gateway} is outside its node's {cidr}",
-            pod.name,
-            pod.address
-        );
+        let cidr = scene.lab.pod_cidr(&pod.node, scene.family)?;
+        let inside = blocks::within(&cidr, pod.address).and_then(|()| blocks::health(&cidr));
+        let first = inside.with_context(|| format!("{} of {}", pod.name, pod.node))?;
+        ensure!(gateway == first, "{} goes by {gateway}", pod.name);
     }
     Ok(())
 }
 
+/// tcpdump's filter for who asks for whose MAC, and who answers.
+fn neighbours(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "arp",
+        Family::V6 => "icmp6 and (ip6[40] = 135 or ip6[40] = 136)",
+    }
+}
+
+/// Who asks for a MAC (`false`) or tells it (`true`), and with which of their own.
+fn neighbour(packet: &Packet) -> Option<(bool, IpAddr, Mac)> {
+    let told = match packet.transport {
+        Some(Transport::Icmp { kind: 135, .. }) => false,
+        Some(Transport::Icmp { kind: 136, .. }) => true,
+        _ => {
+            let arp = packet.arp?;
+            return Some((arp.operation == 2, arp.sender.into(), arp.sender_mac));
+        }
+    };
+    Some((told, packet.source()?, packet.source_mac))
+}
+
 fn arp(scene: &Scene) -> Result<()> {
     let pod = scene.demo_on("worker1")?;
-    let target = IpAddr::V4(scene.demo_on("worker2")?.address);
+    let target = scene.demo_on("worker2")?.address;
     let (gateway, wire) = (gateway(pod)?, pod.wire()?);
     let watch = Plan::new()
-        .device("pod", Place::Pod(pod), "arp")
+        .device("pod", Place::Pod(pod), neighbours(scene.family))
         .start(&scene.lab)?;
     let gateway_text = gateway.to_string();
     pod.site
@@ -159,13 +188,9 @@ fn arp(scene: &Scene) -> Result<()> {
         "no ping after the neighbour was forgotten: {}",
         pings.text
     );
-    let is_answer = |p: &&Packet| {
-        p.arp.is_some_and(|a| {
-            a.operation == 2 && IpAddr::V4(a.sender) == gateway && a.sender_mac == wire.host_mac
-        })
-    };
+    let answer = Some((true, gateway, wire.host_mac));
     ensure!(
-        trace.of("pod").iter().any(|p| is_answer(&p)),
+        trace.of("pod").iter().any(|p| neighbour(p) == answer),
         "nobody answered for {gateway} with {}: {}",
         wire.host_mac,
         trace.sight()
@@ -178,24 +203,28 @@ fn arp_for_others(scene: &Scene) -> Result<()> {
     // A neighbour's address, as if it were on the pod's own link.
     let other = scene.other_on("worker1")?.address.to_string();
     let watch = Plan::new()
-        .device("pod", Place::Pod(pod), "arp")
+        .device("pod", Place::Pod(pod), neighbours(scene.family))
         .start(&scene.lab)?;
     pod.site
         .exec(&["ip", "route", "add", &other, "dev", "eth0", "scope", "link"])?;
     let pings = client::ping(&pod.site, other.parse()?, 2);
+    let known = pod
+        .site
+        .exec(&["ip", "neigh", "show", "to", &other, "dev", "eth0"]);
     pod.site
         .exec(&["ip", "route", "del", &other, "dev", "eth0"])?;
     let trace = watch.stop()?;
-    let asked = |p: &&Packet| p.arp.is_some_and(|a| a.operation == 1);
+    let own = pod.wire()?.pod_mac;
+    let asked = Some((false, pod.address, own));
     ensure!(
-        trace.of("pod").iter().any(|p| asked(&p)),
+        trace.of("pod").iter().any(|p| neighbour(p) == asked),
         "the pod did not ask: {}",
         trace.sight()
     );
-    let answered = |p: &&Packet| p.arp.is_some_and(|a| a.operation == 2);
+    let known = known?.stdout;
     ensure!(
-        !trace.of("pod").iter().any(|p| answered(&p)) && pings?.received == 0,
-        "somebody answered for a neighbour: {}",
+        !known.is_empty() && !known.contains("lladdr") && pings?.received == 0,
+        "somebody answered for a neighbour, {known:?}: {}",
         trace.sight()
     );
     Ok(())
@@ -230,7 +259,7 @@ fn ipcache_map(scene: &Scene) -> Result<()> {
         for pod in scene.pods() {
             let row = rows
                 .iter()
-                .find(|r| r.prefix == 32 && r.address == pod.address)
+                .find(|r| r.is_whole() && r.address == pod.address)
                 .with_context(|| format!("{} is not in IPCACHE of {node}", pod.name))?;
             let identity = scene.identity(pod)?;
             ensure!(
@@ -248,7 +277,7 @@ fn ipcache_map(scene: &Scene) -> Result<()> {
             } else {
                 let remote = maps::remote(&machine, row.node_id)?;
                 ensure!(
-                    IpAddr::V4(remote.tunnel_address) == scene.address(&pod.node)?,
+                    remote.tunnel_address == scene.tunnel_address(&pod.node)?,
                     "{} is on {}, but {node} sends to {remote:?}",
                     pod.name,
                     pod.node
@@ -363,13 +392,9 @@ fn command(scene: &Scene) -> Result<()> {
     let rows = scene.lab.veer_json("worker1", &["bpf", "tunnel", "list"])?;
     let text = rows.to_string();
     for name in scene.lab.cluster.node_names() {
-        let own = scene.lab.kubectl().json(&["get", "nodenetwork", &name])?;
-        let cidr = own["spec"]["podCIDRs"][0]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        let cidr = scene.lab.pod_cidr(&name, scene.family)?;
         ensure!(
-            text.contains(&cidr) && text.contains(&scene.address(&name)?.to_string()),
+            text.contains(&cidr) && text.contains(&scene.tunnel_address(&name)?.to_string()),
             "{name} with {cidr} is not in the tunnel table: {text}"
         );
     }

@@ -132,7 +132,7 @@ fn known(lab: &Lab, pod: &Pod, within: Duration) -> Result<Duration> {
             let rows = rows.map_err(|e| format!("{e:#}"))?;
             let row = rows
                 .iter()
-                .find(|r| r.prefix == 32 && r.address == pod.address);
+                .find(|r| r.is_whole() && r.address == pod.address);
             let identity = row.map(|r| r.identity);
             if number == INIT || identity != Some(number) {
                 return Err(format!("{name}: {identity:?}, the API says {number}"));

@@ -1,7 +1,7 @@
 //! A real flood of what the uplinks' programs drop: XDP takes over by itself.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -83,7 +83,7 @@ fn await_xdp(lab: &Lab, wanted: &str, time: Duration) -> Result<Duration> {
 fn stranger(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
     let world = lab.world()?;
-    let to = SocketAddr::new(IpAddr::V4(lab.cluster.address(NODE)?), VXLAN_PORT);
+    let to = SocketAddr::new(scene.tunnel_address(NODE)?, VXLAN_PORT);
     await_xdp(lab, "Off", SETTLED)?;
     let held = unharmed(
         scene,

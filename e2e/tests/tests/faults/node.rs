@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_cluster::{Cluster, OUTSIDE, Role, await_condition};
+use veer_e2e_cluster::{Cluster, Family, OUTSIDE, Role, await_condition};
 use veer_e2e_tests::{
     client,
     lab::{AGENT, Lab, Mode, NAMESPACE, repository},
@@ -147,24 +147,34 @@ pub(crate) fn await_pod(lab: &Lab) -> Result<Pod> {
 /// Both ways between the victim's pod and one of each other node.
 pub(crate) fn connected(scene: &Scene, pod: &Pod) -> Result<()> {
     for other in &scene.demo {
-        for (from, to) in [(&pod.site, other.address), (&other.site, pod.address)] {
-            client::reaches(from, to, 3)?;
+        for family in scene.lab.cluster.families().all() {
+            for (from, to) in [(pod, other), (other, pod)] {
+                client::reaches(&from.site, to.address_in(*family)?, 3)?;
+            }
         }
     }
     Ok(())
 }
 
-/// The victim's block and the number of the pod's identity.
-fn belongings(lab: &Lab, pod: &Pod) -> Result<(String, u32)> {
-    let network = lab.kubectl().json(&["get", "nodenetwork", VICTIM])?;
-    let block = network["spec"]["podCIDRs"][0].as_str().unwrap_or_default();
-    Ok((block.to_owned(), identity_of(lab, pod)?))
+/// The victim's blocks and the number of the pod's identity.
+fn belongings(lab: &Lab, pod: &Pod) -> Result<(Vec<String>, u32)> {
+    Ok((blocks(lab)?, identity_of(lab, pod)?))
+}
+
+/// The victim's blocks, the primary family's first.
+fn blocks(lab: &Lab) -> Result<Vec<String>> {
+    let families = lab.cluster.families();
+    let of = |family: &Family| lab.pod_cidr(VICTIM, *family);
+    families.all().iter().map(of).collect()
 }
 
 fn power_cut(scene: &Scene, lab: &mut Lab) -> Result<Held> {
     let before = belongings(lab, &await_pod(lab)?)?;
     // What a pod of it sends must be in the tunnel: bare is unfiltered.
-    let bare = format!("src net {} and not udp port 8472", before.0);
+    let bare = format!(
+        "(src net {}) and not udp port 8472",
+        before.0.join(" or src net ")
+    );
     let watch = lab.cluster.capture("worker1", "eth0", &bare)?;
     let held = unharmed(
         scene,
@@ -237,7 +247,7 @@ fn stood_still(scene: &Scene, lab: &mut Lab, time: Duration) -> Result<Held> {
 
 fn deleted(scene: &Scene, lab: &mut Lab) -> Result<Held> {
     let pod = await_pod(lab)?;
-    let (block, _) = belongings(lab, &pod)?;
+    let (blocks, _) = belongings(lab, &pod)?;
     unharmed(
         scene,
         "all other traffic; its pods' traffic; it keeps its block",
@@ -261,9 +271,8 @@ fn deleted(scene: &Scene, lab: &mut Lab) -> Result<Held> {
             })?;
             let took = start.elapsed();
             settle(lab)?;
-            let network = lab.kubectl().json(&["get", "nodenetwork", VICTIM])?;
-            let now = &network["spec"]["podCIDRs"][0];
-            ensure!(*now == block.as_str(), "{block} became {now}");
+            let now = self::blocks(lab)?;
+            ensure!(now == blocks, "{blocks:?} became {now:?}");
             let there = pods::running(lab, DEMO, &format!("app={POD}"))?;
             for pod in &there {
                 connected(scene, pod)?;
@@ -275,7 +284,7 @@ fn deleted(scene: &Scene, lab: &mut Lab) -> Result<Held> {
 }
 
 fn replaced(scene: &Scene, lab: &mut Lab) -> Result<Held> {
-    let (block, _) = belongings(lab, &await_pod(lab)?)?;
+    let (blocks, _) = belongings(lab, &await_pod(lab)?)?;
     unharmed(
         scene,
         "all other traffic; the new one works; no entry of the old one is left",
@@ -300,7 +309,12 @@ fn replaced(scene: &Scene, lab: &mut Lab) -> Result<Held> {
             let (now, _) = belongings(lab, &pod)?;
             Ok((start.elapsed(), now))
         },
-        |(time, now)| format!("works after {}; block {block}, then {now}", seconds(*time)),
+        |(time, now)| {
+            format!(
+                "works after {}; blocks {blocks:?}, then {now:?}",
+                seconds(*time)
+            )
+        },
     )
 }
 
@@ -317,11 +331,7 @@ fn readdressed(scene: &Scene, lab: &mut Lab) -> Result<Held> {
                 let what = format!("{name} knows {new} and no longer {old}");
                 await_condition(&what, PATIENCE, || {
                     let nodes = maps::dump(&machine, "NODES").map_err(|e| format!("{e:#}"))?;
-                    let has = |a: Ipv4Addr| {
-                        nodes
-                            .iter()
-                            .any(|(key, _)| key.get(4..8) == Some(&a.octets()))
-                    };
+                    let has = |a: Ipv4Addr| nodes.iter().any(|(k, _)| *k == maps::key(a.into()));
                     if has(new) && !has(old) {
                         Ok(Some(()))
                     } else {

@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use veer_e2e_tests::{
-    broken::pod_cidr,
-    client::{Steady, ping_during},
+    client::{Steady, ping_during, ping_headers},
     lab::Mode,
     load::{self, Path},
     pods::Pod,
@@ -87,7 +86,12 @@ fn pings_of(
     size: u32,
     change: impl FnOnce() -> Result<()>,
 ) -> Result<Steady> {
-    let ((), pings) = ping_during(&source.site, target.address.into(), size - 28, change)?;
+    let ((), pings) = ping_during(
+        &source.site,
+        target.address,
+        size - ping_headers(target.address),
+        change,
+    )?;
     Ok(pings)
 }
 
@@ -95,6 +99,7 @@ fn sizes(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
     let (source, target) = (scene.demo_on("worker1")?, scene.demo_on("worker2")?);
     let uplink = u32::from(lab.cluster.state().config.mtu);
+    let fits = uplink - scene.tunnel_overhead();
     let mut small = None;
     let (large, report) = load::under(lab, &Path::ALL, || {
         let there_and_back = || {
@@ -103,7 +108,7 @@ fn sizes(scene: &Scene) -> Result<Held> {
             lab.set_mode(Mode::Tunnel)
         };
         pings_of(source, target, uplink, || {
-            small = Some(pings_of(source, target, uplink - 50, there_and_back)?);
+            small = Some(pings_of(source, target, fits, there_and_back)?);
             Ok(())
         })
     })?;
@@ -126,9 +131,8 @@ fn sizes(scene: &Scene) -> Result<Held> {
     Ok(Held::new(
         "no size vanished silently; bulk TCP went on",
         format!(
-            "{} octets: {} of {} answered; {uplink} octets: {} answered, {} refused with the \
+            "{fits} octets: {} of {} answered; {uplink} octets: {} answered, {} refused with the \
              smaller MTU, 0 vanished; {}",
-            uplink - 50,
             small.answered,
             small.sent,
             large.answered,
@@ -173,7 +177,13 @@ fn shown(scene: &Scene) -> Result<Held> {
 fn router(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
     let switch = lab.cluster.switch();
-    let nodes = lab.cluster.node_names();
+    let mut routes = Vec::new();
+    for node in lab.cluster.node_names() {
+        for family in lab.cluster.families().all() {
+            let via = lab.address(&node, *family)?.to_string();
+            routes.push((lab.pod_cidr(&node, *family)?, via));
+        }
+    }
     let (count, report) = load::under(lab, &Path::ALL, || {
         let before = number(&rollout::network(lab)?);
         let mut follow = Follow::network(lab)?;
@@ -186,10 +196,8 @@ fn router(scene: &Scene) -> Result<Held> {
             "the change did not stop: {}",
             named["status"]
         );
-        for node in &nodes {
-            let via = lab.cluster.address(node)?.to_string();
-            let cidr = pod_cidr(lab, node)?;
-            switch.exec(&["ip", "route", "replace", &cidr, "via", &via])?;
+        for (cidr, via) in &routes {
+            switch.exec(&["ip", "route", "replace", cidr, "via", via])?;
         }
         lab.await_mode(Mode::Native)?;
         for (a, b) in PAIRS {
@@ -199,8 +207,8 @@ fn router(scene: &Scene) -> Result<Held> {
         Ok(named["status"]["failedPairCount"].to_string())
     })?;
     lab.set_mode(Mode::Tunnel)?;
-    for node in &nodes {
-        switch.exec(&["ip", "route", "del", &pod_cidr(lab, node)?])?;
+    for (cidr, _) in &routes {
+        switch.exec(&["ip", "route", "del", cidr])?;
     }
     report.unharmed()?;
     Ok(Held::new(

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use veer_e2e_cluster::{DNS_SERVICE, await_condition};
+use veer_e2e_cluster::{Family, await_condition};
 use veer_e2e_tests::{
     client,
     lab::{Lab, Mode},
@@ -55,15 +55,15 @@ pub(super) fn faults() -> Vec<Fault> {
 }
 
 /// The row of a node's ipcache for exactly this address.
-fn row(lab: &Lab, node: &str, address: Ipv4Addr) -> Result<Option<maps::IpcacheRow>> {
+fn row(lab: &Lab, node: &str, address: IpAddr) -> Result<Option<maps::IpcacheRow>> {
     let rows = maps::ipcache(&lab.node(node)?)?;
     Ok(rows
         .into_iter()
-        .find(|r| r.prefix == 32 && r.address == address))
+        .find(|r| r.is_whole() && r.address == address))
 }
 
 /// No other node has a row for it, for a while.
-fn believed_by_nobody(lab: &Lab, address: Ipv4Addr) -> Result<()> {
+fn believed_by_nobody(lab: &Lab, address: IpAddr) -> Result<()> {
     stays("nobody believes the address", LOOKED, || {
         for node in lab.cluster.node_names() {
             let row = row(lab, &node, address)?;
@@ -75,11 +75,12 @@ fn believed_by_nobody(lab: &Lab, address: Ipv4Addr) -> Result<()> {
 
 /// Puts an address on a device of its own on the node, and waits until its agent has
 /// told that it is there.
-fn put(lab: &Lab, device: &str, address: Ipv4Addr) -> Result<Foreign> {
+fn put(lab: &Lab, device: &str, address: IpAddr) -> Result<Foreign> {
     // A bridge stands in for a dummy, which not every kernel has.
     let script = format!(
-        "ip link add {device} type bridge; ip address add {address}/32 dev {device}; \
-         ip link set {device} up"
+        "ip link add {device} type bridge; ip address add {address}/{} dev {device}; \
+         ip link set {device} up",
+        Family::of(address).bits()
     );
     let undo = format!("ip link del {device} 2>/dev/null || true");
     let foreign = Foreign::put(lab, NODE, &script, &undo)?;
@@ -98,14 +99,15 @@ fn put(lab: &Lab, device: &str, address: Ipv4Addr) -> Result<Foreign> {
 
 fn node_local_dns(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
+    let dns = lab.primary().dns_service();
     unharmed(
         scene,
         "all traffic; no other node believed it; DNS answered",
         || {
-            let foreign = put(lab, "nodelocaldns", DNS_SERVICE)?;
-            believed_by_nobody(lab, DNS_SERVICE)?;
+            let foreign = put(lab, "nodelocaldns", dns)?;
+            believed_by_nobody(lab, dns)?;
             for pod in scene.demo.iter().filter(|p| p.node != NODE) {
-                client::dns(&pod.site, &[])?;
+                client::dns(&pod.site, lab.primary(), &[])?;
             }
             foreign.undone()
         },
@@ -116,11 +118,8 @@ fn node_local_dns(scene: &Scene) -> Result<Held> {
 fn vip(scene: &Scene) -> Result<Held> {
     const NAME: &str = "e2e-lb";
     // On the nodes' link, and nobody's.
-    let IpAddr::V4(node) = scene.address(NODE)? else {
-        anyhow::bail!("an IPv4 underlay is wanted");
-    };
-    let [a, b, c, _] = node.octets();
-    let vip = Ipv4Addr::new(a, b, c, 200);
+    let [a, b, c, _] = scene.lab.cluster.address(NODE)?.octets();
+    let vip = IpAddr::V4(Ipv4Addr::new(a, b, c, 200));
     let lab = &scene.lab;
     let kubectl = lab.kubectl();
     let pod = scene.fixed_on(OTHER)?;
@@ -186,6 +185,7 @@ fn claimed(scene: &Scene) -> Result<Held> {
             patch,
         ])
     };
+    let dns = lab.primary().dns_service();
     let before = lab.kubectl().json(&["get", "nodenetwork", NODE])?["status"].clone();
     let applied = before["applied"].as_object().context("nothing applied")?;
     let mut wrong = applied.clone();
@@ -195,7 +195,7 @@ fn claimed(scene: &Scene) -> Result<Held> {
         "all traffic; nobody believed it; both statuses put right, told",
         || {
             signal_agents(lab, &[NODE], Signal::Stop)?;
-            let lie = json!({"status": {"addresses": [DNS_SERVICE], "endpoints": 4_000}});
+            let lie = json!({"status": {"addresses": [dns], "endpoints": 4_000}});
             let outcome = patch("nodereport", &lie.to_string())
                 .and_then(|_| {
                     patch(
@@ -204,12 +204,12 @@ fn claimed(scene: &Scene) -> Result<Held> {
                     )
                 })
                 .map_err(anyhow::Error::from)
-                .and_then(|_| believed_by_nobody(lab, DNS_SERVICE))
+                .and_then(|_| believed_by_nobody(lab, dns))
                 .and_then(|()| {
                     scene
                         .demo
                         .iter()
-                        .try_for_each(|pod| client::dns(&pod.site, &[]))
+                        .try_for_each(|pod| client::dns(&pod.site, lab.primary(), &[]))
                 });
             signal_agents(lab, &[NODE], Signal::Continue)?;
             outcome?;
@@ -219,9 +219,7 @@ fn claimed(scene: &Scene) -> Result<Held> {
                 let report = told::report(lab, NODE).map_err(|e| format!("{e:#}"))?;
                 let right = network["status"]["applied"] == before["applied"]
                     && report["endpoints"] != 4_000
-                    && !report["addresses"]
-                        .to_string()
-                        .contains(&DNS_SERVICE.to_string());
+                    && !report["addresses"].to_string().contains(&dns.to_string());
                 if right {
                     Ok(Some(()))
                 } else {
@@ -280,7 +278,7 @@ fn migrated(scene: &Scene) -> Result<Held> {
     // Addresses never used come first, in their order: the second from here will be
     // the older network's, then its turn comes.
     let before = Made::on(lab, NODE, "before-migration")?;
-    let taken = Ipv4Addr::from(u32::from(before.pod.address) + 2);
+    let taken = Ipv4Addr::from(before.pod.v4()?.to_bits() + 2);
     let used = maps::endpoints(&lab.node(NODE)?)?;
     ensure!(
         used.iter().all(|e| e.address != taken),
@@ -299,7 +297,7 @@ fn migrated(scene: &Scene) -> Result<Held> {
         let new: Vec<Made<'_>> = (1..=4)
             .map(|n| Made::on(lab, NODE, &format!("migrated-{n}")))
             .collect::<Result<_>>()?;
-        let given: Vec<Ipv4Addr> = new.iter().map(|made| made.pod.address).collect();
+        let given: Vec<Ipv4Addr> = new.iter().map(|m| m.pod.v4()).collect::<Result<_>>()?;
         ensure!(
             !given.contains(&taken),
             "{taken} was given again: {given:?}"

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +11,6 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use veer_e2e_cluster::{attempt, await_condition};
 use veer_e2e_tests::{
-    broken::pod_cidr,
     client::{self, ping_during},
     lab::{Lab, Mode},
     pods::{self, Pod},
@@ -141,13 +140,13 @@ fn mtus(lab: &Lab, pod: &Pod) -> Result<(u32, u32)> {
 /// Datagrams of a size reach a pod of another node, whole.
 fn sends(scene: &Scene, from: &Pod, size: u32) -> Result<()> {
     let to = scene.demo_on(OTHER)?.address;
-    let size = (size - 28).to_string();
+    let size = (size - client::ping_headers(to)).to_string();
     let options = ["-M", "do", "-s", &size];
-    let pings = client::ping_with(&from.site, to.into(), 3, &options)?;
+    let pings = client::ping_with(&from.site, to, 3, &options)?;
     ensure!(pings.complete(), "{size} octets: {}", pings.text);
     // Where the device refuses, sendmsg says so at once.
     from.site.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = client::udp_socket(to)?;
         socket.send_to(&[0; 1_200], (to, 9)).context("send")?;
         Ok(())
     })
@@ -162,9 +161,13 @@ fn mtu_raised(scene: &Scene) -> Result<Held> {
         await_condition("running pods have the smaller MTU", STARTED, || {
             let text = |e: anyhow::Error| format!("{e:#}");
             let pod = scene.demo_on(NODE).map_err(text)?;
-            let route = pod.site.exec(&["ip", "-o", "route", "show", "default"]);
+            let flag = scene.family.flag();
+            let route = pod
+                .site
+                .exec(&["ip", "-o", flag, "route", "show", "default"]);
             let route = route.map_err(text)?.stdout;
-            let small = route.contains("mtu 1300") || route.contains("mtu 1250");
+            let in_tunnel = format!("mtu {}", 1_300 - scene.tunnel_overhead());
+            let small = route.contains("mtu 1300") || route.contains(&in_tunnel);
             if small { Ok(Some(())) } else { Err(route) }
         })?;
         let made = Made::on(lab, NODE, "made-small")?;
@@ -208,7 +211,10 @@ fn smaller_uplink(scene: &Scene) -> Result<Held> {
     port_mtu(SMALL)?;
     let outcome = (|| {
         let (fits, larger) = match scene.mode {
-            Mode::Tunnel | Mode::Hybrid => (SMALL - 50, SMALL - 49),
+            Mode::Tunnel | Mode::Hybrid => {
+                let fits = SMALL - scene.tunnel_overhead();
+                (fits, fits + 1)
+            }
             Mode::Native => (SMALL, SMALL + 1),
         };
         await_condition(
@@ -219,9 +225,12 @@ fn smaller_uplink(scene: &Scene) -> Result<Held> {
                 sends(scene, source, fits).map_err(text)?;
                 for (from, to) in [(source, target), (target, source)] {
                     for size in [larger, scene.pod_mtu()] {
-                        let pings = ping_during(&from.site, to.address.into(), size - 28, || {
-                            client::reaches(&from.site, to.address, 5)
-                        });
+                        let pings = ping_during(
+                            &from.site,
+                            to.address,
+                            size - client::ping_headers(to.address),
+                            || client::reaches(&from.site, to.address, 5),
+                        );
                         let ((), pings) = pings.map_err(text)?;
                         // The first may be on its way when the summary comes.
                         let silent = pings.sent.saturating_sub(pings.answered + pings.errors);
@@ -241,7 +250,7 @@ fn smaller_uplink(scene: &Scene) -> Result<Held> {
     outcome?;
     await_condition("pods have the larger MTU again", STARTED, || {
         // What a sender has learnt of a path it keeps for ten minutes (mtu_expires).
-        let forget = ["ip", "route", "flush", "cache"];
+        let forget = ["ip", scene.family.flag(), "route", "flush", "cache"];
         source.site.exec(&forget).map_err(|e| format!("{e:#}"))?;
         sends(scene, source, scene.pod_mtu())
             .map(Some)
@@ -258,10 +267,12 @@ fn narrow_link(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
     let switch = lab.cluster.switch();
     let route = |words: &[&str]| switch.exec(&[&["ip", "route"], words].concat());
-    let nodes = lab.cluster.node_names();
+    let (nodes, families) = (lab.cluster.node_names(), lab.cluster.families());
     for node in &nodes {
-        let via = lab.cluster.address(node)?.to_string();
-        route(&["replace", &pod_cidr(lab, node)?, "via", &via])?;
+        for family in families.all() {
+            let via = lab.address(node, *family)?.to_string();
+            route(&["replace", &lab.pod_cidr(node, *family)?, "via", &via])?;
+        }
     }
     let uplink = lab.cluster.state().config.mtu.to_string();
     let port = format!("{OTHER}-0");
@@ -271,7 +282,7 @@ fn narrow_link(scene: &Scene) -> Result<Held> {
         port_mtu(&SMALL.to_string())?;
         let listener = to
             .site
-            .within(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
+            .within(|| Ok(TcpListener::bind((scene.family.unspecified(), 0))?))?;
         let target = SocketAddr::from((to.address, listener.local_addr()?.port()));
         let mut stream = from
             .site
@@ -301,7 +312,9 @@ fn narrow_link(scene: &Scene) -> Result<Held> {
     port_mtu(&uplink)?;
     lab.set_mode(Mode::Tunnel)?;
     for node in &nodes {
-        route(&["del", &pod_cidr(lab, node)?])?;
+        for family in families.all() {
+            route(&["del", &lab.pod_cidr(node, *family)?])?;
+        }
     }
     outcome?;
     Ok(Held::new(

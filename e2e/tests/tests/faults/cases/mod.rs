@@ -9,13 +9,10 @@ mod members;
 mod translated;
 mod uplinks;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_cluster::{Machine, OUTSIDE, await_condition};
+use veer_e2e_cluster::{Family, Machine, await_condition};
 use veer_e2e_tests::{
     client,
     lab::Lab,
@@ -120,23 +117,28 @@ fn delete(lab: &Lab, name: &str, wait: &str) -> Result<()> {
 }
 
 /// Asks the pod with a known place on a node by its service.
-fn service(scene: &Scene, from: &Site, node: &str) -> Result<()> {
+fn service(scene: &Scene, family: Family, from: &Site, node: &str) -> Result<()> {
     let pod = scene.fixed_on(node)?;
-    let http = workloads::service(&scene.lab, FIXED, &pod.name, "http")?;
+    let http = workloads::service(&scene.lab, family, (FIXED, &pod.name), "http")?;
     let to = SocketAddr::from((http.address, http.port));
     let name = client::http_get(from, to, "/hostname")?;
     ensure!(name.trim() == pod.name, "{name} answered for {}", pod.name);
     Ok(())
 }
 
-/// What a pod needs: DNS, a service, a pod of another node, the world.
+/// What a pod needs: DNS, and in each family a service, a pod of another node, the
+/// world.
 fn works(scene: &Scene, pod: &Pod) -> Result<()> {
-    client::dns(&pod.site, &[])?;
-    for node in [NODE, OTHER] {
-        service(scene, &pod.site, node)?;
-        client::reaches(&pod.site, scene.fixed_on(node)?.address, 2)?;
+    client::dns(&pod.site, scene.lab.primary(), &[])?;
+    for family in scene.lab.cluster.families().all() {
+        for node in [NODE, OTHER] {
+            service(scene, *family, &pod.site, node)?;
+            let to = scene.fixed_on(node)?.address_in(*family)?;
+            client::reaches(&pod.site, to, 2)?;
+        }
+        client::reaches(&pod.site, family.outside(), 2)?;
     }
-    client::reaches(&pod.site, OUTSIDE, 2)
+    Ok(())
 }
 
 /// Waits until all of that is so.
@@ -150,7 +152,7 @@ fn await_works(scene: &Scene, pod: &Pod) -> Result<()> {
 
 /// Asks a pod's HTTP server by its address.
 fn asked(from: &Site, pod: &Pod) -> Result<()> {
-    let to = SocketAddr::from((IpAddr::V4(pod.address), HTTP));
+    let to = SocketAddr::from((pod.address, HTTP));
     let name = client::http_get(from, to, "/hostname")?;
     ensure!(name.trim() == pod.name, "{name} answered for {}", pod.name);
     Ok(())

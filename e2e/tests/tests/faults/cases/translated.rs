@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     thread,
     time::Duration,
 };
@@ -17,8 +17,8 @@ use veer_e2e_tests::{
     forge,
     lab::{Lab, Mode},
     pods::Pod,
-    scene::{DEMO, FIXED, Scene},
-    workloads::{self, HTTP, STARTED},
+    scene::{DEMO, Scene},
+    workloads::{HTTP, STARTED},
 };
 
 use super::{Foreign, Made, NODE, OTHER, stays};
@@ -171,7 +171,7 @@ fn probes(scene: &Scene) -> Result<Held> {
     // Ready is what the kubelet's probe makes it.
     let made = Made::on(lab, NODE, "probed")?;
     let node = lab.node_site(NODE)?;
-    let to = (IpAddr::V4(made.pod.address), HTTP).into();
+    let to = (IpAddr::V4(made.pod.v4()?), HTTP).into();
     let source = client::http_get(&node, to, "/clientip")?;
     ensure!(
         source.starts_with(&MESH.to_string()),
@@ -204,7 +204,7 @@ fn outside_the_window(scene: &Scene) -> Result<Held> {
     const TIMES: usize = 10;
     let lab = &scene.lab;
     let (client, server) = (scene.demo_on(NODE)?, scene.fixed_on(OTHER)?);
-    let service = workloads::service(lab, FIXED, &server.name, "http")?;
+    let service = scene.service(&server.name, "http")?;
     let to = SocketAddr::from((service.address, service.port));
     let at_server = lab.cluster.capture_in_pod(&server.inner, "eth0", "tcp")?;
     let mut open = Conversation::open(&client.site, to)?;
@@ -214,7 +214,7 @@ fn outside_the_window(scene: &Scene) -> Result<Held> {
             source,
             acknowledgement,
             ..
-        }) if c.packet.source() == Some(client.address.into()) && acknowledgement > 0 => {
+        }) if c.packet.source() == Some(client.address) && acknowledgement > 0 => {
             Some((source, acknowledgement))
         }
         _ => None,
@@ -229,8 +229,8 @@ fn outside_the_window(scene: &Scene) -> Result<Held> {
         .context("no segment")?;
     let away = sequence.wrapping_add(AWAY);
     let packet = forge::acknowledgement(
-        SocketAddrV4::new(server.address, HTTP),
-        SocketAddrV4::new(client.address, port),
+        SocketAddr::new(server.address, HTTP),
+        SocketAddr::new(client.address, port),
         away,
     )?;
     for _ in 0..TIMES {
@@ -245,7 +245,7 @@ fn outside_the_window(scene: &Scene) -> Result<Held> {
     ensure!(forged.count() == TIMES, "not all forged segments were sent");
     let resets = packets
         .iter()
-        .filter(|c| c.packet.source() == Some(client.address.into()))
+        .filter(|c| c.packet.source() == Some(client.address))
         .filter(
             |c| matches!(c.packet.transport, Some(Transport::Tcp { flags, .. }) if flags & 4 != 0),
         );
@@ -262,9 +262,9 @@ fn outside_the_window(scene: &Scene) -> Result<Held> {
 fn associate(
     scene: &Scene,
     [client, server]: [&Pod; 2],
-    (own, to): (u16, SocketAddrV4),
+    (own, to): (u16, SocketAddr),
     port: u16,
-) -> Result<Ipv4Addr> {
+) -> Result<IpAddr> {
     let lab = &scene.lab;
     let filter = |side: &str, port: u16| format!("sctp {side} port {port}");
     let asked = lab
@@ -273,7 +273,7 @@ fn associate(
     let answered = lab
         .cluster
         .capture_in_pod(&client.inner, "eth0", &filter("dst", own))?;
-    let ask = forge::sctp_init(SocketAddrV4::new(client.address, own), to, false, (7, 0))?;
+    let ask = forge::sctp_init(SocketAddr::new(client.address, own), to, false, (7, 0))?;
     // A service rule may still be on its way.
     await_condition("the server is asked", STARTED, || {
         send(client, &ask).map_err(|e| format!("{e:#}"))?;
@@ -281,8 +281,8 @@ fn associate(
         Ok((!start.is_empty()).then_some(()))
     })?;
     let answer = forge::sctp_init(
-        SocketAddrV4::new(server.address, port),
-        SocketAddrV4::new(client.address, own),
+        SocketAddr::new(server.address, port),
+        SocketAddr::new(client.address, own),
         true,
         (9, 7),
     )?;
@@ -291,10 +291,7 @@ fn associate(
         answered.await_packets("the client is answered", STARTED, |all| !all.is_empty())?;
     asked.finish()?;
     answered.finish()?;
-    match packets[0].packet.source() {
-        Some(IpAddr::V4(source)) => Ok(source),
-        other => Err(anyhow!("answered by {other:?}")),
-    }
+    packets[0].packet.source().context("answered by no address")
 }
 
 fn sctp(scene: &Scene) -> Result<Held> {
@@ -313,7 +310,7 @@ fn sctp(scene: &Scene) -> Result<Held> {
     let outcome = (|| {
         let service = kubectl.json(&["-n", DEMO, "get", "service", NAME])?;
         let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
-        let address: Ipv4Addr = address.parse().context("a service without address")?;
+        let address: IpAddr = address.parse().context("a service without address")?;
         let own = made.pod.address;
         for (port, to, number) in [
             (40_001, address, 5_000),
@@ -321,7 +318,7 @@ fn sctp(scene: &Scene) -> Result<Held> {
             (40_001, own, 6_000),
             (40_003, address, 5_000),
         ] {
-            let from = associate(scene, pods, (port, SocketAddrV4::new(to, number)), number)?;
+            let from = associate(scene, pods, (port, SocketAddr::new(to, number)), number)?;
             ensure!(from == to, "asked {to}, answered by {from}");
         }
         Ok(())

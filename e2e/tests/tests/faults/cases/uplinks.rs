@@ -45,7 +45,7 @@ fn await_known(lab: &Lab, known: [Ipv4Addr; 2], former: [Ipv4Addr; 2]) -> Result
         let what = format!("{name} knows {known:?} and not {former:?}");
         await_condition(&what, PATIENCE, || {
             let nodes = maps::dump(&node, "NODES").map_err(|e| format!("{e:#}"))?;
-            let has = |a: &Ipv4Addr| nodes.iter().any(|(k, _)| k.get(4..8) == Some(&a.octets()));
+            let has = |a: &Ipv4Addr| nodes.iter().any(|(k, _)| *k == maps::key((*a).into()));
             if known.iter().all(has) && !former.iter().any(has) {
                 Ok(Some(()))
             } else {

@@ -1,9 +1,12 @@
 //! What is broken, and how: one thing of each kind that the agent looks after.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context, Result};
-use veer_e2e_cluster::Machine;
+use veer_e2e_cluster::{Family, Machine};
 use veer_e2e_tests::{lab::clsact, maps, scene::Scene};
 
 use super::NODE;
@@ -11,7 +14,7 @@ use super::NODE;
 /// One thing to break.
 pub(super) struct Kind {
     /// What the test calls it.
-    pub(super) name: &'static str,
+    pub(super) name: String,
     /// Shell text for the node.
     pub(super) script: String,
     /// Under which name it is counted.
@@ -23,13 +26,13 @@ pub(super) struct Kind {
 }
 
 fn kind(
-    name: &'static str,
+    name: impl Into<String>,
     script: impl Into<String>,
     counted: &'static str,
     told: impl Into<String>,
 ) -> Kind {
     Kind {
-        name,
+        name: name.into(),
         script: script.into(),
         counted,
         told: told.into(),
@@ -76,24 +79,68 @@ fn changed(map: &str, (key, value): &(Vec<u8>, Vec<u8>), at: usize) -> String {
 
 /// All of them.
 pub(super) fn kinds(scene: &Scene) -> Result<Vec<Kind>> {
-    let mut all = of_the_stack(scene)?;
+    let families = scene.lab.cluster.families();
+    let mut all = of_devices(scene)?;
+    for family in families.all() {
+        all.extend(of_the_stack(scene, *family)?);
+    }
     all.extend(of_programs(scene)?);
+    for family in families.all() {
+        all.extend(of_addresses(scene, *family)?);
+    }
     all.extend(of_maps(scene)?);
     all.extend(of_rules(scene)?);
     Ok(all)
 }
 
-/// Routes, devices, neighbours.
-fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
+/// Routes and neighbours of a family.
+fn of_the_stack(scene: &Scene, family: Family) -> Result<Vec<Kind>> {
     let lab = &scene.lab;
     let pod = scene.demo_on(NODE)?;
-    let address = pod.address.to_string();
+    let address = pod.address_in(family)?.to_string();
     let veth = pod.wire()?.host_name;
-    let network = lab.kubectl().json(&["get", "nodenetwork", "worker2"])?;
-    let block = network["spec"]["podCIDRs"][0].as_str();
-    let block = block.context("worker2 has no block")?;
-    let far = lab.cluster.address("worker2")?;
-    let own = lab.cluster.address(NODE)?;
+    let block = lab.pod_cidr("worker2", family)?;
+    let (far, own) = (lab.address("worker2", family)?, lab.address(NODE, family)?);
+    let elsewhere = match family {
+        Family::V4 => format!("via {far} src {own}"),
+        // A global address, to which a route leads by another device, is refused.
+        Family::V6 => "via fe80::ffff".to_owned(),
+    };
+    let replaced =
+        format!("ip route replace {block} {elsewhere} dev veer_vxlan proto 118 onlink mtu 900");
+    let named = |what: &str| format!("{what} ({family})");
+    Ok(vec![
+        kind(
+            named("route removed"),
+            format!("ip route del {block}"),
+            "routes",
+            &*block,
+        ),
+        kind(named("route changed"), replaced, "routes", &*block),
+        kind(
+            named("pod's route removed"),
+            format!("ip route del {address}"),
+            "routes",
+            &*address,
+        ),
+        kind(
+            named("all routes removed"),
+            format!("ip {} route flush proto 118", family.flag()),
+            "routes",
+            &*block,
+        ),
+        kind(
+            named("neighbour deleted"),
+            format!("ip neigh del {address} dev {veth}"),
+            "neighbours",
+            &*address,
+        ),
+    ])
+}
+
+/// Devices.
+fn of_devices(scene: &Scene) -> Result<Vec<Kind>> {
+    let veth = scene.demo_on(NODE)?.wire()?.host_name;
     let remade = Kind {
         replaced: true,
         ..kind(
@@ -103,31 +150,9 @@ fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
             "veer_vxlan was removed",
         )
     };
-    let replaced = format!(
-        "ip route replace {block} via {far} dev veer_vxlan proto 118 src {own} onlink mtu 900"
-    );
     let set = |what: &str| format!("ip link set {what}");
     let device = "device";
     Ok(vec![
-        kind(
-            "route removed",
-            format!("ip route del {block}"),
-            "routes",
-            block,
-        ),
-        kind("route changed", replaced, "routes", block),
-        kind(
-            "pod's route removed",
-            format!("ip route del {address}"),
-            "routes",
-            &*address,
-        ),
-        kind(
-            "all routes removed",
-            "ip route flush proto 118",
-            "routes",
-            block,
-        ),
         remade,
         kind(
             "VXLAN device set down",
@@ -152,12 +177,6 @@ fn of_the_stack(scene: &Scene) -> Result<Vec<Kind>> {
             set(&format!("{veth} down")),
             device,
             format!("{veth} was set down"),
-        ),
-        kind(
-            "neighbour deleted",
-            format!("ip neigh del {address} dev {veth}"),
-            "neighbours",
-            &*address,
         ),
     ])
 }
@@ -207,56 +226,73 @@ fn of_programs(scene: &Scene) -> Result<Vec<Kind>> {
     Ok(all)
 }
 
-/// Entries of maps.
-fn of_maps(scene: &Scene) -> Result<Vec<Kind>> {
+fn of_map(name: impl Into<String>, map: &str, script: String) -> Kind {
+    kind(name, script, "map entries", map)
+}
+
+/// Entries of maps whose keys are addresses of a family.
+fn of_addresses(scene: &Scene, family: Family) -> Result<Vec<Kind>> {
     let lab = &scene.lab;
     let node = lab.node(NODE)?;
-    let pod = scene.demo_on(NODE)?;
-    let address = pod.address.octets();
-    let far = lab.cluster.address("worker2")?.octets();
-    let index = pod.wire()?.host_ifindex.to_ne_bytes();
-    let endpoint = entry(&node, "ENDPOINTS", |key| key.get(4..8) == Some(&address))?;
-    let interface = entry(&node, "INTERFACES", |key| key == index)?;
-    // A full prefix: 32 bits of address and as many before it.
-    let row = entry(&node, "IPCACHE", |key| {
-        key.starts_with(&64_u32.to_ne_bytes()) && key.get(8..12) == Some(&address)
-    })?;
-    let mut strange = row.clone();
-    let place = strange.0.get_mut(8..12).context("a short key")?;
-    place.copy_from_slice(&[10, 244, 250, 9]);
-    let other = entry(&node, "NODES", |key| key.get(4..8) == Some(&far))?;
-    let remote = entry(&node, "REMOTES", |key| key == other.1)?;
-    let config = entry(&node, "CONFIG", |_| true)?;
-    let one = |name, map: &str, script| kind(name, script, "map entries", map);
+    let pod = maps::key(scene.demo_on(NODE)?.address_in(family)?);
+    let far = maps::key(lab.address("worker2", family)?);
+    let nobody: IpAddr = match family {
+        Family::V4 => Ipv4Addr::new(10, 244, 250, 9).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x244, 0xfa, 0, 0, 0, 9).into(),
+    };
+    let endpoint = entry(&node, "ENDPOINTS", |key| key == pod)?;
+    // A full prefix: the bits of the address and 32 before them.
+    let bits = (32 + u32::from(family.bits())).to_ne_bytes();
+    let row = entry(&node, "IPCACHE", |key| key == [&bits[..], &pod].concat())?;
+    let strange = ([&bits[..], &maps::key(nobody)].concat(), row.1.clone());
+    let other = entry(&node, "NODES", |key| key == far)?;
+    let named = |what: &str| format!("{what} ({family})");
     Ok(vec![
-        one(
-            "endpoint deleted",
+        of_map(
+            named("endpoint deleted"),
             "ENDPOINTS",
             deleted("ENDPOINTS", &endpoint.0),
         ),
-        one(
+        of_map(
+            named("ipcache row deleted"),
+            "IPCACHE",
+            deleted("IPCACHE", &row.0),
+        ),
+        of_map(
+            named("ipcache row changed"),
+            "IPCACHE",
+            changed("IPCACHE", &row, 0),
+        ),
+        of_map(
+            named("ipcache row added"),
+            "IPCACHE",
+            changed("IPCACHE", &strange, 0),
+        ),
+        of_map(
+            named("node deleted from its map"),
+            "NODES",
+            deleted("NODES", &other.0),
+        ),
+    ])
+}
+
+/// Entries of other maps.
+fn of_maps(scene: &Scene) -> Result<Vec<Kind>> {
+    let node = scene.lab.node(NODE)?;
+    let index = scene.demo_on(NODE)?.wire()?.host_ifindex.to_ne_bytes();
+    let interface = entry(&node, "INTERFACES", |key| key == index)?;
+    let far = maps::key(scene.address("worker2")?);
+    let other = entry(&node, "NODES", |key| key == far)?;
+    let remote = entry(&node, "REMOTES", |key| key == other.1)?;
+    let config = entry(&node, "CONFIG", |_| true)?;
+    Ok(vec![
+        of_map(
             "interface deleted",
             "INTERFACES",
             deleted("INTERFACES", &interface.0),
         ),
-        one("ipcache row deleted", "IPCACHE", deleted("IPCACHE", &row.0)),
-        one(
-            "ipcache row changed",
-            "IPCACHE",
-            changed("IPCACHE", &row, 0),
-        ),
-        one(
-            "ipcache row added",
-            "IPCACHE",
-            changed("IPCACHE", &strange, 0),
-        ),
-        one(
-            "node deleted from its map",
-            "NODES",
-            deleted("NODES", &other.0),
-        ),
-        one("remote changed", "REMOTES", changed("REMOTES", &remote, 8)),
-        one(
+        of_map("remote changed", "REMOTES", changed("REMOTES", &remote, 8)),
+        of_map(
             "configuration changed",
             "CONFIG",
             changed("CONFIG", &config, 0),
@@ -273,10 +309,22 @@ fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
         kind(name, script, "sysctls", key)
     };
     let veth = scene.demo_on(NODE)?.wire()?.host_name;
-    Ok(vec![
+    let families = scene.lab.cluster.families();
+    let mut of_families: Vec<Kind> = Vec::new();
+    if families.has(Family::V4) {
+        of_families.push(nft("nft set emptied", "flush set inet veer nodes4"));
+    }
+    if families.has(Family::V6) {
+        let key = "net.ipv6.conf.all.forwarding";
+        let off = format!("sysctl -q -w {key}=0");
+        of_families.extend([
+            nft("nft set of IPv6 emptied", "flush set inet veer nodes6"),
+            kind("forwarding of IPv6", off, "sysctls", key),
+        ]);
+    }
+    let mut all = vec![
         nft("nft table deleted", "delete table inet veer"),
         nft("nft rules deleted", "flush chain inet veer postrouting"),
-        nft("nft set emptied", "flush set inet veer nodes4"),
         sysctl("rp_filter of an uplink", "conf.eth0.rp_filter", 1),
         sysctl(
             "rp_filter of the VXLAN device",
@@ -336,5 +384,7 @@ fn of_rules(scene: &Scene) -> Result<Vec<Kind>> {
             "records",
             "the record of pod",
         ),
-    ])
+    ];
+    all.extend(of_families);
+    Ok(all)
 }

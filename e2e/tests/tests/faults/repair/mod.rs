@@ -106,7 +106,7 @@ fn await_told(lab: &Lab, before: &Counts, kinds: &[Kind]) -> Result<()> {
         if untold.is_empty() {
             Ok(Some(()))
         } else {
-            let names: Vec<_> = untold.iter().map(|k| k.name).collect();
+            let names: Vec<_> = untold.iter().map(|k| &k.name).collect();
             Err(format!("not of {names:?}: {now}"))
         }
     })?;
@@ -140,7 +140,7 @@ const FOREIGN: [(&str, &str, &str); 4] = [
 ];
 
 /// How long each kind was broken, by its name.
-type Times = Vec<(&'static str, Duration)>;
+type Times = Vec<(String, Duration)>;
 
 /// Breaks one thing after another. Pods of one node need nothing of them.
 fn all_broken(scene: &Scene) -> Result<(Times, Report)> {
@@ -165,8 +165,8 @@ fn all_broken(scene: &Scene) -> Result<(Times, Report)> {
         let times: Result<Times> = kinds
             .iter()
             .map(|kind| {
-                let took = broken(lab, kind).with_context(|| kind.name.to_owned());
-                took.map(|took| (kind.name, took))
+                let took = broken(lab, kind).with_context(|| kind.name.clone());
+                took.map(|took| (kind.name.clone(), took))
             })
             .collect();
         let times = times?;

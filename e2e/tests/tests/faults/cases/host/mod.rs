@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::await_condition;
+use veer_e2e_cluster::{Family, await_condition};
 use veer_e2e_tests::{
     agents, client,
     lab::{Lab, Mode},
@@ -384,8 +384,9 @@ fn devices_removed(scene: &Scene) -> Result<Held> {
 
 fn old_bridge(scene: &Scene) -> Result<Held> {
     let lab = &scene.lab;
-    let block = veer_e2e_tests::broken::pod_cidr(lab, OTHER)?;
-    let gateway = veer_e2e_tests::broken::health(&block)?;
+    // Such bridges have one /24 of it.
+    let block = lab.pod_cidr(OTHER, Family::V4)?;
+    let gateway = veer_e2e_tests::blocks::health(&block)?;
     let undo = "ip link del cni0 2>/dev/null || true";
     unharmed(
         scene,
