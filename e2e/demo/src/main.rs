@@ -2,8 +2,8 @@
 //!
 //! It starts a real Kubernetes of three nodes without a pod network, installs
 //! veer with helm, creates pods, and shows their traffic with the evidence of
-//! each path, first in the tunnel, then, after one `kubectl patch`, natively
-//! routed. What it prints was measured in this run; what does not hold makes
+//! each path and of each address family side by side, first in the tunnel, then,
+//! after one `kubectl patch`, natively routed. What it prints was measured in this run; what does not hold makes
 //! it fail.
 
 #![forbid(unsafe_code)]
@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use scenes::{Cast, Scene};
 use steps::Steps;
-use veer_e2e_cluster::{Cluster, Config, Progress};
+use veer_e2e_cluster::{Cluster, Config, Families, Progress};
 use veer_e2e_tests::lab::{Lab, Mode, RELEASE};
 
 /// Name of the demo's cluster and namespace.
@@ -88,9 +88,13 @@ fn up(keep: bool) -> Result<()> {
 
 /// The demo itself.
 fn show(steps: &Steps) -> Result<()> {
+    let config = Config {
+        families: Families::from_environment()?,
+        ..Config::new(NAME)
+    };
     let cluster = steps.run(
         "Kubernetes with three nodes, none of them Ready: no pod network",
-        || Ok(Cluster::up_with(Config::new(NAME), Progress::quiet())?),
+        || Ok(Cluster::up_with(config, Progress::quiet())?),
     )?;
     let lab = Lab::new(cluster);
     println!("{}", tables::nodes_before(&lab)?);
@@ -115,7 +119,7 @@ fn show(steps: &Steps) -> Result<()> {
     failed += act(steps, &lab, &cast, Mode::Native)?;
     ensure!(
         failed == 0,
-        "{failed} of the rows above did not show what they should"
+        "{failed} of the scenes above did not show what they should"
     );
     Ok(())
 }
@@ -126,20 +130,28 @@ fn act(steps: &Steps, lab: &Lab, cast: &Cast, mode: Mode) -> Result<usize> {
         "pings and requests in {} mode, every device watched",
         mode.name()
     );
+    let families = lab.cluster.families().all();
+    let casts: Vec<Cast> = families
+        .iter()
+        .map(|family| cast.in_family(*family))
+        .collect::<Result<_>>()?;
     let scenes: Vec<Scene> = steps.run(&what, || {
         let mut scenes: Vec<Scene> = thread::scope(|scope| {
             let threads: Vec<_> = scenes::TOGETHER
                 .iter()
-                .map(|scene| scope.spawn(move || scene(lab, cast, mode)))
+                .flat_map(|scene| casts.iter().map(move |cast| (scene, cast)))
+                .map(|(scene, cast)| scope.spawn(move || scene(lab, cast, mode)))
                 .collect();
             threads
                 .into_iter()
                 .map(|t| t.join().map_err(|_| anyhow::anyhow!("a scene panicked"))?)
                 .collect::<Result<_>>()
         })?;
-        scenes.push(scenes::node_port(lab, cast)?);
+        for cast in &casts {
+            scenes.push(scenes::node_port(lab, cast)?);
+        }
         Ok(scenes)
     })?;
-    println!("{}", tables::scenes(mode, &scenes));
+    println!("{}", tables::scenes(mode, families, &scenes));
     Ok(scenes.iter().filter(|s| !s.good).count())
 }

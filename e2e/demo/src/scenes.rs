@@ -8,10 +8,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use veer_e2e_cluster::{OUTSIDE, decode::VXLAN_PORT};
+use veer_e2e_cluster::{Family, decode::VXLAN_PORT};
 use veer_e2e_tests::{
     client,
-    evidence::{Place, Plan, UPLINK, Walk, at},
+    evidence::{Place, Plan, UPLINK, Walk, at, echo_filter},
+    forge::own_source,
     lab::{Lab, Mode},
     pods::Pod,
     workloads,
@@ -23,8 +24,10 @@ const PINGS: u32 = 3;
 const REMOTE_NODE: u32 = 6;
 
 /// Who acts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Cast {
+    /// The family of the addresses that they send to.
+    pub(crate) family: Family,
     /// The `DaemonSet`'s pods.
     pub(crate) demo: Vec<Pod>,
     /// The Deployment's pods, one on each worker.
@@ -51,11 +54,23 @@ impl Cast {
             .json(&["-n", namespace, "get", "podendpoints"])?;
         let identities = (identity(&list, &demo)?, identity(&list, &other)?);
         Ok(Self {
+            family: lab.primary(),
             demo,
             other,
             node_port,
             identities,
         })
+    }
+
+    /// The same, who send in another family.
+    pub(crate) fn in_family(&self, family: Family) -> Result<Self> {
+        let mut cast = self.clone();
+        cast.family = family;
+        let pods = cast.demo.iter_mut().chain(&mut cast.other);
+        for pod in pods {
+            pod.turn_to(family)?;
+        }
+        Ok(cast)
     }
 
     fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
@@ -82,7 +97,9 @@ fn identity(endpoints: &Value, pods: &[Pod]) -> Result<u32> {
 #[derive(Debug)]
 pub(crate) struct Scene {
     /// From where to where.
-    pub(crate) what: String,
+    pub(crate) what: &'static str,
+    /// The family of the addresses.
+    pub(crate) family: Family,
     /// Whether it is what veer promises.
     pub(crate) good: bool,
     /// Answers of requests.
@@ -129,7 +146,8 @@ fn same_node(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
         ),
     ]);
     Ok(Scene {
-        what: "pod → pod, same node".to_owned(),
+        what: "pod → pod, same node",
+        family: cast.family,
         good,
         result: format!("{}/{}", walk.pings.received, walk.pings.sent),
         ttl: ttl_text(walk.pings.ttl),
@@ -208,7 +226,8 @@ fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     };
     evidence.push(format!("netfilter hooks of both nodes: {hooks} packets"));
     Ok(Scene {
-        what: "pod → pod, other node".to_owned(),
+        what: "pod → pod, other node",
+        family: cast.family,
         good: redirected(&walk) && on_wire,
         result: format!("{}/{}", walk.pings.received, walk.pings.sent),
         ttl: ttl_text(walk.pings.ttl),
@@ -221,9 +240,9 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     let node = lab.node_site("worker1")?;
     let local = Cast::on(&cast.demo, "worker1")?;
     let remote = Cast::on(&cast.demo, "worker2")?;
-    let (local_ip, remote_ip) = (IpAddr::V4(local.address), IpAddr::V4(remote.address));
-    let node_ip = IpAddr::V4(lab.cluster.address("worker1")?);
-    let filter = format!("icmp or udp port {VXLAN_PORT}");
+    let (local_ip, remote_ip) = (local.address, remote.address);
+    let node_ip = lab.address("worker1", cast.family)?;
+    let filter = format!("({}) or udp port {VXLAN_PORT}", echo_filter(node_ip));
     let watch = Plan::new()
         .device("uplink", Place::Node("worker1", UPLINK), &filter)
         .start(lab)?;
@@ -255,10 +274,11 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
         ),
     };
     Ok(Scene {
-        what: "host ↔ pod".to_owned(),
+        what: "host ↔ pod",
+        family: cast.family,
         good: as_promised && [&near, &far, &back].iter().all(|p| p.complete()),
         result: format!(
-            "own {}/{}, other node's {}/{}, pod → host {}/{}",
+            "own {}/{}, far {}/{}, pod → host {}/{}",
             near.received, near.sent, far.received, far.sent, back.received, back.sent
         ),
         ttl: [near.ttl, far.ttl, back.ttl].map(ttl_text).join(", "),
@@ -274,14 +294,10 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
 /// they watch.
 pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
     let world = lab.world()?;
-    let node = lab.cluster.address("worker1")?;
+    let node = lab.address("worker1", cast.family)?;
     let to = SocketAddr::from((node, cast.node_port));
-    let sources = addresses_of(lab)?;
-    let mut plan = Plan::new();
-    for source in &sources {
-        plan = plan.hooks("worker1", *source, IpAddr::V4(node));
-    }
-    let watch = plan.start(lab)?;
+    let source = own_source(&world, node)?;
+    let watch = Plan::new().hooks("worker1", source, node).start(lab)?;
     let mut backends = BTreeSet::new();
     let mut answered = 0;
     for _ in 0..12 {
@@ -300,7 +316,8 @@ pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
         .map(|p| p.node.as_str())
         .collect();
     Ok(Scene {
-        what: format!("world → NodePort {to}"),
+        what: "world → NodePort",
+        family: cast.family,
         good: answered == 12 && by_pod && !nodes.is_empty(),
         result: format!(
             "{answered}/12, from a pod {}",
@@ -309,7 +326,7 @@ pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
         ttl: "-".to_owned(),
         path: "host's stack (kube-proxy translates), then the pods' paths".to_owned(),
         evidence: vec![
-            format!("answered by pods on {}", list(nodes)),
+            format!("{to} answered by pods on {}", list(nodes)),
             format!(
                 "netfilter hooks, translated on purpose: {} packets",
                 trace.hook_passes()
@@ -318,25 +335,12 @@ pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
     })
 }
 
-/// The world's address on the nodes' link.
-fn addresses_of(lab: &Lab) -> Result<Vec<IpAddr>> {
-    let out = lab.world()?.exec(&["hostname", "-I"])?;
-    let own = lab.cluster.address("worker1")?.octets();
-    Ok(out
-        .stdout
-        .split_whitespace()
-        .filter_map(|a| a.parse().ok())
-        .filter(|a: &std::net::Ipv4Addr| a.octets()[..3] == own[..3])
-        .map(IpAddr::V4)
-        .collect())
-}
-
 fn outside(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
     let pod = Cast::on(&cast.demo, "worker1")?;
-    let to = IpAddr::V4(OUTSIDE);
+    let to = cast.family.outside();
     let watch = Plan::new()
-        .device("world", Place::Node("world", UPLINK), "icmp")
-        .hooks("worker1", IpAddr::V4(pod.address), to)
+        .device("world", Place::Node("world", UPLINK), echo_filter(to))
+        .hooks("worker1", pod.address, to)
         .start(lab)?;
     let pings = client::ping(&pod.site, to, PINGS)?;
     let trace = watch.stop()?;
@@ -346,15 +350,16 @@ fn outside(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
         .filter(|p| p.is_echo_request() && p.destination() == Some(to))
         .filter_map(veer_e2e_cluster::Packet::source)
         .collect();
-    let node = IpAddr::V4(lab.cluster.address("worker1")?);
+    let node = lab.address("worker1", cast.family)?;
     Ok(Scene {
-        what: format!("pod → outside ({to})"),
+        what: "pod → outside",
+        family: cast.family,
         good: pings.complete() && seen == BTreeSet::from([node]),
         result: format!("{}/{}", pings.received, pings.sent),
         ttl: ttl_text(pings.ttl),
         path: "host's stack, masqueraded".to_owned(),
         evidence: vec![
-            format!("the world saw source {} (worker1 is {node})", list(&seen)),
+            format!("{to} saw source {} (worker1 is {node})", list(&seen)),
             format!(
                 "netfilter hooks of worker1: {} packets",
                 trace.hook_passes()

@@ -1,26 +1,24 @@
 //! What the demo prints, as tables.
 
 use anyhow::{Context, Result};
-use comfy_table::{
-    ColumnConstraint, ContentArrangement, Table, Width, presets::UTF8_FULL_CONDENSED,
-};
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL};
 use serde_json::Value;
+use veer_e2e_cluster::Family;
 use veer_e2e_tests::lab::{Lab, Mode};
 
 use crate::scenes::{Cast, Scene};
 
-/// Columns of a terminal in which evidence fits on its lines.
-const ROOMY: u16 = 150;
+/// Columns of what is no terminal.
+const WIDTH: u16 = 100;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_style(UTF8_FULL_CONDENSED)
+        .load_style(UTF8_FULL)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header);
     if table.width().is_none() {
-        // Not a terminal: wide enough for every row.
-        table.set_width(160);
+        table.set_width(WIDTH);
     }
     table
 }
@@ -29,7 +27,7 @@ fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),
-        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join("\n"),
         Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
     }
 }
@@ -54,9 +52,13 @@ pub(crate) fn nodes_before(lab: &Lab) -> Result<String> {
     for node in items(lab, "nodes")? {
         let conditions = node["status"]["conditions"].as_array();
         let ready = conditions.and_then(|c| c.iter().find(|c| c["type"] == "Ready"));
+        let addresses = node["status"]["addresses"].as_array();
+        let own = |a: &&Value| a["type"] == "InternalIP";
+        let addresses = addresses.into_iter().flatten().filter(own);
+        let addresses: Vec<String> = addresses.map(|a| text(&a["address"])).collect();
         table.add_row([
             text(&node["metadata"]["name"]),
-            text(&node["status"]["addresses"][0]["address"]),
+            addresses.join("\n"),
             is_true(&node, "Ready"),
             ready.map_or_else(|| "-".to_owned(), |c| text(&c["message"])),
         ]);
@@ -113,7 +115,7 @@ pub(crate) fn pods(cast: &Cast) -> Result<String> {
             table.add_row([
                 pod.name.clone(),
                 pod.node.clone(),
-                pod.address.to_string(),
+                lines(&pod.addresses),
                 identity.to_string(),
                 pod.wire()?.host_name,
             ]);
@@ -147,27 +149,49 @@ pub(crate) fn identities(lab: &Lab, cast: &Cast) -> Result<String> {
     Ok(table.to_string())
 }
 
-/// The scenes of one mode.
-pub(crate) fn scenes(mode: Mode, scenes: &[Scene]) -> String {
-    let title = format!("{} mode", mode.name());
-    let mut table = table(&[&title, "as promised", "answered", "TTL", "path", "evidence"]);
-    for scene in scenes {
-        table.add_row([
-            scene.what.clone(),
-            if scene.good { "yes" } else { "NO" }.to_owned(),
-            scene.result.clone(),
-            scene.ttl.clone(),
-            scene.path.clone(),
-            scene.evidence.join("\n"),
-        ]);
-    }
-    // Evidence is what the table is for: it gets the room that there is.
-    if table.width().is_some_and(|width| width >= ROOMY)
-        && let Some(column) = table.column_mut(5)
-    {
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(76)));
+/// One text per line.
+fn lines<T: ToString>(texts: &[T]) -> String {
+    let texts: Vec<String> = texts.iter().map(T::to_string).collect();
+    texts.join("\n")
+}
+
+/// The scenes of one mode, each with its families side by side.
+pub(crate) fn scenes(mode: Mode, families: &[Family], scenes: &[Scene]) -> String {
+    let mut header = vec![format!("{} mode", mode.name())];
+    header.extend(families.iter().map(Family::to_string));
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut table = table(&header);
+    for family_scenes in scenes.chunks(families.len()) {
+        let Some(first) = family_scenes.first() else {
+            continue;
+        };
+        let mut row = vec![format!("{}\n{}", first.what, first.path)];
+        row.extend(families.iter().map(|family| {
+            let own = family_scenes.iter().find(|s| s.family == *family);
+            own.map_or_else(String::new, |scene| sight(scene, first))
+        }));
+        table.add_row(row);
     }
     table.to_string()
+}
+
+/// What was seen of a scene; its path only where it is not that of the first one, which
+/// the row names.
+fn sight(scene: &Scene, first: &Scene) -> String {
+    let as_promised = if scene.good {
+        "as promised"
+    } else {
+        "NOT AS PROMISED"
+    };
+    let mut all = vec![
+        format!("{as_promised}: {}", scene.result),
+        format!("TTL {}", scene.ttl),
+    ];
+    if scene.path != first.path {
+        all.push(scene.path.clone());
+    }
+    all.extend(scene.evidence.iter().map(|line| format!("- {line}")));
+    lines(&all)
 }
 
 /// What there is to do on a cluster that was left up.

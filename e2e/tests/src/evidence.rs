@@ -207,7 +207,7 @@ pub fn form_on_wire(lab: &Lab, source: &Pod, target: &Pod) -> Result<Mode> {
 
 /// tcpdump's filter for echoes from an address and for nothing else of its control
 /// protocol: in IPv6 it also asks for neighbours.
-fn echo_filter(source: IpAddr) -> &'static str {
+pub fn echo_filter(source: IpAddr) -> &'static str {
     match Family::of(source) {
         Family::V4 => "icmp",
         Family::V6 => "icmp6 and (ip6[40] = 128 or ip6[40] = 129)",
