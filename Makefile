@@ -13,7 +13,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-switching lint bench image image-arm64 image-next crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-matrix test-conformance-switching lint bench image image-arm64 image-next crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,8 +71,11 @@ test-iptables: image ## the services' tests with kube-proxy in iptables mode
 test-conformance: image ## Kubernetes' own network suite, in both modes
 	@$(E2E) veer-e2e-tests --bin veer-conformance
 
-test-conformance-wide: image ## all of it that needs no cloud, IPv6 or policies, on seven nodes in three zones
+test-conformance-wide: image ## all of it that needs no cloud, second family or policies, on seven nodes in three zones
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --scope wide
+
+test-conformance-matrix: image ## Kubernetes' own network suite on a cluster of each choice of families, in both modes (hours)
+	@$(E2E) veer-e2e-tests --bin veer-conformance -- --family all
 
 test-conformance-switching: image ## the same while the mode changes to and fro, once a minute
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --switching

@@ -216,7 +216,17 @@ pub enum Families {
     V6V4,
 }
 
+impl fmt::Display for Families {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.all().iter().map(Family::to_string).collect();
+        f.write_str(&names.join(" and "))
+    }
+}
+
 impl Families {
+    /// Every choice.
+    pub const ALL: [Self; 4] = [Self::V4, Self::V4V6, Self::V6V4, Self::V6];
+
     /// By the names that `--family` and `--primary` take: `v4`, `v6` or `dual`,
     /// and for `dual` `v4` (as without) or `v6`.
     ///
@@ -275,6 +285,11 @@ impl Families {
         }
     }
 
+    /// Whether there are two.
+    pub fn is_dual(self) -> bool {
+        self.all().len() > 1
+    }
+
     /// Whether a family is one of them.
     pub fn has(self, family: Family) -> bool {
         self.all().contains(&family)
@@ -317,7 +332,9 @@ mod tests {
         for (family, primary, wanted) in good {
             assert_eq!(Families::named(family, primary).expect("good"), wanted);
             assert_eq!(wanted.all().first(), Some(&wanted.primary()));
+            assert!(Families::ALL.contains(&wanted));
         }
+        assert_eq!(Families::V6V4.to_string(), "IPv6 and IPv4");
         for (family, primary, says) in [
             ("v5", None, "v4, v6 or dual"),
             ("v4", Some("v6"), "take dual"),

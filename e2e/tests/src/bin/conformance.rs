@@ -1,6 +1,6 @@
 //! veer-conformance: Kubernetes' own network suite against veer on a cluster
-//! of three nodes (the wide form: of seven), in both routing modes; a table of
-//! what passed.
+//! of three nodes (the wide form: of seven), of some address families, in both
+//! routing modes; a table of what passed.
 #![expect(clippy::print_stdout, reason = "its table is its result")]
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
-use veer_e2e_cluster::{Cluster, Progress, ProxyMode, own_name};
+use veer_e2e_cluster::{Cluster, Families, Progress, ProxyMode, own_name};
 use veer_e2e_tests::{
     baseline,
     conformance::{self, Plan, Scope, Spec},
@@ -52,6 +52,13 @@ struct Cli {
     /// A running cluster to use and to leave up (veer is installed if it is not)
     #[arg(long, env = "VEER_E2E_CLUSTER")]
     cluster: Option<String>,
+    /// The cluster's address families: v4, v6, dual, or all: one cluster after another,
+    /// of every choice
+    #[arg(long, default_value = "v4", conflicts_with = "cluster")]
+    family: String,
+    /// Of a dual cluster the family that comes first: v4 or v6
+    #[arg(long, conflicts_with = "cluster")]
+    primary: Option<String>,
     /// Only this mode
     #[arg(long, value_enum)]
     mode: Option<ModeArg>,
@@ -99,6 +106,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// What ran, by the name of the column.
+type Columns = Vec<(String, Vec<Spec>)>;
+
 fn judge(cli: &Cli) -> Result<()> {
     let scope = match cli.scope {
         ScopeArg::Quick => Scope::Quick,
@@ -107,79 +117,108 @@ fn judge(cli: &Cli) -> Result<()> {
     };
     let folder =
         PathBuf::from(env::var_os("VEER_OUTPUT").unwrap_or_else(|| "build/conformance".into()));
+    let all = match cli.family.as_str() {
+        "all" => Families::ALL.to_vec(),
+        family => vec![Families::named(family, cli.primary.as_deref())?],
+    };
     if cli.list {
-        return list(scope, &folder);
+        return all
+            .into_iter()
+            .try_for_each(|families| list(scope, families, &folder));
     }
     let plan = Plan {
         scope,
         only: cli.only.clone(),
         processes: cli.processes,
     };
-    let own = own_name(KIND);
-    let lab = if let Some(name) = &cli.cluster {
-        Lab::new(Cluster::attach(name)?)
+    let mut columns = Columns::new();
+    let mut broken = Vec::new();
+    if let Some(name) = &cli.cluster {
+        let lab = Lab::new(Cluster::attach(name)?);
+        judge_on(cli, &lab, &plan, &folder, &mut columns)?;
     } else {
-        let mut config = conformance::config(&own, scope);
-        config.proxy_mode = match cli.proxy_mode {
-            ProxyArg::Nftables => ProxyMode::Nftables,
-            ProxyArg::Iptables => ProxyMode::Iptables,
-        };
-        if cli.baseline {
-            config.pod_devices = None;
+        for families in all {
+            // The others say something all the same.
+            if let Err(error) = judge_own(cli, families, &plan, &folder, &mut columns) {
+                broken.push(format!("{families}: {error:#}"));
+            }
         }
-        Cluster::remove_abandoned(KIND)?;
-        Lab::new(Cluster::up_with(config, Progress::start())?)
-    };
-    let judged = judge_on(cli, &lab, &plan, &folder);
-    if cli.cluster.is_none() {
-        Cluster::down_by_name(&own)?;
     }
+    report(&columns, &folder)?;
+    ensure!(broken.is_empty(), "{}", broken.join("\n"));
+    Ok(())
+}
+
+/// On a cluster that is made for it.
+fn judge_own(
+    cli: &Cli,
+    families: Families,
+    plan: &Plan,
+    folder: &Path,
+    columns: &mut Columns,
+) -> Result<()> {
+    let own = own_name(KIND);
+    let mut config = conformance::config(&own, plan.scope, families);
+    config.proxy_mode = match cli.proxy_mode {
+        ProxyArg::Nftables => ProxyMode::Nftables,
+        ProxyArg::Iptables => ProxyMode::Iptables,
+    };
+    if cli.baseline {
+        config.pod_devices = None;
+    }
+    Cluster::remove_abandoned(KIND)?;
+    let lab = Lab::new(Cluster::up_with(config, Progress::start())?);
+    let judged = judge_on(cli, &lab, plan, folder, columns);
+    Cluster::down_by_name(&own)?;
     judged
 }
 
-fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path) -> Result<()> {
+fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path, columns: &mut Columns) -> Result<()> {
     conformance::prepare(lab, plan.scope)?;
-    let mut columns: Vec<(&str, Vec<Spec>)> = Vec::new();
+    let families = lab.cluster.families();
+    let mut run = |what: &str| -> Result<()> {
+        let name = format!("{what} {families}");
+        let logs = folder.join(name.replace(' ', "-"));
+        columns.push((name, conformance::run(lab, plan, &logs)?));
+        Ok(())
+    };
     if cli.baseline {
         baseline::install(lab)?;
         lab.cluster
             .await_nodes_ready(std::time::Duration::from_mins(1))?;
-        columns.push((
-            "baseline",
-            conformance::run(lab, plan, &folder.join("baseline"))?,
-        ));
-    } else {
-        if lab
-            .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
-            .is_err()
-        {
-            lab.install(&[])?;
-        }
-        lab.await_installed()?;
-        if cli.switching {
-            let (specs, changes) = conformance::while_switching(lab, || {
-                conformance::run(lab, plan, &folder.join("switching"))
-            })?;
-            println!("the mode changed {changes} times meanwhile");
-            columns.push(("switching", specs));
-        }
-        let modes = [Mode::Tunnel, Mode::Native];
-        for mode in modes.into_iter().filter(|_| !cli.switching) {
-            let wanted = match cli.mode {
-                None => true,
-                Some(ModeArg::Tunnel) => mode == Mode::Tunnel,
-                Some(ModeArg::Native) => mode == Mode::Native,
-            };
-            if wanted {
-                lab.set_mode(mode)?;
-                let name = mode.name();
-                columns.push((name, conformance::run(lab, plan, &folder.join(name))?));
-            }
+        return run("baseline");
+    }
+    if lab
+        .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
+        .is_err()
+    {
+        lab.install(&[])?;
+    }
+    lab.await_installed()?;
+    if cli.switching {
+        let ((), changes) = conformance::while_switching(lab, || run("switching"))?;
+        println!("the mode changed {changes} times meanwhile");
+        return Ok(());
+    }
+    for mode in [Mode::Tunnel, Mode::Native] {
+        let wanted = match cli.mode {
+            None => true,
+            Some(ModeArg::Tunnel) => mode == Mode::Tunnel,
+            Some(ModeArg::Native) => mode == Mode::Native,
+        };
+        if wanted {
+            lab.set_mode(mode)?;
+            run(mode.name())?;
         }
     }
-    println!("{}", table(&columns));
+    Ok(())
+}
+
+/// Prints what ran; it is an error when some of it did not pass.
+fn report(columns: &Columns, folder: &Path) -> Result<()> {
+    println!("{}", table(columns));
     let mut failed = 0;
-    for (name, specs) in &columns {
+    for (name, specs) in columns {
         for spec in specs.iter().filter(|s| !s.passed()) {
             failed += 1;
             println!("{name}: {} {}: {}", spec.state, spec.name, spec.message);
@@ -194,8 +233,9 @@ fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path) -> Result<()> {
 }
 
 /// Names of what runs and what does not, as `docs/conformance.md` has them.
-fn list(scope: Scope, folder: &Path) -> Result<()> {
-    let sorted = conformance::sort_out(&conformance::list(folder, scope)?, scope)?;
+fn list(scope: Scope, families: Families, folder: &Path) -> Result<()> {
+    let all = conformance::list(folder, scope, families)?;
+    let sorted = conformance::sort_out(&all, scope, families)?;
     println!("{HEAD}");
     println!("## Run: {}\n", sorted.run.len());
     for name in &sorted.run {
@@ -216,13 +256,13 @@ fn list(scope: Scope, folder: &Path) -> Result<()> {
 }
 
 /// Per area of the suite and mode: how many passed of how many.
-fn table(columns: &[(&str, Vec<Spec>)]) -> Table {
+fn table(columns: &Columns) -> Table {
     let mut table = Table::new();
     table
         .load_style(ASCII_MARKDOWN)
         .set_content_arrangement(ContentArrangement::Disabled);
     let mut header = vec!["[sig-network]".to_owned()];
-    header.extend(columns.iter().map(|(name, _)| (*name).to_owned()));
+    header.extend(columns.iter().map(|(name, _)| name.clone()));
     table.set_header(header);
     let mut areas: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     for (index, (_, specs)) in columns.iter().enumerate() {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::{Config, paths};
+use veer_e2e_cluster::{Config, Families, paths};
 
 use crate::lab::{Lab, Mode, POD_DEVICES};
 
@@ -54,8 +54,8 @@ pub static LEFT_OUT: [LeftOut; 13] = [
         reason: "ask for policies, which veer does not enforce",
     },
     LeftOut {
-        part: "[Feature:IPv6DualStack]",
-        reason: "ask for IPv6",
+        part: DUAL,
+        reason: "ask for a cluster of both families, where they run",
     },
     LeftOut {
         part: "[Feature:Networking-IPv6]",
@@ -95,6 +95,9 @@ pub static LEFT_OUT: [LeftOut; 13] = [
     },
 ];
 
+/// What specs have in their names that want both address families.
+const DUAL: &str = "[Feature:IPv6DualStack]";
+
 /// Image archives that specs of the wide scope name beside those that every
 /// cluster has, or in place of them.
 const WIDE_IMAGES: [&str; 3] = ["tools-wide", "busybox", "regression-issue-74839"];
@@ -110,12 +113,22 @@ const QUICK: [&str; 7] = [
     "HostPort validates that there is no conflict between pods with same hostPort",
 ];
 
+/// What the quick scope holds besides on a cluster of both families.
+const QUICK_DUAL: [&str; 2] = [
+    "[Feature:IPv6DualStack] should be able to reach pod on ipv4 and ipv6 ip",
+    "[Feature:IPv6DualStack] Granular Checks: Services Secondary IP Family [LinuxOnly] \
+     should function for pod-Service: http",
+];
+
 /// How many processes share the specs, unless told otherwise.
 pub const PROCESSES: usize = 3;
 
-/// A cluster of the kind that a scope wants.
-pub fn config(name: &str, scope: Scope) -> Config {
-    let plain = Config::new(name);
+/// A cluster of some families and of the kind that a scope wants.
+pub fn config(name: &str, scope: Scope, families: Families) -> Config {
+    let plain = Config {
+        families,
+        ..Config::new(name)
+    };
     match scope {
         Scope::Quick | Scope::Full => plain,
         Scope::Wide => Config {
@@ -187,6 +200,9 @@ impl Spec {
 
     /// The area it belongs to: the word after `[sig-network]`.
     pub fn area(&self) -> &str {
+        if self.name.contains(DUAL) {
+            return "IPv6DualStack";
+        }
         let rest = self
             .name
             .split("[sig-network]")
@@ -206,7 +222,9 @@ pub fn run(lab: &Lab, plan: &Plan, folder: &Path) -> Result<Vec<Spec>> {
         format!("--num-nodes={}", lab.cluster.node_names().len() - 1),
     ];
     let share_of = |names: &[String], stem: &str| suite(&cluster, names, &folder.join(stem), false);
-    let mut names = sort_out(&list(folder, plan.scope)?, plan.scope)?.run;
+    let families = lab.cluster.families();
+    let all = list(folder, plan.scope, families)?;
+    let mut names = sort_out(&all, plan.scope, families)?.run;
     names.retain(|n| plan.only.is_empty() || plan.only.iter().any(|part| n.contains(part)));
     ensure!(!names.is_empty(), "the suite has no specs of that scope");
     let mut shares: Vec<Vec<String>> = vec![Vec::new(); plan.processes.clamp(1, names.len())];
@@ -270,12 +288,18 @@ pub fn while_switching<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result
 }
 
 /// Names of the suite's specs, among them all of the scope. Needs no cluster.
-pub fn list(folder: &Path, scope: Scope) -> Result<Vec<String>> {
-    let parts = match scope {
-        Scope::Wide => vec!["[sig-network]".to_owned()],
-        Scope::Full => vec!["[Conformance]".to_owned()],
-        Scope::Quick => QUICK.map(str::to_owned).to_vec(),
+pub fn list(folder: &Path, scope: Scope, families: Families) -> Result<Vec<String>> {
+    let (parts, of_both): (&[&str], &[&str]) = match scope {
+        Scope::Wide => (&["[sig-network]"], &[]),
+        Scope::Full => (&["[Conformance]"], &[DUAL]),
+        Scope::Quick => (&QUICK, &QUICK_DUAL),
     };
+    let of_both = of_both.iter().filter(|_| families.is_dual());
+    let parts: Vec<String> = parts
+        .iter()
+        .chain(of_both)
+        .map(|p| (*p).to_owned())
+        .collect();
     let nowhere = ["--kubeconfig=/nonexistent".to_owned()];
     let specs = suite(&nowhere, &parts, &folder.join("list"), true)?;
     // The suite brings specs of other groups along.
@@ -297,20 +321,23 @@ pub struct Sorted {
     pub left_out: Vec<(String, &'static LeftOut)>,
 }
 
-/// Says which specs of these names a scope runs.
-pub fn sort_out(names: &[String], scope: Scope) -> Result<Sorted> {
+/// Says which specs of these names a scope runs on a cluster of some families.
+pub fn sort_out(names: &[String], scope: Scope, families: Families) -> Result<Sorted> {
+    let counts = |left_out: &LeftOut| !families.is_dual() || left_out.part != DUAL;
     let mut sorted = Sorted::default();
     let mut fitting = [false; LEFT_OUT.len()];
     for name in names {
-        let reason = LEFT_OUT.iter().position(|l| name.contains(l.part));
+        let fits = |l: &LeftOut| counts(l) && name.contains(l.part);
+        let reason = LEFT_OUT.iter().position(fits);
         if let Some(index) = reason {
             fitting[index] = true;
             sorted.left_out.push((name.clone(), &LEFT_OUT[index]));
-        } else if scope == Scope::Wide || name.contains("[Conformance]") {
+        } else if scope == Scope::Wide || name.contains("[Conformance]") || name.contains(DUAL) {
             sorted.run.push(name.clone());
         }
     }
-    let stale = LEFT_OUT.iter().zip(fitting).find(|(_, fits)| !fits);
+    let mut reasons = LEFT_OUT.iter().zip(fitting);
+    let stale = reasons.find(|(left_out, fits)| counts(left_out) && !fits);
     if let (Scope::Wide, Some((left_out, _))) = (scope, stale) {
         let part = left_out.part;
         bail!("no spec has {part:?} in its name: it need not be left out");
@@ -409,67 +436,4 @@ fn parse(report: &Value) -> Result<Vec<Spec>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn what_is_out_of_focus_is_no_spec() {
-        let spec = |state: &str, message: &str, kind: &str| {
-            json!({"LeafNodeType": kind, "LeafNodeText": "should serve [Conformance]",
-                "ContainerHierarchyTexts": ["[sig-network] Services"], "State": state,
-                "RunTime": 2_000_000_000_u64, "Failure": {"Message": message}})
-        };
-        let report = json!([{"SpecReports": [
-            spec("passed", "", "It"), spec("skipped", "", "It"),
-            spec("skipped", "needs two nodes", "It"), spec("passed", "", "BeforeSuite")]}]);
-        let specs = parse(&report).expect("a report");
-        assert_eq!(specs.len(), 2);
-        assert_eq!(specs[0].area(), "Services");
-        assert_eq!(specs[0].time, Duration::from_secs(2));
-        assert!(specs[0].passed() && !specs[1].passed());
-        let broken =
-            json!([{"SpecReports": [spec("failed", "no nodes", "SynchronizedBeforeSuite")]}]);
-        assert!(parse(&broken).is_err());
-    }
-
-    #[test]
-    fn what_is_left_out_has_a_reason_and_all_else_of_the_scope_runs() {
-        let stay = [
-            "[sig-network] A should",
-            "[sig-network] B may [Conformance]",
-        ];
-        let mut names = stay.map(str::to_owned).to_vec();
-        names.extend(
-            LEFT_OUT
-                .iter()
-                .map(|l| format!("[sig-network] C {} would", l.part)),
-        );
-        let wide = sort_out(&names, Scope::Wide).expect("all fit");
-        assert_eq!(wide.run, stay);
-        assert_eq!(wide.left_out.len(), LEFT_OUT.len());
-        let full = sort_out(&names, Scope::Full).expect("sorted");
-        assert_eq!(full.run, stay[1..]);
-        names.pop();
-        let error = sort_out(&names, Scope::Wide).expect_err("a reason without a spec");
-        assert!(
-            error
-                .to_string()
-                .contains(LEFT_OUT[LEFT_OUT.len() - 1].part)
-        );
-    }
-
-    #[test]
-    fn the_documentation_names_all_that_is_left_out() {
-        let path = crate::lab::repository().join("docs/conformance.md");
-        let text = fs::read_to_string(path).expect("docs/conformance.md");
-        for LeftOut { part, reason } in &LEFT_OUT {
-            assert!(text.contains(&format!("### `{part}`: {reason}")), "{part}");
-        }
-    }
-
-    #[test]
-    fn names_are_matched_literally() {
-        assert_eq!(literal("a [x] (1.0)"), r"a \[x\] \(1\.0\)");
-    }
-}
+mod tests;
