@@ -13,7 +13,7 @@ use serde_json::Value;
 use veer_e2e_cluster::{Family, Transport, attempt};
 use veer_e2e_tests::{
     client,
-    evidence::{Place, Plan, TUNNEL, UPLINK, Walk, at},
+    evidence::{Place, Plan, TUNNEL, Trace, UPLINK, Walk, at},
     lab::Mode,
     load::{self, Path},
     maps,
@@ -308,16 +308,16 @@ fn too_big(scene: &Scene) -> Result<()> {
         "1500 octets passed a tunnel of {mtu}: {}",
         pings.text
     );
-    let is_told = trace.of("pod").iter().any(|p| {
-        matches!(p.transport, Some(Transport::Icmp { kind, code, sequence, .. })
-            if (kind, code) == told && sequence == mtu)
+    is_told(&trace, told, Some(mtu)).context(pings.text)
+}
+
+/// Whether the pod got an error of a type and code, with an MTU where that has one.
+fn is_told(trace: &Trace, (kind, code): (u8, u8), mtu: Option<u16>) -> Result<()> {
+    let told = trace.of("pod").iter().any(|p| {
+        matches!(p.transport, Some(Transport::Icmp { kind: k, code: c, sequence, .. })
+            if (k, c) == (kind, code) && mtu.is_none_or(|mtu| mtu == sequence))
     });
-    ensure!(
-        is_told,
-        "no \"too big\" with {mtu}: {}\n{}",
-        trace.sight(),
-        pings.text
-    );
+    ensure!(told, "no {kind}/{code} with {mtu:?}: {}", trace.sight());
     Ok(())
 }
 
@@ -341,17 +341,7 @@ fn used_up(scene: &Scene) -> Result<()> {
             target.name,
             pings.text
         );
-        let is_told = trace.of("pod").iter().any(|p| {
-            matches!(p.transport, Some(Transport::Icmp { kind, code, .. })
-                if (kind, code) == told)
-        });
-        ensure!(
-            is_told,
-            "no \"time exceeded\" on the way to {}: {}\n{}",
-            target.name,
-            trace.sight(),
-            pings.text
-        );
+        is_told(&trace, told, None).context(pings.text)?;
     }
     Ok(())
 }
