@@ -20,10 +20,6 @@
 use std::{env, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 use serde_json::json;
 use veer_bpf_common::{
     mark,
@@ -65,10 +61,6 @@ fn again(packet: Packet, left: [u8; 6]) -> Packet {
 }
 
 fn main() -> Result<()> {
-    // A long run may be moved between CPUs, and its record is per CPU.
-    let mut first = CpuSet::new();
-    first.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &first)?;
     let mut nodes = vec![world::load(Program::ALL)?];
     if let Some(path) = env::var_os("VEER_BPF_BEFORE") {
         let path = Path::new(&path);

@@ -6,6 +6,10 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie},
     programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 use std::{net::Ipv4Addr, time::Duration};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey},
@@ -280,7 +284,8 @@ impl Datapath {
     }
 
     /// Time of one run, as the kernel measures it over `repeat` runs on the
-    /// same packet: what one run changes, the next one gets.
+    /// same packet: what one run changes, the next one gets. The calling thread stays on
+    /// its CPU from then on.
     pub fn time(
         &mut self,
         program: Program,
@@ -288,6 +293,7 @@ impl Datapath {
         context: Context,
         repeat: u32,
     ) -> Result<(Duration, Decision)> {
+        stay_on_this_cpu()?;
         self.clear_decision(program)?;
         let context = context.bytes();
         let p = self.program(program)?;
@@ -359,6 +365,14 @@ impl Datapath {
             .with_context(|| format!("attach {name} to {device}"))?;
         Ok(())
     }
+}
+
+/// Keeps the calling thread on its CPU. Between two of many runs the kernel may move it
+/// to another, where the program writes another record.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &here)?)
 }
 
 fn put(bytes: &mut [u8], at: usize, value: u32) {
