@@ -22,11 +22,11 @@ pub trait Address: Copy + PartialEq + 'static {
     /// The same as map values hold it, network byte order.
     type Octets: 'static;
 
-    /// The address in memory words, network byte order; what its family does not have
-    /// is zero.
-    fn words(self) -> [u32; 4];
+    /// The address in memory words of 64 bits, network byte order; what its family does
+    /// not have is zero.
+    fn words(self) -> [u64; 2];
     /// The address of these words, see [`Self::words`].
-    fn from_words(words: [u32; 4]) -> Self;
+    fn from_words(words: [u64; 2]) -> Self;
     /// Whether the first `bits` bits are those of `other`; with 0 bits they always are.
     fn shares_prefix(self, other: Self, bits: u8) -> bool;
 
@@ -45,13 +45,13 @@ impl Address for [u8; 4] {
     type Octets = Self;
 
     #[inline(always)]
-    fn words(self) -> [u32; 4] {
-        [u32::from_ne_bytes(self), 0, 0, 0]
+    fn words(self) -> [u64; 2] {
+        [joined([u32::from_ne_bytes(self), 0]), 0]
     }
 
     #[inline(always)]
-    fn from_words(words: [u32; 4]) -> Self {
-        words[0].to_ne_bytes()
+    fn from_words(words: [u64; 2]) -> Self {
+        halves(words[0])[0].to_ne_bytes()
     }
 
     #[inline(always)]
@@ -79,43 +79,64 @@ impl Address for [u8; 4] {
 /// An IPv6 address in memory words, network byte order. Sixteen single bytes would
 /// each take a register or a place on the stack of a BPF program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct V6(pub [u32; 4]);
+pub struct V6(pub [u64; 2]);
+
+/// A memory word of two smaller ones.
+#[inline(always)]
+pub const fn joined(halves: [u32; 2]) -> u64 {
+    // SAFETY: as many bytes, and any of them make integers.
+    unsafe { core::mem::transmute::<[u32; 2], u64>(halves) }
+}
+
+/// The two smaller words of a memory word.
+#[inline(always)]
+pub const fn halves(word: u64) -> [u32; 2] {
+    // SAFETY: as many bytes, and any of them make integers.
+    unsafe { core::mem::transmute::<u64, [u32; 2]>(word) }
+}
 
 impl V6 {
     /// The address as map values hold it.
     pub const fn from_octets(octets: [u8; 16]) -> Self {
         // SAFETY: as many bytes, and any of them make integers.
-        Self(unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(octets) })
+        Self(unsafe { core::mem::transmute::<[u8; 16], [u64; 2]>(octets) })
     }
 
-    /// A 64-bit half, host byte order.
+    /// The address in memory words of 32 bits.
     #[inline(always)]
-    const fn half(self, at: usize) -> u64 {
-        (u32::from_be(self.0[at]) as u64) << 32 | u32::from_be(self.0[at + 1]) as u64
+    pub const fn quarters(self) -> [u32; 4] {
+        let ([a, b], [c, d]) = (halves(self.0[0]), halves(self.0[1]));
+        [a, b, c, d]
+    }
+
+    /// See [`Self::quarters`].
+    #[inline(always)]
+    pub const fn from_quarters(q: [u32; 4]) -> Self {
+        Self([joined([q[0], q[1]]), joined([q[2], q[3]])])
     }
 }
 
 impl Address for V6 {
     const FAMILY: u8 = FAMILY_V6;
     const BITS: u32 = 128;
-    const NONE: Self = Self([0; 4]);
+    const NONE: Self = Self([0; 2]);
     type Octets = [u8; 16];
 
     #[inline(always)]
-    fn words(self) -> [u32; 4] {
+    fn words(self) -> [u64; 2] {
         self.0
     }
 
     #[inline(always)]
-    fn from_words(words: [u32; 4]) -> Self {
+    fn from_words(words: [u64; 2]) -> Self {
         Self(words)
     }
 
     #[inline(always)]
     fn shares_prefix(self, other: Self, bits: u8) -> bool {
         let bits = u32::from(bits);
-        let high = self.half(0) ^ other.half(0);
-        let low = self.half(2) ^ other.half(2);
+        let high = u64::from_be(self.0[0] ^ other.0[0]);
+        let low = u64::from_be(self.0[1] ^ other.0[1]);
         if bits == 0 {
             true
         } else if bits <= 64 {
@@ -160,17 +181,18 @@ impl IpKey {
     /// The key of an IPv4 address in network byte order.
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Self {
-        Self::tagged(FAMILY_V4, [u32::from_ne_bytes(a), 0, 0, 0])
+        Self::tagged(FAMILY_V4, V6([joined([u32::from_ne_bytes(a), 0]), 0]))
     }
 
     /// The key of an address.
     #[inline(always)]
     pub fn of<A: Address>(a: A) -> Self {
-        Self::tagged(A::FAMILY, a.words())
+        Self::tagged(A::FAMILY, V6(a.words()))
     }
 
     #[inline(always)]
-    const fn tagged(family: u8, a: [u32; 4]) -> Self {
+    const fn tagged(family: u8, words: V6) -> Self {
+        let a = words.quarters();
         let tag = u32::from_ne_bytes([family, 0, 0, 0]);
         // SAFETY: as many bytes, all of them integers; in words because bytes
         // would be stored one by one, see above.
@@ -180,7 +202,7 @@ impl IpKey {
     /// The key of an IPv6 address in network byte order.
     #[inline(always)]
     pub const fn v6(addr: [u8; 16]) -> Self {
-        Self::tagged(FAMILY_V6, V6::from_octets(addr).0)
+        Self::tagged(FAMILY_V6, V6::from_octets(addr))
     }
 
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
@@ -273,6 +295,8 @@ mod tests {
         assert_eq!(*IpKey::of(v6).addr(), octets);
         assert_eq!(IpKey::of(v6).family(), FAMILY_V6);
         assert_eq!(V6::from_words(v6.words()), v6);
+        assert_eq!(V6::from_quarters(v6.quarters()), v6);
+        assert_eq!(<[u8; 4]>::from_words(v4.words()), v4);
     }
 
     #[test]

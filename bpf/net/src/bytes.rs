@@ -1,6 +1,10 @@
 //! How packet bytes are read.
 
-use crate::ip::v6::Chain;
+use crate::{
+    icmp,
+    ip::{Ip, v6::Chain},
+};
+use veer_bpf_common::tables::FlowKey;
 
 /// A frame that begins with its Ethernet header.
 pub trait Bytes {
@@ -11,11 +15,21 @@ pub trait Bytes {
     /// [`HEAD`] bytes are promised to be reachable this way.
     fn head<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// As [`Self::head`], in memory words: what is 16 bytes long stays four registers.
-    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+    /// As [`Self::head`], in memory words: what is 16 bytes long stays in two registers.
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u64; N]>;
 
     /// `N` bytes at an offset computed from the packet.
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// As [`Self::anywhere`], in memory words.
+    fn words_anywhere<const N: usize>(&self, offset: usize) -> Option<[u64; N]>;
+
+    /// Copies the first `N` bytes.
+    #[inline(always)]
+    fn copy_start<const N: usize>(&self, to: &mut [u8; N]) -> Option<()> {
+        *to = self.head(0)?;
+        Some(())
+    }
 
     /// [`Chain::read`], in the way that suits this kind of packet.
     #[inline(always)]
@@ -24,6 +38,15 @@ pub trait Bytes {
         Self: Sized,
     {
         Chain::read(self, offset, next, available)
+    }
+
+    /// [`icmp::carried`], in the way that suits this kind of packet.
+    #[inline(always)]
+    fn carried<I: Ip>(&self, offset: u32, available: u32) -> Option<FlowKey>
+    where
+        Self: Sized,
+    {
+        icmp::carried::<I, Self>(self, offset, available)
     }
 }
 
@@ -47,13 +70,17 @@ impl Bytes for Slice<'_> {
         self.anywhere(offset)
     }
 
-    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        debug_assert!(offset + 4 * N <= HEAD_V6, "beyond what skbs promise");
-        let end = offset.checked_add(4 * N)?;
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        debug_assert!(offset + 8 * N <= HEAD_V6, "beyond what skbs promise");
+        self.words_anywhere(offset)
+    }
+
+    fn words_anywhere<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let end = offset.checked_add(8 * N)?;
         let bytes = self.0.get(offset..end)?;
         let mut words = [0; N];
-        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
-            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(bytes.try_into().ok()?);
         }
         Some(words)
     }

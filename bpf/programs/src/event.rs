@@ -12,7 +12,7 @@ use veer_bpf_common::{
     tables::{Decision, DropSample, SAMPLE_BYTES, Samples},
 };
 use veer_bpf_net::{
-    bytes::{Bytes, HEAD},
+    bytes::{Bytes, HEAD, HEAD_V6},
     ethernet,
 };
 
@@ -43,6 +43,7 @@ pub(crate) fn keep<P: Bytes>(
     sample.length = packet.length();
     let head = &mut sample.head;
     sample.captured = capture::<_, SAMPLE_BYTES>(packet, head)
+        .or_else(|| capture::<_, TCP_V6>(packet, head))
         .or_else(|| capture::<_, TCP>(packet, head))
         .or_else(|| capture::<_, UDP>(packet, head))
         .or_else(|| capture::<_, { ethernet::HEADER_LENGTH }>(packet, head))
@@ -54,11 +55,12 @@ pub(crate) fn keep<P: Bytes>(
 const UDP: usize = 42;
 /// Up to the end of a TCP header behind IPv4, both without options.
 const TCP: usize = HEAD;
+/// The same behind IPv6, or a UDP header and some of what follows.
+const TCP_V6: usize = HEAD_V6;
 
-/// The first `N` bytes, where the packet's linear part has them.
+/// The first `N` bytes, where the packet has them.
 #[inline(always)]
 fn capture<P: Bytes, const N: usize>(packet: &P, to: &mut [u8; SAMPLE_BYTES]) -> Option<u32> {
-    let bytes = packet.head::<N>(0)?;
-    to[..N].copy_from_slice(&bytes);
+    packet.copy_start(to.first_chunk_mut::<N>()?)?;
     Some(N as u32)
 }

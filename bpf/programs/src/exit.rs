@@ -1,5 +1,5 @@
-//! What surrounds every program: the decision record, and the one way out, which
-//! turns the outcome into code and counter.
+//! What surrounds every program: the choice of the family, the decision record, and the
+//! one way out, which turns the outcome into code and counter.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -10,7 +10,11 @@ use veer_bpf_common::{
     outcome::{Outcome, Program, Verdict},
     tables::Decision,
 };
-use veer_bpf_net::bytes::Bytes;
+use veer_bpf_net::{
+    bytes::Bytes,
+    ethernet,
+    ip::{Ip, v4::Ipv4, v6::Ipv6},
+};
 
 use crate::{
     ctx::{direct, skb::Skb, xdp::Frame},
@@ -18,24 +22,42 @@ use crate::{
     state::{counters, maps::DECISIONS},
 };
 
-/// Runs `inner` as the tc program `program` on the kernel's context.
+/// A tc program.
+pub(crate) trait Hook {
+    /// Which one it is.
+    const PROGRAM: Program;
+    /// Looks at a packet that the kernel takes for one of the family `I`; frames of
+    /// neither family come as IPv4's.
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome;
+}
+
+/// Runs a tc program on the kernel's context.
 #[inline(always)]
-pub(crate) fn tc(
-    program: Program,
-    raw: *mut __sk_buff,
-    inner: impl FnOnce(&mut Skb) -> Outcome,
-) -> i32 {
-    let Some(decision) = record(program) else {
+pub(crate) fn tc<H: Hook>(raw: *mut __sk_buff) -> i32 {
+    if Skb::protocol(raw) == ethernet::IPV6 {
+        family::<H, Ipv6>(raw)
+    } else {
+        family::<H, Ipv4>(raw)
+    }
+}
+
+/// The program's instance of one family. A function of its own: the kernel allows 512
+/// bytes of stack for a function and its callers, and two families in one function
+/// would need more.
+#[inline(never)]
+fn family<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
+    let Some(decision) = record(H::PROGRAM) else {
         return TC_ACT_SHOT;
     };
-    let mut skb = Skb::new(raw, program, decision);
-    let length = skb.length();
-    let outcome = inner(&mut skb);
+    let mut skb = Skb::new(raw, H::PROGRAM, decision);
+    let outcome = H::inner::<I>(&mut skb);
     skb.decision.outcome = number(outcome);
     if let Err(reason) = outcome {
-        event::keep(program, reason, &skb, skb.ifindex(), skb.decision);
+        event::keep(H::PROGRAM, reason, &skb, skb.ifindex(), skb.decision);
     }
-    end_tc(program, length, outcome)
+    // Read last: until then it would take a place on the stack. No program changes the
+    // length of what it does not answer.
+    end_tc(H::PROGRAM, skb.length(), outcome)
 }
 
 /// Runs `inner` as the XDP program `program`.

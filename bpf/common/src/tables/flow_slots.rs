@@ -1,7 +1,7 @@
 //! `FLOW_SLOTS`: to whom the entries of translated flows are charged.
 
 use super::{Endpoints, FlowKey, Flows, MapKind, Table};
-use crate::address::Address;
+use crate::address::{Address, V6};
 
 /// Tuples of flow entries, by opener and place.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl FlowSlots {
     /// not pay for clients elsewhere, and those only for clients of the same share.
     #[inline(always)]
     pub fn foreign_share<A: Address>(source: A) -> u16 {
-        let [a, b, c, d] = source.words().map(u32::from_be);
+        let [a, b, c, d] = V6(source.words()).quarters().map(u32::from_be);
         // Knuth's multiplicative hash; its high bits depend on all below.
         let mixed = (a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d).wrapping_mul(0x9e37_79b1);
         Self::FIRST_FOREIGN_SHARE + (mixed >> (32 - Self::FOREIGN_SHARES.trailing_zeros())) as u16

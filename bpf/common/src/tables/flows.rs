@@ -1,6 +1,6 @@
 //! `FLOWS`: flows that the host's stack translated.
 
-use super::{MapKind, Table};
+use super::{MapKind, PairWords, Table};
 use crate::address::Address;
 
 /// Entries of translated flows, by tuple.
@@ -41,7 +41,7 @@ impl FlowEntry {
 
 /// One direction of a flow, exactly as its packets show it. ICMP echo has its
 /// identifier in both ports; other protocols without ports have zeros.
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// As in [`crate::address::IpKey`].
@@ -70,34 +70,38 @@ impl FlowKey {
         destination_port: [u8; 2],
         protocol: u8,
     ) -> Self {
-        let (a, b) = (source.words(), destination.words());
-        let (s, d) = (source_port, destination_port);
-        let ports = u32::from_ne_bytes([s[0], s[1], d[0], d[1]]);
-        let kind = u32::from_ne_bytes([protocol, A::FAMILY, 0, 0]);
-        Self::from_words([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], ports, kind])
+        let ([a, b], [c, d]) = (source.words(), destination.words());
+        let (from, to) = (source_port, destination_port);
+        Self::of(PairWords {
+            addresses: [a, b, c, d],
+            middle: u32::from_ne_bytes([from[0], from[1], to[0], to[1]]),
+            end: u32::from_ne_bytes([protocol, A::FAMILY, 0, 0]),
+        })
     }
 
     /// The source of a flow of this family.
     #[inline(always)]
     pub fn source_address<A: Address>(&self) -> A {
-        let w = self.words();
-        A::from_words([w[0], w[1], w[2], w[3]])
+        let [a, b, ..] = self.words().addresses;
+        A::from_words([a, b])
     }
 
     /// The destination of a flow of this family.
     #[inline(always)]
     pub fn destination_address<A: Address>(&self) -> A {
-        let w = self.words();
-        A::from_words([w[4], w[5], w[6], w[7]])
+        let [.., c, d] = self.words().addresses;
+        A::from_words([c, d])
     }
 
     /// The tuple that a reply to this one shows.
     #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
-        let w = self.words();
-        let ports = w[8].rotate_left(16);
-        Self::from_words([w[4], w[5], w[6], w[7], w[0], w[1], w[2], w[3], ports, w[9]])
+        let mut words = self.words();
+        let [a, b, c, d] = words.addresses;
+        words.addresses = [c, d, a, b];
+        words.middle = words.middle.rotate_left(16);
+        Self::of(words)
     }
 
     /// A hash of the tuple.
@@ -105,7 +109,8 @@ impl FlowKey {
     pub const fn mixed(&self) -> u32 {
         // FNV's offset and prime, a word at a time, and a final mix, since its low bits
         // do not depend on the words' high ones.
-        let words = self.words();
+        // SAFETY: as many bytes, and any of them make integers.
+        let words = unsafe { core::mem::transmute::<Self, [u32; 10]>(*self) };
         let mut mixed = 0x811c_9dc5u32;
         let mut at = 0;
         while at < words.len() {
@@ -118,16 +123,16 @@ impl FlowKey {
     }
 
     #[inline(always)]
-    const fn words(&self) -> [u32; 10] {
+    const fn words(&self) -> PairWords {
         // SAFETY: as many bytes, and any of them make integers.
-        unsafe { core::mem::transmute::<Self, [u32; 10]>(*self) }
+        unsafe { core::mem::transmute::<Self, PairWords>(*self) }
     }
 
     #[inline(always)]
-    const fn from_words(words: [u32; 10]) -> Self {
+    const fn of(words: PairWords) -> Self {
         // SAFETY: as many bytes, and all fields are integers. In words for the
         // same reason as in [`crate::address::IpKey`].
-        unsafe { core::mem::transmute::<[u32; 10], Self>(words) }
+        unsafe { core::mem::transmute::<PairWords, Self>(words) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `FRAGMENTS`: ports of datagrams that come in fragments.
 
-use super::{MapKind, Table};
+use super::{MapKind, PairWords, Table};
+use crate::address::Address;
 
 /// Datagrams in fragments under way.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ impl Table for Fragments {
 
 /// All fragments of one datagram share it (RFC 791, section 3.2; RFC 8200,
 /// section 4.5, without the protocol there).
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey {
     /// As in [`crate::address::IpKey`].
@@ -31,6 +32,27 @@ pub struct FragmentKey {
     pub family: u8,
     /// Zero.
     pub pad: [u8; 2],
+}
+
+impl FragmentKey {
+    /// The key of a datagram; all in network byte order.
+    #[inline(always)]
+    pub fn new<A: Address>(
+        source: A,
+        destination: A,
+        identification: [u8; 4],
+        protocol: u8,
+    ) -> Self {
+        let ([a, b], [c, d]) = (source.words(), destination.words());
+        let words = PairWords {
+            addresses: [a, b, c, d],
+            middle: u32::from_ne_bytes(identification),
+            end: u32::from_ne_bytes([protocol, A::FAMILY, 0, 0]),
+        };
+        // SAFETY: as many bytes, and all fields are integers. In words for the same
+        // reason as in [`crate::address::IpKey`].
+        unsafe { core::mem::transmute::<PairWords, Self>(words) }
+    }
 }
 
 /// What the first fragment of a datagram has and the others lack.

@@ -32,6 +32,15 @@ pub use nodes::Nodes;
 pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote, Remotes};
 pub use samples::{DropSample, SAMPLE_BYTES, Samples};
 
+/// A key of two addresses and eight bytes more, in memory words.
+#[repr(C)]
+struct PairWords {
+    /// Source and destination.
+    addresses: [u64; 4],
+    middle: u32,
+    end: u32,
+}
+
 /// `enum bpf_map_type` values used here (`include/uapi/linux/bpf.h`).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

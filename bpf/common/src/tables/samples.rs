@@ -40,7 +40,7 @@ impl Samples {
 }
 
 /// Bytes of a dropped packet that are kept at most.
-pub const SAMPLE_BYTES: usize = 64;
+pub const SAMPLE_BYTES: usize = 80;
 
 /// A packet that was dropped. Programs write these as they go, so a reader may see
 /// parts of two.

@@ -73,7 +73,7 @@ pub fn of<I: Ip, P: Bytes, F: Fragments>(
                 .ok_or(DropReason::Malformed)?;
             if I::Icmp::is_error(h[0]) {
                 return Ok(Flow {
-                    key: icmp::carried(packet, ip).ok_or(DropReason::Malformed)?,
+                    key: icmp::of_error(packet, ip).ok_or(DropReason::Malformed)?,
                     tcp_flags: 0,
                     is_error: true,
                 });

@@ -32,21 +32,30 @@ pub(crate) const HEADER: usize = 8;
 pub fn undeliverable<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
     let h = ip.transport::<HEADER, P>(packet)?;
     if I::Icmp::is_undeliverable(h[0]) {
-        carried(packet, ip)
+        of_error(packet, ip)
     } else {
         None
     }
 }
 
-/// The tuple of the packet that an ICMP error carries: its IP header and at
-/// least eight bytes (RFC 792, RFC 4443), which is where ports and identifiers are. That
-/// of a later fragment has no ports.
+/// The tuple of the packet that the ICMP error with header `ip` carries.
 #[inline(always)]
-pub(crate) fn carried<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
+pub(crate) fn of_error<I: Ip, P: Bytes>(packet: &P, ip: &I) -> Option<FlowKey> {
     let offset = ethernet::HEADER_LENGTH + ip.header_length() + HEADER;
+    packet.carried::<I>(
+        offset as u32,
+        ip.payload_length().checked_sub(HEADER as u32)?,
+    )
+}
+
+/// The tuple of the packet that an ICMP error carries at `offset`, of which `available`
+/// bytes are there: its IP header and at least eight bytes (RFC 792, RFC 4443), which is
+/// where ports and identifiers are. That of a later fragment has no ports.
+#[inline(always)]
+pub fn carried<I: Ip, P: Bytes>(packet: &P, offset: u32, available: u32) -> Option<FlowKey> {
+    let offset = offset as usize;
     let inner = I::parse_carried(packet, offset)?;
-    let needed = HEADER + inner.header_length() + UDP_HEADER;
-    if (ip.payload_length() as usize) < needed {
+    if (available as usize) < inner.header_length() + UDP_HEADER {
         return None;
     }
     let protocol = inner.protocol();

@@ -62,8 +62,10 @@ pub trait Ip: Copy {
     fn is_source_routed(&self) -> bool;
     /// What all fragments of this packet share.
     fn fragment_key(&self) -> FragmentKey;
-    /// The start of its frame one hop on, with these MACs. The caller has checked that
-    /// [`Self::hops`] is not 0.
+    /// The four bytes of the header that change at a hop, and where they are in it. The
+    /// caller has checked that [`Self::hops`] is not 0.
+    fn onward(&self) -> (usize, [u8; 4]);
+    /// The start of its frame one hop on, as [`Self::onward`], with these MACs.
     fn hop(&self, destination: [u8; 6], source: [u8; 6]) -> Self::Start;
 
     /// Whether it is of the family's ICMP.

@@ -6,11 +6,7 @@ use crate::{
     checksum, ethernet,
     icmp::v4::IcmpV4,
 };
-use veer_bpf_common::{
-    address::{FAMILY_V4, IpKey},
-    outcome::DropReason,
-    tables::FragmentKey,
-};
+use veer_bpf_common::{outcome::DropReason, tables::FragmentKey};
 
 /// Bytes of a header without options.
 pub const HEADER_LENGTH: usize = 20;
@@ -24,48 +20,36 @@ const OFFSET: u16 = 0x1fff;
 /// What veer needs of an IPv4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4 {
-    /// Bytes of the header, options included.
-    pub header_length: usize,
+    /// The header without options in memory words. Single fields would each take a
+    /// register or a place on the stack of a BPF program.
+    words: [u32; HEADER_LENGTH / 4],
     /// Bytes of the whole packet.
-    pub total_length: u32,
-    /// Flags and fragment offset, host byte order.
-    fragment: u16,
-    /// Identification, network byte order.
-    pub identification: [u8; 2],
-    /// Time to live.
-    pub ttl: u8,
-    /// What the payload is.
-    pub protocol: u8,
-    /// Header checksum, network byte order.
-    pub checksum: [u8; 2],
-    /// Source address.
-    pub source: [u8; 4],
-    /// Destination address.
-    pub destination: [u8; 4],
-    /// The first eight bytes as they are, for rewriting in one piece.
-    pub start: [u8; 8],
+    total_length: u32,
 }
 
 impl Ipv4 {
     /// Reads the fixed part; `None` where version or IHL are impossible.
     #[inline(always)]
     fn read(h: &[u8; HEADER_LENGTH]) -> Option<Self> {
-        let header_length = ((h[0] & 0x0f) as usize) * 4;
-        if h[0] >> 4 != 4 || header_length < HEADER_LENGTH {
-            return None;
-        }
-        Some(Self {
-            header_length,
-            total_length: u32::from(u16::from_be_bytes([h[2], h[3]])),
-            fragment: u16::from_be_bytes([h[6], h[7]]),
-            identification: [h[4], h[5]],
-            ttl: h[8],
-            protocol: h[9],
-            checksum: [h[10], h[11]],
-            source: [h[12], h[13], h[14], h[15]],
-            destination: [h[16], h[17], h[18], h[19]],
-            start: [h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]],
-        })
+        let word = |at: usize| u32::from_ne_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
+        let header = Self {
+            words: [word(0), word(4), word(8), word(12), word(16)],
+            total_length: u16::from_be_bytes([h[2], h[3]]).into(),
+        };
+        (h[0] >> 4 == 4 && header.header_length() >= HEADER_LENGTH).then_some(header)
+    }
+
+    /// The bytes of a word.
+    #[inline(always)]
+    const fn bytes(&self, word: usize) -> [u8; 4] {
+        self.words[word].to_ne_bytes()
+    }
+
+    /// Flags and fragment offset.
+    #[inline(always)]
+    const fn fragment(&self) -> u16 {
+        let [.., high, low] = self.bytes(1);
+        u16::from_be_bytes([high, low])
     }
 }
 
@@ -91,7 +75,7 @@ impl Ip for Ipv4 {
             0 if available > u32::from(u16::MAX) => available,
             n => n,
         };
-        if (total_length as usize) < header.header_length || total_length > available {
+        if (total_length as usize) < header.header_length() || total_length > available {
             return Err(DropReason::Malformed);
         }
         Ok(Self {
@@ -107,27 +91,27 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn source(&self) -> [u8; 4] {
-        self.source
+        self.bytes(3)
     }
 
     #[inline(always)]
     fn destination(&self) -> [u8; 4] {
-        self.destination
+        self.bytes(4)
     }
 
     #[inline(always)]
     fn protocol(&self) -> u8 {
-        self.protocol
+        self.bytes(2)[1]
     }
 
     #[inline(always)]
     fn hops(&self) -> u8 {
-        self.ttl
+        self.bytes(2)[0]
     }
 
     #[inline(always)]
     fn header_length(&self) -> usize {
-        self.header_length
+        usize::from(self.bytes(0)[0] & 0x0f) * 4
     }
 
     #[inline(always)]
@@ -137,24 +121,25 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn dont_fragment(&self) -> bool {
-        self.fragment & DONT_FRAGMENT != 0
+        self.fragment() & DONT_FRAGMENT != 0
     }
 
     #[inline(always)]
     fn is_first_fragment(&self) -> bool {
-        self.fragment & (MORE_FRAGMENTS | OFFSET) == MORE_FRAGMENTS
+        self.fragment() & (MORE_FRAGMENTS | OFFSET) == MORE_FRAGMENTS
     }
 
     #[inline(always)]
     fn is_later_fragment(&self) -> bool {
-        self.fragment & OFFSET != 0
+        self.fragment() & OFFSET != 0
     }
 
     /// Not multicast, broadcast, unspecified or loopback (RFC 1122, section 3.2.1.3). A
     /// node accepts loopback destinations from devices with `route_localnet`.
     #[inline(always)]
     fn is_unicast(&self) -> bool {
-        self.destination[0] < 224 && self.destination[0] != 0 && self.destination[0] != 127
+        let [first, ..] = self.destination();
+        first < 224 && first != 0 && first != 127
     }
 
     /// The kernel does not forward by IPv4's option for it (`accept_source_route`).
@@ -165,20 +150,28 @@ impl Ip for Ipv4 {
 
     #[inline(always)]
     fn fragment_key(&self) -> FragmentKey {
-        FragmentKey {
-            source: *IpKey::v4(self.source).addr(),
-            destination: *IpKey::v4(self.destination).addr(),
-            identification: [0, 0, self.identification[0], self.identification[1]],
-            protocol: self.protocol,
-            family: FAMILY_V4,
-            pad: [0; 2],
-        }
+        let [high, low, ..] = self.bytes(1);
+        let identification = [0, 0, high, low];
+        FragmentKey::new(
+            self.source(),
+            self.destination(),
+            identification,
+            self.protocol(),
+        )
+    }
+
+    #[inline(always)]
+    fn onward(&self) -> (usize, [u8; 4]) {
+        let [ttl, protocol, checksum @ ..] = self.bytes(2);
+        let (ttl, checksum) = checksum::decrement_ttl(ttl, checksum);
+        (8, [ttl, protocol, checksum[0], checksum[1]])
     }
 
     #[inline(always)]
     fn hop(&self, destination: [u8; 6], source: [u8; 6]) -> Start<26> {
-        let (ttl, checksum) = checksum::decrement_ttl(self.ttl, self.checksum);
-        let (d, s, i) = (destination, source, self.start);
+        let (_, [ttl, protocol, checksum @ ..]) = self.onward();
+        let (d, s) = (destination, source);
+        let (i, j) = (self.bytes(0), self.bytes(1));
         Start([
             d[0],
             d[1],
@@ -198,12 +191,12 @@ impl Ip for Ipv4 {
             i[1],
             i[2],
             i[3],
-            i[4],
-            i[5],
-            i[6],
-            i[7], //
+            j[0],
+            j[1],
+            j[2],
+            j[3], //
             ttl,
-            self.protocol,
+            protocol,
             checksum[0],
             checksum[1],
         ])
@@ -246,7 +239,7 @@ mod tests {
         packet.options = vec![1; 40];
         let frame = packet.frame();
         let header = Ipv4::parse(&Slice(&frame), ETH).unwrap();
-        assert_eq!(header.header_length, 60);
+        assert_eq!(header.header_length(), 60);
         assert_eq!(
             header.transport::<4, _>(&Slice(&frame)),
             Some([0x30, 0x39, 0, 53])
@@ -319,7 +312,7 @@ mod tests {
             let slice = Slice(&frame);
             if let Ok(h) = Ipv4::parse(&slice, ETH) {
                 prop_assert!(ETH + h.total_length as usize <= frame.len());
-                prop_assert!(h.header_length as u32 <= h.total_length);
+                prop_assert!(h.header_length() as u32 <= h.total_length);
             }
         }
     }

@@ -20,27 +20,23 @@ const HOPS: u8 = 255;
 const MESSAGE: usize = 24;
 /// Bytes of an advertisement with the option that names the MAC.
 const ANSWER: usize = MESSAGE + 8;
-/// Bytes of the frame that answers a solicitation.
-pub const FRAME_LENGTH: usize = ethernet::HEADER_LENGTH + v6::HEADER_LENGTH + ANSWER;
+/// Bytes of the packet that answers a solicitation.
+pub const PACKET: usize = v6::HEADER_LENGTH + ANSWER;
 
 /// What a pod has on its link.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
     /// Its address.
     pub own: V6,
-    /// Its MAC.
-    pub mac: [u8; 6],
     /// Its gateway; unspecified: none.
     pub gateway: V6,
-    /// The gateway's MAC.
-    pub gateway_mac: [u8; 6],
 }
 
 /// What becomes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judged {
-    /// It asks for the gateway: [`Link::answer`] to this address.
-    Ask(V6),
+    /// It asks for the gateway: an [`Answer`] to its source.
+    Ask,
     /// It says the pod's own MAC: to the stack, which may have asked.
     Tell,
     /// Nobody needs it.
@@ -77,8 +73,10 @@ impl Link {
         let m = ip
             .transport::<MESSAGE, P>(packet)
             .ok_or(DropReason::Malformed)?;
-        let word = |at: usize| u32::from_ne_bytes([m[at], m[at + 1], m[at + 2], m[at + 3]]);
-        let target = V6([word(8), word(12), word(16), word(20)]);
+        let target = V6([
+            u64::from_ne_bytes([m[8], m[9], m[10], m[11], m[12], m[13], m[14], m[15]]),
+            u64::from_ne_bytes([m[16], m[17], m[18], m[19], m[20], m[21], m[22], m[23]]),
+        ]);
         let source = ip.source();
         if ip.hops() != HOPS || m[1] != 0 {
             return Err(DropReason::ForeignNeighbour);
@@ -101,80 +99,83 @@ impl Link {
         if self.gateway == V6::NONE || target != self.gateway {
             return Err(DropReason::NeighbourNotGateway);
         }
-        Ok(Some(Judged::Ask(source)))
+        Ok(Some(Judged::Ask))
     }
+}
 
-    /// The frame that tells `to` the gateway's MAC: solicited, from a router, and to
-    /// override what was known.
+/// An answer to a solicitation.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The frame's first bytes.
+    pub ethernet: Start<{ ethernet::HEADER_LENGTH }>,
+    /// The packet behind them, in memory words.
+    pub packet: [u32; PACKET / 4],
+}
+
+impl Answer {
+    /// What tells the pod with the MAC `pod` and the address `to` the gateway's MAC:
+    /// solicited, from a router, and to override what was known.
     #[inline(always)]
-    pub fn answer(&self, to: V6) -> Start<FRAME_LENGTH> {
+    pub fn new(pod: [u8; 6], to: V6, gateway: V6, gateway_mac: [u8; 6]) -> Self {
         /// Router, solicited, override.
         const FLAGS: u32 = 0xe000_0000;
         /// Type 136, code 0.
         const ADVERTISEMENT: u32 = 136 << 24;
-        let (m, p) = (self.gateway_mac, self.mac);
+        let (p, m) = (pod, gateway_mac);
         let half = |a: u8, b: u8| u32::from(u16::from_be_bytes([a, b]));
         let mac = [
             // Option 2, of one unit of eight bytes.
             2 << 24 | 1 << 16 | half(m[0], m[1]),
             half(m[2], m[3]) << 16 | half(m[4], m[5]),
         ];
-        let (gateway, to) = (self.gateway.0.map(u32::from_be), to.0.map(u32::from_be));
+        // A sum does not depend on the order of bytes (RFC 1071), so addresses stay in
+        // memory words.
+        let (g, t) = (gateway.quarters(), to.quarters());
         let mut sum = Sum(0);
-        sum.add(ANSWER as u32);
-        sum.add(ICMP_V6.into());
-        sum.add(ADVERTISEMENT);
-        sum.add(FLAGS);
         let mut at = 0;
         while at < 4 {
             // Source, destination and target.
-            sum.add(gateway[at]);
-            sum.add(gateway[at]);
-            sum.add(to[at]);
+            sum.add(g[at]);
+            sum.add(g[at]);
+            sum.add(t[at]);
             at += 1;
         }
-        sum.add(mac[0]);
-        sum.add(mac[1]);
-        let words = [
-            0x6000_0000,
-            (ANSWER as u32) << 16 | u32::from(ICMP_V6) << 8 | u32::from(HOPS),
-            gateway[0],
-            gateway[1],
-            gateway[2],
-            gateway[3],
-            to[0],
-            to[1],
-            to[2],
-            to[3],
-            ADVERTISEMENT | u32::from(sum.complement()),
+        for word in [
+            ANSWER as u32,
+            ICMP_V6.into(),
+            ADVERTISEMENT,
             FLAGS,
-            gateway[0],
-            gateway[1],
-            gateway[2],
-            gateway[3],
             mac[0],
             mac[1],
-        ];
-        let mut frame = [0; FRAME_LENGTH];
-        let mut at = 0;
-        while at < 6 {
-            frame[at] = p[at];
-            frame[at + 6] = m[at];
-            at += 1;
+        ] {
+            sum.add(word.to_be());
         }
-        [frame[12], frame[13]] = ethernet::IPV6.to_be_bytes();
-        let mut at = 0;
-        while at < words.len() {
-            let start = ethernet::HEADER_LENGTH + 4 * at;
-            [
-                frame[start],
-                frame[start + 1],
-                frame[start + 2],
-                frame[start + 3],
-            ] = words[at].to_be_bytes();
-            at += 1;
+        let checksum = u32::from(u16::from_be(sum.complement()));
+        Self {
+            ethernet: Start([
+                p[0], p[1], p[2], p[3], p[4], p[5], m[0], m[1], m[2], m[3], m[4], m[5], 0x86, 0xdd,
+            ]),
+            packet: [
+                0x6000_0000_u32.to_be(),
+                ((ANSWER as u32) << 16 | u32::from(ICMP_V6) << 8 | u32::from(HOPS)).to_be(),
+                g[0],
+                g[1],
+                g[2],
+                g[3],
+                t[0],
+                t[1],
+                t[2],
+                t[3],
+                (ADVERTISEMENT | checksum).to_be(),
+                FLAGS.to_be(),
+                g[0],
+                g[1],
+                g[2],
+                g[3],
+                mac[0].to_be(),
+                mac[1].to_be(),
+            ],
         }
-        Start(frame)
     }
 }
 

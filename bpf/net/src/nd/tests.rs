@@ -18,9 +18,7 @@ const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 fn link() -> Link {
     Link {
         own: V6::from_octets(v6_of(OWN)),
-        mac: [2, 0, 0, 0, 0, 5],
         gateway: V6::from_octets(v6_of(GATEWAY)),
-        gateway_mac: [2, 0, 0, 0, 0, 9],
     }
 }
 
@@ -47,17 +45,11 @@ fn judge(frame: &[u8]) -> Result<Option<Judged>, DropReason> {
 #[test]
 fn messages_are_judged_by_who_speaks_for_whom() {
     let (own, gateway, other) = (v6_of(OWN), v6_of(GATEWAY), v6_of(OTHER));
-    let ask = |from| Ok(Some(Judged::Ask(V6::from_octets(from))));
+    let ask = Ok(Some(Judged::Ask));
     let ignore = Ok(Some(Judged::Ignore));
     for (what, kind, source, target, expected) in [
-        ("asks for its gateway", 135, own, gateway, ask(own)),
-        (
-            "by its link-local address",
-            135,
-            LINK_LOCAL,
-            gateway,
-            ask(LINK_LOCAL),
-        ),
+        ("asks for its gateway", 135, own, gateway, ask),
+        ("by its link-local address", 135, LINK_LOCAL, gateway, ask),
         (
             "asks for another",
             135,
@@ -170,9 +162,11 @@ fn without_a_gateway_nobody_answers() {
 #[test]
 fn the_answer_tells_the_gateways_mac_with_a_checksum_that_fits() {
     let to = v6_of(OWN);
-    let Start(frame) = link().answer(V6::from_octets(to));
-    assert_eq!(frame[..6], link().mac);
-    assert_eq!(frame[6..12], link().gateway_mac);
+    let (pod, node) = ([2, 0, 0, 0, 0, 5], [2, 0, 0, 0, 0, 9]);
+    let answer = Answer::new(pod, V6::from_octets(to), link().gateway, node);
+    let mut frame = answer.ethernet.0.to_vec();
+    frame.extend(answer.packet.iter().flat_map(|word| word.to_ne_bytes()));
+    assert_eq!((&frame[..6], &frame[6..12]), (&pod[..], &node[..]));
     let ip = Ipv6::parse(&Slice(&frame), ETH).unwrap();
     assert_eq!(ip.total_length() as usize, frame.len() - ETH);
     assert_eq!((ip.hops(), ip.protocol()), (255, ICMP_V6));

@@ -7,7 +7,7 @@
 //! of bytes in map values, and for filling with zeros, which the compiler turns
 //! into a call of a function that does it byte by byte.
 
-use veer_bpf_common::address::Address;
+use veer_bpf_common::address::{Address, joined};
 
 /// `N` bytes from `start`.
 ///
@@ -42,18 +42,18 @@ pub(crate) unsafe fn read<const N: usize>(start: usize) -> [u8; N] {
     bytes
 }
 
-/// `N` words from `start`.
+/// `N` words of 64 bits from `start`.
 ///
 /// # Safety
 ///
-/// As for [`read`], of `4 * N` bytes.
+/// As for [`read`], of `8 * N` bytes.
 #[inline(always)]
-pub(crate) unsafe fn words<const N: usize>(start: usize) -> [u32; N] {
+pub(crate) unsafe fn words<const N: usize>(start: usize) -> [u64; N] {
     let mut words = [0; N];
     let mut at = 0;
     while at < N {
         // SAFETY: inside the words; alignment is no concern of this machine.
-        words[at] = unsafe { *((start + 4 * at) as *const u32) };
+        words[at] = unsafe { *((start + 8 * at) as *const u64) };
         at += 1;
     }
     words
@@ -73,8 +73,8 @@ pub(crate) fn address<A: Address>(octets: &A::Octets) -> A {
     let start = core::ptr::from_ref(octets) as usize;
     if A::BITS == 32 {
         // SAFETY: all of the octets.
-        let [word] = unsafe { words(start) };
-        return A::from_words([word, 0, 0, 0]);
+        let word = unsafe { *(start as *const u32) };
+        return A::from_words([joined([word, 0]), 0]);
     }
     // SAFETY: all of the octets.
     A::from_words(unsafe { words(start) })

@@ -7,27 +7,26 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
-        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
-        bpf_skb_store_bytes,
+        bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
 };
 use core::mem::{MaybeUninit, offset_of};
 use veer_bpf_common::{
-    address::{FAMILY_V4, FAMILY_V6, IpKey, V6},
+    address::{Address as _, FAMILY_V4, FAMILY_V6, IpKey, V6},
     device::IfIndex,
     identity::Vni,
     mark,
     outcome::{DropReason, Program},
-    tables::Decision,
+    tables::{Config, Decision, FlowKey, Interface},
 };
 use veer_bpf_net::{
     arp,
     bytes::{Bytes, HEAD},
     ethernet::{self, Ethernet},
-    ip::{Ip, Start},
+    ip::{Ip, Start, v6::Chain},
 };
 
-use super::direct;
+use super::{apart, direct};
 
 /// `PACKET_HOST` (`include/uapi/linux/if_packet.h`): the stack takes the packet.
 const PACKET_HOST: u32 = 0;
@@ -82,6 +81,14 @@ impl Skb {
             program,
             decision,
         }
+    }
+
+    /// `skb->protocol`: the type of the frame, or of what is behind a tag that the
+    /// kernel has removed.
+    #[inline(always)]
+    pub(crate) fn protocol(raw: *mut __sk_buff) -> u16 {
+        // SAFETY: the kernel hands a valid context to the program.
+        u16::from_be(unsafe { (&raw const (*raw).protocol).read_volatile() } as u16)
     }
 
     /// The kernel's context, for helpers.
@@ -147,19 +154,16 @@ impl Skb {
         }
     }
 
-    /// The Ethernet header, and what of the frame begins all families' packets.
+    /// The Ethernet header. Behind it the headers of the family are reachable.
     #[inline(always)]
-    pub(crate) fn ethernet(&self) -> Result<Ethernet, DropReason> {
-        self.pull(HEAD);
+    pub(crate) fn ethernet<I: Ip>(&self) -> Result<Ethernet, DropReason> {
+        self.pull(I::HEAD);
         Ethernet::parse(self)
     }
 
-    /// The IP header behind the Ethernet header.
+    /// The IP header behind the Ethernet header, which was read before.
     #[inline(always)]
     pub(crate) fn ip<I: Ip>(&self) -> Result<I, DropReason> {
-        if I::HEAD > HEAD {
-            self.pull(I::HEAD);
-        }
         I::parse(self, ethernet::HEADER_LENGTH)
     }
 
@@ -173,14 +177,14 @@ impl Skb {
         }
     }
 
-    /// Writes bytes at the start of the frame.
+    /// Writes bytes at an offset of the frame.
     #[inline(always)]
-    fn write_start(&self, bytes: &impl AsRef<[u8]>) -> Result<(), DropReason> {
+    fn write(&self, offset: usize, bytes: &impl AsRef<[u8]>) -> Result<(), DropReason> {
         let bytes = bytes.as_ref();
         let (start, length) = (bytes.as_ptr().cast(), bytes.len() as u32);
         // SAFETY: a valid context, and as many readable bytes. The helper makes the
         // bytes writable and no more of the packet than those.
-        match unsafe { bpf_skb_store_bytes(self.raw, 0, start, length, 0) } {
+        match unsafe { bpf_skb_store_bytes(self.raw, offset as u32, start, length, 0) } {
             0 => Ok(()),
             _ => Err(DropReason::HelperFailed),
         }
@@ -194,13 +198,33 @@ impl Skb {
         destination: [u8; 6],
         source: [u8; 6],
     ) -> Result<(), DropReason> {
-        self.write_start(&ip.hop(destination, source))
+        self.write(0, &ip.hop(destination, source))
+    }
+
+    /// The same, with the MACs as they are.
+    #[inline(always)]
+    pub(crate) fn hop_within<I: Ip>(&self, ip: &I) -> Result<(), DropReason> {
+        let (offset, bytes) = ip.onward();
+        self.write(ethernet::HEADER_LENGTH + offset, &Start(bytes))
     }
 
     /// Writes an ARP answer over the request.
     #[inline(always)]
     pub(crate) fn write_arp(&self, frame: &[u8; arp::FRAME_LENGTH]) -> Result<(), DropReason> {
-        self.write_start(&Start(*frame))
+        self.write(0, &Start(*frame))
+    }
+
+    /// Writes the answer to a neighbour solicitation over it, whatever options that had.
+    #[inline(always)]
+    pub(crate) fn write_advertisement(
+        &self,
+        interface: &Interface,
+        config: &Config,
+    ) -> Result<(), DropReason> {
+        match apart::advertise(self.raw, interface, config) {
+            0 => Ok(()),
+            _ => Err(DropReason::HelperFailed),
+        }
     }
 
     /// To the egress of a device of this namespace.
@@ -223,19 +247,20 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn redirect_neighbour(&mut self, to: &NextHop) -> Result<(), DropReason> {
         self.decision.ifindex = to.ifindex.get();
-        let mut hop: bpf_redir_neigh = zeroed();
+        let mut hop = MaybeUninit::uninit();
+        let hop: &mut bpf_redir_neigh = zeroed(&mut hop);
         if to.family == FAMILY_V6 {
             hop.nh_family = AF_INET6;
-            hop.__bindgen_anon_1.ipv6_nh = to.address;
+            hop.__bindgen_anon_1.ipv6_nh = to.address.quarters();
         } else {
             hop.nh_family = AF_INET;
-            hop.__bindgen_anon_1.ipv4_nh = to.address[0];
+            hop.__bindgen_anon_1.ipv4_nh = to.address.quarters()[0];
         }
         // SAFETY: an initialised structure of the size given.
         redirected(unsafe {
             bpf_redirect_neigh(
                 to.ifindex.get(),
-                &raw mut hop,
+                hop,
                 size_of::<bpf_redir_neigh>() as i32,
                 0,
             )
@@ -250,7 +275,7 @@ impl Skb {
     pub(crate) fn set_tunnel(
         &mut self,
         vni: Vni,
-        to: [u32; 4],
+        to: V6,
         family: u8,
         outer: Outer,
     ) -> Result<(), DropReason> {
@@ -266,18 +291,13 @@ impl Skb {
     /// packet would be lost. A tunnel key replaces the route and names no neighbour.
     #[inline(always)]
     pub(crate) fn forget_route(&self) -> Result<(), DropReason> {
-        self.tunnel_key(Vni::ZERO, [0; 4], FAMILY_V4, Outer::MayFragment)
+        self.tunnel_key(Vni::ZERO, V6::NONE, FAMILY_V4, Outer::MayFragment)
     }
 
     #[inline(always)]
-    fn tunnel_key(
-        &self,
-        vni: Vni,
-        to: [u32; 4],
-        family: u8,
-        outer: Outer,
-    ) -> Result<(), DropReason> {
-        let mut key: bpf_tunnel_key = zeroed();
+    fn tunnel_key(&self, vni: Vni, to: V6, family: u8, outer: Outer) -> Result<(), DropReason> {
+        let mut key = MaybeUninit::uninit();
+        let key: &mut bpf_tunnel_key = zeroed(&mut key);
         key.tunnel_id = vni.get();
         key.tunnel_ttl = OUTER_TTL;
         let mut flags = match outer {
@@ -285,15 +305,14 @@ impl Skb {
             Outer::DontFragment => BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT,
         };
         if family == FAMILY_V6 {
-            key.__bindgen_anon_1.remote_ipv6 = to;
+            key.__bindgen_anon_1.remote_ipv6 = to.quarters();
             flags |= BPF_F_TUNINFO_IPV6;
         } else {
-            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(to[0]);
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(to.quarters()[0]);
         }
         // SAFETY: a valid context and TUNNEL_KEY_SIZE initialised bytes.
-        let result = unsafe {
-            bpf_skb_set_tunnel_key(self.raw, &raw mut key, TUNNEL_KEY_SIZE, u64::from(flags))
-        };
+        let result =
+            unsafe { bpf_skb_set_tunnel_key(self.raw, key, TUNNEL_KEY_SIZE, u64::from(flags)) };
         match result {
             0 => Ok(()),
             _ => Err(DropReason::HelperFailed),
@@ -304,15 +323,18 @@ impl Skb {
     /// that did not come through the tunnel.
     #[inline(always)]
     pub(crate) fn tunnel(&self) -> Option<(Vni, IpKey)> {
-        let mut key: bpf_tunnel_key = zeroed();
+        let mut key = MaybeUninit::uninit();
+        let key: &mut bpf_tunnel_key = zeroed(&mut key);
         // The kernel tells the address only to who asks for its family.
-        let outer = if self.read_tunnel_key(&mut key, 0) {
+        let outer = if self.read_tunnel_key(key, 0) {
             // SAFETY: both variants of the union are integers.
             let address = unsafe { key.__bindgen_anon_1.remote_ipv4 };
             IpKey::v4(address.to_be_bytes())
-        } else if self.read_tunnel_key(&mut key, BPF_F_TUNINFO_IPV6) {
+        } else if self.read_tunnel_key(key, BPF_F_TUNINFO_IPV6) {
             // SAFETY: as above.
-            IpKey::of(V6(unsafe { key.__bindgen_anon_1.remote_ipv6 }))
+            IpKey::of(V6::from_quarters(unsafe {
+                key.__bindgen_anon_1.remote_ipv6
+            }))
         } else {
             return None;
         };
@@ -334,17 +356,17 @@ pub(crate) struct NextHop {
     pub(crate) ifindex: IfIndex,
     /// As in [`IpKey`].
     pub(crate) family: u8,
-    /// In memory words, as [`veer_bpf_common::address::Address::words`].
-    pub(crate) address: [u32; 4],
+    /// An IPv4 address in the first words, as in [`IpKey`].
+    pub(crate) address: V6,
 }
 
-/// A structure of the kernel's interface, all of them integers.
+/// Fills a structure of the kernel's interface, all of them integers, with zeros. In
+/// place: returned by value it would be filled once more.
 #[inline(always)]
-fn zeroed<T>() -> T {
-    let mut value = MaybeUninit::uninit();
+fn zeroed<T>(value: &mut MaybeUninit<T>) -> &mut T {
     direct::blank(value.as_mut_ptr());
     // SAFETY: zero is a value of every integer.
-    unsafe { value.assume_init() }
+    unsafe { value.assume_init_mut() }
 }
 
 /// Whether a redirect helper took the packet.
@@ -375,9 +397,9 @@ impl Bytes for Skb {
     }
 
     #[inline(always)]
-    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
         let start = field!(self.data) as usize + offset;
-        if start + 4 * N > field!(self.data_end) as usize {
+        if start + 8 * N > field!(self.data_end) as usize {
             return None;
         }
         // SAFETY: as in `head`.
@@ -386,18 +408,31 @@ impl Bytes for Skb {
 
     #[inline(always)]
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: a valid context and N writable bytes; the helper checks the
-        // offset.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw.cast(),
-                offset as u32,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
-            )
-        };
-        (result == 0).then_some(bytes)
+        apart::load(self.raw, offset as u32)
+    }
+
+    #[inline(always)]
+    fn words_anywhere<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        apart::load_words(self.raw, offset as u32)
+    }
+
+    /// The helper writes where the bytes belong; copied by the program they would pass
+    /// through its stack.
+    #[inline(always)]
+    fn copy_start<const N: usize>(&self, to: &mut [u8; N]) -> Option<()> {
+        apart::load_into(self.raw, 0, to).then_some(())
+    }
+
+    #[inline(always)]
+    fn extension_headers(&self, offset: u32, next: u8, available: u32) -> Chain {
+        // SAFETY: a valid context.
+        let bits = unsafe { apart::extension_headers(self.raw, offset, next.into(), available) };
+        Chain::from_bits(bits)
+    }
+
+    #[inline(always)]
+    fn carried<I: Ip>(&self, offset: u32, available: u32) -> Option<FlowKey> {
+        apart::carried::<I>(self.raw, offset, available)
     }
 }
 

@@ -23,6 +23,18 @@ impl Frame {
     pub(crate) fn behind(&self, bytes: usize) -> Self {
         Self::new(self.start + bytes, self.end)
     }
+
+    /// Where an offset is, if as many bytes are there.
+    #[inline(always)]
+    fn at(&self, offset: usize, bytes: usize) -> Option<usize> {
+        if offset > OFFSET_MASK {
+            return None;
+        }
+        // The verifier must see the pointer that is checked and the one that is
+        // read as the same; left alone, the compiler adds up each on its own.
+        let start = black_box(self.start + (offset & OFFSET_MASK));
+        (start + bytes <= self.end).then_some(start)
+    }
 }
 
 /// The longest chain of IPv6 extension headers and what may lie before it; bounds an
@@ -46,9 +58,9 @@ impl Bytes for Frame {
     }
 
     #[inline(always)]
-    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
         let start = self.start + offset;
-        if start + 4 * N > self.end {
+        if start + 8 * N > self.end {
             return None;
         }
         // SAFETY: within the frame, checked above.
@@ -57,16 +69,15 @@ impl Bytes for Frame {
 
     #[inline(always)]
     fn anywhere<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > OFFSET_MASK {
-            return None;
-        }
-        // The verifier must see the pointer that is checked and the one that is
-        // read as the same; left alone, the compiler adds up each on its own.
-        let start = black_box(self.start + (offset & OFFSET_MASK));
-        if start + N > self.end {
-            return None;
-        }
-        // SAFETY: within the frame, checked above.
+        let start = self.at(offset, N)?;
+        // SAFETY: within the frame, as was checked.
         Some(unsafe { direct::read(start) })
+    }
+
+    #[inline(always)]
+    fn words_anywhere<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let start = self.at(offset, 8 * N)?;
+        // SAFETY: within the frame, as was checked.
+        Some(unsafe { direct::words(start) })
     }
 }

@@ -7,14 +7,11 @@ use veer_bpf_common::{
     outcome::{DropReason, Outcome, Program, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL, Who},
 };
-use veer_bpf_net::{
-    ethernet,
-    ip::{Ip, v4::Ipv4},
-};
+use veer_bpf_net::ip::Ip;
 
 use crate::{
     ctx::skb::Skb,
-    exit,
+    exit::{self, Hook},
     path::remote,
     state::{flows, lookup},
 };
@@ -25,18 +22,25 @@ use crate::{
 /// form, or by the form that a probe asks for; records those that were translated.
 #[classifier]
 fn overlay_egress(ctx: TcContext) -> i32 {
-    exit::tc(Program::OverlayEgress, ctx.skb.skb, inner)
+    exit::tc::<OverlayEgress>(ctx.skb.skb)
 }
 
-#[inline(always)]
-fn inner(skb: &mut Skb) -> Outcome {
-    let mark = skb.mark();
-    if mark == mark::REDIRECTED {
-        return Ok(Verdict::Pass);
-    }
-    match skb.ethernet()?.ether_type {
-        ethernet::IPV4 => packet::<Ipv4>(skb, mark),
-        _ => Err(DropReason::UnsupportedL3),
+enum OverlayEgress {}
+
+impl Hook for OverlayEgress {
+    const PROGRAM: Program = Program::OverlayEgress;
+
+    #[inline(always)]
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
+        let mark = skb.mark();
+        if mark == mark::REDIRECTED {
+            return Ok(Verdict::Pass);
+        }
+        if skb.ethernet::<I>()?.ether_type == I::ETHER_TYPE {
+            packet::<I>(skb, mark)
+        } else {
+            Err(DropReason::UnsupportedL3)
+        }
     }
 }
 

@@ -7,15 +7,11 @@ use veer_bpf_common::{
     outcome::{DropReason, Observation, Outcome, Program, Verdict},
     tables::Who,
 };
-use veer_bpf_net::{
-    bytes::Bytes,
-    ethernet,
-    ip::{Ip, v4::Ipv4},
-};
+use veer_bpf_net::{bytes::Bytes, ip::Ip};
 
 use crate::{
     ctx::skb::Skb,
-    exit,
+    exit::{self, Hook},
     path::local,
     state::{counters, lookup},
 };
@@ -25,22 +21,29 @@ use crate::{
 /// addresses, to the stack; drops what its sender could not have sent.
 #[classifier]
 fn overlay_ingress(ctx: TcContext) -> i32 {
-    exit::tc(Program::OverlayIngress, ctx.skb.skb, inner)
+    exit::tc::<OverlayIngress>(ctx.skb.skb)
 }
 
-#[inline(always)]
-fn inner(skb: &mut Skb) -> Outcome {
-    let (vni, outer) = skb.tunnel().ok_or(DropReason::TunnelSourceNotNode)?;
-    skb.decision.vni = vni.get();
-    let node = lookup::node(outer).ok_or(DropReason::TunnelSourceNotNode)?;
-    skb.decision.node_id = node.get();
-    // The kernel has removed the inner frame's tag and would deliver the payload.
-    if skb.has_vlan() {
-        return Err(DropReason::UnsupportedL3);
-    }
-    match skb.ethernet()?.ether_type {
-        ethernet::IPV4 => packet::<Ipv4>(skb, vni, node),
-        _ => Err(DropReason::UnsupportedL3),
+enum OverlayIngress {}
+
+impl Hook for OverlayIngress {
+    const PROGRAM: Program = Program::OverlayIngress;
+
+    #[inline(always)]
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
+        let (vni, outer) = skb.tunnel().ok_or(DropReason::TunnelSourceNotNode)?;
+        skb.decision.vni = vni.get();
+        let node = lookup::node(outer).ok_or(DropReason::TunnelSourceNotNode)?;
+        skb.decision.node_id = node.get();
+        // The kernel has removed the inner frame's tag and would deliver the payload.
+        if skb.has_vlan() {
+            return Err(DropReason::UnsupportedL3);
+        }
+        if skb.ethernet::<I>()?.ether_type == I::ETHER_TYPE {
+            packet::<I>(skb, vni, node)
+        } else {
+            Err(DropReason::UnsupportedL3)
+        }
     }
 }
 

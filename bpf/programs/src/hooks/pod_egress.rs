@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
-    address::Address,
+    address::{Address, V6},
     mark,
     outcome::{DropReason, Outcome, Program, Verdict},
     tables::{Interface, Who},
@@ -11,7 +11,8 @@ use veer_bpf_net::{
     arp::Arp,
     ethernet,
     flow::Flow,
-    ip::{Ip, UDP, v4::Ipv4},
+    ip::{Ip, UDP, v4::Ipv4, v6::Ipv6},
+    nd,
 };
 
 use crate::{
@@ -19,40 +20,49 @@ use crate::{
         direct::{address, copy},
         skb::Skb,
     },
-    exit,
+    exit::{self, Hook},
     path::{local, remote, stack},
     state::{flows, lookup},
 };
 
 /// Device: the host side of a pod's veth; direction: ingress. Expects whatever
-/// a pod may send. Emits it to a local pod, into the tunnel, out of an uplink
-/// or to the stack; answers ARP for the gateway; drops what the pod may not send.
+/// a pod may send. Emits it to a local pod, into the tunnel, out of an uplink or to the
+/// stack; answers ARP and neighbour solicitations for the gateway; drops what the pod
+/// may not send.
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    exit::tc(Program::PodEgress, ctx.skb.skb, inner)
+    exit::tc::<PodEgress>(ctx.skb.skb)
 }
 
-#[inline(always)]
-fn inner(skb: &mut Skb) -> Outcome {
-    if skb.mark() != 0 {
-        skb.set_mark(0);
-    }
-    let frame = skb.ethernet()?;
-    let interface = lookup::interface(skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
-    skb.decision.source_identity = interface.identity().get();
-    if frame.source != copy(&interface.mac) {
-        return Err(DropReason::SpoofedMac);
-    }
-    if skb.has_vlan() {
-        return Err(DropReason::UnsupportedL3);
-    }
-    match frame.ether_type {
-        ethernet::IPV4 => {
-            let header = skb.ip::<Ipv4>()?;
-            ip(skb, interface, &header)
+enum PodEgress {}
+
+impl Hook for PodEgress {
+    const PROGRAM: Program = Program::PodEgress;
+
+    #[inline(always)]
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
+        if skb.mark() != 0 {
+            skb.set_mark(0);
         }
-        ethernet::ARP => arp(skb, interface),
-        _ => Err(DropReason::UnsupportedL3),
+        let frame = skb.ethernet::<I>()?;
+        let interface = lookup::interface(skb.ifindex()).ok_or(DropReason::UnknownInterface)?;
+        skb.decision.source_identity = interface.identity().get();
+        if frame.source != copy(&interface.mac) {
+            return Err(DropReason::SpoofedMac);
+        }
+        if skb.has_vlan() {
+            return Err(DropReason::UnsupportedL3);
+        }
+        // The instance of IPv6 sees no other frames than its own.
+        match (I::ETHER_TYPE, frame.ether_type) {
+            (ethernet::IPV6, ethernet::IPV6) => ipv6(skb, interface),
+            (ethernet::IPV4, ethernet::IPV4) => {
+                let header = skb.ip::<Ipv4>()?;
+                ip(skb, interface, &header)
+            }
+            (ethernet::IPV4, ethernet::ARP) => arp(skb, interface),
+            _ => Err(DropReason::UnsupportedL3),
+        }
     }
 }
 
@@ -80,6 +90,30 @@ fn answered(skb: &mut Skb) -> Outcome {
     skb.set_mark(mark::REDIRECTED);
     skb.redirect(skb.ifindex())?;
     Ok(Verdict::Answer)
+}
+
+/// A packet or a neighbour message of a pod that has an IPv6 address.
+#[inline(always)]
+fn ipv6(skb: &mut Skb, interface: &Interface) -> Outcome {
+    let own: V6 = address(&interface.v6);
+    if own == V6::NONE {
+        return Err(DropReason::UnsupportedL3);
+    }
+    let header = skb.ip::<Ipv6>()?;
+    let config = lookup::config().ok_or(DropReason::NotConfigured)?;
+    let link = nd::Link {
+        own,
+        gateway: lookup::gateway(config),
+    };
+    match link.judge(skb, &header)? {
+        None => ip(skb, interface, &header),
+        Some(nd::Judged::Ignore) => Ok(Verdict::Ignore),
+        Some(nd::Judged::Tell) => Ok(Verdict::ToStack),
+        Some(nd::Judged::Ask) => {
+            skb.write_advertisement(interface, config)?;
+            answered(skb)
+        }
+    }
 }
 
 #[inline(always)]

@@ -2,11 +2,11 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Outcome, Program, Verdict};
-use veer_bpf_net::ip::{Ip as _, v4::Ipv4};
+use veer_bpf_net::ip::Ip;
 
 use crate::{
     ctx::skb::Skb,
-    exit,
+    exit::{self, Hook},
     path::stack,
     state::{flows, lookup},
 };
@@ -17,18 +17,24 @@ use crate::{
 /// nodes: only translation brings those this way.
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    exit::tc(Program::PodIngress, ctx.skb.skb, inner)
+    exit::tc::<PodIngress>(ctx.skb.skb)
 }
 
-#[inline(always)]
-fn inner(skb: &mut Skb) -> Outcome {
-    let Some(ip) = stack::sent::<Ipv4>(skb) else {
-        return Ok(Verdict::Pass);
-    };
-    let source = lookup::who(ip.source());
-    skb.decision.source_identity = source.identity().get();
-    if !source.takes_redirects() {
-        return Ok(Verdict::Pass);
+enum PodIngress {}
+
+impl Hook for PodIngress {
+    const PROGRAM: Program = Program::PodIngress;
+
+    #[inline(always)]
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
+        let Some(ip) = stack::sent::<I>(skb) else {
+            return Ok(Verdict::Pass);
+        };
+        let source = lookup::who(ip.source());
+        skb.decision.source_identity = source.identity().get();
+        if !source.takes_redirects() {
+            return Ok(Verdict::Pass);
+        }
+        Ok(flows::record(skb, &ip))
     }
-    Ok(flows::record(skb, &ip))
 }

@@ -2,11 +2,11 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::outcome::{Outcome, Program, Verdict};
-use veer_bpf_net::ip::{Ip as _, v4::Ipv4};
+use veer_bpf_net::ip::Ip;
 
 use crate::{
     ctx::skb::Skb,
-    exit,
+    exit::{self, Hook},
     path::stack,
     state::{flows, lookup},
 };
@@ -16,23 +16,29 @@ use crate::{
 /// only translation brings those down from the stack to here.
 #[classifier]
 fn uplink_egress(ctx: TcContext) -> i32 {
-    exit::tc(Program::UplinkEgress, ctx.skb.skb, inner)
+    exit::tc::<UplinkEgress>(ctx.skb.skb)
 }
 
-#[inline(always)]
-fn inner(skb: &mut Skb) -> Outcome {
-    let Some(ip) = stack::sent::<Ipv4>(skb) else {
-        return Ok(Verdict::Pass);
-    };
-    // A hash look-up tells most of a node's packets apart from a pod's.
-    let Some(pod) = lookup::endpoint(ip.source()) else {
-        return Ok(Verdict::Pass);
-    };
-    skb.decision.source_identity = pod.identity().get();
-    let destination = lookup::who(ip.destination());
-    skb.decision.destination_identity = destination.identity().get();
-    if !destination.takes_redirects() {
-        return Ok(Verdict::Pass);
+enum UplinkEgress {}
+
+impl Hook for UplinkEgress {
+    const PROGRAM: Program = Program::UplinkEgress;
+
+    #[inline(always)]
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
+        let Some(ip) = stack::sent::<I>(skb) else {
+            return Ok(Verdict::Pass);
+        };
+        // A hash look-up tells most of a node's packets apart from a pod's.
+        let Some(pod) = lookup::endpoint(ip.source()) else {
+            return Ok(Verdict::Pass);
+        };
+        skb.decision.source_identity = pod.identity().get();
+        let destination = lookup::who(ip.destination());
+        skb.decision.destination_identity = destination.identity().get();
+        if !destination.takes_redirects() {
+            return Ok(Verdict::Pass);
+        }
+        Ok(flows::record(skb, &ip))
     }
-    Ok(flows::record(skb, &ip))
 }

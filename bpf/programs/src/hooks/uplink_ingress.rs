@@ -7,14 +7,11 @@ use veer_bpf_common::{
     outcome::{DropReason, Outcome, Program, Verdict},
     tables::{IpcacheEntry, Who},
 };
-use veer_bpf_net::{
-    ethernet,
-    ip::{Ip, v4::Ipv4},
-};
+use veer_bpf_net::{ethernet, ip::Ip};
 
 use crate::{
     ctx::skb::Skb,
-    exit,
+    exit::{self, Hook},
     path::{icmp_error, local, tunnel},
     state::lookup,
 };
@@ -26,22 +23,28 @@ use crate::{
 /// rest goes to the stack.
 #[classifier]
 fn uplink_ingress(ctx: TcContext) -> i32 {
-    exit::tc(Program::UplinkIngress, ctx.skb.skb, inner)
+    exit::tc::<UplinkIngress>(ctx.skb.skb)
 }
 
-#[inline(always)]
-fn inner(skb: &mut Skb) -> Outcome {
-    // Frames of a VLAN are for its device, which is an uplink of its own or none.
-    if skb.vlan_id() != 0 {
-        return Ok(Verdict::Pass);
-    }
-    let Ok(frame) = skb.ethernet() else {
-        return Ok(Verdict::Pass);
-    };
-    match frame.ether_type {
-        ethernet::IPV4 => packet::<Ipv4>(skb),
-        ethernet::VLAN | ethernet::PROVIDER_VLAN => tag_within(skb),
-        _ => Ok(Verdict::Pass),
+enum UplinkIngress {}
+
+impl Hook for UplinkIngress {
+    const PROGRAM: Program = Program::UplinkIngress;
+
+    #[inline(always)]
+    fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
+        // Frames of a VLAN are for its device, which is an uplink of its own or none.
+        if skb.vlan_id() != 0 {
+            return Ok(Verdict::Pass);
+        }
+        let Ok(frame) = skb.ethernet::<I>() else {
+            return Ok(Verdict::Pass);
+        };
+        match frame.ether_type {
+            found if found == I::ETHER_TYPE => packet::<I>(skb),
+            ethernet::VLAN | ethernet::PROVIDER_VLAN => tag_within(skb),
+            _ => Ok(Verdict::Pass),
+        }
     }
 }
 

@@ -7,14 +7,14 @@ use veer_bpf_common::{
 };
 use veer_bpf_net::{
     ethernet::{self, Ethernet},
-    ip::{Ip, v4::Ipv4},
+    ip::{Ip, v4::Ipv4, v6::Ipv6},
 };
 
 use crate::{ctx::xdp::Frame, exit, path::tunnel, state::lookup};
 
 /// Device: an uplink; direction: ingress, before anything else. Expects
 /// anything from outside. Drops tunnel packets that no node sent, tunnel packets
-/// and IPv4 headers that lie about their lengths, and what comes from denied
+/// and IP headers that lie about their lengths, and what comes from denied
 /// prefixes; all else passes.
 #[xdp]
 fn uplink_xdp(ctx: XdpContext) -> u32 {
@@ -36,6 +36,7 @@ fn inner(frame: &Frame) -> Outcome {
 fn untagged(frame: &Frame, ether_type: u16) -> Outcome {
     match ether_type {
         ethernet::IPV4 => packet::<Ipv4>(frame),
+        ethernet::IPV6 => packet::<Ipv6>(frame),
         _ => Ok(Verdict::Pass),
     }
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use veer_bpf_common::{
-    address::{Address, FAMILY_V4, FAMILY_V6},
+    address::{Address, FAMILY_V4, FAMILY_V6, V6},
     device::IfIndex,
 };
 
@@ -45,12 +45,12 @@ const _: () = assert!(size_of::<Question>() == 64);
 /// `ifindex`; `None`: there is no route.
 #[inline(always)]
 pub(crate) fn next_hop<A: Address>(skb: &Skb, ifindex: IfIndex, to: A) -> Option<NextHop> {
-    let mut address = to.words();
+    let mut address = V6(to.words()).quarters();
     let found = route(skb.raw(), ifindex.get(), A::FAMILY, &mut address);
     Some(NextHop {
         ifindex: IfIndex::new((found >> 32) as u32)?,
         family: found as u8,
-        address,
+        address: V6::from_quarters(address),
     })
 }
 

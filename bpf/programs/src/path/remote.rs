@@ -49,8 +49,8 @@ pub(crate) fn from_pod<I: Ip>(skb: &mut Skb, ip: &I, id: NodeId, identity: Ident
             if ip.hops() <= 1 || size::exceeds(skb, ip, skb.gso_size(), remote.native_mtu(config)) {
                 return Ok(exception(skb));
             }
-            // The kernel replaces the MACs by the neighbour's.
-            skb.hop(ip, [0; 6], [0; 6])?;
+            // The kernel writes the MACs, those of the neighbour.
+            skb.hop_within(ip)?;
             native::<I::Address>(skb, remote)
         }
         _ => Err(DropReason::RemoteUnusable),
@@ -104,7 +104,7 @@ fn tunnel(
     if remote.tunnel_family == 0 {
         return Err(DropReason::RemoteUnusable);
     }
-    let V6(to) = direct::address(&remote.tunnel_address);
+    let to = direct::address(&remote.tunnel_address);
     skb.set_tunnel(identity.into(), to, remote.tunnel_family, outer)
 }
 
@@ -117,9 +117,9 @@ fn next_hop<A: Address>(skb: &Skb, remote: &Remote) -> Option<NextHop> {
     if family == 0 {
         return None;
     }
-    let V6(address) = direct::address(hop);
+    let address: V6 = direct::address(hop);
     let node = direct::address::<A>(A::of_remote(remote));
-    let same_link = family == A::FAMILY && address == node.words();
+    let same_link = family == A::FAMILY && address.words() == node.words();
     if !same_link
         && node != A::NONE
         && lookup::agent_is_silent()

@@ -12,7 +12,7 @@ pub(crate) fn sent<I: Ip>(skb: &Skb) -> Option<I> {
     if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
         return None;
     }
-    if skb.ethernet().ok()?.ether_type != I::ETHER_TYPE {
+    if skb.ethernet::<I>().ok()?.ether_type != I::ETHER_TYPE {
         return None;
     }
     skb.ip().ok()

@@ -7,7 +7,7 @@ use crate::{
     icmp::v6::IcmpV6,
 };
 use veer_bpf_common::{
-    address::{Address, FAMILY_V6, IpKey, V6},
+    address::{Address, V6},
     outcome::DropReason,
     tables::FragmentKey,
 };
@@ -37,8 +37,8 @@ const fn is_extension(next: u8) -> bool {
 /// What veer needs of an IPv6 header and its extension headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv6 {
-    /// The first eight bytes as memory words, for rewriting in one piece.
-    start: [u32; 2],
+    /// The first eight bytes as a memory word, for rewriting in one piece.
+    start: u64,
     source: V6,
     destination: V6,
     /// Bytes of the whole packet.
@@ -177,20 +177,20 @@ impl Ipv6 {
     #[inline(always)]
     fn read<P: Bytes>(
         packet: &P,
-        w: &[u32; 10],
+        w: &[u64; 5],
         offset: usize,
         available: u32,
     ) -> Result<Self, DropReason> {
-        let second = w[1].to_ne_bytes();
-        let next = second[2];
-        let payload = match u32::from(u16::from_be_bytes([second[0], second[1]])) {
+        let start = w[0].to_ne_bytes();
+        let next = start[6];
+        let payload = match u32::from(u16::from_be_bytes([start[4], start[5]])) {
             // A segment of more than 64 KiB that is cut up later (BIG TCP; kernel commit
             // 0fe79f28bf98). On the wire this would be a jumbogram (RFC 2675).
             0 if available > u32::from(u16::MAX) => available.wrapping_sub(HEADER_LENGTH as u32),
             n => n,
         };
         let total_length = payload.wrapping_add(HEADER_LENGTH as u32);
-        if w[0].to_ne_bytes()[0] >> 4 != 6 || total_length > available {
+        if start[0] >> 4 != 6 || total_length > available {
             return Err(DropReason::Malformed);
         }
         // Nearly all packets have none.
@@ -202,9 +202,9 @@ impl Ipv6 {
             Chain::none(next)
         };
         Ok(Self {
-            start: [w[0], w[1]],
-            source: V6([w[2], w[3], w[4], w[5]]),
-            destination: V6([w[6], w[7], w[8], w[9]]),
+            start: w[0],
+            source: V6([w[1], w[2]]),
+            destination: V6([w[3], w[4]]),
             total_length,
             chain,
         })
@@ -214,7 +214,7 @@ impl Ipv6 {
 /// Whether an address counts on its link alone (RFC 4291, section 2.5.6).
 #[inline(always)]
 pub const fn is_link_local(address: V6) -> bool {
-    u32::from_be(address.0[0]) >> 22 == 0xfe80 >> 6
+    u64::from_be(address.0[0]) >> 54 == 0xfe80 >> 6
 }
 
 impl Ip for Ipv6 {
@@ -228,20 +228,14 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn parse<P: Bytes>(packet: &P, offset: usize) -> Result<Self, DropReason> {
-        let w = packet.words::<10>(offset).ok_or(DropReason::Malformed)?;
+        let w = packet.words::<5>(offset).ok_or(DropReason::Malformed)?;
         let available = packet.length().wrapping_sub(offset as u32);
         Self::read(packet, &w, offset + HEADER_LENGTH, available)
     }
 
     #[inline(always)]
     fn parse_carried<P: Bytes>(packet: &P, offset: usize) -> Option<Self> {
-        let h = packet.anywhere::<HEADER_LENGTH>(offset)?;
-        let mut w = [0; 10];
-        let mut at = 0;
-        while at < w.len() {
-            w[at] = u32::from_ne_bytes([h[4 * at], h[4 * at + 1], h[4 * at + 2], h[4 * at + 3]]);
-            at += 1;
-        }
+        let w = packet.words_anywhere::<5>(offset)?;
         Self::read(packet, &w, offset + HEADER_LENGTH, u32::MAX).ok()
     }
 
@@ -262,7 +256,7 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn hops(&self) -> u8 {
-        self.start[1].to_ne_bytes()[3]
+        self.start.to_ne_bytes()[7]
     }
 
     #[inline(always)]
@@ -295,9 +289,9 @@ impl Ip for Ipv6 {
     /// section 2.4).
     #[inline(always)]
     fn is_unicast(&self) -> bool {
-        let [a, b, c, d] = self.destination.0.map(u32::from_be);
-        let embedded = a == 0 && b == 0 && (c == 0xffff || (c == 0 && d <= 1));
-        a >> 24 != 0xff && !is_link_local(self.destination) && !embedded
+        let [high, low] = self.destination.0.map(u64::from_be);
+        let embedded = high == 0 && (low <= 1 || low >> 32 == 0xffff);
+        high >> 56 != 0xff && !is_link_local(self.destination) && !embedded
     }
 
     #[inline(always)]
@@ -307,43 +301,25 @@ impl Ip for Ipv6 {
 
     #[inline(always)]
     fn fragment_key(&self) -> FragmentKey {
-        FragmentKey {
-            source: *IpKey::of(self.source).addr(),
-            destination: *IpKey::of(self.destination).addr(),
-            identification: self.chain.identification(),
-            protocol: 0,
-            family: FAMILY_V6,
-            pad: [0; 2],
-        }
+        let identification = self.chain.identification();
+        FragmentKey::new(self.source, self.destination, identification, 0)
+    }
+
+    #[inline(always)]
+    fn onward(&self) -> (usize, [u8; 4]) {
+        let [.., a, b, next, hops] = self.start.to_ne_bytes();
+        (4, [a, b, next, hops.wrapping_sub(1)])
     }
 
     #[inline(always)]
     fn hop(&self, destination: [u8; 6], source: [u8; 6]) -> Start<22> {
         let (d, s) = (destination, source);
-        let (i, j) = (self.start[0].to_ne_bytes(), self.start[1].to_ne_bytes());
+        let i = self.start.to_ne_bytes();
+        let (_, j) = self.onward();
         Start([
-            d[0],
-            d[1],
-            d[2],
-            d[3],
-            d[4],
-            d[5],
-            s[0],
-            s[1],
-            s[2],
-            s[3],
-            s[4],
-            s[5],
-            0x86,
+            d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5], 0x86,
             0xdd, //
-            i[0],
-            i[1],
-            i[2],
-            i[3],
-            j[0],
-            j[1],
-            j[2],
-            j[3].wrapping_sub(1),
+            i[0], i[1], i[2], i[3], j[0], j[1], j[2], j[3],
         ])
     }
 }
