@@ -250,6 +250,17 @@ impl Shared {
         Ok(tables.converge_address(&wanted, complete)?)
     }
 
+    /// [`Self::converge_address`] for all addresses of a local pod.
+    pub(crate) fn converge_pod(
+        &self,
+        datapath: &mut Datapath,
+        pod: &LocalEndpoint,
+        device: Option<u32>,
+    ) -> Result<(), datapath::Error> {
+        let mut addresses = pod.addresses();
+        addresses.try_for_each(|a| self.converge_address(datapath, a.address, device, true))
+    }
+
     /// Wired pods but those whose ADD or DEL is under way.
     pub(crate) fn settled_pods(&self) -> Vec<Arc<LocalEndpoint>> {
         let adding = self.adding().clone();

@@ -218,6 +218,9 @@ pub struct NodeStatus {
     pub attach: String,
     /// Pods wired here.
     pub endpoints: usize,
+    /// Those of them that lack an address of a family that new pods get.
+    #[serde(default)]
+    pub lacking: usize,
     /// Pods of other nodes known here.
     pub remote_endpoints: usize,
     /// Other nodes known here.
@@ -286,10 +289,16 @@ pub struct RemoteRow {
     pub address: IpAddr,
     /// `tunnel`, `native`, `local` or `none`.
     pub form: String,
-    /// Next hop of the native form.
+    /// Next hop of the native form; of IPv4 packets, where both families are used.
     pub next_hop: Option<IpAddr>,
-    /// Uplink of the native form.
+    /// Uplink of the native form, by that next hop.
     pub uplink: String,
+    /// Next hop of IPv6 packets in the native form, where IPv4 packets have another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_hop_v6: Option<IpAddr>,
+    /// Uplink by that next hop.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uplink_v6: String,
     /// Whether bare packets from it are accepted.
     pub accept_native: bool,
     /// Epoch that wrote the entry.

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use veer_agent_core::repair::{Kind, RoundLog};
+use veer_agent_core::{
+    family::Families,
+    repair::{Kind, RoundLog},
+};
 
 use super::converge::Converger;
 
@@ -12,6 +15,7 @@ impl Converger {
         &mut self,
         done: &mut RoundLog,
         proc_sys_net: &Path,
+        of_pods: Families,
         known: Vec<(&'static str, String)>,
     ) {
         self.concerns = known;
@@ -33,9 +37,16 @@ impl Converger {
         }
         let blocked = self.forward.concerns();
         self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
-        let deaf = proc_sys_net.join("ipv4/icmp_echo_ignore_all");
-        if std::fs::read_to_string(deaf).is_ok_and(|v| v.trim() == "1") {
-            let key = "net.ipv4.icmp_echo_ignore_all";
+        let deaf = [
+            (true, "ipv4/icmp_echo_ignore_all"),
+            (false, "ipv6/icmp/echo_ignore_all"),
+        ];
+        let is_deaf = |(is_ipv4, path): &(bool, &str)| {
+            let value = std::fs::read_to_string(proc_sys_net.join(path));
+            of_pods.has(*is_ipv4) && value.is_ok_and(|v| v.trim() == "1")
+        };
+        for (_, path) in deaf.into_iter().filter(is_deaf) {
+            let key = format!("net.{}", path.replace('/', "."));
             let concern = format!(
                 "{key} is 1, so other nodes' probes get no answer and no pair with this node can \
                  change its form: set it to 0"

@@ -226,7 +226,7 @@ impl Converger {
             .neighbours(done, &mut socket, &neighbours, &links, &pods);
         let sysctls = self.host.sysctls(done, &self.facts, &pods);
         let nft = self.nftables(shared, index, done, &links);
-        self.look_around(done, &shared.options.proc_sys_net, concerns);
+        self.look_around(done, &shared.options.proc_sys_net, families, concerns);
         if attached.is_ok() {
             shared.datapath().all_attached();
         }

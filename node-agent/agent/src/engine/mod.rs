@@ -151,8 +151,9 @@ impl Engine {
         // devices now.
         if !self.told_to_go() {
             // The pool remembers whose addresses they were.
-            if let Some(block) = self.wanted_v4() {
-                self.shared.store().set_blocks(&[block]);
+            let blocks = self.wanted_blocks();
+            if !blocks.is_empty() {
+                self.shared.store().set_blocks(&blocks);
             }
             gc::collect(&self.shared);
         }
@@ -278,12 +279,6 @@ impl Engine {
             .unwrap_or_else(|| self.held.get().pod_cidrs.clone())
     }
 
-    /// The first of [`Self::wanted_blocks`] that pods can be wired from.
-    fn wanted_v4(&self) -> Option<IpNet> {
-        let blocks = self.wanted_blocks();
-        blocks.into_iter().find(|block| block.addr().is_ipv4())
-    }
-
     fn wanted_epoch(&self) -> Option<Epoch> {
         let index = self.shared.index();
         let told = index.nodes.get(index.own()).and_then(|n| n.epoch.clone());
@@ -381,22 +376,17 @@ impl Engine {
     /// Returns why ADD cannot be served; empty: it can.
     fn try_round(&mut self, full: bool) -> Result<String, Error> {
         let epoch = self.wanted_epoch();
-        let Some(block) = self.wanted_v4() else {
+        let wanted = self.wanted_blocks();
+        if wanted.is_empty() {
             // Devices and programs can be made ready before the block is known.
             self.converger.run(&self.shared, epoch.as_ref(), full)?;
             return Ok("the node has no pod CIDR yet: is veer-operator running?".into());
-        };
-        let blocks = self.shared.store().set_blocks(&[block]);
+        }
+        let blocks = self.shared.store().set_blocks(&wanted);
         self.hold(blocks.clone(), None)?;
         self.converger.run(&self.shared, epoch.as_ref(), full)?;
         self.hold(blocks.clone(), epoch)?;
-        if let Some(in_use) = blocks.first().filter(|in_use| **in_use != block) {
-            return Ok(format!(
-                "the node is assigned {block} but its pods hold {in_use}: drain the node to take \
-                 the new block over"
-            ));
-        }
-        Ok(String::new())
+        Ok(waits_for_pods(&wanted, &blocks))
     }
 
     /// Writes the checkpoint: what the next start needs without the API server.
@@ -493,5 +483,47 @@ impl Engine {
             }
             changed
         });
+    }
+}
+
+/// Why new pods have to wait for those that hold addresses of a former block; empty: they
+/// have not to. A block of a family that is not assigned any more is in nobody's way.
+fn waits_for_pods(assigned: &[IpNet], in_use: &[IpNet]) -> String {
+    let held = in_use.iter().find_map(|held| {
+        let same_family = |block: &&IpNet| block.addr().is_ipv4() == held.addr().is_ipv4();
+        let block = assigned.iter().find(same_family)?;
+        (block != held).then_some((block, held))
+    });
+    held.map_or_else(String::new, |(block, held)| {
+        format!(
+            "the node is assigned {block} but its pods hold {held}: drain the node to take the \
+             new block over"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_pods_wait_for_the_former_block_of_a_family_and_not_for_a_family_that_went() {
+        let nets = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let (v4, v6) = ("10.1.0.0/24", "fd00:1::/64");
+        for (assigned, in_use, held) in [
+            (vec![v4], vec![v4], None),
+            (vec![v4, v6], vec![v4, v6], None),
+            (vec![v4], vec![v4, v6], None),
+            (vec![v6], vec![v6, v4], None),
+            (vec!["10.2.0.0/24"], vec![v4], Some(v4)),
+            (vec![v4, "fd00:2::/64"], vec![v4, v6], Some(v6)),
+            (vec![v4, "10.2.0.0/24"], vec![v4], None),
+        ] {
+            let text = waits_for_pods(&nets(&assigned), &nets(&in_use));
+            assert_eq!(text.is_empty(), held.is_none(), "{text}");
+            assert!(held.is_none_or(|held| text.contains(held)), "{text}");
+        }
     }
 }

@@ -39,7 +39,7 @@ impl Engine {
                 .iter()
                 .filter(|e| e.is_nameless())
                 .filter_map(|e| {
-                    let pod = index.pod_at(e.address)?;
+                    let pod = e.addresses().find_map(|a| index.pod_at(a.address))?;
                     let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid);
                     let names = (pod.namespace.clone(), pod.name.clone(), uid.clone());
                     Some((e.attachment.clone(), names.0, names.1, names.2))
@@ -175,8 +175,7 @@ impl Engine {
         let Some(endpoint) = changed else {
             return Ok(());
         };
-        self.shared
-            .converge_address(&mut datapath, endpoint.address, None, true)?;
+        self.shared.converge_pod(&mut datapath, &endpoint, None)?;
         drop(datapath);
         self.shared.persist(attachment).map_err(Error::State)?;
         tracing::info!(pod = endpoint.pod(), identity = number.get(), "identity");
@@ -208,7 +207,8 @@ impl Engine {
         {
             let store = self.shared.store();
             // Their pods are known soon; until then the objects stay.
-            nameless.extend(store.iter().filter(|e| e.is_nameless()).map(|e| e.address));
+            let unnamed = store.iter().filter(|e| e.is_nameless());
+            nameless.extend(unnamed.flat_map(|e| e.addresses().map(|a| a.address)));
             for endpoint in store.iter().filter(|e| !e.is_nameless()) {
                 let key = place::key(endpoints, endpoint);
                 let seen = endpoints.get(&place::path(&key));

@@ -295,7 +295,7 @@ fn wire(
             store.insert(endpoint.clone());
             undo.inserted = true;
         }
-        shared.converge_address(&mut datapath, endpoint.address, None, true)?;
+        shared.converge_pod(&mut datapath, &endpoint, None)?;
     }
     pod::configure(
         &mut socket,
@@ -364,8 +364,8 @@ fn host_ports(shared: &Shared) -> Result<(), Error> {
 
 fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {
     Added {
-        addresses: vec![endpoint.address],
-        gateways: vec![endpoint.gateway],
+        addresses: endpoint.addresses().map(|a| a.address).collect(),
+        gateways: endpoint.addresses().map(|a| a.gateway).collect(),
         host_ifname: endpoint.host_ifname.clone(),
         host_mac: mac_text(endpoint.node_mac),
         container_mac: mac_text(endpoint.mac),

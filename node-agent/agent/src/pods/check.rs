@@ -38,7 +38,7 @@ pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         .filter(|a| !endpoint.has(**a))
         .collect();
     if !other.is_empty() {
-        wrong.push(format!("it has {}, not {other:?}", endpoint.address));
+        wrong.push(format!("it has {}, not {other:?}", endpoint.address_text()));
     }
     let host = Socket::route()
         .and_then(|mut s| link::by_name(&mut s, &endpoint.host_ifname))

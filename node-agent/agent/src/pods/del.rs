@@ -54,8 +54,7 @@ pub(crate) fn forget(
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();
     if let Some(endpoint) = &endpoint {
-        let device = Some(endpoint.ifindex);
-        shared.converge_address(&mut datapath, endpoint.address, device, true)?;
+        shared.converge_pod(&mut datapath, endpoint, Some(endpoint.ifindex))?;
     }
     for device in &devices {
         datapath.detach(device)?;

@@ -176,19 +176,25 @@ fn in_maps(
 /// Why not, in words.
 fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
     {
-        // The identity that other nodes use, if the API server has said it already.
-        let index = shared.index();
-        let object = index
-            .endpoints
-            .own()
-            .find(|row| row.addresses.contains(&endpoint.address));
+        // What other nodes use and the kubelet says, if the API server has said it already.
+        let (index, store) = (shared.index(), shared.store());
+        let mut objects = index.endpoints.own();
+        let object = objects.find(|row| row.addresses.iter().any(|a| endpoint.has(*a)));
         endpoint.serial = object.map_or(0, |row| row.serial);
+        let pod = endpoint.addresses().find_map(|a| index.pod_at(a.address));
+        let named = object.map(|row| &row.addresses);
+        for addresses in named.into_iter().chain(pod.map(|pod| &pod.addresses)) {
+            let free = addresses.iter().filter(|a| store.by_address(**a).is_none());
+            let blocks: Vec<IpNet> = store.blocks().collect();
+            endpoint.complete(&free.copied().collect::<Vec<_>>(), &blocks);
+        }
     }
     let adopted = shared.store().adopt(endpoint.clone(), clock::unix_millis());
     let endpoint = adopted.ok_or_else(|| {
         format!(
             "device {} has address {} of another pod: delete one of the two pods",
-            endpoint.host_ifname, endpoint.address
+            endpoint.host_ifname,
+            endpoint.address_text()
         )
     })?;
     if let Err(error) = shared.persist(&endpoint.attachment) {
@@ -197,9 +203,9 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
     // The number that its labels have now, and its name.
     let _ = shared.engine.send(Input::Identities);
     let who = if endpoint.is_nameless() {
-        format!("the pod with address {}", endpoint.address)
+        format!("the pod with address {}", endpoint.address_text())
     } else {
-        format!("pod {} ({})", endpoint.pod(), endpoint.address)
+        format!("pod {} ({})", endpoint.pod(), endpoint.address_text())
     };
     shared.repaired(Kind::Record, format!("the record of {who} was missing"));
     Ok(())

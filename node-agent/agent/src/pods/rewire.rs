@@ -132,6 +132,6 @@ fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool,
     for hook in [Hook::PodEgress, Hook::PodIngress] {
         datapath.attach(&endpoint.host_ifname, hook)?;
     }
-    shared.converge_address(&mut datapath, endpoint.address, Some(before), true)?;
+    shared.converge_pod(&mut datapath, endpoint, Some(before))?;
     Ok(true)
 }

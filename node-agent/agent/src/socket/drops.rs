@@ -87,14 +87,15 @@ fn seen(head: &[u8]) -> PacketSummary {
             let [source, destination] = [ip.source, ip.destination].map(Ipv4Addr::from);
             between(ip.protocol.0, source, destination, ports)
         }
-        (Some(NetHeaders::Ipv6(ip, _)), _) => {
+        (Some(NetHeaders::Ipv6(ip, extensions)), _) => {
+            let fragment = extensions.fragment.as_ref();
+            let first = fragment.is_none_or(|f| f.fragment_offset.value() == 0);
+            // Behind the extension headers that are whole.
+            let protocol = extensions.next_header(ip.next_header);
+            let protocol = protocol.unwrap_or(ip.next_header);
+            let ports = first.then(|| ports(&packet, protocol)).flatten();
             let [source, destination] = [ip.source, ip.destination].map(Ipv6Addr::from);
-            between(
-                ip.next_header.0,
-                source,
-                destination,
-                ports(&packet, ip.next_header),
-            )
+            between(protocol.0, source, destination, ports)
         }
         (Some(NetHeaders::Arp(arp)), _) => match arp.try_eth_ipv4() {
             Ok(arp) => PacketSummary {
@@ -175,6 +176,54 @@ mod tests {
                 .write(bytes, &[7; 100])
                 .expect("a packet");
         })
+    }
+
+    /// A UDP datagram over IPv6 behind these extension headers, of which `first` is the
+    /// number of the first.
+    fn udp_v6(first: u8, extensions: &[u8]) -> Vec<u8> {
+        let plain = frame(|bytes| {
+            PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv6([0xfd; 16], [0xfe; 16], 64)
+                .udp(4000, 53)
+                .write(bytes, &[7; 100])
+                .expect("a packet");
+        });
+        let (head, rest) = plain.split_at(14 + 40);
+        let mut bytes = [head, extensions, rest].concat();
+        bytes[14 + 6] = first;
+        let length = u16::try_from(extensions.len() + rest.len()).unwrap();
+        bytes[14 + 4..14 + 6].copy_from_slice(&length.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_packet_of_ipv6_is_told_by_what_is_behind_its_extension_headers() {
+        let [source, destination] = [0xfd, 0xfe].map(|byte| Ipv6Addr::from([byte; 16]));
+        let hop_by_hop = [17, 0, 1, 4, 0, 0, 0, 0];
+        let fragment = |offset: u8| [17, 0, 0, offset << 3 | 1, 1, 2, 3, 4];
+        for (packet, ports) in [
+            (udp_v6(17, &[]), true),
+            (udp_v6(0, &hop_by_hop), true),
+            (udp_v6(44, &fragment(0)), true),
+            (udp_v6(44, &fragment(9)), false),
+        ] {
+            let [source, destination] = if ports {
+                [format!("[{source}]:4000"), format!("[{destination}]:53")]
+            } else {
+                [source.to_string(), destination.to_string()]
+            };
+            let expected = PacketSummary {
+                protocol: "udp".into(),
+                source,
+                destination,
+            };
+            assert_eq!(seen(&packet), expected);
+        }
+        let cut = udp_v6(0, &hop_by_hop);
+        for length in 0..cut.len() {
+            let seen = seen(&cut[..length]);
+            assert_eq!(seen.protocol == "udp", length >= 14 + 40 + 8, "{seen:?}");
+        }
     }
 
     #[test]

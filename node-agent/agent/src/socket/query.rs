@@ -17,7 +17,7 @@ use veer_bpf_common::{
 };
 
 use crate::shared::Shared;
-use veer_agent_core::endpoint::mac_text;
+use veer_agent_core::{endpoint::mac_text, facts::Uplink};
 use veer_agent_kernel::{
     datapath::Error,
     nft::{self, Count},
@@ -46,6 +46,7 @@ pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
         mtu: plan.step.mtu,
         attach,
         endpoints: store.len(),
+        lacking: store.lacking(),
         remote_endpoints: index.endpoints.remote_len(),
         remotes: plan.peers.by_name.len(),
         identities: index.identities.len(),
@@ -163,6 +164,8 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         form: "local".into(),
         next_hop: None,
         uplink: String::new(),
+        next_hop_v6: None,
+        uplink_v6: String::new(),
         accept_native: false,
         epoch: 0,
         falls_back_in: None,
@@ -177,20 +180,17 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
             FORM_NATIVE => "native",
             _ => "none",
         };
-        let uplink = plan
-            .facts
-            .uplinks
-            .iter()
-            .find(|u| u.index == entry.ifindex)
-            .map(|u| u.name.clone());
+        let [(next_hop, uplink), (next_hop_v6, uplink_v6)] = ways(&entry, &plan.facts.uplinks);
         rows.push(RemoteRow {
             node: name.clone(),
             node_id: id.get(),
             pod_cidrs: cidrs(name),
             address: plan.peers.primaries.get(name).copied().unwrap_or(none),
             form: form.into(),
-            next_hop: to_ip(entry.next_hop_family, entry.next_hop),
-            uplink: uplink.unwrap_or_default(),
+            next_hop,
+            uplink,
+            next_hop_v6,
+            uplink_v6,
             accept_native: entry.flags & Remote::ACCEPT_NATIVE != 0,
             epoch: entry.epoch,
             falls_back_in: (entry.revert_at != 0)
@@ -199,6 +199,25 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
         });
     }
     Ok(rows)
+}
+
+/// Next hop and uplink of the native form, of IPv6 packets the second, where both
+/// families have one.
+fn ways(entry: &Remote, uplinks: &[Uplink]) -> [(Option<IpAddr>, String); 2] {
+    let way = |index: u32, hop: Option<IpAddr>| {
+        let uplink = uplinks.iter().find(|u| u.index == index);
+        (hop, uplink.map(|u| u.name.clone()).unwrap_or_default())
+    };
+    let v4 = to_ip(entry.next_hop_family, entry.next_hop);
+    let v6 = (entry.ifindex_v6 != 0).then(|| IpAddr::from(entry.next_hop_v6));
+    let (v4, v6) = (way(entry.ifindex, v4), way(entry.ifindex_v6, v6));
+    let none = || (None, String::new());
+    match v4.0 {
+        // IPv4 packets may go by the hop of IPv6, too.
+        Some(_) if v4 == v6 => [v4, none()],
+        Some(_) => [v4, v6],
+        None => [v6, none()],
+    }
 }
 
 /// Drops of the nftables table.
@@ -274,5 +293,56 @@ pub(crate) fn protocol(number: u8) -> String {
         17 => "udp".into(),
         58 => "icmpv6".into(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use veer_bpf_common::address::IpKey;
+
+    use super::*;
+
+    #[test]
+    fn the_ways_of_a_remote_are_told_by_family_and_the_only_one_comes_first() {
+        let uplinks = [(7, "eth0"), (8, "eth1")].map(|(index, name)| Uplink {
+            name: name.into(),
+            index,
+            ..Uplink::default()
+        });
+        let hops: [IpAddr; 2] = ["192.0.2.2", "fe80::1"].map(|a| a.parse().unwrap());
+        let [v4, v6] = hops.map(IpKey::from);
+        for (of_v4, of_v6, expected) in [
+            (
+                true,
+                true,
+                [(Some(hops[0]), "eth0"), (Some(hops[1]), "eth1")],
+            ),
+            (true, false, [(Some(hops[0]), "eth0"), (None, "")]),
+            (false, true, [(Some(hops[1]), "eth1"), (None, "")]),
+            (false, false, [(None, ""), (None, "")]),
+        ] {
+            let mut entry = Remote::default();
+            if of_v4 {
+                (entry.next_hop, entry.next_hop_family) = (*v4.addr(), v4.family());
+                entry.ifindex = 7;
+            }
+            if of_v6 {
+                (entry.next_hop_v6, entry.ifindex_v6) = (*v6.addr(), 8);
+            }
+            let expected = expected.map(|(hop, name)| (hop, name.to_owned()));
+            assert_eq!(ways(&entry, &uplinks), expected);
+        }
+        // Two nodes that have no IPv4 between them.
+        let one = Remote {
+            next_hop: *v6.addr(),
+            next_hop_family: v6.family(),
+            ifindex: 8,
+            next_hop_v6: *v6.addr(),
+            ifindex_v6: 8,
+            ..Remote::default()
+        };
+        let [first, second] = ways(&one, &uplinks);
+        assert_eq!(first, (Some(hops[1]), "eth1".to_owned()));
+        assert_eq!(second, (None, String::new()));
     }
 }

@@ -73,8 +73,7 @@ const fn advice(reason: DropReason) -> &'static str {
             "an IEEE 802.3 frame, which carries no IP; nothing to do unless the pod needs it"
         }
         DropReason::UnsupportedL3 => {
-            "neither IPv4 nor ARP, or a VLAN tag where there can be none. Every pod's kernel sends some IPv6 of its own (to ff02::…), \
-             which is harmless; IPv6 between pods is not carried yet"
+            "neither IPv4, IPv6 nor ARP, or a VLAN tag where there can be none"
         }
         DropReason::Malformed => {
             "a header that lies about its length, or a packet cut off within one: look at who \
@@ -136,8 +135,8 @@ const fn advice(reason: DropReason) -> &'static str {
              was going away; if it goes on, look at dmesg"
         }
         DropReason::NeighbourNotGateway => {
-            "a pod asked by ARP for another address than its gateway's: a route or a netmask in \
-             the pod that was changed by hand"
+            "a pod asked by ARP or neighbour discovery for another address than its gateway's: a \
+             route or a netmask in the pod that was changed by hand"
         }
         DropReason::NotConfigured => {
             "the agent has not written the node's configuration yet: kubectl get nodenetwork \

@@ -15,6 +15,10 @@ pub(super) fn table(status: &NodeStatus) -> String {
         .iter()
         .map(|(what, times)| format!("{what} {times}×"))
         .collect();
+    let lacking = match status.lacking {
+        0 => String::new(),
+        pods => format!(" ({pods} made before they had addresses of all families)"),
+    };
     fields(&[
         ("Node", status.node.clone()),
         ("Ready", ready),
@@ -36,7 +40,7 @@ pub(super) fn table(status: &NodeStatus) -> String {
         (
             "Pods",
             format!(
-                "{} here, {} on other nodes",
+                "{} here{lacking}, {} on other nodes",
                 status.endpoints, status.remote_endpoints
             ),
         ),
@@ -62,6 +66,22 @@ mod tests {
         assert!(table.contains("\nHost Routing: BPF\n"), "{table}");
         assert!(table.contains("\nReady:        yes\n"), "{table}");
         assert!(table.ends_with("\nRepairs:      -"), "{table}");
+    }
+
+    #[test]
+    fn pods_that_lack_a_family_are_counted_where_there_are_any() {
+        let pods = |lacking| {
+            let status = NodeStatus {
+                endpoints: 12,
+                lacking,
+                ..NodeStatus::default()
+            };
+            let table = table(&status);
+            let line = table.lines().find(|l| l.starts_with("Pods:")).unwrap();
+            line.trim_start_matches("Pods:").trim().to_owned()
+        };
+        assert_eq!(pods(0), "12 here, 0 on other nodes");
+        assert!(pods(3).starts_with("12 here (3 made before"));
     }
 
     #[test]

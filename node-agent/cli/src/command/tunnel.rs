@@ -77,6 +77,8 @@ mod tests {
             form: "native".to_owned(),
             next_hop: None,
             uplink: "eth0".to_owned(),
+            next_hop_v6: None,
+            uplink_v6: String::new(),
             accept_native: true,
             epoch: 3,
             falls_back_in: Some(7),

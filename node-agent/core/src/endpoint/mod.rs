@@ -120,6 +120,12 @@ impl LocalEndpoint {
         [first].into_iter().chain(self.second)
     }
 
+    /// Its addresses for people.
+    pub fn address_text(&self) -> String {
+        let all: Vec<String> = self.addresses().map(|a| a.address.to_string()).collect();
+        all.join(" and ")
+    }
+
     /// Whether an address is its.
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses().any(|a| a.address == address)

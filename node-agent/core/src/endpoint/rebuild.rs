@@ -101,7 +101,7 @@ impl Evidence<'_> {
             row.filter(|a| !a.is_unspecified()).collect(),
             kept.collect(),
             in_block.collect(),
-            pod().find(IpAddr::is_ipv4).into_iter().collect::<Vec<_>>(),
+            Vec::from_iter(pod().find(IpAddr::is_ipv4).or_else(|| pod().next())),
         ];
         let named = sources.iter_mut().find(|source| !source.is_empty());
         named.map(std::mem::take).unwrap_or_default()
@@ -166,6 +166,34 @@ impl Evidence<'_> {
             node_mac: self.host.mac,
             host_ports: kept.map(|k| k.host_ports.clone()),
         })
+    }
+}
+
+impl LocalEndpoint {
+    /// Adds the address of the other family, where an object of the pod names both and that
+    /// one is of a block of the node.
+    pub fn complete(&mut self, named: &[IpAddr], blocks: &[IpNet]) {
+        if self.second.is_some() || !named.contains(&self.address) {
+            return;
+        }
+        let (address, gateway) = (self.address, self.gateway);
+        let found = named.iter().find_map(|other| {
+            let block = blocks.iter().find(|block| block.contains(other))?;
+            let gateway = gateway_of(block)?;
+            (other.is_ipv4() != address.is_ipv4()).then_some(PodAddress {
+                address: *other,
+                gateway,
+            })
+        });
+        let Some(other) = found else {
+            return;
+        };
+        if named.first() == Some(&other.address) {
+            (self.address, self.gateway) = (other.address, other.gateway);
+            self.second = Some(PodAddress { address, gateway });
+        } else {
+            self.second = Some(other);
+        }
     }
 }
 
@@ -318,6 +346,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_of_ipv6_alone_is_kept_while_the_nodes_block_is_not_known() {
+        let (host, mut pod) = (host(), pod());
+        pod.addresses.retain(IpAddr::is_ipv6);
+        let record = Evidence {
+            host: &host,
+            pod: &pod,
+            row: None,
+            kept: None,
+            blocks: &[],
+        }
+        .rebuild()
+        .unwrap();
+        assert_eq!(all(&record), [v6()]);
+    }
+
+    #[test]
     fn a_pod_that_took_its_own_addresses_and_routes_off_is_still_a_pod() {
         let (host, mut pod) = (host(), pod());
         pod.addresses.clear();
@@ -363,6 +407,32 @@ mod tests {
         };
         assert!(evidence.fits());
         assert_eq!(evidence.rebuild(), None);
+    }
+
+    #[test]
+    fn an_object_of_the_pod_names_the_address_that_nothing_else_does() {
+        let (host, mut pod) = (host(), pod());
+        pod.addresses.truncate(1);
+        let mut record = Evidence {
+            host: &host,
+            pod: &pod,
+            row: None,
+            kept: None,
+            blocks: &blocks(&BOTH),
+        }
+        .rebuild()
+        .unwrap();
+        let (a, b) = (v4().0, v6().0);
+        for strange in [vec![b], vec![a], vec![a, ip("2001:db8::7")]] {
+            record.complete(&strange, &blocks(&BOTH));
+            record.complete(&[a, b], &blocks(&BOTH[..1]));
+            assert_eq!(all(&record), [v4()]);
+        }
+        for (named, expected) in [([a, b], [v4(), v6()]), ([b, a], [v6(), v4()])] {
+            let mut record = record.clone();
+            record.complete(&named, &blocks(&BOTH));
+            assert_eq!(all(&record), expected);
+        }
     }
 
     #[test]

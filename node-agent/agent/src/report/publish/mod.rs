@@ -57,7 +57,7 @@ impl Entry {
                 .unwrap_or_else(|| endpoint.pod_uid.clone()),
             node_name: node.to_owned(),
             endpoint_id: endpoint.endpoint_id.into(),
-            addresses: vec![endpoint.address],
+            addresses: endpoint.addresses().map(|a| a.address).collect(),
             identity: endpoint.identity.get().into(),
             serial: endpoint.serial,
             state: if endpoint.is_init() {

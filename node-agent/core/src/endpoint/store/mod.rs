@@ -410,6 +410,17 @@ impl Store {
         self.endpoints.len()
     }
 
+    /// How many pods lack an address of a family that new pods get.
+    pub fn lacking(&self) -> usize {
+        let of = |pod: &&LocalEndpoint, block: &IpNet| {
+            let mut addresses = pod.addresses();
+            addresses.any(|a| a.address.is_ipv4() == is_ipv4(block))
+        };
+        let assigned = &self.pools[..self.assigned];
+        let lacks = |pod: &&LocalEndpoint| !assigned.iter().all(|pool| of(pod, &pool.block()));
+        self.iter().filter(lacks).count()
+    }
+
     /// The addresses that this node probes others from and answers them at: those that
     /// pods have as next hops.
     pub fn health_addresses(&self) -> impl Iterator<Item = IpAddr> {

@@ -177,6 +177,7 @@ fn a_family_that_comes_is_for_new_pods_and_one_that_goes_stays_for_those_that_ha
         );
         let new = wire(&mut store, 2);
         assert!(both[1].contains(&new.second.unwrap().address));
+        assert_eq!(store.lacking(), 1, "the old one");
         assert_eq!(store.health_addresses().count(), 2);
 
         // The first family goes.
@@ -185,6 +186,7 @@ fn a_family_that_comes_is_for_new_pods_and_one_that_goes_stays_for_those_that_ha
         let third = wire(&mut store, 3);
         assert!(both[1].contains(&third.address));
         assert_eq!(third.second, None);
+        assert_eq!(store.lacking(), 1, "still");
         let mut again = restarted(&mut store);
         again.set_blocks(&nets(&[second, first]));
         assert_eq!(again.set_blocks(&other).len(), 2);
