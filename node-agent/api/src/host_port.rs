@@ -1,7 +1,11 @@
 //! Ports of the node that lead to a pod, as a runtime passes them by the capability
 //! `portMappings` (CNI conventions, "Dynamic plugin specific fields").
 
-use std::{fmt, net::Ipv4Addr, num::NonZeroU16};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU16,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,31 +55,65 @@ impl Protocol {
 pub struct HostPort {
     /// Of both ports.
     pub protocol: Protocol,
-    /// The node's address; unspecified (0.0.0.0): every one that it has.
-    pub host_ip: Ipv4Addr,
+    /// The node's address; 0.0.0.0: every one that it has, `::`: every one of IPv6.
+    pub host_ip: IpAddr,
     /// The node's port.
     pub host_port: NonZeroU16,
     /// The pod's port.
     pub container_port: NonZeroU16,
 }
 
+/// At which of the node's addresses of a family a port leads to the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAddress {
+    /// At none.
+    None,
+    /// At every one.
+    Every,
+    /// At this one.
+    One(IpAddr),
+}
+
+/// Stands for every address, of both families: what a runtime leaves empty.
+const EVERY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 impl HostPort {
+    /// At which addresses of IPv4, or else of IPv6, it leads to the pod.
+    pub fn within(&self, is_ipv4: bool) -> HostAddress {
+        let of_family = self.host_ip.is_ipv4() == is_ipv4;
+        if self.host_ip == EVERY || (of_family && self.host_ip.is_unspecified()) {
+            HostAddress::Every
+        } else if of_family {
+            HostAddress::One(self.host_ip)
+        } else {
+            HostAddress::None
+        }
+    }
+
     /// Whether both want the same port of one address.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let any = self.host_ip.is_unspecified() || other.host_ip.is_unspecified();
+        let at_one = |is_ipv4| match (self.within(is_ipv4), other.within(is_ipv4)) {
+            (HostAddress::None, _) | (_, HostAddress::None) => false,
+            (HostAddress::Every, _) | (_, HostAddress::Every) => true,
+            (HostAddress::One(own), HostAddress::One(other)) => own == other,
+        };
         self.protocol == other.protocol
             && self.host_port == other.host_port
-            && (any || self.host_ip == other.host_ip)
+            && [true, false].into_iter().any(at_one)
     }
 }
 
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (protocol, port) = (self.protocol.name(), self.host_port);
-        if self.host_ip.is_unspecified() {
+        if self.host_ip == EVERY {
             write!(f, "{protocol}/{port}")
         } else {
-            write!(f, "{protocol}/{}:{port}", self.host_ip)
+            write!(
+                f,
+                "{protocol}/{}",
+                SocketAddr::new(self.host_ip, port.get())
+            )
         }
     }
 }
@@ -124,10 +162,11 @@ fn one(mapping: &Value) -> Result<HostPort, BadPorts> {
             .ok_or_else(|| bad(format!("{name} must be from 1 to 65535")))
     };
     let host_ip = match read.host_ip.as_str() {
-        "" => Ipv4Addr::UNSPECIFIED,
+        "" => EVERY,
         text => text
-            .parse()
-            .map_err(|_| bad("hostIP must be an IPv4 address or empty".to_owned()))?,
+            .parse::<IpAddr>()
+            .map(|ip| ip.to_canonical())
+            .map_err(|_| bad("hostIP must be an IP address or empty".to_owned()))?,
     };
     Ok(HostPort {
         protocol: Protocol::parse(&read.protocol)
@@ -157,13 +196,52 @@ mod tests {
             {"hostPort": 8088, "containerPort": 8080, "protocol": "tcp", "hostIP": ""},
             {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"},
             {"HostPort": 9, "ContainerPort": 9, "Protocol": "sctp", "HostIP": ""},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "2001:db8::1"},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "tcp", "hostIP": "::"},
         ]);
         let words: Vec<String> = parse(&all)
             .unwrap()
             .iter()
             .map(HostPort::to_string)
             .collect();
-        assert_eq!(words, ["tcp/8088", "udp/192.0.2.1:53", "sctp/9"]);
+        let expected = [
+            "tcp/8088",
+            "udp/192.0.2.1:53",
+            "sctp/9",
+            "udp/[2001:db8::1]:53",
+            "tcp/[::]:53",
+        ];
+        assert_eq!(words, expected);
+        let text = serde_json::to_string(&parse(&all).unwrap()[0]).unwrap();
+        let former =
+            r#"{"protocol":"tcp","host_ip":"0.0.0.0","host_port":8088,"container_port":8080}"#;
+        assert_eq!(text, former, "as records have it");
+    }
+
+    #[test]
+    fn a_port_of_every_address_is_one_of_both_families() {
+        let port = |ip: &str| parse(&mapping("hostIP", &json!(ip))).unwrap()[0];
+        let (v4, v6) = ("192.0.2.1", "2001:db8::1");
+        for (a, b, overlap) in [
+            ("", "", true),
+            ("", v4, true),
+            ("", v6, true),
+            ("", "::", true),
+            ("::", v6, true),
+            ("::", v4, false),
+            (v4, v4, true),
+            (v4, "::ffff:192.0.2.1", true),
+            (v4, v6, false),
+            (v6, "2001:db8::2", false),
+        ] {
+            assert_eq!(port(a).overlaps(&port(b)), overlap, "{a} {b}");
+            assert_eq!(port(b).overlaps(&port(a)), overlap, "{b} {a}");
+        }
+        let within = |ip| [true, false].map(|family| port(ip).within(family));
+        assert_eq!(within(""), [HostAddress::Every; 2]);
+        assert_eq!(within("::"), [HostAddress::None, HostAddress::Every]);
+        let one = HostAddress::One(v4.parse().unwrap());
+        assert_eq!(within(v4), [one, HostAddress::None]);
     }
 
     #[test]
@@ -174,8 +252,8 @@ mod tests {
             ("containerPort", json!(-1), "from 1 to 65535"),
             ("containerPort", json!("80"), "string"),
             ("protocol", json!("icmp"), "tcp, udp or sctp"),
-            ("hostIP", json!("::1"), "IPv4"),
-            ("hostIP", json!("192.0.2.1/24"), "IPv4"),
+            ("hostIP", json!("fe80::1%eth0"), "IP address"),
+            ("hostIP", json!("192.0.2.1/24"), "IP address"),
         ] {
             let BadPorts(text) = parse(&mapping(key, &value)).unwrap_err();
             assert!(text.contains(word), "{text}");

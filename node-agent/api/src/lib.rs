@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-pub use host_port::HostPort;
+pub use host_port::{HostAddress, HostPort};
 
 /// Path of the agent's socket.
 pub const SOCKET: &str = "/run/veer/agent.sock";

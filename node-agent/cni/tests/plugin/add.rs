@@ -162,7 +162,7 @@ fn add_passes_host_ports_on_and_refuses_what_is_none() {
     let ports = add.host_ports.as_ref().unwrap();
     assert_eq!(ports.len(), 1);
     assert_eq!(ports[0].to_string(), "tcp/8088");
-    config["runtimeConfig"]["portMappings"][0]["hostIP"] = json!("::");
+    config["runtimeConfig"]["portMappings"][0]["hostIP"] = json!("192.0.2.1/24");
     let error = node.call("ADD", &config).error();
     assert_eq!(error["code"], code::INVALID_CONFIG);
     let text = error["msg"].as_str().unwrap();

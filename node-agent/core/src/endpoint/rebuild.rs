@@ -289,7 +289,7 @@ mod tests {
     fn host_port() -> HostPort {
         HostPort {
             protocol: Protocol::Tcp,
-            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_ip: Ipv4Addr::UNSPECIFIED.into(),
             host_port: 8088.try_into().unwrap(),
             container_port: 8080.try_into().unwrap(),
         }

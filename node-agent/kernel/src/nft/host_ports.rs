@@ -14,6 +14,7 @@ use super::{
     ruleset::{OWN_DEVICES, v4},
 };
 use crate::netlink::conntrack::Flow;
+use veer_agent_api::HostAddress;
 use veer_agent_core::{endpoint::LocalEndpoint, facts::Facts};
 
 /// Ports of all of the node's addresses.
@@ -65,10 +66,10 @@ impl HostPorts {
                     protocol,
                     port: port.host_port.get(),
                 };
-                if port.host_ip.is_unspecified() {
-                    all.anywhere.insert(place(None), to);
-                } else {
-                    all.at.insert(place(Some(port.host_ip)), to);
+                match port.within(true) {
+                    HostAddress::Every => drop(all.anywhere.insert(place(None), to)),
+                    HostAddress::One(IpAddr::V4(one)) => drop(all.at.insert(place(Some(one)), to)),
+                    HostAddress::One(IpAddr::V6(_)) | HostAddress::None => {}
                 }
             }
         }

@@ -33,6 +33,20 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
     }
 }
 
+#[test]
+fn an_object_names_the_pods_addresses_in_the_order_of_its_families() {
+    let v6 = veer_agent_core::endpoint::PodAddress {
+        address: "fd00::9".parse().unwrap(),
+        gateway: "fd00::1".parse().unwrap(),
+    };
+    let mut pod = endpoint("p", 300);
+    let one = vec![pod.address];
+    assert_eq!(Entry::of("a", &pod).spec.addresses, one);
+    pod.second = Some(v6);
+    let both = vec![one[0], v6.address];
+    assert_eq!(Entry::of("a", &pod).spec.addresses, both);
+}
+
 /// The key of the pod's object if no other node took its name.
 fn key(endpoint: &LocalEndpoint) -> Key {
     place::key(&Endpoints::new("a"), endpoint)
