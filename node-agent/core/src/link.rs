@@ -55,6 +55,8 @@ pub struct Link {
     pub vxlan_port: u16,
     /// `external` of a VXLAN device.
     pub vxlan_external: bool,
+    /// `udp6zerocsumrx` of a VXLAN device.
+    pub vxlan_zero_csum6: bool,
     /// Id of the XDP program that runs on it; 0: none, or more than one.
     pub xdp: u32,
 }

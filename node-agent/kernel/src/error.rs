@@ -26,6 +26,12 @@ pub enum Error {
         /// The devices.
         devices: String,
     },
+    /// The node has a block of IPv6 addresses and its kernel no IPv6.
+    #[error(
+        "the node's kernel has no IPv6, so its pods get no network in that family: boot it without \
+         ipv6.disable=1, or remove the IPv6 entry from spec.podCIDRs of the ClusterNetwork"
+    )]
+    NoIpv6,
     /// BPF.
     #[error("BPF")]
     Datapath(#[from] datapath::Error),

@@ -292,6 +292,7 @@ mod tests {
             ip: ip.parse().unwrap(),
             global: true,
             host: false,
+            tentative: false,
         }
     }
 

@@ -164,7 +164,10 @@ impl Converger {
         let underlay = self.facts.underlay_mtu(cluster);
         let port = desired::tunnel_port(cluster);
         // One part that cannot be put right must not keep the others from it.
-        let device = self.vxlan.converge(done, &mut socket, port, underlay);
+        let over_ipv6 = self.facts.primary.is_some_and(|own| own.is_ipv6());
+        let device = self
+            .vxlan
+            .converge(done, &mut socket, port, underlay, over_ipv6);
         if let Ok(index) = device {
             self.facts.vxlan_index = index;
         }
@@ -172,11 +175,15 @@ impl Converger {
         let strays = self.strays.converge(shared, &mut socket, &links);
         let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
         stack::up(done, &mut socket, &links, &shared.settled_pods());
-        let address = shared.store().health_addresses().next();
+        let (blocks, health): (Vec<_>, Vec<_>) = {
+            let store = shared.store();
+            (store.blocks().collect(), store.health_addresses().collect())
+        };
+        let ipv6 = self.host.enable_ipv6(done, &shared.settled_pods(), &blocks);
         let of_pods = |address| index.nodes.in_any_block(address);
         let health = self
             .health
-            .converge(done, &mut socket, &links, address, of_pods)
+            .converge(done, &mut socket, &links, &health, of_pods)
             .map_err(netlink("give lo the health address"));
         let routes = route::list(&mut socket).map_err(netlink("list routes"))?;
         let neighbours = neighbour::list(&mut socket).map_err(netlink("list neighbours"))?;
@@ -224,13 +231,17 @@ impl Converger {
         }
         self.host
             .neighbours(done, &mut socket, &neighbours, &links, &pods);
-        let sysctls = self.host.sysctls(done, &self.facts, &pods);
+        let sysctls = self.host.sysctls(done, &self.facts, &pods, &blocks);
         let nft = self.nftables(shared, index, done, &links);
         self.look_around(done, &shared.options.proc_sys_net, families, concerns);
         if attached.is_ok() {
             shared.datapath().all_attached();
         }
-        device.and(health).and(attached).and(sysctls).and(nft)?;
+        ipv6.and(device.map(drop))
+            .and(health)
+            .and(attached)
+            .and(sysctls)
+            .and(nft)?;
         self.switch
             .acknowledge(now_of(shared, index, &peers, &self.facts, &self.present));
         Ok(())

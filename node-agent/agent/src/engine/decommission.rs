@@ -43,7 +43,10 @@ impl Converger {
         self.host.restore().map_err(netlink("restore sysctls"))?;
         self.vxlan.forget();
         self.health
-            .remove(&mut socket, shared.store().health_addresses().next())
+            .remove(
+                &mut socket,
+                &shared.store().health_addresses().collect::<Vec<_>>(),
+            )
             .map_err(netlink("take the health address off lo"))?;
         self.pod_mtus = PodMtus::default();
         self.present.clear();

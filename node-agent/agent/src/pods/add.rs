@@ -2,7 +2,6 @@
 //! never held over netlink or the disk.
 
 use std::{
-    net::IpAddr,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -16,7 +15,7 @@ use crate::{
     shared::Shared,
 };
 use veer_agent_core::{
-    endpoint::{self, LocalEndpoint, Reservation, StoreError, mac_text},
+    endpoint::{self, LocalEndpoint, PodAddress, Reservation, StoreError, mac_text},
     index::Resolution,
 };
 use veer_agent_kernel::{
@@ -243,21 +242,24 @@ fn wire(
     identity: Identity,
     object_uid: Option<String>,
 ) -> Result<Added, Error> {
-    let (link_mtu, route_mtu, host_source) = {
+    let (link_mtu, route_mtu, host_sources) = {
         let plan = shared.plan();
-        (plan.link_mtu, plan.step.mtu, plan.facts.primary)
+        (plan.link_mtu, plan.step.mtu, plan.facts.addresses.clone())
     };
+    let PodAddress { address, gateway } = reservation.first;
     let host_ifname = undo.host_ifname.clone();
     let wiring = Wiring {
         host_ifname: &host_ifname,
         host_mac: endpoint::mac(&add.attachment, true),
         pod_ifname: &add.attachment.ifname,
         pod_mac: endpoint::mac(&add.attachment, false),
-        address: reservation.first.address,
-        gateway: reservation.first.gateway,
+        addresses: &[reservation.first]
+            .into_iter()
+            .chain(reservation.second)
+            .collect::<Vec<_>>(),
         link_mtu,
         route_mtu,
-        host_source,
+        host_sources: &host_sources,
         host_ports: add.host_ports.iter().flatten().next().is_some(),
     };
     let mut socket = Socket::route().map_err(step("open a netlink socket"))?;
@@ -270,8 +272,8 @@ fn wire(
         pod_name: add.pod_name.clone(),
         pod_uid: add.pod_uid.clone(),
         object_uid,
-        address: wiring.address,
-        gateway: wiring.gateway,
+        address,
+        gateway,
         second: reservation.second,
         endpoint_id: reservation.endpoint_id,
         serial: reservation.serial,
@@ -347,8 +349,14 @@ fn settle_mtus(
         if wanted.0 > have.0 {
             link::set_mtu(socket, host_index, wanted.0).map_err(step("set the MTU of the veth"))?;
         }
-        pod::set_mtus(netns, wiring.pod_ifname, wiring.gateway, wanted.0, wanted.1)
-            .map_err(step("set the MTU of the pod's route"))?;
+        pod::set_mtus(
+            netns,
+            wiring.pod_ifname,
+            wiring.addresses,
+            wanted.0,
+            wanted.1,
+        )
+        .map_err(step("set the MTU of the pod's route"))?;
         have = wanted;
     }
 }
@@ -371,9 +379,4 @@ fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {
         container_mac: mac_text(endpoint.mac),
         mtu,
     }
-}
-
-/// The gateway of what was wired, as CHECK compares it.
-pub(crate) fn gateway(endpoint: &LocalEndpoint) -> IpAddr {
-    endpoint.gateway
 }

@@ -6,10 +6,7 @@ use veer_agent_api::{Check, Failure, code};
 use veer_agent_core::endpoint::PodAddress;
 use veer_bpf_common::address::IpKey;
 
-use crate::{
-    pods::{add::gateway, internal},
-    shared::Shared,
-};
+use crate::{pods::internal, shared::Shared};
 use veer_agent_kernel::{
     datapath::Hook,
     netlink::{link, message::Socket, netns, pod},
@@ -55,8 +52,7 @@ pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         pod::check(
             &n,
             &check.attachment.ifname,
-            endpoint.address,
-            gateway(&endpoint),
+            &endpoint.addresses().collect::<Vec<_>>(),
         )
     }) {
         Ok(found) => wrong.extend(found),

@@ -82,20 +82,19 @@ fn rewire(
     if half.is_some_and(|pod| there.is_none_or(|host| host.index != pod.peer)) {
         return Err(Error::HalfThere(ifname));
     }
-    let (link_mtu, route_mtu, host_source) = {
+    let (link_mtu, route_mtu, host_sources) = {
         let plan = shared.plan();
-        (plan.link_mtu, plan.step.mtu, plan.facts.primary)
+        (plan.link_mtu, plan.step.mtu, plan.facts.addresses.clone())
     };
     let wiring = Wiring {
         host_ifname: &endpoint.host_ifname.clone(),
         host_mac: endpoint.node_mac,
         pod_ifname: &ifname,
         pod_mac: endpoint.mac,
-        address: endpoint.address,
-        gateway: endpoint.gateway,
+        addresses: &endpoint.addresses().collect::<Vec<_>>(),
         link_mtu,
         route_mtu,
-        host_source,
+        host_sources: &host_sources,
         host_ports: !endpoint.host_ports().is_empty(),
     };
     let host = pod::create(socket, &netns, &wiring)?;

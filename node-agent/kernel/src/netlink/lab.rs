@@ -6,6 +6,7 @@ use std::{
     thread,
 };
 
+use ipnet::IpNet;
 use nix::{
     libc,
     sched::{CloneFlags, setns, unshare},
@@ -27,11 +28,15 @@ pub fn namespace() -> Netns {
         let mut socket = Socket::route().expect("a socket");
         link::set_up(&mut socket, 1).expect("lo up");
         for (key, value) in [
-            ("ip_forward", "1"),
-            ("conf/all/rp_filter", "0"),
-            ("conf/default/rp_filter", "0"),
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            // Also of `lo`, whatever the machine's are.
+            ("ipv6/conf/all/disable_ipv6", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/all/forwarding", "1"),
         ] {
-            fs::write(format!("/proc/sys/net/ipv4/{key}"), value).expect("a sysctl");
+            fs::write(format!("/proc/sys/net/{key}"), value).expect("a sysctl");
         }
         netns::open("/proc/thread-self/ns/net").expect("the namespace")
     });
@@ -63,6 +68,17 @@ impl Netns {
         })
     }
 
+    /// Writes a sysctl below `net` inside.
+    pub fn sysctl(&self, key: &str, value: &str) {
+        self.run(|| fs::write(format!("/proc/sys/net/{key}"), value).expect("a sysctl"));
+    }
+
+    /// Reads a sysctl below `net` inside.
+    pub fn sysctl_of(&self, key: &str) -> String {
+        let found = self.run(|| fs::read_to_string(format!("/proc/sys/net/{key}")));
+        found.expect("a sysctl").trim().to_owned()
+    }
+
     /// Gives a device an address, sets it up, and routes a block to it. Returns its
     /// index.
     pub fn device(&self, name: &str, ip: &str, block: &str) -> u32 {
@@ -71,7 +87,7 @@ impl Netns {
         let index = found.unwrap_or_else(|| panic!("{name}")).index;
         address::add(&mut socket, index, ip.parse().expect("an address")).expect("address");
         link::set_up(&mut socket, index).expect("up");
-        let block = block.parse().expect("a block");
+        let block: IpNet = block.parse().expect("a block");
         route::replace(&mut socket, &Route::link(block, index)).expect("a route");
         index
     }

@@ -26,9 +26,11 @@ const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_ZERO_CSUM6_RX: u16 = 20;
 const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
 const AF_INET6: u16 = 10;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_EUI64: u8 = 0;
 const ADDR_GEN_NONE: u8 = 1;
 
 /// `ARPHRD_ETHER`.
@@ -81,6 +83,8 @@ fn parse(message: &Received) -> Option<Link> {
                         .map_or(0, u16::from_be);
                     link.vxlan_external =
                         data.find(IFLA_VXLAN_COLLECT_METADATA) == Some([1].as_slice());
+                    link.vxlan_zero_csum6 =
+                        data.find(IFLA_VXLAN_ZERO_CSUM6_RX) == Some([1].as_slice());
                 }
             }
             _ => {}
@@ -111,7 +115,8 @@ pub fn by_name(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
     }
 }
 
-/// Makes the one VXLAN device: `external`, no learning, `arp off`, no address.
+/// Makes the one VXLAN device: `external`, no learning, `arp off`, no address. Over IPv6
+/// it takes packets without a UDP checksum, as those that the programs send are.
 pub fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: u32) -> io::Result<()> {
     let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(0, IFF_NOARP, IFF_NOARP));
     message
@@ -121,6 +126,7 @@ pub fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: u32) -> io::Re
             m.attr(IFLA_INFO_KIND, b"vxlan").nest(IFLA_INFO_DATA, |m| {
                 m.attr(IFLA_VXLAN_COLLECT_METADATA, &[1])
                     .attr(IFLA_VXLAN_LEARNING, &[0])
+                    .attr(IFLA_VXLAN_ZERO_CSUM6_RX, &[1])
                     .attr(IFLA_VXLAN_PORT, &port.to_be_bytes());
             });
         });
@@ -188,13 +194,18 @@ pub fn set_mac(socket: &mut Socket, index: u32, mac: Mac) -> io::Result<()> {
     socket.request(message)
 }
 
-/// Has the kernel make no IPv6 link-local address when the link comes up, so
-/// that it sends no router solicitations. Fine on kernels without IPv6.
-pub fn no_ipv6_autoconf(socket: &mut Socket, index: u32) -> io::Result<()> {
+/// Has the kernel make an IPv6 link-local address when the link comes up (of its MAC), or
+/// none, so that it sends no router solicitations. Fine on kernels without IPv6.
+pub fn set_link_local(socket: &mut Socket, index: u32, wanted: bool) -> io::Result<()> {
+    let mode = if wanted {
+        ADDR_GEN_EUI64
+    } else {
+        ADDR_GEN_NONE
+    };
     let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
     message.nest(IFLA_AF_SPEC, |m| {
         m.nest(AF_INET6, |m| {
-            m.attr(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_NONE]);
+            m.attr(IFLA_INET6_ADDR_GEN_MODE, &[mode]);
         });
     });
     match socket.request(message) {

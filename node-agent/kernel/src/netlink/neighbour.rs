@@ -27,11 +27,9 @@ pub fn replace(socket: &mut Socket, index: u32, ip: IpAddr, mac: Mac) -> io::Res
     socket.request(message)
 }
 
-/// All permanent IPv4 entries, as (device, address, MAC).
+/// All permanent entries, as (device, address, MAC).
 pub fn list(socket: &mut Socket) -> io::Result<Vec<(u32, IpAddr, Mac)>> {
-    let mut fixed = [0; HEADER];
-    fixed[0] = 2;
-    let message = Message::new(RTM_GETNEIGH, 0, &fixed);
+    let message = Message::new(RTM_GETNEIGH, 0, &[0; HEADER]);
     Ok(socket
         .dump(&message)?
         .iter()

@@ -52,16 +52,21 @@ pub fn is_at(path: &str, inode: u64) -> bool {
 }
 
 impl Netns {
-    /// A route socket inside the namespace. It is opened by a thread that ends
-    /// right after, so no thread of a pool is left in a pod's namespace.
+    /// A route socket inside the namespace.
     pub fn socket(&self) -> io::Result<Socket> {
+        self.inside(Socket::route)
+    }
+
+    /// Does something small inside the namespace, in a thread that ends right after, so
+    /// no thread of a pool is left in a pod's namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
             thread::Builder::new()
                 .name("veer-setns".into())
                 .stack_size(64 << 10)
                 .spawn_scoped(scope, || {
                     setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
-                    Socket::route()
+                    work()
                 })?
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("the thread for the namespace ended")))

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::error::Error;
+
 /// What every device that pods' packets come by is set to, below `ipv4/conf`:
 /// loose source validation, since what comes by another device than answers
 /// would leave by is fine (the larger of `all` and the device's value counts), and
@@ -17,6 +19,25 @@ pub const DEVICE: [(&str, &str); 2] = [("rp_filter", "2"), ("forwarding", "1")];
 /// by 127.0.0.1, with that as the source until the packet leaves by the device. What
 /// pods send to such addresses is dropped by the programs.
 pub const LOOPBACK: (&str, &str) = ("route_localnet", "1");
+
+/// The switch of all of the node's forwarding of IPv6. Set, it makes the kernel forget the
+/// default routes that routers told it of, except by devices with [`ACCEPT_RA`] of 2.
+pub const FORWARDING: &str = "ipv6/conf/all/forwarding";
+
+/// Whether routers' advertisements are heeded: 0 never, 1 unless the device forwards, 2
+/// always.
+pub const ACCEPT_RA: &str = "accept_ra";
+
+/// What every device that pods' IPv6 packets come by is set to, below `ipv6/conf`: hosts
+/// are configured to have no IPv6 on new devices, or on any.
+pub const ENABLED: (&str, &str) = ("disable_ipv6", "0");
+
+/// What the device in a pod with an IPv6 address is set to: its addresses are nobody
+/// else's, and routers are none of its business.
+const IN_POD: [(&str, &str); 3] = [(ACCEPT_RA, "0"), ("accept_dad", "0"), ENABLED];
+
+/// Those that set others' values: they are restored before these.
+const SWITCHES: [&str; 2] = ["ipv4/ip_forward", FORWARDING];
 
 /// `/proc/sys/net` shows the namespace of whoever opens it; a container needs
 /// the host's mount of it only because its own is read-only.
@@ -59,9 +80,30 @@ impl Sysctls {
         Ok(true)
     }
 
+    /// What a key is set to; `None`: there is none.
+    pub fn get(&self, key: &str) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.root.join(key)) {
+            Ok(found) => Ok(Some(found.trim().to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether clean-up puts a value of the key back.
+    pub fn remembers(&self, key: &str) -> bool {
+        self.old.contains_key(key)
+    }
+
+    /// Whether the kernel has IPv6.
+    pub fn has_ipv6(&self) -> bool {
+        has_ipv6(&self.root)
+    }
+
     /// Puts all old values back and forgets them.
     pub fn restore(&mut self) -> io::Result<()> {
-        for (key, value) in &self.old {
+        let switch = |(key, _): &(&String, _)| SWITCHES.contains(&key.as_str());
+        let (switches, others): (Vec<_>, Vec<_>) = self.old.iter().partition(switch);
+        for (key, value) in switches.into_iter().chain(others) {
             match fs::write(self.root.join(key), value) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -80,11 +122,38 @@ impl Sysctls {
     }
 }
 
-/// Sets [`DEVICE`], and [`LOOPBACK`] for one with hostPorts, directly: for devices
-/// that go with their pod.
-pub fn set_device(root: &Path, device: &str, host_ports: bool) -> io::Result<()> {
-    for (key, value) in DEVICE.into_iter().chain(host_ports.then_some(LOOPBACK)) {
-        let path = root.join("ipv4/conf").join(device).join(key);
+fn has_ipv6(root: &Path) -> bool {
+    root.join("ipv6").exists()
+}
+
+/// Sets [`DEVICE`], [`LOOPBACK`] for one with hostPorts and [`ENABLED`] for one with IPv6,
+/// directly: for devices that go with their pod.
+pub fn set_device(root: &Path, device: &str, host_ports: bool, ipv6: bool) -> io::Result<()> {
+    let v4 = DEVICE.into_iter().chain(host_ports.then_some(LOOPBACK));
+    set_all(root, "ipv4", device, v4)?;
+    if ipv6 {
+        set_all(root, "ipv6", device, [ENABLED])?;
+    }
+    Ok(())
+}
+
+/// Has a pod's device, and its `lo`, take IPv6 addresses. Called inside its namespace.
+pub fn enable_in_pod(root: &Path, device: &str) -> io::Result<()> {
+    if !has_ipv6(root) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, Error::NoIpv6));
+    }
+    set_all(root, "ipv6", device, IN_POD)?;
+    set_all(root, "ipv6", "lo", [ENABLED])
+}
+
+fn set_all<'a>(
+    root: &Path,
+    family: &str,
+    device: &str,
+    settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> io::Result<()> {
+    for (key, value) in settings {
+        let path = root.join(family).join("conf").join(device).join(key);
         if fs::read_to_string(&path)?.trim() != value {
             fs::write(path, value)?;
         }

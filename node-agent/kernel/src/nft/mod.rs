@@ -11,7 +11,7 @@ mod host_ports;
 mod legacy;
 mod ruleset;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! The health address: on `lo`, so that the node's own stack answers there, also
+//! The health addresses: on `lo`, so that the node's own stack answers there, also
 //! while no agent runs.
 
 use std::{io, net::IpAddr};
@@ -12,58 +12,64 @@ use veer_agent_core::repair::{Kind, RoundLog};
 
 #[derive(Debug, Default)]
 pub struct Health {
-    /// The address that was there after the last round.
-    there: Option<IpAddr>,
+    /// The addresses that were there after the last round.
+    there: Vec<IpAddr>,
 }
 
 impl Health {
-    /// Brings the address on `lo`, and others there that are `of_pods` off it: the
+    /// Brings the addresses on `lo`, and others there that are `of_pods` off it: the
     /// node had another block before.
     pub fn converge(
         &mut self,
         done: &mut RoundLog,
         socket: &mut Socket,
         links: &[Link],
-        wanted: Option<IpAddr>,
+        wanted: &[IpAddr],
         of_pods: impl Fn(IpAddr) -> bool,
     ) -> io::Result<()> {
         let Some(lo) = links.iter().find(|l| l.name == "lo").map(|l| l.index) else {
             return Ok(());
         };
-        let mut there = false;
-        for found in address::list(socket)? {
-            if found.index != lo || !found.host {
-                continue;
-            }
-            if Some(found.ip) == wanted {
-                there = true;
-            } else if of_pods(found.ip) {
-                address::remove(socket, lo, found.ip)?;
-            }
-        }
-        if let Some(wanted) = wanted.filter(|_| !there) {
-            address::add_for_host(socket, lo, wanted)?;
-            if self.there == Some(wanted) {
-                let what = format!("the health address {wanted} was removed from lo");
-                done.repaired(Kind::Address, what);
+        let found: Vec<IpAddr> = address::list(socket)?
+            .iter()
+            .filter(|a| a.index == lo && a.host)
+            .map(|a| a.ip)
+            .collect();
+        for former in found.iter().filter(|a| !wanted.contains(a)) {
+            if of_pods(*former) {
+                address::remove(socket, lo, *former)?;
             }
         }
-        self.there = wanted;
-        Ok(())
+        let mut there = Vec::new();
+        let mut failure = None;
+        for health in wanted {
+            if !found.contains(health) {
+                if let Err(error) = address::add_for_host(socket, lo, *health) {
+                    // A kernel without IPv6 keeps no IPv4 address from its place.
+                    failure = failure.or(Some(error));
+                    continue;
+                }
+                if self.there.contains(health) {
+                    let what = format!("the health address {health} was removed from lo");
+                    done.repaired(Kind::Address, what);
+                }
+            }
+            there.push(*health);
+        }
+        self.there = there;
+        failure.map_or(Ok(()), Err)
     }
 
-    /// Takes it off.
-    pub fn remove(&mut self, socket: &mut Socket, address: Option<IpAddr>) -> io::Result<()> {
-        self.there = None;
-        let Some(health) = address else {
-            return Ok(());
-        };
+    /// Takes them off.
+    pub fn remove(&mut self, socket: &mut Socket, addresses: &[IpAddr]) -> io::Result<()> {
+        self.there.clear();
         let Some(lo) = link::by_name(socket, "lo")? else {
             return Ok(());
         };
-        let found = address::list(socket)?;
-        if found.iter().any(|a| a.index == lo.index && a.ip == health) {
-            address::remove(socket, lo.index, health)?;
+        for found in address::list(socket)? {
+            if found.index == lo.index && addresses.contains(&found.ip) {
+                address::remove(socket, lo.index, found.ip)?;
+            }
         }
         Ok(())
     }

@@ -18,13 +18,13 @@ use crate::{
         message::Socket,
         neighbour,
         route::{self, PROTOCOL, Route},
-        sysctl::{self, Sysctls},
+        sysctl::{self, ACCEPT_RA, FORWARDING, Sysctls},
     },
 };
 use veer_agent_core::{
     desired::Desired,
     diff::Last,
-    endpoint::LocalEndpoint,
+    endpoint::{LocalEndpoint, PodAddress},
     facts::Facts,
     repair::{Kind, RoundLog},
 };
@@ -124,30 +124,49 @@ impl Host {
             present.iter().map(|(i, a, m)| ((*i, *a), *m)).collect();
         let mut now = HashMap::new();
         for pod in pods {
-            let (index, address, mac) = (pod.ifindex, pod.address, pod.mac);
+            let (index, mac) = (pod.ifindex, pod.mac);
             if !devices.contains(&index) {
                 continue;
             }
-            let key = (index, address);
-            let found = present.get(&key);
-            if found != Some(&mac) {
-                if let Err(error) = neighbour::replace(socket, index, address, mac) {
-                    tracing::warn!(%address, %error, "cannot write a neighbour entry");
-                    continue;
+            for PodAddress { address, .. } in pod.addresses() {
+                let key = (index, address);
+                let found = present.get(&key);
+                if found != Some(&mac) {
+                    if let Err(error) = neighbour::replace(socket, index, address, mac) {
+                        tracing::warn!(%address, %error, "cannot write a neighbour entry");
+                        continue;
+                    }
+                    if self.neighbours.lost(&key, &mac) {
+                        let how = if found.is_some() {
+                            "changed"
+                        } else {
+                            "removed"
+                        };
+                        let what = format!("neighbour entry {address} was {how}");
+                        done.repaired(Kind::Neighbour, what);
+                    }
                 }
-                if self.neighbours.lost(&key, &mac) {
-                    let how = if found.is_some() {
-                        "changed"
-                    } else {
-                        "removed"
-                    };
-                    let what = format!("neighbour entry {address} was {how}");
-                    done.repaired(Kind::Neighbour, what);
-                }
+                now.insert(key, mac);
             }
-            now.insert(key, mac);
         }
         self.neighbours.set(now);
+    }
+
+    /// Has the devices take IPv6 addresses and routes that pods' packets come by, where the
+    /// node has pods or a block in that family. What has none goes first.
+    pub fn enable_ipv6(
+        &mut self,
+        done: &mut RoundLog,
+        pods: &[Arc<LocalEndpoint>],
+        blocks: &[IpNet],
+    ) -> Result<(), Error> {
+        if !is_dual(pods, blocks) {
+            return Ok(());
+        }
+        if !self.sysctls.has_ipv6() {
+            return Err(Error::NoIpv6);
+        }
+        self.set_all(done, enabled(pods)).1
     }
 
     /// Sets the sysctls of node, devices and pods' devices.
@@ -156,6 +175,7 @@ impl Host {
         done: &mut RoundLog,
         facts: &Facts,
         pods: &[Arc<LocalEndpoint>],
+        blocks: &[IpNet],
     ) -> Result<(), Error> {
         // The first sets all devices' forwarding, so it comes first.
         let mut wanted = vec![("ipv4/ip_forward".to_owned(), "1", true)];
@@ -165,8 +185,49 @@ impl Host {
         for e in pods {
             wanted.extend(of_device(&e.host_ifname, false));
             let ports = !e.host_ports().is_empty();
-            wanted.extend(ports.then(|| key(&e.host_ifname, sysctl::LOOPBACK, false)));
+            wanted.extend(ports.then(|| key("ipv4", &e.host_ifname, sysctl::LOOPBACK, false)));
         }
+        let (mut now, mut outcome) = self.set_all(done, wanted);
+        if is_dual(pods, blocks) && self.sysctls.has_ipv6() {
+            let (set, v6) = self.forward_ipv6(done, facts, pods);
+            now.extend(set);
+            outcome = outcome.and(v6);
+        }
+        self.set = now;
+        outcome
+    }
+
+    /// Turns IPv6 forwarding on, so that no default route is lost that a router told of.
+    fn forward_ipv6(
+        &mut self,
+        done: &mut RoundLog,
+        facts: &Facts,
+        pods: &[Arc<LocalEndpoint>],
+    ) -> (HashSet<String>, Result<(), Error>) {
+        let get = |key: &str| self.sysctls.get(key).ok().flatten();
+        let mut wanted = enabled(pods);
+        // Where it was on before, routers' words do not count, by whoever's decision.
+        let own = self.sysctls.remembers(FORWARDING) || get(FORWARDING).as_deref() == Some("0");
+        let heeds = |key: &String| own && matches!(get(key).as_deref(), Some("1" | "2"));
+        let uplinks = facts.uplinks.iter();
+        let keys = uplinks.map(|u| format!("ipv6/conf/{}/{ACCEPT_RA}", u.name));
+        wanted.extend(keys.filter(heeds).map(|key| (key, "2", true)));
+        let (mut now, outcome) = self.set_all(done, wanted);
+        if outcome.is_err() {
+            return (now, outcome);
+        }
+        let (set, outcome) = self.set_all(done, vec![(FORWARDING.to_owned(), "1", true)]);
+        now.extend(set);
+        (now, outcome)
+    }
+
+    /// Sets keys to values, remembering what was there where it is said. Returns those that
+    /// are so now.
+    fn set_all(
+        &mut self,
+        done: &mut RoundLog,
+        wanted: Vec<Setting>,
+    ) -> (HashSet<String>, Result<(), Error>) {
         let mut now = HashSet::new();
         let mut failure = None;
         for (key, value, remember) in wanted {
@@ -183,8 +244,7 @@ impl Host {
                 Err(e) => failure = failure.or(Some(netlink("set a sysctl below net")(e))),
             }
         }
-        self.set = now;
-        failure.map_or(Ok(()), Err)
+        (now, failure.map_or(Ok(()), Err))
     }
 
     /// Puts old values of sysctls back, and forgets what it knew.
@@ -199,16 +259,37 @@ impl Host {
 /// A device's sysctls, and whether to remember what was there before. Some
 /// configuration of the host (systemd-networkd, hardening) sets forwarding by
 /// device, whatever `ip_forward` says.
-fn of_device(name: &str, remember: bool) -> [(String, &'static str, bool); 2] {
-    sysctl::DEVICE.map(|setting| key(name, setting, remember))
+fn of_device(name: &str, remember: bool) -> [Setting; 2] {
+    sysctl::DEVICE.map(|setting| key("ipv4", name, setting, remember))
 }
 
-fn key(
-    device: &str,
-    (key, value): (&str, &'static str),
-    remember: bool,
-) -> (String, &'static str, bool) {
-    (format!("ipv4/conf/{device}/{key}"), value, remember)
+/// What is to be set where the node has IPv6 addresses for pods: `lo` holds the health
+/// address.
+fn enabled(pods: &[Arc<LocalEndpoint>]) -> Vec<Setting> {
+    let of_pods = pods
+        .iter()
+        .filter(|e| has_ipv6(e))
+        .map(|e| e.host_ifname.as_str());
+    let devices = [("lo", true), (VXLAN, true)].into_iter();
+    let all = devices.chain(of_pods.map(|name| (name, false)));
+    all.map(|(name, remember)| key("ipv6", name, sysctl::ENABLED, remember))
+        .collect()
+}
+
+fn has_ipv6(pod: &LocalEndpoint) -> bool {
+    pod.addresses().any(|a| a.address.is_ipv6())
+}
+
+/// Whether the node has anything to do with IPv6 of pods.
+fn is_dual(pods: &[Arc<LocalEndpoint>], blocks: &[IpNet]) -> bool {
+    blocks.iter().any(|b| b.addr().is_ipv6()) || pods.iter().any(|pod| has_ipv6(pod))
+}
+
+/// A key below `net`, its value, and whether what was there before is put back.
+type Setting = (String, &'static str, bool);
+
+fn key(family: &str, device: &str, (key, value): (&str, &'static str), remember: bool) -> Setting {
+    (format!("{family}/conf/{device}/{key}"), value, remember)
 }
 
 /// Sets up the host sides of local pods' devices, with the MAC that the pod sends

@@ -3,6 +3,8 @@
 mod health;
 mod host;
 mod pod_mtus;
+#[cfg(test)]
+mod tests;
 mod vxlan;
 
 pub use health::Health;

@@ -68,7 +68,8 @@ impl PodMtus {
             let result = host(end < link_mtu).and_then(|()| {
                 let netns = netns::open(&e.netns)?;
                 let device = &e.attachment.ifname;
-                pod::set_mtus(&netns, device, e.gateway, link_mtu, route_mtu)?;
+                let addresses: Vec<_> = e.addresses().collect();
+                pod::set_mtus(&netns, device, &addresses, link_mtu, route_mtu)?;
                 host(end > link_mtu)
             });
             match result {

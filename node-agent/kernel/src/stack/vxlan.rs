@@ -20,13 +20,15 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
-    /// Makes the device so and returns its interface index.
+    /// Makes the device so and returns its interface index. Only over IPv6 one without
+    /// `udp6zerocsumrx`, which is set when it is made, is made again: an earlier release's.
     pub fn converge(
         &mut self,
         done: &mut RoundLog,
         socket: &mut Socket,
         port: u16,
         mtu: u32,
+        over_ipv6: bool,
     ) -> Result<u32, Error> {
         let mut tell = |how: &str, known: bool| {
             if known {
@@ -36,7 +38,10 @@ impl Vxlan {
         let known = self.last.is_some();
         let mut found = find(socket)?;
         if let Some(link) = &found
-            && (link.kind != "vxlan" || !link.vxlan_external || link.vxlan_port != port)
+            && (link.kind != "vxlan"
+                || !link.vxlan_external
+                || link.vxlan_port != port
+                || (over_ipv6 && !link.vxlan_zero_csum6))
         {
             tracing::warn!(?link, "veer_vxlan is not as veer makes it; making it again");
             link::delete(socket, VXLAN).map_err(netlink("remove a foreign veer_vxlan"))?;
@@ -65,7 +70,7 @@ impl Vxlan {
             tell("had arp on", known);
         }
         if !link.up {
-            link::no_ipv6_autoconf(socket, link.index).map_err(netlink("veer_vxlan"))?;
+            link::set_link_local(socket, link.index, false).map_err(netlink("veer_vxlan"))?;
             if let Err(error) = link::set_up(socket, link.index) {
                 return Err(taken(socket, port, error, "set veer_vxlan up"));
             }

@@ -12,12 +12,7 @@ const TO: u16 = 8080;
 
 /// A pod with address 10.1.0.`last` whose port [`TO`] a port of the node leads to. Its
 /// record is of a release that knew of no hostPorts.
-pub(in crate::nft) fn pod_with_port(
-    last: u8,
-    protocol: &str,
-    ip: &str,
-    port: u16,
-) -> LocalEndpoint {
+pub(crate) fn pod_with_port(last: u8, protocol: &str, ip: &str, port: u16) -> LocalEndpoint {
     let mut endpoint: LocalEndpoint = serde_json::from_value(serde_json::json!({
         "container_id": format!("c{last}"), "ifname": "eth0", "netns": "", "netns_inode": 0,
         "namespace": "shop", "pod_name": format!("cart-{last}"), "pod_uid": format!("u{last}"),

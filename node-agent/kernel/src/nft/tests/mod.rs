@@ -1,6 +1,6 @@
 //! The table at work in the kernel, as root.
 
-pub(super) mod host_ports;
+pub(crate) mod host_ports;
 
 use std::{
     net::{Ipv4Addr, UdpSocket},

@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
 };
 
 use ipnet::IpNet;
@@ -26,14 +27,23 @@ const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
 const RTNH_F_ONLINK: u32 = 4;
+const RTM_F_CLONED: u32 = 0x200;
 const TABLE_MAIN: u8 = 254;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_NOWHERE: u8 = 255;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// `IP6_RT_PRIO_USER`: the metric of an IPv6 route that is given none. Here it is 0, as of
+/// IPv4.
+const METRIC_V6: u32 = 1024;
 const TYPE_UNICAST: u8 = 1;
 const TYPE_UNREACHABLE: u8 = 7;
+/// `RTN_BLACKHOLE` to `RTN_PROHIBIT`: IPv6 says that these are on lo.
+const REFUSING: RangeInclusive<u8> = 6..=8;
 const HEADER: usize = 12;
 /// Bytes of `struct rtnexthop`.
 const NEXT_HOP: usize = 8;
@@ -67,8 +77,15 @@ fn message(route: &Route, kind: u16, flags: u16) -> Message {
     }
     let mut message = Message::new(kind, flags, &fixed);
     message.attr(RTA_DST, &octets(route.destination.network()));
-    if let Some(gateway) = route.gateway {
-        message.attr(RTA_GATEWAY, &octets(gateway));
+    match route.gateway {
+        Some(gateway) if gateway.is_ipv4() == route.destination.addr().is_ipv4() => {
+            message.attr(RTA_GATEWAY, &octets(gateway));
+        }
+        Some(gateway) => {
+            let family = u16::from(family(gateway)).to_ne_bytes();
+            message.attr(RTA_VIA, &[&family[..], &octets(gateway)].concat());
+        }
+        None => {}
     }
     if route.index != 0 {
         message.u32(RTA_OIF, route.index);
@@ -76,8 +93,11 @@ fn message(route: &Route, kind: u16, flags: u16) -> Message {
     if let Some(source) = route.source {
         message.attr(RTA_PREFSRC, &octets(source));
     }
-    if route.metric != 0 {
-        message.u32(RTA_PRIORITY, route.metric);
+    match (route.metric, route.destination) {
+        (0, IpNet::V4(_)) => {}
+        // A deletion without one would take any.
+        (0, IpNet::V6(_)) => drop(message.u32(RTA_PRIORITY, METRIC_V6)),
+        (metric, _) => drop(message.u32(RTA_PRIORITY, metric)),
     }
     if route.mtu != 0 {
         message.nest(RTA_METRICS, |m| {
@@ -87,10 +107,25 @@ fn message(route: &Route, kind: u16, flags: u16) -> Message {
     message
 }
 
+fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+/// The metric of an IPv6 route that counts only where one with this one is gone.
+pub(super) fn behind(metric: u32) -> u32 {
+    let metric = if metric == 0 { METRIC_V6 } else { metric };
+    metric.saturating_add(1)
+}
+
+/// The next hop among attributes, which may be of the other family than the destination.
+fn gateway(attrs: &Attrs<'_>) -> Option<IpAddr> {
+    let via = || attrs.find(RTA_VIA)?.get(2..);
+    from_octets(attrs.find(RTA_GATEWAY).or_else(via)?)
+}
+
 fn header(destination: IpNet) -> [u8; HEADER] {
-    let family = if destination.addr().is_ipv4() { 2 } else { 10 };
     let mut h = [0; HEADER];
-    h[0] = family;
+    h[0] = family(destination.addr());
     h[1] = destination.prefix_len();
     h
 }
@@ -111,7 +146,7 @@ fn parse(message: &Received) -> Vec<Route> {
             break;
         };
         routes.push(Route {
-            gateway: Attrs(attrs).find(RTA_GATEWAY).and_then(from_octets),
+            gateway: gateway(&Attrs(attrs)),
             index,
             ..route.clone()
         });
@@ -122,7 +157,14 @@ fn parse(message: &Received) -> Vec<Route> {
 
 fn parse_head(message: &Received) -> Option<Route> {
     let body = &message.body;
-    if message.kind != RTM_NEWROUTE || *body.get(4)? != TABLE_MAIN {
+    let any: IpAddr = match *body.first()? {
+        AF_INET => Ipv4Addr::UNSPECIFIED.into(),
+        AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let flags = u32_at(body, 8)?;
+    let main = *body.get(4)? == TABLE_MAIN && flags & RTM_F_CLONED == 0;
+    if message.kind != RTM_NEWROUTE || !main {
         return None;
     }
     let attrs = message.attrs(HEADER);
@@ -133,25 +175,29 @@ fn parse_head(message: &Received) -> Option<Route> {
     {
         return None;
     }
-    let any: IpAddr = if body[0] == 2 {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
     let number = |kind| attrs.find(kind).and_then(|v| u32_at(v, 0)).unwrap_or(0);
     let destination = attrs.find(RTA_DST).and_then(from_octets).unwrap_or(any);
+    let metric = number(RTA_PRIORITY);
     Some(Route {
         destination: IpNet::new(destination, body[1]).ok()?,
-        gateway: attrs.find(RTA_GATEWAY).and_then(from_octets),
-        index: number(RTA_OIF),
+        gateway: gateway(&attrs),
+        index: if REFUSING.contains(&body[7]) {
+            0
+        } else {
+            number(RTA_OIF)
+        },
         source: attrs.find(RTA_PREFSRC).and_then(from_octets),
         mtu: attrs
             .find(RTA_METRICS)
             .and_then(|v| Attrs(v).find(RTAX_MTU))
             .and_then(|v| u32_at(v, 0))
             .unwrap_or(0),
-        metric: number(RTA_PRIORITY),
-        onlink: u32_at(body, 8)? & RTNH_F_ONLINK != 0,
+        metric: if any.is_ipv6() && metric == METRIC_V6 {
+            0
+        } else {
+            metric
+        },
+        onlink: flags & RTNH_F_ONLINK != 0,
         unreachable: body[7] == TYPE_UNREACHABLE,
     })
 }
@@ -160,15 +206,17 @@ fn parse_head(message: &Received) -> Option<Route> {
 /// the main table, and not one of veer's to a single address.
 pub(super) fn concerns_the_node(message: &Received) -> bool {
     let byte = |at: usize| message.body.get(at).copied();
-    byte(4) == Some(TABLE_MAIN) && !(byte(5) == Some(PROTOCOL) && byte(1) == Some(32))
+    let single = matches!(
+        (byte(0), byte(1)),
+        (Some(AF_INET), Some(32)) | (Some(AF_INET6), Some(128))
+    );
+    byte(4) == Some(TABLE_MAIN) && !(byte(5) == Some(PROTOCOL) && single)
 }
 
-/// The IPv4 routes of the main table, with their protocol; one of several next
-/// hops once for each.
+/// The routes of the main table, with their protocol; one of several next hops once for
+/// each.
 pub fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
-    let mut fixed = [0; HEADER];
-    fixed[0] = 2;
-    let message = Message::new(RTM_GETROUTE, 0, &fixed);
+    let message = Message::new(RTM_GETROUTE, 0, &[0; HEADER]);
     Ok(socket
         .dump(&message)?
         .iter()
@@ -179,12 +227,14 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<(u8, Route)>> {
         .collect())
 }
 
-/// Makes a route behind those that are there to the destination.
+/// Makes a route behind those that are there to the destination. The kernel joins IPv6
+/// routes of one metric to one with several next hops, so there it takes a larger one.
 pub fn append(socket: &mut Socket, route: &Route) -> io::Result<()> {
     socket.request(message(route, RTM_NEWROUTE, CREATE | APPEND))
 }
 
-/// Makes or changes the route to a destination.
+/// Makes or changes the route to a destination. Of several with its metric, it is the first
+/// whose place it takes.
 pub fn replace(socket: &mut Socket, route: &Route) -> io::Result<()> {
     socket.request(message(route, RTM_NEWROUTE, CREATE | REPLACE))
 }
@@ -219,7 +269,7 @@ pub fn lookup(socket: &mut Socket, destination: IpAddr) -> io::Result<Option<Loo
         Err(e)
             if matches!(
                 e.raw_os_error(),
-                Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH)
+                Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH | nix::libc::EOPNOTSUPP)
             ) =>
         {
             return Ok(None);
@@ -232,7 +282,10 @@ pub fn lookup(socket: &mut Socket, destination: IpAddr) -> io::Result<Option<Loo
         .and_then(|v| u32_at(v, 0))
         .map(|index| Lookup {
             index,
-            gateway: attrs.find(RTA_GATEWAY).and_then(from_octets),
+            gateway: gateway(&attrs),
             source: attrs.find(RTA_PREFSRC).and_then(from_octets),
         }))
 }
+
+#[cfg(test)]
+mod tests;
