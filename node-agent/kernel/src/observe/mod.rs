@@ -50,12 +50,14 @@ pub struct Wanted<'a> {
 /// has another that this node has: a kubelet may restart with another `--node-ip`.
 ///
 /// The order of `said` is that in which the agent reports them, so it decides only where
-/// the first choice is none.
+/// the first choice is none, and among those of the family that was first.
 pub fn hint(said: &[IpAddr], known: &[IpAddr], at_start: Option<IpAddr>) -> Option<IpAddr> {
     let left = at_start.is_none_or(|at_start| !said.contains(&at_start));
-    let usable = |a: &&IpAddr| a.is_ipv4() && known.contains(a);
-    let other = said.iter().find(usable).filter(|_| left);
-    other.copied().or(at_start)
+    let first = at_start.is_none_or(|a| a.is_ipv4());
+    let usable = |a: &&IpAddr| known.contains(a);
+    let mut same = said.iter().filter(usable).filter(|a| a.is_ipv4() == first);
+    let other = same.next().or_else(|| said.iter().find(usable));
+    other.filter(|_| left).copied().or(at_start)
 }
 
 /// Whether a device's addresses can stand for the node. kube-ipvs0 holds the
@@ -70,16 +72,18 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
     let links = link::list(socket)?;
     let addresses = address::list(socket)?;
     let routes = route::list(socket)?;
-    let defaults: Vec<(u32, Option<IpAddr>)> = routes
+    let defaults: Vec<&Route> = routes
         .iter()
         .filter(|(protocol, r)| *protocol != PROTOCOL && r.destination.prefix_len() == 0)
-        .map(|(_, r)| (r.index, r.gateway))
+        .map(|(_, r)| r)
         .collect();
     let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
 
     let usable: Vec<(&Address, &str)> = addresses
         .iter()
         .filter(|a| a.global && is_usable(a.ip))
+        // One that the kernel looks at again, since its link was gone, is still the node's.
+        .filter(|a| !a.tentative || previous.addresses.contains(&a.ip))
         .filter_map(|a| Some((a, names.get(&a.index)?.name.as_str())))
         .filter(|(_, device)| speaks_for_the_node(device))
         .collect();
@@ -105,24 +109,7 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
     all.insert(0, primary);
 
     let holder = own.iter().find(|a| a.ip == primary).map(|a| a.index);
-    let is_uplink = |l: &Link| {
-        if wanted.uplinks.is_empty() {
-            defaults.iter().any(|(index, _)| *index == l.index) || holder == Some(l.index)
-        } else {
-            wanted.uplinks.contains(&l.name)
-        }
-    };
-    let uplinks: Vec<Uplink> = links
-        .iter()
-        .filter(|l| is_uplink(l) && speaks_for_the_node(&l.name) && l.name != "lo")
-        .map(|l| Uplink {
-            name: l.name.clone(),
-            index: l.index,
-            mtu: l.mtu,
-            kind: l.kind.clone(),
-            ethernet: l.ethernet,
-        })
-        .collect();
+    let uplinks = uplinks(&links, wanted, &defaults, (primary, holder));
     let mut paths = HashMap::new();
     let mut unfit = HashMap::new();
     let several = several(&routes);
@@ -168,6 +155,39 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
         misplaced,
         basis,
     })
+}
+
+/// The uplinks: those that the user names, or those that the world is reached by and the
+/// one that has the node's own address. Where no packet of a family is pods' or the
+/// tunnel's, its way is none.
+fn uplinks(
+    links: &[Link],
+    wanted: Wanted<'_>,
+    defaults: &[&Route],
+    (primary, holder): (IpAddr, Option<u32>),
+) -> Vec<Uplink> {
+    let counts = |r: &Route| {
+        let mut nets = wanted.pods.iter().map(IpNet::addr).chain([primary]);
+        nets.any(|a| of_family(r, a))
+    };
+    let is_uplink = |l: &Link| {
+        if wanted.uplinks.is_empty() {
+            let mut ways = defaults.iter().filter(|r| counts(r));
+            ways.any(|r| r.index == l.index) || holder == Some(l.index)
+        } else {
+            wanted.uplinks.contains(&l.name)
+        }
+    };
+    let all = links.iter().filter(|l| is_uplink(l) && l.name != "lo");
+    all.filter(|l| speaks_for_the_node(&l.name))
+        .map(|l| Uplink {
+            name: l.name.clone(),
+            index: l.index,
+            mtu: l.mtu,
+            kind: l.kind.clone(),
+            ethernet: l.ethernet,
+        })
+        .collect()
 }
 
 /// The peers, by their place, whose paths are asked for in a turn.
@@ -248,26 +268,36 @@ fn is_usable(ip: IpAddr) -> bool {
     match ip {
         // Node-local DNS caches sit on link-local addresses of every node.
         IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local() && !a.is_unspecified(),
-        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local() && !a.is_unspecified(),
     }
 }
 
-fn primary(
-    own: &[&Address],
-    hint: Option<IpAddr>,
-    defaults: &[(u32, Option<IpAddr>)],
-) -> Option<IpAddr> {
-    let v4 = || own.iter().filter(|a| a.ip.is_ipv4());
-    v4().find(|a| Some(a.ip) == hint)
-        .or_else(|| v4().find(|a| defaults.iter().any(|(index, _)| *index == a.index)))
-        .or_else(|| v4().next())
-        .map(|a| a.ip)
+/// Whether a route is for packets to addresses like this.
+fn of_family(route: &Route, address: IpAddr) -> bool {
+    route.destination.addr().is_ipv4() == address.is_ipv4()
 }
 
-fn path(peer: IpAddr, found: Lookup, direct: bool, defaults: &[(u32, Option<IpAddr>)]) -> Path {
+/// The kubelet's address, or the first that the world is reached from, or just the first;
+/// without the kubelet's word IPv4 goes first.
+fn primary(own: &[&Address], hint: Option<IpAddr>, defaults: &[&Route]) -> Option<IpAddr> {
+    let reaches = |a: &Address| {
+        let mut ways = defaults.iter().filter(|r| of_family(r, a.ip));
+        ways.any(|r| r.index == a.index)
+    };
+    let first = |is_ipv4| {
+        let family = || own.iter().filter(move |a| a.ip.is_ipv4() == is_ipv4);
+        family().find(|a| reaches(a)).or_else(|| family().next())
+    };
+    let hinted = own.iter().find(|a| Some(a.ip) == hint);
+    let found = hinted.or_else(|| first(true)).or_else(|| first(false));
+    found.map(|a| a.ip)
+}
+
+fn path(peer: IpAddr, found: Lookup, direct: bool, defaults: &[&Route]) -> Path {
     let router = defaults
         .iter()
-        .find_map(|(index, gateway)| gateway.map(|g| (*index, g)));
+        .filter(|r| of_family(r, peer))
+        .find_map(|r| Some((r.index, r.gateway?)));
     match (found.gateway, direct, router) {
         (None, false, Some((index, next_hop))) => Path {
             index,
@@ -283,168 +313,4 @@ fn path(peer: IpAddr, found: Lookup, direct: bool, defaults: &[(u32, Option<IpAd
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(index: u32, ip: &str) -> Address {
-        Address {
-            index,
-            ip: ip.parse().unwrap(),
-            global: true,
-            host: false,
-            tentative: false,
-        }
-    }
-
-    #[test]
-    fn the_kubelets_address_counts_only_while_the_node_has_it() {
-        let (a, b) = (at(2, "192.0.2.5"), at(3, "10.9.9.9"));
-        let own = [&b, &a];
-        let defaults = [(2, None)];
-        let hint = Some("10.9.9.9".parse().unwrap());
-        assert_eq!(primary(&own, hint, &defaults), hint);
-        let gone = Some("192.0.2.77".parse().unwrap());
-        assert_eq!(primary(&own, gone, &defaults), Some(a.ip));
-        assert_eq!(primary(&own, None, &[]), Some(b.ip));
-    }
-
-    #[test]
-    fn a_kubelet_started_anew_with_another_address_of_the_node_is_followed() {
-        let [a, b, gone] = ["192.0.2.5", "10.9.9.9", "192.0.2.77"].map(|a| a.parse().unwrap());
-        let at_start = Some(a);
-        assert_eq!(hint(&[b], &[a, b], at_start), Some(b));
-        assert_eq!(
-            hint(&[b, a], &[a, b], at_start),
-            at_start,
-            "it was told first once"
-        );
-        assert_eq!(hint(&[gone, b], &[a, b], at_start), Some(b));
-        assert_eq!(hint(&[gone], &[a, b], at_start), at_start);
-        assert_eq!(hint(&[], &[a, b], at_start), at_start);
-        let v6 = "2001:db8::5".parse().unwrap();
-        assert_eq!(hint(&[v6, b], &[v6, a, b], None), Some(b));
-    }
-
-    #[test]
-    fn a_node_on_the_link_is_its_own_next_hop_unless_a_router_is_asked_for() {
-        let peer = "192.0.2.9".parse().unwrap();
-        let router = "192.0.2.1".parse().unwrap();
-        let found = Lookup {
-            index: 2,
-            gateway: None,
-            source: None,
-        };
-        let defaults = [(2, Some(router))];
-        assert_eq!(path(peer, found, true, &defaults).next_hop, peer);
-        assert_eq!(path(peer, found, false, &defaults).next_hop, router);
-    }
-
-    #[test]
-    fn every_path_is_asked_for_within_a_minute_however_many_nodes_there_are() {
-        for peers in [0, 1, 64, 127, 128, 5000] {
-            for place in 0..peers {
-                let asked = (7..7 + TURNS).filter(|turn| Share::new(peers, *turn).has(place));
-                assert!(asked.count() >= 1, "{place} of {peers}");
-            }
-            let most = (0..TURNS).map(|turn| {
-                let share = Share::new(peers, turn);
-                (0..peers).filter(|place| share.has(*place)).count()
-            });
-            assert!(most.max() <= Some((2 * ASKED).max(peers.div_ceil(TURNS))));
-        }
-    }
-
-    #[test]
-    fn a_changed_route_is_seen_at_once_also_among_hundreds_of_known_paths() {
-        let node = crate::netlink::lab::namespace();
-        node.command("ip", "link add eth0 type bridge");
-        node.device("eth0", "192.0.2.5", "192.0.2.0/24");
-        node.command("ip", "route add default via 192.0.2.1 dev eth0");
-        let peers: Vec<IpAddr> = (0..250).map(|n| IpAddr::from([198, 51, 100, n])).collect();
-        let look = |previous: &Facts| {
-            let wanted = Wanted {
-                uplinks: &[],
-                hint: None,
-                peers: &peers,
-                direct: true,
-                pods: &[],
-            };
-            gather(&mut Socket::route().unwrap(), wanted, previous).unwrap()
-        };
-        let before = node.run(|| look(&Facts::default()));
-        assert_eq!(before.paths.len(), peers.len());
-        node.command("ip", "route add 198.51.100.0/24 via 192.0.2.2 dev eth0");
-        let after = node.run(|| look(&before));
-        let by: IpAddr = "192.0.2.2".parse().unwrap();
-        assert!(after.paths.values().all(|p| p.next_hop == by));
-    }
-
-    #[test]
-    fn link_local_addresses_do_not_stand_for_the_node() {
-        assert!(!is_usable("169.254.20.10".parse().unwrap()));
-        assert!(!is_usable("127.0.0.1".parse().unwrap()));
-        assert!(is_usable("172.17.0.1".parse().unwrap()));
-    }
-
-    #[test]
-    fn a_device_without_programs_is_named_also_behind_one_of_several_next_hops() {
-        let link = |index, name: &str| Link {
-            index,
-            name: name.into(),
-            ..Link::default()
-        };
-        let links = [link(2, "eth0"), link(3, "wg0"), link(4, "tun0")];
-        let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
-        let uplink = |index, ethernet| Uplink {
-            index,
-            ethernet,
-            ..Uplink::default()
-        };
-        let uplinks = [uplink(2, true), uplink(4, false)];
-        assert_eq!(obstacle(2, &uplinks, &names), None);
-        let why = |index| obstacle(index, &uplinks, &names).unwrap();
-        assert!(why(3).contains("wg0") && why(3).contains("spec.uplinks"));
-        assert!(why(4).contains("tun0") && why(4).contains("no Ethernet"));
-
-        let block: IpNet = "198.51.100.0/24".parse().unwrap();
-        let other: IpNet = "203.0.113.0/24".parse().unwrap();
-        let routes = [
-            (3, Route::link(block, 2)),
-            (3, Route::link(block, 3)),
-            (3, Route::link(other, 2)),
-            (PROTOCOL, Route::link(other, 3)),
-        ];
-        let several: Vec<u32> = several(&routes).iter().map(|r| r.index).collect();
-        assert_eq!(several, [2, 3]);
-    }
-
-    #[test]
-    fn a_bridge_with_another_nodes_gateway_does_not_speak_for_this_node() {
-        let node = crate::netlink::lab::namespace();
-        node.command("ip", "link add eth0 type bridge");
-        node.device("eth0", "192.0.2.5", "192.0.2.0/24");
-        node.command(
-            "ip",
-            "route add default nexthop dev eth0 nexthop via 192.0.2.1 dev eth0",
-        );
-        node.command("ip", "link add cni0 type bridge");
-        node.device("cni0", "10.1.1.1", "10.1.1.0/24");
-        let facts = node.run(|| {
-            let wanted = Wanted {
-                uplinks: &[],
-                hint: None,
-                peers: &["192.0.2.9".parse().unwrap()],
-                direct: true,
-                pods: &["10.1.1.0/24".parse().unwrap()],
-            };
-            gather(&mut Socket::route().unwrap(), wanted, &Facts::default()).unwrap()
-        });
-        let own: IpAddr = "192.0.2.5".parse().unwrap();
-        assert_eq!((facts.primary, &*facts.addresses), (Some(own), &[own][..]));
-        let gateway: IpAddr = "10.1.1.1".parse().unwrap();
-        assert_eq!(facts.misplaced, [(gateway, "cni0".to_owned())]);
-        let uplinks: Vec<&str> = facts.uplinks.iter().map(|u| u.name.as_str()).collect();
-        assert_eq!(uplinks, ["eth0"]);
-        assert_eq!(facts.paths.len(), 1, "{:?}", facts.unfit);
-    }
-}
+mod tests;
