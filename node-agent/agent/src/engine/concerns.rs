@@ -19,7 +19,7 @@ impl Converger {
         known: Vec<(&'static str, String)>,
     ) {
         self.concerns = known;
-        match self.forward.converge() {
+        match self.forward.converge(of_pods.has(false)) {
             Ok(changes) => {
                 for chain in changes.opened {
                     let note = format!(

@@ -255,19 +255,15 @@ impl Converger {
         links: &[Link],
     ) -> Result<(), error::Error> {
         let guarded = self.attachments.guarded(links);
-        let (block, pods) = {
+        let (blocks, pods) = {
             let store = shared.store();
-            let block = store.blocks().find_map(|block| match block {
-                IpNet::V4(block) => Some(block),
-                IpNet::V6(_) => None,
-            });
-            (block, store.wired_now())
+            (store.blocks().collect::<Vec<_>>(), store.wired_now())
         };
         let wanted = nft::Wanted {
             index,
             facts: &self.facts,
             step: &self.switch.step,
-            block,
+            blocks: &blocks,
             uplinks: &guarded,
             pods: &pods,
         };

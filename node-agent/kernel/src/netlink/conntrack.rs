@@ -2,9 +2,12 @@
 //! (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`): some are to be ended,
 //! since a flow is translated as it was when it began.
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::IpAddr};
 
-use super::message::{Attrs, Message, Socket, u32_at};
+use super::{
+    address::from_octets,
+    message::{Attrs, Message, Socket, u32_at},
+};
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM: u16 = 1;
@@ -15,12 +18,12 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
+/// `CTA_IP_V4_SRC`, `CTA_IP_V4_DST`, `CTA_IP_V6_SRC`, `CTA_IP_V6_DST`.
+const SOURCES: [u16; 2] = [1, 3];
+const DESTINATIONS: [u16; 2] = [2, 4];
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
-const AF_INET: u8 = 2;
 /// Bytes of `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
@@ -28,27 +31,28 @@ const NFGENMSG: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Who began it.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Whom it asked, before any translation.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Number of its protocol.
     pub protocol: u8,
     /// The port that it asked; 0 where there is none.
     pub port: u16,
     /// Who answers, after translation of the destination.
-    pub answers: Ipv4Addr,
+    pub answers: IpAddr,
     /// Where answers go, before the source's translation is taken back.
-    pub answered: Ipv4Addr,
+    pub answered: IpAddr,
 }
 
-fn message(kind: u16) -> Message {
-    Message::new((SUBSYSTEM << 8) | kind, 0, &[AF_INET, 0, 0, 0])
+/// A message about flows of a family; 0: of all.
+fn message(kind: u16, family: u8) -> Message {
+    Message::new((SUBSYSTEM << 8) | kind, 0, &[family, 0, 0, 0])
 }
 
-fn ends(tuple: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
+fn ends(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let ip = Attrs(Attrs(tuple).find(CTA_TUPLE_IP)?);
-    let address = |kind| Some(<[u8; 4]>::try_from(ip.find(kind)?).ok()?.into());
-    Some((address(CTA_IP_V4_SRC)?, address(CTA_IP_V4_DST)?))
+    let address = |kinds: [u16; 2]| from_octets(kinds.into_iter().find_map(|k| ip.find(k))?);
+    Some((address(SOURCES)?, address(DESTINATIONS)?))
 }
 
 /// Protocol and destination port.
@@ -60,12 +64,13 @@ fn service(tuple: &[u8]) -> Option<(u8, u16)> {
     Some((number, port.map_or(0, u16::from_be_bytes)))
 }
 
-/// Ends the IPv4 flows that `which` chooses: their next packets begin new ones.
+/// Ends the flows that `which` chooses: their next packets begin new ones.
 /// Returns how many.
 pub fn end(which: impl Fn(Flow) -> bool) -> io::Result<usize> {
     let mut socket = Socket::netfilter()?;
     let mut chosen: Vec<Message> = Vec::new();
-    socket.dump_each(&message(GET), |_, body| {
+    socket.dump_each(&message(GET, 0), |_, body| {
+        let family = body.first().copied().unwrap_or_default();
         let attrs = Attrs(body.get(NFGENMSG..).unwrap_or(&[]));
         let Some((original, reply)) = attrs.find(CTA_TUPLE_ORIG).zip(attrs.find(CTA_TUPLE_REPLY))
         else {
@@ -84,7 +89,7 @@ pub fn end(which: impl Fn(Flow) -> bool) -> io::Result<usize> {
             answers,
             answered,
         }) {
-            let mut m = message(DELETE);
+            let mut m = message(DELETE, family);
             m.nest(CTA_TUPLE_ORIG, |m| {
                 m.raw(original);
             });

@@ -2,18 +2,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     DELETE_ELEMENT, DELETE_TABLE, NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
     TABLE, TABLE_NAME,
-    expr::{COUNTER, Expr, padded},
+    expr::{COUNTER, Expr, Family, padded},
     message, table,
 };
-use crate::netlink::message::{APPEND, CREATE, Message};
+use crate::netlink::{
+    address::octets,
+    message::{APPEND, CREATE, Message},
+};
 
 /// Elements in one message, whose attributes hold 64 KiB at most.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
@@ -24,7 +27,7 @@ const MAP: u32 = 8;
 /// `NFT_SET_ELEM_INTERVAL_END`.
 const INTERVAL_END: u32 = 1;
 /// nft's numbers for types of keys, so that `nft list` prints them as such.
-const TYPE_IPV4: u32 = 7;
+const TYPES_ADDRESS: [u32; 2] = [7, 8];
 const TYPE_IFNAME: u32 = 41;
 const TYPE_PROTOCOL: u32 = 12;
 const TYPE_PORT: u32 = 13;
@@ -67,10 +70,10 @@ impl Chain {
         }
     }
 
-    /// Adds a rule for IPv4 packets.
-    pub(super) fn rule(mut self, exprs: impl IntoIterator<Item = Expr>) -> Self {
-        self.rules
-            .push([Expr::Ipv4].into_iter().chain(exprs).collect());
+    /// Adds a rule for packets of a family.
+    pub(super) fn rule(mut self, family: Family, exprs: impl IntoIterator<Item = Expr>) -> Self {
+        let family = [Expr::Family(family)];
+        self.rules.push(family.into_iter().chain(exprs).collect());
         self
     }
 }
@@ -79,7 +82,7 @@ impl Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     /// Of this address; `None`: of all.
-    pub(super) address: Option<Ipv4Addr>,
+    pub(super) address: Option<IpAddr>,
     /// Number of the protocol.
     pub(super) protocol: u8,
     pub(super) port: u16,
@@ -89,17 +92,17 @@ pub(super) struct Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Elements {
     /// Single addresses.
-    Addresses(BTreeSet<Ipv4Addr>),
+    Addresses(BTreeSet<IpAddr>),
     /// Blocks that do not overlap.
-    Blocks(Vec<Ipv4Net>),
+    Blocks(Vec<IpNet>),
     /// Names of devices.
     Devices(BTreeSet<String>),
     /// Single addresses, each as source and destination.
-    Twice(BTreeSet<Ipv4Addr>),
+    Twice(BTreeSet<IpAddr>),
     /// Where ports of the node lead that are of no certain address.
-    Targets(BTreeMap<Place, SocketAddrV4>),
+    Targets(BTreeMap<Place, SocketAddr>),
     /// The same of those that are of a certain one.
-    TargetsAt(BTreeMap<Place, SocketAddrV4>),
+    TargetsAt(BTreeMap<Place, SocketAddr>),
 }
 
 /// An element as the kernel takes it.
@@ -115,9 +118,10 @@ struct Element {
 /// Types, lengths and flags of a set.
 struct Shape {
     flags: u32,
-    key: &'static [u32],
+    key: Vec<u32>,
     length: u32,
-    data: &'static [u32],
+    data: Vec<u32>,
+    data_length: u32,
 }
 
 impl Elements {
@@ -148,22 +152,38 @@ impl Elements {
         }
     }
 
-    fn shape(&self) -> Shape {
-        const TARGET: &[u32] = &[TYPE_IPV4, TYPE_PORT];
-        let (flags, key, length, data): (_, &[u32], _, &[u32]) = match self {
-            Self::Addresses(_) => (0, &[TYPE_IPV4], 4, &[]),
-            Self::Blocks(_) => (INTERVAL, &[TYPE_IPV4], 4, &[]),
-            Self::Devices(_) => (0, &[TYPE_IFNAME], 16, &[]),
-            Self::Twice(_) => (0, &[TYPE_IPV4, TYPE_IPV4], 8, &[]),
-            Self::Targets(_) => (MAP, &[TYPE_PROTOCOL, TYPE_PORT], 8, TARGET),
-            Self::TargetsAt(_) => (MAP, &[TYPE_PROTOCOL, TYPE_IPV4, TYPE_PORT], 12, TARGET),
+    fn shape(&self, family: Family) -> Shape {
+        let address = family.of(TYPES_ADDRESS);
+        let (flags, key) = match self {
+            Self::Addresses(_) => (0, vec![address]),
+            Self::Blocks(_) => (INTERVAL, vec![address]),
+            Self::Devices(_) => (0, vec![TYPE_IFNAME]),
+            Self::Twice(_) => (0, vec![address, address]),
+            Self::Targets(_) => (MAP, vec![TYPE_PROTOCOL, TYPE_PORT]),
+            Self::TargetsAt(_) => (MAP, vec![TYPE_PROTOCOL, address, TYPE_PORT]),
+        };
+        // Of a concatenation every part takes whole registers of four bytes.
+        let lengths = |types: &[u32]| types.iter().map(|t| length(*t, family)).sum();
+        let data = match flags {
+            MAP => vec![address, TYPE_PORT],
+            _ => Vec::new(),
         };
         Shape {
             flags,
+            length: lengths(&key),
             key,
-            length,
+            data_length: lengths(&data),
             data,
         }
+    }
+}
+
+/// Bytes of a part of a key of this type.
+fn length(kind: u32, family: Family) -> u32 {
+    match kind {
+        TYPE_IFNAME => 16,
+        TYPE_PROTOCOL | TYPE_PORT => 4,
+        _ => family.length(),
     }
 }
 
@@ -179,30 +199,25 @@ fn key(key: Vec<u8>) -> Element {
     }
 }
 
-fn address(address: Ipv4Addr) -> Element {
-    key(address.octets().to_vec())
+fn address(address: IpAddr) -> Element {
+    key(octets(address))
 }
 
-fn twice(address: Ipv4Addr) -> Element {
-    key(address.octets().repeat(2))
+fn twice(address: IpAddr) -> Element {
+    key(octets(address).repeat(2))
 }
 
-/// Every part of a concatenation takes a whole register of four bytes.
-fn target((place, to): (&Place, &SocketAddrV4)) -> Element {
+/// Every part of a concatenation takes whole registers of four bytes.
+fn target((place, to): (&Place, &SocketAddr)) -> Element {
     let port = |port: u16| {
         let [high, low] = port.to_be_bytes();
-        [high, low, 0, 0]
+        vec![high, low, 0, 0]
     };
-    let address = place.address.map(|a| a.octets());
-    let key = [
-        Some([place.protocol, 0, 0, 0]),
-        address,
-        Some(port(place.port)),
-    ];
+    let address = place.address.map(octets).unwrap_or_default();
     Element {
-        key: key.into_iter().flatten().flatten().collect(),
+        key: [vec![place.protocol, 0, 0, 0], address, port(place.port)].concat(),
         end: false,
-        data: [to.ip().octets(), port(to.port())].concat(),
+        data: [octets(to.ip()), port(to.port())].concat(),
     }
 }
 
@@ -215,14 +230,13 @@ fn device(name: &String) -> Element {
 }
 
 /// Beginnings and ends (exclusive) of blocks.
-fn intervals(blocks: &[Ipv4Net]) -> Vec<Element> {
+fn intervals(blocks: &[IpNet]) -> Vec<Element> {
     blocks
         .iter()
         .flat_map(|b| {
-            let end = u32::from(b.broadcast()).checked_add(1);
-            let end = end.map(|e| Element {
+            let end = next(b.broadcast()).map(|end| Element {
                 end: true,
-                ..address(e.into())
+                ..address(end)
             });
             [Some(address(b.network())), end]
         })
@@ -230,10 +244,20 @@ fn intervals(blocks: &[Ipv4Net]) -> Vec<Element> {
         .collect()
 }
 
+/// The address after one; `None`: it is the last.
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(a) => Some(Ipv4Addr::from_bits(a.to_bits().checked_add(1)?).into()),
+        IpAddr::V6(a) => Some(Ipv6Addr::from_bits(a.to_bits().checked_add(1)?).into()),
+    }
+}
+
 /// A named set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Set {
     pub(super) name: &'static str,
+    /// Of the addresses in it.
+    pub(super) family: Family,
     pub(super) elements: Elements,
 }
 
@@ -267,7 +291,7 @@ pub(super) struct Ruleset {
 
 impl Ruleset {
     /// Whether a set of addresses or blocks has this one.
-    pub(super) fn holds(&self, set: &str, address: Ipv4Addr) -> bool {
+    pub(super) fn holds(&self, set: &str, address: IpAddr) -> bool {
         self.sets
             .iter()
             .filter(|s| s.name == set)
@@ -291,16 +315,16 @@ impl Ruleset {
             table(NEW_TABLE, CREATE),
         ];
         for (id, set) in (1..).zip(&self.sets) {
-            let shape = set.elements.shape();
+            let shape = set.elements.shape(set.family);
             let mut m = message(NEW_SET, CREATE);
             m.string(TABLE_NAME, TABLE)
                 .string(2, set.name)
                 .be32(3, shape.flags)
-                .be32(4, concatenated(shape.key))
+                .be32(4, concatenated(&shape.key))
                 .be32(5, shape.length);
             if !shape.data.is_empty() {
-                let length = u32::try_from(4 * shape.data.len()).unwrap_or(0);
-                m.be32(6, concatenated(shape.data)).be32(7, length);
+                m.be32(6, concatenated(&shape.data))
+                    .be32(7, shape.data_length);
             }
             m.be32(10, id);
             all.push(m);
@@ -368,9 +392,13 @@ impl Ruleset {
 
 /// Writes a rule's expressions into its message.
 pub(super) fn write(m: &mut Message, rule: &[Expr]) {
+    let family = match rule.first() {
+        Some(Expr::Family(family)) => *family,
+        _ => Family::V4,
+    };
     m.nest(4, |m| {
         for expr in rule {
-            expr.write(m);
+            expr.write(m, family);
         }
     });
 }
@@ -418,17 +446,23 @@ mod tests {
 
     #[test]
     fn a_block_up_to_the_last_address_has_no_end() {
-        let all = intervals(&["255.255.255.0/24".parse().unwrap()]);
-        assert_eq!(all, [key(vec![255, 255, 255, 0])]);
+        for block in [
+            "255.255.255.0/24",
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120",
+        ] {
+            let block: IpNet = block.parse().unwrap();
+            assert_eq!(intervals(&[block]), [address(block.network())]);
+        }
     }
 
     #[test]
     fn another_address_is_one_element_and_another_rule_is_another_table() {
         let addresses = |last: u8| {
-            let all = (0..last).map(|n| Ipv4Addr::new(192, 0, 2, n));
+            let all = (0..last).map(|n| IpAddr::from([192, 0, 2, n]));
             Ruleset {
                 sets: vec![Set {
                     name: "s",
+                    family: Family::V4,
                     elements: Elements::Addresses(all.collect()),
                 }],
                 ..Ruleset::default()

@@ -1,25 +1,72 @@
 //! Expressions of nftables rules, as the kernel takes them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use crate::netlink::message::Message;
+use crate::netlink::{address::octets, message::Message};
 
 /// `NFT_REG_1`. Its first four bytes are those of `NFT_REG32_00`.
 const REGISTER: u32 = 1;
-/// `NFT_REG32_01` and `NFT_REG32_02`: the four bytes after the first four of
-/// [`REGISTER`], and those after them, for concatenations.
-const SECOND: u32 = 9;
-const THIRD: u32 = 10;
+/// `NFT_REG32_00`: the registers of four bytes, for the parts of a concatenation.
+const REGISTERS: u32 = 8;
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+/// Names of a set or a map for IPv4 and for IPv6.
+pub(super) type Names = [&'static str; 2];
+
+impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Whether an address is of the family.
+    pub(super) fn has(self, address: IpAddr) -> bool {
+        address.is_ipv4() == (self == Self::V4)
+    }
+
+    /// That of the two which is for the family.
+    pub(super) fn of<T: Copy>(self, both: [T; 2]) -> T {
+        both[usize::from(self == Self::V6)]
+    }
+
+    /// `NFPROTO_*`.
+    fn number(self) -> u8 {
+        self.of([2, 10])
+    }
+
+    /// Bytes of an address.
+    pub(super) fn length(self) -> u32 {
+        self.of([4, 16])
+    }
+
+    /// Registers that an address takes.
+    fn registers(self) -> u32 {
+        self.length() / 4
+    }
+
+    /// Where the source is in the header (RFC 791, section 3.1; RFC 8200, section 3).
+    fn source(self) -> u32 {
+        self.of([12, 8])
+    }
+
+    /// Where the destination is.
+    fn destination(self) -> u32 {
+        self.source() + self.length()
+    }
+}
 
 /// A part of a rule: a test that ends the rule when it fails, or an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expr {
-    /// The packet is IPv4.
-    Ipv4,
+    /// The packet is of this family: what begins a rule, and says what the rest of it reads.
+    Family(Family),
     /// It entered by this device.
     InDevice(&'static str),
     /// It entered by a device whose name begins so.
@@ -35,21 +82,23 @@ pub(super) enum Expr {
     /// Of these bits of its mark the second number is what is set.
     Mark(u32, u32),
     /// Its source is (or is not) in a block.
-    Source(Ipv4Net, bool),
+    Source(IpNet, bool),
     /// Its source is in a set.
-    SourceIn(&'static str),
+    SourceIn(Names),
     /// An answer to its source would not leave by the device that it entered by.
     NoWayBack,
+    /// This is its destination.
+    Destination(IpAddr),
     /// Its destination is in a set.
-    DestinationIn(&'static str),
+    DestinationIn(Names),
     /// Source and destination, one after the other, are in a set.
-    EndsIn(&'static str),
+    EndsIn(Names),
     /// Its destination is an address of the node.
     ToOwn,
     /// A map has a target for its protocol and destination port.
-    Target(&'static str),
+    Target(Names),
     /// A map has a target for its protocol, destination and destination port.
-    TargetAt(&'static str),
+    TargetAt(Names),
     /// It is UDP to this port.
     UdpTo(u16),
     /// It is TCP.
@@ -71,7 +120,7 @@ pub(super) enum Expr {
     /// Translate the source to the address of the device it leaves by.
     Masquerade,
     /// Translate the source to this address.
-    SourceNat(Ipv4Addr),
+    SourceNat(IpAddr),
     /// Translate the destination, with its port, to the target found before.
     DestinationNat,
 }
@@ -83,7 +132,6 @@ const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-const NFPROTO_IPV4: u8 = 2;
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 const TCP: u8 = 6;
@@ -173,12 +221,13 @@ fn lookup(m: &mut Message, set: &str) {
 
 /// Looks protocol, destination (with `address`) and destination port up in a map;
 /// what it has for them replaces them from [`REGISTER`] on.
-fn target(m: &mut Message, address: bool, map: &str) {
+fn target(m: &mut Message, family: Family, address: bool, map: &str) {
     meta(m, META_L4PROTO);
-    let mut port = SECOND;
+    let mut port = REGISTERS + 1;
     if address {
-        payload_to(m, SECOND, NETWORK_HEADER, DESTINATION, 4);
-        port = THIRD;
+        let length = family.length();
+        payload_to(m, port, NETWORK_HEADER, family.destination(), length);
+        port += family.registers();
     }
     payload_to(m, port, TRANSPORT_HEADER, 2, 2);
     expr(m, "lookup", |m| {
@@ -186,14 +235,14 @@ fn target(m: &mut Message, address: bool, map: &str) {
     });
 }
 
-fn source_nat(m: &mut Message, address: Ipv4Addr) {
+fn source_nat(m: &mut Message, family: Family, address: IpAddr) {
     expr(m, "immediate", |m| {
         m.be32(1, REGISTER);
-        value(m, 2, &address.octets());
+        value(m, 2, &octets(address));
     });
     expr(m, "nat", |m| {
         m.be32(1, SOURCE_NAT)
-            .be32(2, u32::from(NFPROTO_IPV4))
+            .be32(2, u32::from(family.number()))
             .be32(3, REGISTER)
             .be32(7, FULLY_RANDOM);
     });
@@ -229,17 +278,15 @@ pub(super) fn padded(name: &str) -> [u8; 16] {
     padded
 }
 
-/// Offsets of the addresses in an IPv4 header (RFC 791, section 3.1).
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
-
 impl Expr {
-    /// Appends the expression to a rule's list.
-    pub(super) fn write(&self, m: &mut Message) {
+    /// Appends the expression to the list of a rule for packets of a family.
+    pub(super) fn write(&self, m: &mut Message, family: Family) {
+        let length = family.length();
+        let source = |m: &mut Message| payload(m, NETWORK_HEADER, family.source(), length);
         match self {
-            Self::Ipv4 => {
+            Self::Family(family) => {
                 meta(m, META_NFPROTO);
-                compare(m, CMP_EQ, &[NFPROTO_IPV4]);
+                compare(m, CMP_EQ, &[family.number()]);
             }
             Self::InDevice(name) => {
                 meta(m, META_IIFNAME);
@@ -271,27 +318,32 @@ impl Expr {
                 compare(m, CMP_EQ, &set.to_ne_bytes());
             }
             Self::Source(block, inside) => {
-                payload(m, NETWORK_HEADER, SOURCE, 4);
-                mask(m, &block.netmask().octets());
+                source(m);
+                mask(m, &octets(block.netmask()));
                 let op = if *inside { CMP_EQ } else { CMP_NEQ };
-                compare(m, op, &block.network().octets());
+                compare(m, op, &octets(block.network()));
             }
             Self::SourceIn(set) => {
-                payload(m, NETWORK_HEADER, SOURCE, 4);
-                lookup(m, set);
+                source(m);
+                lookup(m, family.of(*set));
             }
             Self::NoWayBack => fib(m, FIB_RESULT_DEVICE, FIB_SOURCE_BY_DEVICE, [0; 4]),
             Self::ToOwn => fib(m, FIB_RESULT_TYPE, FIB_DESTINATION, LOCAL.to_ne_bytes()),
             Self::EndsIn(set) => {
-                payload(m, NETWORK_HEADER, SOURCE, 4);
-                payload_to(m, SECOND, NETWORK_HEADER, DESTINATION, 4);
-                lookup(m, set);
+                source(m);
+                let second = REGISTERS + family.registers();
+                payload_to(m, second, NETWORK_HEADER, family.destination(), length);
+                lookup(m, family.of(*set));
             }
-            Self::Target(map) => target(m, false, map),
-            Self::TargetAt(map) => target(m, true, map),
+            Self::Target(map) => target(m, family, false, family.of(*map)),
+            Self::TargetAt(map) => target(m, family, true, family.of(*map)),
+            Self::Destination(address) => {
+                payload(m, NETWORK_HEADER, family.destination(), length);
+                compare(m, CMP_EQ, &octets(*address));
+            }
             Self::DestinationIn(set) => {
-                payload(m, NETWORK_HEADER, DESTINATION, 4);
-                lookup(m, set);
+                payload(m, NETWORK_HEADER, family.destination(), length);
+                lookup(m, family.of(*set));
             }
             Self::UdpTo(port) => {
                 protocol(m, UDP);
@@ -317,12 +369,12 @@ impl Expr {
             Self::Masquerade => expr(m, "masq", |m| {
                 m.be32(1, FULLY_RANDOM);
             }),
-            Self::SourceNat(address) => source_nat(m, *address),
+            Self::SourceNat(address) => source_nat(m, family, *address),
             Self::DestinationNat => expr(m, "nat", |m| {
                 m.be32(1, DESTINATION_NAT)
-                    .be32(2, u32::from(NFPROTO_IPV4))
+                    .be32(2, u32::from(family.number()))
                     .be32(3, REGISTER)
-                    .be32(5, SECOND);
+                    .be32(5, REGISTERS + family.registers());
             }),
         }
     }

@@ -20,8 +20,9 @@ use super::{
 };
 use crate::netlink::message::{APPEND, Attrs, CREATE, Message, Received, Socket, text, u32_at};
 
-/// `NFPROTO_IPV4`.
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 /// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
 /// `NFT_JUMP`, `NFT_GOTO`.
@@ -41,7 +42,11 @@ struct Key {
 
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let family = if self.family == IPV4 { "ip" } else { "inet" };
+        let family = match self.family {
+            IPV4 => "ip",
+            IPV6 => "ip6",
+            _ => "inet",
+        };
         write!(f, "chain {} of table {family} {}", self.chain, self.table)
     }
 }
@@ -67,8 +72,8 @@ struct Rule {
 pub struct Forward {
     /// Chains that veer's rules are in.
     opened: BTreeSet<Key>,
-    /// Number of the tables' state that was last looked at.
-    generation: Option<u32>,
+    /// Number of the tables' state that was last looked at, and whether of IPv6 too.
+    generation: Option<(u32, bool)>,
     /// Chains that keep pods' packets from the stack, and why nothing helps.
     blocked: BTreeMap<Key, String>,
     legacy: Legacy,
@@ -84,11 +89,12 @@ pub struct Changes {
 }
 
 impl Forward {
-    /// Looks at all chains, and adds or removes veer's rules.
-    pub fn converge(&mut self) -> io::Result<Changes> {
-        self.legacy.look();
+    /// Looks at all chains, those of IPv6 alone only where pods have it, and adds or
+    /// removes veer's rules.
+    pub fn converge(&mut self, ipv6: bool) -> io::Result<Changes> {
+        self.legacy.look(ipv6);
         let mut socket = Socket::netfilter()?;
-        let now = generation(&mut socket).ok();
+        let now = generation(&mut socket).ok().map(|number| (number, ipv6));
         // Something that could not be done may be possible without a change.
         if now.is_some() && now == self.generation && self.blocked.is_empty() {
             return Ok(Changes::default());
@@ -100,7 +106,8 @@ impl Forward {
             let rules = rules(&mut socket, &key)?;
             let of_chain = rules.get(&key.chain).map_or(&[][..], Vec::as_slice);
             let end = end(of_chain, &rules, 0);
-            let blocks = end.as_ref().map_or(drops, |(_, drops)| *drops);
+            let asked = ipv6 || key.family != IPV6;
+            let blocks = asked && end.as_ref().map_or(drops, |(_, drops)| *drops);
             let before = end.as_ref().map(|(at, _)| *at);
             let own = of_chain.iter().take(before.unwrap_or(usize::MAX));
             let own = own.filter(|r| r.own).count();
@@ -124,13 +131,13 @@ impl Forward {
             there.insert(key);
         }
         self.opened = there;
-        self.generation = generation(&mut socket).ok();
+        self.generation = generation(&mut socket).ok().map(|number| (number, ipv6));
         Ok(changes)
     }
 
     /// What is dropped although it should not be, and what to do.
     pub fn concerns(&self) -> impl Iterator<Item = String> {
-        self.concern().into_iter().chain(self.legacy.concern())
+        self.concern().into_iter().chain(self.legacy.concerns())
     }
 
     fn concern(&self) -> Option<String> {
@@ -185,7 +192,7 @@ fn chain(found: &Received) -> Option<(Key, bool)> {
     let number = u32_at(Attrs(attrs.find(4)?).find(1)?, 0)?;
     let drops = attrs.find(5).and_then(|p| u32_at(p, 0)) == Some(DROP);
     let own = key.family == INET && key.table == TABLE;
-    let ours = [IPV4, INET].contains(&key.family) && u32::from_be(number) == FORWARD && !own;
+    let ours = [IPV4, IPV6, INET].contains(&key.family) && u32::from_be(number) == FORWARD && !own;
     ours.then_some((key, drops))
 }
 

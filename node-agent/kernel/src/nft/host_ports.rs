@@ -3,94 +3,89 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     content::{Chain, Elements, HookPoint, Place, Set},
-    expr::Expr,
-    ruleset::{OWN_DEVICES, v4},
+    expr::{Expr, Family, Names},
+    ruleset::{OWN_DEVICES, joined},
 };
 use crate::netlink::conntrack::Flow;
 use veer_agent_api::HostAddress;
-use veer_agent_core::{endpoint::LocalEndpoint, facts::Facts};
+use veer_agent_core::{
+    endpoint::{LocalEndpoint, PodAddress},
+    facts::Facts,
+};
 
 /// Ports of all of the node's addresses.
-const ANYWHERE: &str = "hostports";
+const ANYWHERE: Names = ["hostports", "hostports6"];
 /// Ports of one address.
-const AT: &str = "hostports_at4";
+const AT: Names = ["hostports_at4", "hostports_at6"];
 /// Pods with hostPorts, as source and destination.
-const ITSELF: &str = "hairpin4";
+const ITSELF: Names = ["hairpin4", "hairpin6"];
 /// The node's own addresses, for kernels that cannot ask their routes in a rule.
-const OWN: &str = "own4";
-
-/// Those that [`HostPorts::sets`] makes.
-pub(super) const SETS: [&str; 4] = [ANYWHERE, AT, ITSELF, OWN];
+const OWN: Names = ["own4", "own6"];
 
 /// Before kube-proxy and the plugin portmap, whose rules for pods of an earlier
 /// release lead to the same, at `NF_IP_PRI_NAT_DST` (-100).
 const BEFORE_DESTINATION_NAT: i32 = -101;
 /// 127.0.0.0/8.
-pub(super) const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
 
 /// What the node's ports lead to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HostPorts {
-    anywhere: BTreeMap<Place, SocketAddrV4>,
-    at: BTreeMap<Place, SocketAddrV4>,
-    pods: BTreeSet<Ipv4Addr>,
+    each: [OfFamily; 2],
+}
+
+/// The same for packets of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OfFamily {
+    anywhere: BTreeMap<Place, SocketAddr>,
+    at: BTreeMap<Place, SocketAddr>,
+    pods: BTreeSet<IpAddr>,
 }
 
 impl HostPorts {
     /// Those of wired pods. Of two sandboxes of one pod the newer one has them.
     pub(super) fn of<'a>(endpoints: impl Iterator<Item = &'a LocalEndpoint>) -> Self {
-        let mut having: Vec<_> = endpoints
-            .filter_map(|e| match e.address {
-                IpAddr::V4(address) if !e.host_ports().is_empty() => Some((e, address)),
-                IpAddr::V4(_) | IpAddr::V6(_) => None,
-            })
-            .collect();
-        having.sort_by_key(|(e, _)| e.serial);
+        let mut having: Vec<_> = endpoints.filter(|e| !e.host_ports().is_empty()).collect();
+        having.sort_by_key(|e| e.serial);
         let mut all = Self::default();
-        for (endpoint, address) in having {
-            all.pods.insert(address);
-            for port in endpoint.host_ports() {
-                let to = SocketAddrV4::new(address, port.container_port.get());
-                let protocol = port.protocol.number();
-                let place = |address| Place {
-                    address,
-                    protocol,
-                    port: port.host_port.get(),
-                };
-                match port.within(true) {
-                    HostAddress::Every => drop(all.anywhere.insert(place(None), to)),
-                    HostAddress::One(IpAddr::V4(one)) => drop(all.at.insert(place(Some(one)), to)),
-                    HostAddress::One(IpAddr::V6(_)) | HostAddress::None => {}
-                }
+        for endpoint in having {
+            for PodAddress { address, .. } in endpoint.addresses() {
+                all.each[usize::from(address.is_ipv6())].add(endpoint, address);
             }
         }
         all
     }
 
+    fn of_family(&self, address: IpAddr) -> &OfFamily {
+        &self.each[usize::from(address.is_ipv6())]
+    }
+
     /// Where a flow goes whose destination is the node.
-    fn target(&self, flow: &Flow) -> Option<Ipv4Addr> {
+    fn target(&self, flow: &Flow) -> Option<IpAddr> {
+        let all = self.of_family(flow.destination);
         let place = |address| Place {
             address,
             protocol: flow.protocol,
             port: flow.port,
         };
-        let at = self.at.get(&place(Some(flow.destination)));
-        at.or_else(|| self.anywhere.get(&place(None)))
-            .map(|to| *to.ip())
+        let at = all.at.get(&place(Some(flow.destination)));
+        at.or_else(|| all.anywhere.get(&place(None)))
+            .map(SocketAddr::ip)
     }
 
     /// Whether some are of a protocol whose flows do not end by themselves.
     pub(super) fn outlive_pods(&self) -> bool {
-        let mut all = self.anywhere.keys().chain(self.at.keys());
+        let maps = self.each.iter().flat_map(|f| [&f.anywhere, &f.at]);
+        let mut all = maps.flat_map(BTreeMap::keys);
         all.any(|place| place.protocol != TCP)
     }
 
@@ -101,55 +96,99 @@ impl HostPorts {
             return false;
         }
         let (now, was) = (self.target(flow), before.target(flow));
-        let own = facts.addresses.contains(&IpAddr::V4(flow.destination))
-            || flow.destination.is_loopback();
+        let own = facts.addresses.contains(&flow.destination) || flow.destination.is_loopback();
         now != Some(flow.answers) && (was == Some(flow.answers) || (now.is_some() && own))
     }
 
-    /// Maps and sets.
-    pub(super) fn sets(&self, facts: &Facts) -> [Set; 4] {
+    /// Maps and sets of a family.
+    pub(super) fn sets(&self, family: Family, facts: &Facts) -> [Set; 4] {
         let own = facts.addresses.iter().map(|a| (*a).into());
-        let own = own.chain([LOOPBACK.into()]);
-        let set = |name, elements| Set { name, elements };
+        let own = joined(family, own.chain([LOOPBACK]));
+        let set = |names, elements| Set {
+            name: family.of(names),
+            family,
+            elements,
+        };
+        let [v4, v6] = &self.each;
+        let all = family.of([v4, v6]);
         [
-            set(ANYWHERE, Elements::Targets(self.anywhere.clone())),
-            set(AT, Elements::TargetsAt(self.at.clone())),
-            set(ITSELF, Elements::Twice(self.pods.clone())),
-            set(OWN, Elements::Blocks(v4(own))),
+            set(ANYWHERE, Elements::Targets(all.anywhere.clone())),
+            set(AT, Elements::TargetsAt(all.at.clone())),
+            set(ITSELF, Elements::Twice(all.pods.clone())),
+            set(OWN, Elements::Blocks(own)),
         ]
     }
 }
 
-/// The chains that translate destinations.
-pub(super) fn chains(fib: bool) -> [Chain; 2] {
-    let chain = |name, hook| {
-        let local = || {
-            if fib {
-                Expr::ToOwn
-            } else {
-                Expr::DestinationIn(OWN)
+impl OfFamily {
+    /// Adds the ports that lead to an address of a pod.
+    fn add(&mut self, endpoint: &LocalEndpoint, address: IpAddr) {
+        self.pods.insert(address);
+        for port in endpoint.host_ports() {
+            let to = SocketAddr::new(address, port.container_port.get());
+            let place = |address| Place {
+                address,
+                protocol: port.protocol.number(),
+                port: port.host_port.get(),
+            };
+            match port.within(address.is_ipv4()) {
+                HostAddress::None => {}
+                HostAddress::Every => drop(self.anywhere.insert(place(None), to)),
+                HostAddress::One(at) => drop(self.at.insert(place(Some(at)), to)),
             }
-        };
-        Chain::new(name, "nat", hook, BEFORE_DESTINATION_NAT)
-            .rule([local(), Expr::TargetAt(AT), Expr::DestinationNat])
-            .rule([local(), Expr::Target(ANYWHERE), Expr::DestinationNat])
-    };
+        }
+    }
+}
+
+/// The chains that translate destinations.
+pub(super) fn hooks() -> [Chain; 2] {
+    let chain = |name, hook| Chain::new(name, "nat", hook, BEFORE_DESTINATION_NAT);
     [
         chain("hostports_prerouting", HookPoint::Prerouting),
         chain("hostports_output", HookPoint::Output),
     ]
 }
 
-/// Adds rules for clients whose own address would not bring the answer back to the
-/// node: the pod itself, and the node by its loopback. All others keep theirs.
-pub(super) fn clients(chain: Chain, primary: Ipv4Addr) -> Chain {
+/// Adds the rules that lead to pods.
+pub(super) fn led(chain: Chain, family: Family, fib: bool) -> Chain {
+    let local = || {
+        if fib {
+            Expr::ToOwn
+        } else {
+            Expr::DestinationIn(OWN)
+        }
+    };
+    let chain = match family {
+        Family::V4 => chain,
+        // No answer from elsewhere gets back to it, so it is refused rather than lost.
+        Family::V6 => {
+            let loopback = Expr::Destination(Ipv6Addr::LOCALHOST.into());
+            chain.rule(family, [loopback, Expr::Return])
+        }
+    };
     chain
-        .rule([
-            Expr::OutDevices(OWN_DEVICES),
-            Expr::Source(LOOPBACK, true),
-            Expr::SourceNat(primary),
-        ])
-        .rule([Expr::EndsIn(ITSELF), Expr::SourceNat(primary)])
+        .rule(family, [local(), Expr::TargetAt(AT), Expr::DestinationNat])
+        .rule(
+            family,
+            [local(), Expr::Target(ANYWHERE), Expr::DestinationNat],
+        )
+}
+
+/// Adds rules for clients whose own address would not bring the answer back to the
+/// node: the pod itself, and the node by 127.0.0.1. All others keep theirs.
+pub(super) fn clients(chain: Chain, family: Family, own: IpAddr) -> Chain {
+    let chain = match family {
+        Family::V4 => chain.rule(
+            family,
+            [
+                Expr::OutDevices(OWN_DEVICES),
+                Expr::Source(LOOPBACK, true),
+                Expr::SourceNat(own),
+            ],
+        ),
+        Family::V6 => chain,
+    };
+    chain.rule(family, [Expr::EndsIn(ITSELF), Expr::SourceNat(own)])
 }
 
 #[cfg(test)]
@@ -157,46 +196,84 @@ mod tests {
     use super::*;
     use crate::nft::tests::host_ports::pod_with_port;
 
-    fn flow(destination: [u8; 4], port: u16, answers: [u8; 4]) -> Flow {
+    fn flow(destination: IpAddr, port: u16, answers: IpAddr) -> Flow {
+        let client = if destination.is_ipv4() {
+            IpAddr::from([198, 51, 100, 9])
+        } else {
+            "2001:db8:51::9".parse().unwrap()
+        };
         Flow {
-            source: [198, 51, 100, 9].into(),
-            destination: destination.into(),
+            source: client,
+            destination,
             protocol: 17,
             port,
-            answers: answers.into(),
-            answered: [198, 51, 100, 9].into(),
+            answers,
+            answered: client,
         }
     }
 
     #[test]
     fn datagrams_that_go_elsewhere_than_the_port_now_leads_are_stale() {
-        const NODE: [u8; 4] = [192, 0, 2, 1];
+        let own = ["192.0.2.1", "2001:db8::1"];
         let facts = Facts {
-            addresses: vec![NODE.into()],
+            addresses: own.map(|a| a.parse().unwrap()).into(),
             ..Facts::default()
         };
         let ports = |last: u8| HostPorts::of([pod_with_port(last, "udp", "", 53)].iter());
         let (none, old, new) = (HostPorts::default(), ports(5), ports(6));
-        let (old_pod, new_pod) = ([10, 1, 0, 5], [10, 1, 0, 6]);
-        for (before, now, flow, stale) in [
-            (&old, &new, flow(NODE, 53, old_pod), true),
-            (&old, &new, flow(NODE, 53, new_pod), false),
-            (&none, &new, flow(NODE, 53, NODE), true),
-            (&none, &new, flow(NODE, 54, NODE), false),
-            (&none, &new, flow([127, 0, 0, 1], 53, [127, 0, 0, 1]), true),
-            // A Service, and the world.
-            (&none, &new, flow([10, 96, 0, 10], 53, old_pod), false),
-            (&none, &new, flow([8, 8, 8, 8], 53, [8, 8, 8, 8]), false),
-            (&old, &none, flow(NODE, 53, old_pod), true),
+        for [here, old_pod, new_pod, loopback, service, world] in [
+            [
+                own[0],
+                "10.1.0.5",
+                "10.1.0.6",
+                "127.0.0.1",
+                "10.96.0.10",
+                "8.8.8.8",
+            ],
+            [
+                own[1],
+                "fd00:1::5",
+                "fd00:1::6",
+                "::1",
+                "fd00:96::a",
+                "2001:4860::8",
+            ],
         ] {
-            assert_eq!(now.is_stale(before, &facts, &flow), stale, "{flow:?}");
+            let flow = |to: &str, port, answers: &str| {
+                flow(to.parse().unwrap(), port, answers.parse().unwrap())
+            };
+            for (before, now, flow, stale) in [
+                (&old, &new, flow(here, 53, old_pod), true),
+                (&old, &new, flow(here, 53, new_pod), false),
+                (&none, &new, flow(here, 53, here), true),
+                (&none, &new, flow(here, 54, here), false),
+                (&none, &new, flow(loopback, 53, loopback), true),
+                (&none, &new, flow(service, 53, old_pod), false),
+                (&none, &new, flow(world, 53, world), false),
+                (&old, &none, flow(here, 53, old_pod), true),
+            ] {
+                assert_eq!(now.is_stale(before, &facts, &flow), stale, "{flow:?}");
+            }
+            let tcp = Flow {
+                protocol: TCP,
+                ..flow(here, 53, old_pod)
+            };
+            assert!(!new.is_stale(&old, &facts, &tcp));
         }
         assert!(new.outlive_pods() && !none.outlive_pods());
-        let tcp = Flow {
-            protocol: TCP,
-            ..flow(NODE, 53, old_pod)
-        };
-        assert!(!new.is_stale(&old, &facts, &tcp));
+    }
+
+    #[test]
+    fn a_port_of_one_address_is_for_the_pods_address_of_that_family() {
+        for (ip, at) in [("192.0.2.1", [1, 0]), ("2001:db8::1", [0, 1]), ("", [0, 0])] {
+            let all = HostPorts::of([pod_with_port(5, "tcp", ip, 80)].iter());
+            assert_eq!(all.each.each_ref().map(|f| f.at.len()), at, "{ip}");
+            let anywhere = usize::from(ip.is_empty());
+            assert!(
+                all.each.iter().all(|f| f.anywhere.len() == anywhere),
+                "{ip}"
+            );
+        }
     }
 
     #[test]
@@ -206,8 +283,11 @@ mod tests {
         for order in [[1, 2], [2, 1]] {
             (earlier.serial, later.serial) = (order[0], order[1]);
             let all = HostPorts::of([&earlier, &later].into_iter());
-            let to = all.anywhere.values().next().unwrap();
-            assert_eq!(to.ip().octets()[3], if order == [1, 2] { 6 } else { 5 });
+            let last = if order == [1, 2] { "6" } else { "5" };
+            for family in &all.each {
+                let to = family.anywhere.values().next().unwrap();
+                assert!(to.ip().to_string().ends_with(last), "{to}");
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     netlink::conntrack,
@@ -37,6 +37,7 @@ use veer_agent_core::{
 
 pub use content::Count;
 use content::{Ruleset, Set};
+use expr::Family;
 pub use forward::Forward;
 use host_ports::HostPorts;
 use ruleset::Inputs;
@@ -113,8 +114,8 @@ pub struct Wanted<'a> {
     pub facts: &'a Facts,
     /// What the epoch asks.
     pub step: &'a RoutingStep,
-    /// The own block of pod addresses.
-    pub block: Option<Ipv4Net>,
+    /// The own blocks of pod addresses.
+    pub blocks: &'a [IpNet],
     /// Devices with programs that are not veer's own.
     pub uplinks: &'a BTreeSet<String>,
     /// Local pods, those whose ADD waits for its hostPorts included.
@@ -158,7 +159,7 @@ impl Table {
             index,
             facts,
             step,
-            block,
+            blocks,
             uplinks,
             pods,
         } = wanted;
@@ -172,7 +173,7 @@ impl Table {
                 index,
                 facts,
                 step,
-                block,
+                blocks,
                 uplinks,
                 fib: self.fib,
                 host_ports: &host_ports,
@@ -187,7 +188,7 @@ impl Table {
                     }
                     if restored {
                         let ended = conntrack::end(|flow| {
-                            flow.answered == flow.source && wanted.translates(facts, block, &flow)
+                            flow.answered == flow.source && wanted.translates(facts, blocks, &flow)
                         });
                         tell(ended, "that began without the nftables table");
                     }
@@ -218,11 +219,18 @@ impl Table {
         if host_ports == self.host_ports {
             return Ok(());
         }
-        let sets = host_ports.sets(facts);
-        match commit(socket, sets.iter().flat_map(Set::refilled).collect()) {
-            Ok(()) => self.wrote_host_ports(host_ports, facts),
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
-            Err(e) => return Err(e),
+        let mut wrote = false;
+        for family in Family::ALL {
+            let sets = host_ports.sets(family, facts);
+            match commit(socket, sets.iter().flat_map(Set::refilled).collect()) {
+                Ok(()) => wrote = true,
+                // Without sets of that family, or of a release without hostPorts.
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if wrote {
+            self.wrote_host_ports(host_ports, facts);
         }
         Ok(())
     }
@@ -244,7 +252,7 @@ impl Table {
         if let Some(written) = &mut self.written {
             let generation = generation(socket).ok();
             if generation.is_none() || generation != written.generation {
-                let found = fingerprint(socket).unwrap_or_default();
+                let found = fingerprint(socket, &written.content.sets).unwrap_or_default();
                 let differs = PARTS.iter().zip(found.iter().zip(&written.prints));
                 let differs: Vec<&str> = differs
                     .filter(|(_, (found, print))| found != print)
@@ -276,7 +284,7 @@ impl Table {
         let generation = generation(socket).ok();
         self.written = Some(Written {
             content: wanted.clone(),
-            prints: fingerprint(socket)?,
+            prints: fingerprint(socket, &wanted.sets)?,
             generation,
         });
         Ok(Wrote { restored, changed })
@@ -315,7 +323,7 @@ pub fn addresses_gone(before: &[IpAddr], now: &[IpAddr]) {
         .copied()
         .collect();
     if !gone.is_empty() {
-        let ended = conntrack::end(|flow| gone.contains(&IpAddr::V4(flow.answered)));
+        let ended = conntrack::end(|flow| gone.contains(&flow.answered));
         tell(ended, "of an address that is gone");
     }
 }
@@ -376,7 +384,7 @@ type Prints = [u64; PARTS.len()];
 /// They change only when somebody changes these: rules have no counters, what
 /// counts references is left out, and elements, which the kernel tells in the
 /// order of a hash table that it may rebuild, are sorted.
-fn fingerprint(socket: &mut Socket) -> io::Result<Prints> {
+fn fingerprint(socket: &mut Socket, sets: &[Set]) -> io::Result<Prints> {
     let mut get = |message: Message| -> io::Result<Vec<Received>> {
         let mut found = socket.dump(&message)?;
         // Old kernels ignore the filter by table for chains.
@@ -398,7 +406,7 @@ fn fingerprint(socket: &mut Socket) -> io::Result<Prints> {
         found.body.get(NFGENMSG..).hash(&mut rules);
     }
     let mut elements = DefaultHasher::new();
-    for set in ruleset::SETS.into_iter().chain(host_ports::SETS) {
+    for set in sets.iter().map(|set| set.name) {
         let mut message = table(GET_ELEMENT, 0);
         message.string(2, set);
         let found = get(message)?;

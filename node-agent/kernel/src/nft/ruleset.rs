@@ -1,32 +1,26 @@
 //! What the table holds: a pure function of the index and the facts.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use veer_bpf_common::mark;
 
 use super::{
     content::{Chain, Elements, HookPoint, Ruleset, Set},
-    expr::Expr,
+    expr::{Expr, Family, Names},
     host_ports::{self, HostPorts},
 };
 use crate::netlink::{VXLAN, conntrack::Flow};
 use veer_agent_core::{desired::tunnel_port, facts::Facts, index::Index, switch::RoutingStep};
 
 /// Addresses of nodes.
-const NODES: &str = "nodes4";
+const NODES: Names = ["nodes4", "nodes6"];
 /// Blocks of pods of the whole cluster.
-const PODS: &str = "pods4";
+const PODS: Names = ["pods4", "pods6"];
 /// Destinations that see pods' own addresses.
-const EXCLUDED: &str = "excluded4";
+const EXCLUDED: Names = ["excluded4", "excluded6"];
 /// Devices other than veer's own that have its programs.
 const UPLINKS: &str = "uplinks";
-
-/// All sets, but those of hostPorts.
-pub(super) const SETS: [&str; 4] = [NODES, PODS, EXCLUDED, UPLINKS];
 
 /// What all devices of veer are named like, pods' and the tunnel's.
 pub(super) const OWN_DEVICES: &str = "veer";
@@ -53,16 +47,10 @@ const FILTER: i32 = 0;
 /// Before kube-proxy's chains at `NF_IP_PRI_NAT_SRC` (100).
 const BEFORE_SOURCE_NAT: i32 = 99;
 
-pub(super) fn v4(nets: impl IntoIterator<Item = IpNet>) -> Vec<Ipv4Net> {
-    let all: Vec<Ipv4Net> = nets
-        .into_iter()
-        .filter_map(|n| match n {
-            IpNet::V4(n) => Some(n.trunc()),
-            IpNet::V6(_) => None,
-        })
-        .collect();
-    // Intervals of one set must not overlap.
-    Ipv4Net::aggregate(&all)
+/// Those of a family, joined: intervals of one set must not overlap.
+pub(super) fn joined(family: Family, nets: impl IntoIterator<Item = IpNet>) -> Vec<IpNet> {
+    let nets = nets.into_iter().filter(|n| family.has(n.addr()));
+    IpNet::aggregate(&nets.map(|n| n.trunc()).collect())
 }
 
 /// What the table follows from.
@@ -74,8 +62,8 @@ pub(super) struct Inputs<'a> {
     pub(super) facts: &'a Facts,
     /// What the epoch asks.
     pub(super) step: &'a RoutingStep,
-    /// The own block of pod addresses.
-    pub(super) block: Option<Ipv4Net>,
+    /// The own blocks of pod addresses.
+    pub(super) blocks: &'a [IpNet],
     /// Devices other than veer's own that have its programs.
     pub(super) uplinks: &'a BTreeSet<String>,
     /// Whether the kernel can ask its routes in a rule.
@@ -90,51 +78,63 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
         index,
         facts,
         step,
-        block,
-        uplinks,
+        blocks,
         fib,
-        host_ports,
+        uplinks: _,
+        host_ports: _,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
-    let of_cluster = cluster
-        .into_iter()
-        .flat_map(|c| &c.pod_cidrs)
-        .map(|e| e.cidr);
-    let of_nodes = index.nodes.iter().flat_map(|n| n.pod_cidrs.iter().copied());
-    let pods = v4(of_cluster.chain(of_nodes).chain(block.map(IpNet::V4)));
-    let nodes: BTreeSet<Ipv4Addr> = index
-        .nodes
-        .iter()
-        .flat_map(|n| n.addresses.iter().copied())
-        .chain(facts.addresses.iter().copied())
-        .filter(|a| !pods.iter().any(|p| IpNet::V4(*p).contains(a)))
-        .filter_map(|a| match a {
-            IpAddr::V4(a) => Some(a),
-            IpAddr::V6(_) => None,
-        })
-        .collect();
-    // What the underlay routes to pods answers them, too.
-    let excluded = v4(cluster.into_iter().flat_map(|c| {
-        let routed = c.routing.native.cidr;
-        c.masquerade.exclude.iter().copied().chain(routed)
-    }));
     let masquerade = cluster.is_none_or(|c| c.masquerade.enabled);
-    let primary = facts.primary.and_then(|p| match p {
-        IpAddr::V4(p) => Some(p),
-        IpAddr::V6(_) => None,
-    });
-    let set = |name, elements| Set { name, elements };
-    let mut sets = vec![
-        set(NODES, Elements::Addresses(nodes)),
-        set(PODS, Elements::Blocks(pods)),
-        set(EXCLUDED, Elements::Blocks(excluded)),
-        set(UPLINKS, Elements::Devices(uplinks.clone())),
-    ];
-    sets.extend(host_ports.sets(facts));
-    let [prerouting, output] = host_ports::chains(fib);
+    let pods = blocks_of_pods(inputs);
+    // Without pods and tunnel packets of IPv6 there is nothing to say of it.
+    let used = |f: &Family| {
+        let mut nets = pods.iter().map(IpNet::addr).chain(facts.primary);
+        *f == Family::V4 || nets.any(|a| f.has(a))
+    };
+    let families: Vec<Family> = Family::ALL.into_iter().filter(used).collect();
+    let of_families = families.iter().map(|f| sets(inputs, &pods, *f));
+    let each = |chain: Chain, rules: &dyn Fn(Chain, Family) -> Chain| {
+        families.iter().fold(chain, |chain, f| rules(chain, *f))
+    };
+    let outer = |name, hook, peer: Expr| {
+        let chain = Chain::new(name, "filter", hook, RAW);
+        each(chain, &|chain, f| {
+            chain.rule(f, [peer.clone(), Expr::UdpTo(port), Expr::NoTrack])
+        })
+    };
+    let filter = |name, hook| Chain::new(name, "filter", hook, FILTER);
+    // Pods' blocks lead into veer_vxlan, and the own block ends here: what leaves by an
+    // uplink nobody has been given, and a router would send it back or on.
+    let forward = |chain, family| {
+        filtered(chain, family, port).rule(
+            family,
+            [
+                Expr::OutDeviceOf(UPLINKS),
+                Expr::SourceIn(PODS),
+                Expr::DestinationIn(PODS),
+                Expr::Count(POD_NOWHERE),
+                Expr::Drop,
+            ],
+        )
+    };
+    let postrouting = |chain, family: Family| {
+        let block = blocks.iter().find(|b| family.has(b.addr()));
+        let own = facts.first(family == Family::V4);
+        let Some((block, own)) = block.copied().zip(own) else {
+            return chain;
+        };
+        translated(chain, family, block, own, masquerade, !step.all_native())
+    };
+    let [prerouting, output] = host_ports::hooks();
+    let before_source_nat = Chain::new(
+        "postrouting",
+        "nat",
+        HookPoint::Postrouting,
+        BEFORE_SOURCE_NAT,
+    );
     Ruleset {
-        sets,
+        sets: of_families.flatten().collect(),
         counters: vec![
             POD_ELSEWHERE,
             NODE_ELSEWHERE,
@@ -143,44 +143,81 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
             TUNNEL_FROM_POD,
         ],
         chains: vec![
-            sources(fib),
-            Chain::new("raw_prerouting", "filter", HookPoint::Prerouting, RAW).rule([
+            each(
+                Chain::new("sources", "filter", HookPoint::Prerouting, FIRST),
+                &|chain, f| sources(chain, f, fib),
+            ),
+            outer(
+                "raw_prerouting",
+                HookPoint::Prerouting,
                 Expr::SourceIn(NODES),
-                Expr::UdpTo(port),
-                Expr::NoTrack,
-            ]),
-            Chain::new("raw_output", "filter", HookPoint::Output, RAW).rule([
-                Expr::DestinationIn(NODES),
-                Expr::UdpTo(port),
-                Expr::NoTrack,
-            ]),
-            // Pods' blocks lead into veer_vxlan, and the own block ends here: what
-            // leaves by an uplink nobody has been given, and a router would send
-            // it back or on.
-            filter("forward", HookPoint::Forward, port).rule([
-                Expr::OutDeviceOf(UPLINKS),
-                Expr::SourceIn(PODS),
-                Expr::DestinationIn(PODS),
-                Expr::Count(POD_NOWHERE),
-                Expr::Drop,
-            ]),
-            filter("input", HookPoint::Input, port),
-            prerouting,
-            output,
-            postrouting(block, primary, masquerade, !step.all_native()),
+            ),
+            outer("raw_output", HookPoint::Output, Expr::DestinationIn(NODES)),
+            each(filter("forward", HookPoint::Forward), &forward),
+            each(filter("input", HookPoint::Input), &|chain, f| {
+                filtered(chain, f, port)
+            }),
+            each(prerouting, &|chain, f| host_ports::led(chain, f, fib)),
+            each(output, &|chain, f| host_ports::led(chain, f, fib)),
+            each(before_source_nat, &postrouting),
         ],
     }
+}
+
+/// Blocks of pods of the whole cluster.
+fn blocks_of_pods(inputs: Inputs<'_>) -> Vec<IpNet> {
+    let cluster = inputs.index.cluster.iter();
+    let of_cluster = cluster.flat_map(|(_, c)| &c.pod_cidrs).map(|e| e.cidr);
+    let of_nodes = inputs.index.nodes.iter();
+    let of_nodes = of_nodes.flat_map(|n| n.pod_cidrs.iter().copied());
+    let own = inputs.blocks.iter().copied();
+    of_cluster.chain(of_nodes).chain(own).collect()
+}
+
+/// The sets of a family. That of devices is made with the first.
+fn sets(inputs: Inputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
+    let Inputs { index, facts, .. } = inputs;
+    let pods = joined(family, pods.iter().copied());
+    let of_nodes = index.nodes.iter().flat_map(|n| n.addresses.iter().copied());
+    let nodes = of_nodes
+        .chain(facts.addresses.iter().copied())
+        .filter(|a| family.has(*a) && !pods.iter().any(|p| p.contains(a)))
+        .collect();
+    // What the underlay routes to pods answers them, too.
+    let excluded = index.cluster.iter().flat_map(|(_, c)| {
+        let routed = c.routing.native.cidr;
+        c.masquerade.exclude.iter().copied().chain(routed)
+    });
+    let excluded = joined(family, excluded);
+    let set = |names: Names, elements| Set {
+        name: family.of(names),
+        family,
+        elements,
+    };
+    let mut all = vec![
+        set(NODES, Elements::Addresses(nodes)),
+        set(PODS, Elements::Blocks(pods)),
+        set(EXCLUDED, Elements::Blocks(excluded)),
+    ];
+    if family == Family::V4 {
+        all.push(set([UPLINKS; 2], Elements::Devices(inputs.uplinks.clone())));
+    }
+    all.extend(inputs.host_ports.sets(family, facts));
+    all
 }
 
 impl Ruleset {
     /// Whether a pod's flow is translated to an address of the node whomever it
     /// reaches in the world: `answers`.
-    pub(super) fn translates(&self, facts: &Facts, block: Option<Ipv4Net>, flow: &Flow) -> bool {
-        let exempt = [PODS, NODES, EXCLUDED];
-        let masquerade = |rule: &Vec<Expr>| *rule == [Expr::Ipv4, Expr::Masquerade];
+    pub(super) fn translates(&self, facts: &Facts, blocks: &[IpNet], flow: &Flow) -> bool {
+        let exempt = [PODS, NODES, EXCLUDED].concat();
+        let masquerade = |rule: &Vec<Expr>| match rule[..] {
+            [Expr::Family(family), Expr::Masquerade] => family.has(flow.source),
+            _ => false,
+        };
         self.chains.iter().any(|c| c.rules.iter().any(masquerade))
-            && block.is_some_and(|b| b.contains(&flow.source))
-            && !facts.addresses.contains(&IpAddr::V4(flow.answers))
+            && blocks.iter().any(|b| b.contains(&flow.source))
+            && !facts.addresses.contains(&flow.answers)
             && !exempt.iter().any(|set| self.holds(set, flow.answers))
     }
 }
@@ -188,97 +225,94 @@ impl Ruleset {
 /// Devices without programs: no pod is behind them, and a node only where the
 /// way back to it says so. Before connection tracking, so that what is dropped
 /// here is no flow; and before every translation, so whatever its destination.
-fn sources(fib: bool) -> Chain {
-    let c = Chain::new("sources", "filter", HookPoint::Prerouting, FIRST)
-        .rule([Expr::InDevice("lo"), Expr::Return])
-        .rule([Expr::InDevices(OWN_DEVICES), Expr::Return])
-        .rule([Expr::InDeviceOf(UPLINKS), Expr::Return])
-        .rule([Expr::SourceIn(PODS), Expr::Count(POD_ELSEWHERE), Expr::Drop]);
+fn sources(chain: Chain, family: Family, fib: bool) -> Chain {
+    let pod = [Expr::SourceIn(PODS), Expr::Count(POD_ELSEWHERE), Expr::Drop];
+    let c = chain
+        .rule(family, [Expr::InDevice("lo"), Expr::Return])
+        .rule(family, [Expr::InDevices(OWN_DEVICES), Expr::Return])
+        .rule(family, [Expr::InDeviceOf(UPLINKS), Expr::Return])
+        .rule(family, pod);
     if !fib {
         return c;
     }
-    c.rule([
-        Expr::SourceIn(NODES),
-        Expr::NoWayBack,
-        Expr::Count(NODE_ELSEWHERE),
-        Expr::Drop,
-    ])
+    c.rule(
+        family,
+        [
+            Expr::SourceIn(NODES),
+            Expr::NoWayBack,
+            Expr::Count(NODE_ELSEWHERE),
+            Expr::Drop,
+        ],
+    )
 }
 
 /// A pod that reached a node's tunnel port by way of a translation would be one
 /// that sends tunnel packets in the node's name. And what connection tracking
 /// does not take for part of a connection (a segment outside the window) it does
 /// not translate back either: whoever got it would answer with a reset.
-fn filter(name: &'static str, hook: HookPoint, port: u16) -> Chain {
-    Chain::new(name, "filter", hook, FILTER)
-        .rule([
-            Expr::SourceIn(PODS),
-            Expr::DestinationIn(NODES),
-            Expr::UdpTo(port),
-            Expr::Count(TUNNEL_FROM_POD),
-            Expr::Drop,
-        ])
-        .rule([
-            Expr::Mark(mark::MASK, mark::TO_STACK),
-            Expr::Tcp,
-            Expr::Invalid,
-            Expr::Count(INVALID),
-            Expr::Drop,
-        ])
+fn filtered(chain: Chain, family: Family, port: u16) -> Chain {
+    let tunnel = [
+        Expr::SourceIn(PODS),
+        Expr::DestinationIn(NODES),
+        Expr::UdpTo(port),
+        Expr::Count(TUNNEL_FROM_POD),
+        Expr::Drop,
+    ];
+    let invalid = [
+        Expr::Mark(mark::MASK, mark::TO_STACK),
+        Expr::Tcp,
+        Expr::Invalid,
+        Expr::Count(INVALID),
+        Expr::Drop,
+    ];
+    chain.rule(family, tunnel).rule(family, invalid)
 }
 
 /// With `to_nodes` a pod's flow that the stack forwards to a node's address (the
 /// API server behind its service address) is translated: wherever a peer might
 /// not take the bare packet.
-fn postrouting(
-    block: Option<Ipv4Net>,
-    primary: Option<Ipv4Addr>,
+fn translated(
+    chain: Chain,
+    family: Family,
+    block: IpNet,
+    own: IpAddr,
     masquerade: bool,
     to_nodes: bool,
 ) -> Chain {
-    let mut c = Chain::new(
-        "postrouting",
-        "nat",
-        HookPoint::Postrouting,
-        BEFORE_SOURCE_NAT,
-    );
-    let (Some(block), Some(primary)) = (block, primary) else {
-        return c;
-    };
-    c = host_ports::clients(c, primary);
     let by_vxlan = || Expr::OutDevice(VXLAN);
+    let to_node = if to_nodes {
+        Expr::Masquerade
+    } else {
+        Expr::Return
+    };
+    let kube_proxy = Expr::Mark(KUBE_PROXY_MASQUERADE, KUBE_PROXY_MASQUERADE);
     // veer_vxlan has no address, so a masquerade there would take just any.
-    c = c
-        .rule([
-            by_vxlan(),
-            Expr::Mark(KUBE_PROXY_MASQUERADE, KUBE_PROXY_MASQUERADE),
-            Expr::SourceNat(primary),
-        ])
-        .rule([by_vxlan(), Expr::Source(block, true), Expr::Return])
-        .rule([
-            by_vxlan(),
-            Expr::Source(Ipv4Net::from(primary), true),
-            Expr::Return,
-        ])
+    let c = host_ports::clients(chain, family, own)
+        .rule(family, [by_vxlan(), kube_proxy, Expr::SourceNat(own)])
+        .rule(
+            family,
+            [by_vxlan(), Expr::Source(block, true), Expr::Return],
+        )
+        .rule(
+            family,
+            [by_vxlan(), Expr::Source(own.into(), true), Expr::Return],
+        )
         // What the world sends to a pod by way of this node did not begin here,
         // and is not to arrive in this node's name.
-        .rule([by_vxlan(), Expr::InDeviceOf(UPLINKS), Expr::Return])
-        .rule([by_vxlan(), Expr::SourceNat(primary)])
-        .rule([Expr::Source(block, false), Expr::Return])
-        .rule([Expr::DestinationIn(PODS), Expr::Return])
-        .rule([
-            Expr::DestinationIn(NODES),
-            if to_nodes {
-                Expr::Masquerade
-            } else {
-                Expr::Return
-            },
-        ])
-        .rule([Expr::DestinationIn(EXCLUDED), Expr::Return]);
+        .rule(
+            family,
+            [by_vxlan(), Expr::InDeviceOf(UPLINKS), Expr::Return],
+        )
+        .rule(family, [by_vxlan(), Expr::SourceNat(own)])
+        .rule(family, [Expr::Source(block, false), Expr::Return])
+        .rule(family, [Expr::DestinationIn(PODS), Expr::Return])
+        .rule(family, [Expr::DestinationIn(NODES), to_node])
+        .rule(family, [Expr::DestinationIn(EXCLUDED), Expr::Return]);
     if masquerade {
-        c = c.rule([Expr::Masquerade]);
+        c.rule(family, [Expr::Masquerade])
+    } else {
+        c
     }
-    c
 }
 
 #[cfg(test)]
@@ -304,7 +338,7 @@ mod tests {
             index: &index,
             facts: &facts,
             step,
-            block: Some("10.1.0.0/24".parse().unwrap()),
+            blocks: &["10.1.0.0/24".parse().unwrap()],
             uplinks: &BTreeSet::new(),
             fib: true,
             host_ports: &HostPorts::default(),

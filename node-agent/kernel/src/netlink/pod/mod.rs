@@ -105,7 +105,7 @@ pub fn configure(
         let source = sources.find(|s| s.is_ipv4() == address.is_ipv4());
         host_side(host, host_index, *address, w.pod_mac, source)?;
     }
-    for of_pod in w.addresses {
+    for of_pod in w.addresses.iter().filter(|a| a.address.is_ipv6()) {
         settle(&mut pod, of_pod.address)?;
     }
     Ok(())

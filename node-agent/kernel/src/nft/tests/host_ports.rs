@@ -1,6 +1,6 @@
 //! hostPorts at work: a pod on one side of the node, the world on the other.
 
-use std::{net::SocketAddr, thread};
+use std::thread;
 
 use super::*;
 use veer_agent_core::endpoint::LocalEndpoint;
@@ -10,13 +10,14 @@ const DEVICE: &str = "veer0123456789";
 /// What the pod listens on.
 const TO: u16 = 8080;
 
-/// A pod with address 10.1.0.`last` whose port [`TO`] a port of the node leads to. Its
-/// record is of a release that knew of no hostPorts.
+/// A pod with an address of each family that ends in `last`, to whose port [`TO`] a port
+/// of the node leads. Its record is of a release that knew of no hostPorts.
 pub(crate) fn pod_with_port(last: u8, protocol: &str, ip: &str, port: u16) -> LocalEndpoint {
     let mut endpoint: LocalEndpoint = serde_json::from_value(serde_json::json!({
         "container_id": format!("c{last}"), "ifname": "eth0", "netns": "", "netns_inode": 0,
         "namespace": "shop", "pod_name": format!("cart-{last}"), "pod_uid": format!("u{last}"),
         "address": format!("10.1.0.{last}"), "gateway": "10.1.0.1", "endpoint_id": last,
+        "second": {"address": format!("fd00:1::{last}"), "gateway": "fd00:1::1"},
         "serial": 1, "identity": 5, "host_ifname": DEVICE, "ifindex": 7,
         "mac": [2, 0, 0, 0, 0, 2], "node_mac": [2, 0, 0, 0, 0, 1],
     }))
@@ -28,19 +29,44 @@ pub(crate) fn pod_with_port(last: u8, protocol: &str, ip: &str, port: u16) -> Lo
     endpoint
 }
 
-/// A lab with a pod 10.1.0.5 that tells everybody by whom it was asked.
+/// A lab with a pod that tells everybody by whom it was asked.
 fn with_pod() -> (Lab, Netns) {
     let lab = Lab::new();
     let pod = lab::namespace();
     lab::pair(&lab.node, &pod, DEVICE);
-    lab.node.device(DEVICE, "169.254.9.1", "10.1.0.5/32");
-    pod.device(DEVICE, "10.1.0.5", "169.254.9.1/32");
-    pod.command("ip", "route add default via 169.254.9.1");
-    let localnet = format!("/proc/sys/net/ipv4/conf/{DEVICE}/route_localnet");
-    lab.node.run(|| std::fs::write(localnet, "1").unwrap());
-    let listener = pod.run(|| UdpSocket::bind(("0.0.0.0", TO)).unwrap());
-    answer(listener);
+    for e in &ENDS {
+        let bits = e.single.split_once('/').unwrap().1;
+        lab.node.device(DEVICE, e.gateway, e.single);
+        pod.device(DEVICE, e.pod, &format!("{}/{bits}", e.gateway));
+        let (family, gateway) = (e.family, e.gateway);
+        pod.command("ip", &format!("{family} route add default via {gateway}"));
+        let socket = pod.run(|| bound(e.any, TO));
+        answer(socket);
+    }
+    lab.node
+        .sysctl(&format!("ipv4/conf/{DEVICE}/route_localnet"), "1");
     (lab, pod)
+}
+
+/// A socket for the family of `any` alone.
+fn bound(any: &str, port: u16) -> UdpSocket {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket,
+        sockopt::Ipv6V6Only,
+    };
+    use std::os::fd::AsRawFd;
+    let address = SocketAddr::new(parsed(any), port);
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    if address.is_ipv6() {
+        setsockopt(&fd, Ipv6V6Only, &true).unwrap();
+    }
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+    fd.into()
 }
 
 /// Answers until the test ends.
@@ -53,18 +79,18 @@ fn answer(listener: UdpSocket) {
     });
 }
 
-fn client(from: &Netns) -> UdpSocket {
-    let socket = from.run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+fn client(from: &Netns, any: &str) -> UdpSocket {
+    let socket = from.run(|| UdpSocket::bind(SocketAddr::new(parsed(any), 0)).unwrap());
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 /// What the answer to a question says; `None`: the port was closed.
-fn ask(socket: &UdpSocket, to: &str) -> Option<String> {
-    let to: SocketAddr = to.parse().unwrap();
+fn ask(socket: &UdpSocket, to: &str, port: u16) -> Option<String> {
+    let to = SocketAddr::new(parsed(to), port);
     socket.connect(to).unwrap();
     socket.send(b"?").unwrap();
-    let mut buffer = [0; 32];
+    let mut buffer = [0; 64];
     match socket.recv(&mut buffer) {
         Ok(length) => Some(String::from_utf8_lossy(&buffer[..length]).into_owned()),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => None,
@@ -78,7 +104,8 @@ fn a_host_port_answers_world_node_loopback_and_the_pod_itself_also_after_a_flush
         let (lab, pod) = with_pod();
         let endpoints = [
             pod_with_port(5, "udp", "", 8088),
-            pod_with_port(5, "udp", "192.0.2.1", 8089),
+            pod_with_port(5, "udp", ENDS[0].node, 8089),
+            pod_with_port(5, "udp", ENDS[1].node, 8089),
         ];
         let content = with_ports(&["far0"], &endpoints, fib);
         let mut table = Table::default();
@@ -86,25 +113,30 @@ fn a_host_port_answers_world_node_loopback_and_the_pod_itself_also_after_a_flush
             let mut socket = Socket::netfilter().unwrap();
             table.write(&mut socket, &content).unwrap()
         };
-        let answers = || {
+        let answers = |e: &Ends| {
+            let asked = |from: &Netns, to, port| ask(&client(from, e.any), to, port);
             for port in [8088, 8089] {
-                let own = format!("192.0.2.1:{port}");
-                let seen = |from: &Netns| ask(&client(from), &own).unwrap();
-                assert_eq!(seen(&lab.outside), "192.0.2.2", "the world's own address");
-                assert_eq!(seen(&pod), "192.0.2.1", "not the pod's own");
+                let seen = |from: &Netns| asked(from, e.node, port).unwrap();
+                assert_eq!(seen(&lab.outside), e.other, "the world's own address");
+                assert_eq!(seen(&pod), e.node, "not the pod's own");
                 seen(&lab.node);
             }
-            let loopback = |port: u16| ask(&client(&lab.node), &format!("127.0.0.1:{port}"));
-            assert_eq!(loopback(8088).as_deref(), Some("192.0.2.1"));
+            // The way back to `::1` is by no device but `lo`.
+            let (loopback, seen) = match e.family {
+                "-4" => ("127.0.0.1", Some(e.node)),
+                _ => ("::1", None),
+            };
+            let loopback = |port| asked(&lab.node, loopback, port);
+            assert_eq!(loopback(8088).as_deref(), seen);
             assert_eq!(loopback(8089), None, "of another address");
-            assert_eq!(ask(&client(&lab.outside), "192.0.2.1:8090"), None);
+            assert_eq!(asked(&lab.outside, e.node, 8090), None);
         };
         lab.node.run(&mut round);
-        answers();
+        ENDS.iter().for_each(answers);
         lab.node.command("nft", "flush ruleset");
         let wrote = lab.node.run(&mut round);
         assert!(wrote.restored && wrote.changed.is_some());
-        answers();
+        ENDS.iter().for_each(answers);
     }
 }
 
@@ -119,8 +151,8 @@ fn one_pods_host_port_comes_moves_and_goes_by_elements_alone() {
         with_ports(&["far0"], &all, true)
     };
     let mut table = Table::default();
-    // 10.1.0.15 has the port that 10.1.0.5 had.
-    for (pods, messages) in [(&[5, 6][..], None), (&[15, 6], Some(4)), (&[6], Some(2))] {
+    // 10.1.0.15 has the port that 10.1.0.5 had. Each family has a map and a set of pods.
+    for (pods, messages) in [(&[5, 6][..], None), (&[15, 6], Some(8)), (&[6], Some(4))] {
         let content = of(pods);
         let written = table.written.as_ref().map(|w| &w.content);
         let changes = written.and_then(|old| content.changes(old));
@@ -129,11 +161,13 @@ fn one_pods_host_port_comes_moves_and_goes_by_elements_alone() {
             let mut socket = Socket::netfilter().unwrap();
             assert_eq!(table.write(&mut socket, &content).unwrap().changed, None);
         });
-        let listed = node.command("nft", "list map inet veer hostports");
-        assert_eq!(listed.matches("tcp .").count(), pods.len(), "{listed}");
-        for last in pods {
-            let to = format!("10.1.0.{last} . {TO}");
-            assert!(listed.contains(&to), "{listed}");
+        for (map, block) in [("hostports", "10.1.0."), ("hostports6", "fd00:1::")] {
+            let listed = node.command("nft", &format!("list map inet veer {map}"));
+            assert_eq!(listed.matches("tcp .").count(), pods.len(), "{listed}");
+            for last in pods {
+                let to = format!("{block}{last} . {TO}");
+                assert!(listed.contains(&to), "{listed}");
+            }
         }
     }
     node.command("nft", "flush map inet veer hostports");
@@ -157,13 +191,15 @@ fn datagrams_that_began_before_the_host_port_reach_the_pod_once_it_is_there() {
         });
     };
     write(&[]);
-    // One socket, so one flow for connection tracking.
-    let one = client(&lab.outside);
-    assert_eq!(ask(&one, "192.0.2.1:8088"), None);
-    write(&[pod_with_port(5, "udp", "", 8088)]);
-    assert_eq!(ask(&one, "192.0.2.1:8088").as_deref(), Some("192.0.2.2"));
-    write(&[]);
-    assert_eq!(ask(&one, "192.0.2.1:8088"), None);
+    for e in &ENDS {
+        // One socket, so one flow for connection tracking.
+        let one = client(&lab.outside, e.any);
+        assert_eq!(ask(&one, e.node, 8088), None);
+        write(&[pod_with_port(5, "udp", "", 8088)]);
+        assert_eq!(ask(&one, e.node, 8088).as_deref(), Some(e.other));
+        write(&[]);
+        assert_eq!(ask(&one, e.node, 8088), None);
+    }
 }
 
 #[test]
@@ -180,8 +216,11 @@ fn a_table_of_an_earlier_agent_takes_host_ports_while_the_rest_is_not_known() {
             .unwrap();
         assert_eq!(table.host_ports, now);
     });
-    let listed = node.command("nft", "list map inet veer hostports");
-    assert!(listed.contains("10.1.0.6") && !listed.contains("10.1.0.5"));
+    for (map, block) in [("hostports", "10.1.0."), ("hostports6", "fd00:1::")] {
+        let listed = node.command("nft", &format!("list map inet veer {map}"));
+        let has = |last: u8| listed.contains(&format!("{block}{last} "));
+        assert!(has(6) && !has(5), "{listed}");
+    }
     // A table without them is of a release that left them to a plugin.
     node.command("nft", "flush ruleset");
     node.command("nft", "add table inet veer");

@@ -1,21 +1,19 @@
-//! The table at work in the kernel, as root.
+//! The table at work in the kernel, as root: what becomes of packets.
 
 pub(crate) mod host_ports;
+mod sources;
+mod table;
 
 use std::{
-    net::{Ipv4Addr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     time::Duration,
 };
 
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep, ip_number};
 
-use super::{
-    content::{Elements, Ruleset},
-    forward::Changes,
-    ruleset::Inputs,
-    *,
-};
+use super::{content::Ruleset, ruleset::Inputs, *};
 use crate::netlink::{
+    address,
     lab::{self, FAR, NEAR},
     netns::Netns,
 };
@@ -31,9 +29,81 @@ const PORT: u16 = 4000;
 /// Packets of each kind.
 const MANY: usize = 10_000;
 
-/// A node with pods in 10.1.0.0/24 and an address 192.0.2.1 on `far0`, whose other
-/// end is the second namespace's, 192.0.2.2; the other node's pods have
-/// 10.1.1.0/24, and it has two addresses more.
+/// The same ends in each family.
+struct Ends {
+    /// For ip(8).
+    family: &'static str,
+    /// The node, the whole of its address, the other node, their link.
+    node: &'static str,
+    node_single: &'static str,
+    other: &'static str,
+    link: &'static str,
+    /// An address of the other node that another way leads to.
+    elsewhere: &'static str,
+    /// A pod of this node, the whole of its address, its gateway, and the own block.
+    pod: &'static str,
+    single: &'static str,
+    gateway: &'static str,
+    block: &'static str,
+    /// Pods of the other node, the first a health address, and one that nobody has.
+    pods: [&'static str; 2],
+    nobody: &'static str,
+    service: &'static str,
+    /// Two addresses of the world, and their block.
+    world: [&'static str; 2],
+    world_block: &'static str,
+    any: &'static str,
+}
+
+const ENDS: [Ends; 2] = [
+    Ends {
+        family: "-4",
+        node: "192.0.2.1",
+        node_single: "192.0.2.1/32",
+        other: "192.0.2.2",
+        link: "192.0.2.0/24",
+        elsewhere: "203.0.113.5",
+        pod: "10.1.0.5",
+        single: "10.1.0.5/32",
+        gateway: "169.254.9.1",
+        block: "10.1.0.0/24",
+        pods: ["10.1.1.1", "10.1.1.7"],
+        nobody: "10.1.9.9",
+        service: "10.96.0.10",
+        world: ["198.51.100.1", "198.51.100.9"],
+        world_block: "198.51.100.0/24",
+        any: "0.0.0.0",
+    },
+    Ends {
+        family: "-6",
+        node: "2001:db8::1",
+        node_single: "2001:db8::1/128",
+        other: "2001:db8::2",
+        link: "2001:db8::/64",
+        elsewhere: "2001:db8:5::5",
+        pod: "fd00:1::5",
+        single: "fd00:1::5/128",
+        gateway: "2001:db8:a9::1",
+        block: "fd00:1::/64",
+        pods: ["fd00:1:0:1::1", "fd00:1:0:1::7"],
+        nobody: "fd00:1:0:9::9",
+        service: "fd00:96::a",
+        world: ["2001:db8:51::1", "2001:db8:51::9"],
+        world_block: "2001:db8:51::/64",
+        any: "::",
+    },
+];
+
+fn parsed(address: &str) -> IpAddr {
+    address.parse().unwrap()
+}
+
+fn blocks() -> [IpNet; 2] {
+    ENDS.map(|e| e.block.parse().unwrap())
+}
+
+/// A node with pods and an address of each family on `far0`, whose other end is the
+/// second namespace's, with the other node's; that has pods and two addresses more.
 struct Lab {
     node: Netns,
     outside: Netns,
@@ -46,22 +116,43 @@ fn content(uplinks: &[&str]) -> Ruleset {
 }
 
 fn with_ports(uplinks: &[&str], endpoints: &[LocalEndpoint], fib: bool) -> Ruleset {
+    with_blocks(&blocks(), uplinks, endpoints, fib)
+}
+
+fn with_blocks(
+    blocks: &[IpNet],
+    uplinks: &[&str],
+    endpoints: &[LocalEndpoint],
+    fib: bool,
+) -> Ruleset {
     let mut index = Index::new("a");
+    let of_pods = [
+        "10.1.1.0/24",
+        "10.1.9.0/24",
+        "fd00:1:0:1::/64",
+        "fd00:1:0:9::/64",
+    ];
+    let of_pods = of_pods.map(|c| c.parse().unwrap()).into_iter();
+    let has = |c: &IpNet| {
+        blocks
+            .iter()
+            .any(|b| b.addr().is_ipv4() == c.addr().is_ipv4())
+    };
     index.handle(Event::Node(Change::Apply(NodeRecord {
         name: "b".into(),
-        pod_cidrs: ["10.1.1.0/24", "10.1.9.0/24"]
-            .map(|c| c.parse().unwrap())
-            .into(),
-        addresses: ["192.0.2.2", "203.0.113.5"]
-            .map(|a| a.parse().unwrap())
-            .into(),
+        pod_cidrs: of_pods.filter(has).collect(),
+        addresses: ENDS
+            .iter()
+            .flat_map(|e| [e.other, e.elsewhere])
+            .map(parsed)
+            .collect(),
         ..NodeRecord::default()
     })));
     ruleset::ruleset(Inputs {
         index: &index,
         facts: &facts(),
         step: &RoutingStep::default(),
-        block: Some("10.1.0.0/24".parse().unwrap()),
+        blocks,
         uplinks: &uplinks.iter().map(ToString::to_string).collect(),
         fib,
         host_ports: &HostPorts::of(endpoints.iter()),
@@ -69,10 +160,10 @@ fn with_ports(uplinks: &[&str], endpoints: &[LocalEndpoint], fib: bool) -> Rules
 }
 
 fn facts() -> Facts {
-    let own: IpAddr = "192.0.2.1".parse().unwrap();
+    let own = ENDS.map(|e| parsed(e.node));
     Facts {
-        primary: Some(own),
-        addresses: vec![own],
+        primary: Some(own[0]),
+        addresses: own.into(),
         ..Facts::default()
     }
 }
@@ -81,8 +172,11 @@ impl Lab {
     fn new() -> Self {
         let (node, outside) = (lab::namespace(), lab::namespace());
         lab::pair(&node, &outside, "far0");
-        node.device("far0", "192.0.2.1", "192.0.2.0/24");
-        let device = outside.device("far0", "192.0.2.2", "192.0.2.0/24");
+        let mut device = 0;
+        for e in &ENDS {
+            node.device("far0", e.node, e.link);
+            device = outside.device("far0", e.other, e.link);
+        }
         Self {
             node,
             outside,
@@ -107,313 +201,197 @@ impl Lab {
             .collect()
     }
 
-    fn listen(&self) -> UdpSocket {
-        let socket = self
-            .node
-            .run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket
+    fn send(&self, frames: &[Vec<u8>]) {
+        let frames = frames.iter().map(Vec::as_slice);
+        lab::send_frames(&self.outside, self.device, frames);
     }
 }
 
-/// A frame to the node.
-fn udp(source: [u8; 4], destination: [u8; 4], tagged: bool) -> Vec<u8> {
-    let mut frame = Vec::new();
+/// Gives a namespace an address on `lo`.
+fn own(at: &Netns, address: &str) {
+    let mut socket = at.socket().unwrap();
+    address::add(&mut socket, 1, parsed(address)).unwrap();
+}
+
+fn listen(on: &Netns, any: &str) -> UdpSocket {
+    let socket = on.run(|| UdpSocket::bind(SocketAddr::new(parsed(any), PORT)).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// A packet to be: a frame to the node with these addresses.
+fn ip(source: IpAddr, destination: IpAddr, tagged: bool) -> PacketBuilderStep<IpHeaders> {
+    let headers = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let (source, destination) = (source.octets(), destination.octets());
+            let ip = Ipv4Header::new(0, 64, ip_number::UDP, source, destination).unwrap();
+            IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default())
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let ip = Ipv6Header {
+                hop_limit: 64,
+                source: source.octets(),
+                destination: destination.octets(),
+                ..Ipv6Header::default()
+            };
+            IpHeaders::Ipv6(ip, etherparse::Ipv6Extensions::default())
+        }
+        _ => panic!("{source} to {destination}"),
+    };
     let ethernet = PacketBuilder::ethernet2(FAR, NEAR);
     if tagged {
-        ethernet
-            .single_vlan(0.try_into().unwrap())
-            .ipv4(source, destination, 64)
-            .udp(PORT, PORT)
-            .write(&mut frame, &source)
+        ethernet.single_vlan(0.try_into().unwrap()).ip(headers)
     } else {
-        ethernet
-            .ipv4(source, destination, 64)
-            .udp(PORT, PORT)
-            .write(&mut frame, &source)
+        ethernet.ip(headers)
     }
-    .unwrap();
+}
+
+/// A datagram that says who sent it.
+fn udp(source: &str, destination: &str, tagged: bool) -> Vec<u8> {
+    let mut frame = Vec::new();
+    ip(parsed(source), parsed(destination), tagged)
+        .udp(PORT, PORT)
+        .write(&mut frame, source.as_bytes())
+        .unwrap();
     frame
 }
 
-const NODE: [u8; 4] = [192, 0, 2, 1];
-
 /// What the first datagram that arrives says of its source.
-fn first(socket: &UdpSocket) -> [u8; 4] {
-    let mut payload = [0; 4];
-    socket.recv(&mut payload).expect("a datagram");
-    payload
+fn first(socket: &UdpSocket) -> String {
+    let mut payload = [0; 64];
+    let length = socket.recv(&mut payload).expect("a datagram");
+    String::from_utf8_lossy(&payload[..length]).into_owned()
 }
 
 #[test]
 fn pods_addresses_by_a_device_without_programs_are_dropped_and_counted() {
-    let lab = Lab::new();
-    lab.write(&content(&[]));
-    let listener = lab.listen();
-    let destinations = [
-        NODE,
-        [10, 1, 0, 5],     // a pod
-        [10, 96, 0, 10],   // a Service
-        [198, 51, 100, 1], // the world
-    ];
-    let sources = [
-        [10, 1, 1, 7], // another node's pod
-        [10, 1, 1, 1], // its health address
-        [10, 1, 0, 9], // a pod of this node
-    ];
-    let mut sent = 0;
-    for tagged in [false, true] {
-        for (source, destination) in sources.iter().flat_map(|s| destinations.map(|d| (*s, d))) {
-            let frame = udp(source, destination, tagged);
-            let frames = std::iter::repeat_n(frame.as_slice(), MANY);
-            lab::send_frames(&lab.outside, lab.device, frames);
-            sent += MANY;
+    for e in &ENDS {
+        let lab = Lab::new();
+        lab.write(&content(&[]));
+        let listener = listen(&lab.node, e.any);
+        let destinations = [e.node, e.pod, e.service, e.world[0]];
+        let sources = [e.pods[1], e.pods[0], e.pod];
+        let mut sent = 0;
+        for tagged in [false, true] {
+            for (source, destination) in sources.iter().flat_map(|s| destinations.map(|d| (*s, d)))
+            {
+                let frame = udp(source, destination, tagged);
+                let frames = std::iter::repeat_n(frame.as_slice(), MANY);
+                lab::send_frames(&lab.outside, lab.device, frames);
+                sent += MANY;
+            }
+            // In order over one device, so this one is the first only if all others
+            // were dropped.
+            lab.send(&[udp(e.world[1], e.node, tagged)]);
+            assert_eq!(first(&listener), e.world[1], "tagged: {tagged}");
         }
-        // In order over one device, so this one is the first only if all others
-        // were dropped.
-        let stranger = udp([198, 51, 100, 9], NODE, tagged);
-        lab::send_frames(&lab.outside, lab.device, [stranger.as_slice()]);
-        assert_eq!(first(&listener), [198, 51, 100, 9], "tagged: {tagged}");
-    }
-    let counted = lab.counts()["pod-source-by-foreign-device"];
-    assert_eq!(counted, u64::try_from(sent).unwrap());
+        let counted = lab.counts()["pod-source-by-foreign-device"];
+        assert_eq!(counted, u64::try_from(sent).unwrap());
 
-    // A device with programs judges for itself, and counts go on.
-    lab.write(&content(&["far0"]));
-    let pod = udp([10, 1, 1, 7], NODE, false);
-    lab::send_frames(&lab.outside, lab.device, [pod.as_slice()]);
-    assert_eq!(first(&listener), [10, 1, 1, 7]);
-    assert_eq!(lab.counts()["pod-source-by-foreign-device"], counted);
+        // A device with programs judges for itself, and counts go on.
+        lab.write(&content(&["far0"]));
+        lab.send(&[udp(e.pods[1], e.node, false)]);
+        assert_eq!(first(&listener), e.pods[1]);
+        assert_eq!(lab.counts()["pod-source-by-foreign-device"], counted);
+    }
 }
 
 #[test]
 fn a_nodes_address_counts_by_the_device_that_leads_back_to_it() {
-    let lab = Lab::new();
-    lab.write(&content(&[]));
-    let listener = lab.listen();
-    let frame = |source| udp(source, NODE, false);
-    let [elsewhere, here] = [[203, 0, 113, 5], [192, 0, 2, 2]].map(frame);
-    lab::send_frames(&lab.outside, lab.device, [elsewhere.as_slice(), &here]);
-    assert_eq!(first(&listener), [192, 0, 2, 2]);
-    assert_eq!(lab.counts()["node-source-by-foreign-device"], 1);
+    for e in &ENDS {
+        let lab = Lab::new();
+        lab.write(&content(&[]));
+        let listener = listen(&lab.node, e.any);
+        lab.send(&[e.elsewhere, e.other].map(|source| udp(source, e.node, false)));
+        assert_eq!(first(&listener), e.other);
+        assert_eq!(lab.counts()["node-source-by-foreign-device"], 1);
+    }
+}
+
+#[test]
+fn a_pods_datagram_to_a_nodes_tunnel_port_is_dropped_and_the_tunnels_own_are_not_tracked() {
+    const TUNNEL: u16 = veer_bpf_common::DEFAULT_TUNNEL_PORT;
+    for e in &ENDS {
+        let lab = Lab::new();
+        lab.write(&content(&["far0"]));
+        let listener = listen(&lab.node, e.any);
+        let frame = |source| {
+            let mut frame = Vec::new();
+            ip(parsed(source), parsed(e.node), false)
+                .udp(TUNNEL, TUNNEL)
+                .write(&mut frame, &[])
+                .unwrap();
+            frame
+        };
+        lab.send(&[
+            frame(e.pods[1]),
+            frame(e.other),
+            udp(e.world[1], e.node, false),
+        ]);
+        first(&listener);
+        assert_eq!(lab.counts()["tunnel-from-pod"], 1);
+        let seen = std::sync::Mutex::new(Vec::new());
+        let ended = lab.node.run(|| {
+            conntrack::end(|flow| {
+                seen.lock().unwrap().push((flow.source, flow.port));
+                false
+            })
+        });
+        assert_eq!(ended.unwrap(), 0);
+        let seen = seen.into_inner().unwrap();
+        assert!(seen.contains(&(parsed(e.world[1]), PORT)), "{seen:?}");
+        assert!(!seen.contains(&(parsed(e.other), TUNNEL)), "{seen:?}");
+    }
 }
 
 #[test]
 fn a_segment_that_conntrack_does_not_know_of_ends_here_if_its_flow_is_translated() {
-    let lab = Lab::new();
-    lab.write(&content(&["far0"]));
-    let mut frame = Vec::new();
-    // The answer to no question.
-    PacketBuilder::ethernet2(FAR, NEAR)
-        .ipv4([198, 51, 100, 9], NODE, 64)
-        .tcp(80, 4000, 1, 100)
-        .syn()
-        .ack(1)
-        .write(&mut frame, &[])
-        .unwrap();
-    let send = || lab::send_frames(&lab.outside, lab.device, [frame.as_slice()]);
-    send();
-    assert_eq!(lab.counts()["invalid-in-translated-flow"], 0);
-    // As the programs mark what goes up for such a flow.
-    lab.node.command("nft", "add table ip t");
-    lab.node.command(
-        "nft",
-        "add chain ip t c { type filter hook prerouting priority -400 ; }",
-    );
-    lab.node.command(
-        "nft",
-        &format!(
-            "add rule ip t c meta mark set {}",
-            veer_bpf_common::mark::TO_STACK
-        ),
-    );
-    send();
-    assert_eq!(lab.counts()["invalid-in-translated-flow"], 1);
+    for e in &ENDS {
+        let lab = Lab::new();
+        lab.write(&content(&["far0"]));
+        let mut frame = Vec::new();
+        // The answer to no question.
+        ip(parsed(e.world[1]), parsed(e.node), false)
+            .tcp(80, 4000, 1, 100)
+            .syn()
+            .ack(1)
+            .write(&mut frame, &[])
+            .unwrap();
+        let frame = [frame];
+        lab.send(&frame);
+        assert_eq!(lab.counts()["invalid-in-translated-flow"], 0);
+        // As the programs mark what goes up for such a flow.
+        lab.node.command("nft", "add table inet t");
+        lab.node.command(
+            "nft",
+            "add chain inet t c { type filter hook prerouting priority -400 ; }",
+        );
+        let mark = veer_bpf_common::mark::TO_STACK;
+        lab.node
+            .command("nft", &format!("add rule inet t c meta mark set {mark}"));
+        lab.send(&frame);
+        assert_eq!(lab.counts()["invalid-in-translated-flow"], 1);
+    }
 }
 
 #[test]
 fn an_address_of_pods_that_no_route_leads_to_does_not_leave_by_an_uplink() {
-    let lab = Lab::new();
-    lab.write(&content(&["far0"]));
-    // The way to the world; a pod's device is `veer` and ten digits.
-    lab.node.command("ip", "route add default via 192.0.2.2");
-    lab.outside.command("ip", "addr add 198.51.100.1/32 dev lo");
-    let pod = lab::namespace();
-    lab::pair(&lab.node, &pod, "veer0123456789");
-    lab.node
-        .device("veer0123456789", "169.254.9.1", "10.1.0.5/32");
-    let device = pod.device("veer0123456789", "10.1.0.5", "0.0.0.0/0");
-    let world = lab
-        .outside
-        .run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
-    world.set_read_timeout(Some(PATIENCE)).unwrap();
-    let from_pod = |to| udp([10, 1, 0, 5], to, false);
-    let [nowhere, outside] = [[10, 1, 9, 9], [198, 51, 100, 1]].map(from_pod);
-    lab::send_frames(&pod, device, [nowhere.as_slice(), &outside]);
-    first(&world);
-    assert_eq!(lab.counts()["unassigned-pod-address"], 1);
-}
-
-#[test]
-fn fifteen_thousand_nodes_are_one_transaction_and_one_more_is_one_element() {
-    let node = lab::namespace();
-    let many = |last: u32| {
-        let mut content = content(&["far0"]);
-        let all = (0..last).map(|n| Ipv4Addr::from(0x0a00_0000 + n));
-        content.sets[0].elements = Elements::Addresses(all.collect());
-        content
-    };
-    node.run(|| {
-        let mut table = Table::default();
-        let mut socket = Socket::netfilter().unwrap();
-        for (content, restored) in [(many(15_000), true), (many(15_001), false)] {
-            let wrote = table.write(&mut socket, &content).unwrap();
-            assert_eq!((wrote.restored, wrote.changed), (restored, None));
-            let again = table.write(&mut socket, &content).unwrap();
-            assert!(!again.restored && again.changed.is_none());
-        }
-        let fewer = many(10);
-        table.write(&mut socket, &fewer).unwrap();
-    });
-    let listed = node.command("nft", "list set inet veer nodes4");
-    assert!(
-        listed.contains("10.0.0.9") && !listed.contains("10.0.0.10"),
-        "{listed}"
-    );
-    node.command("nft", "delete element inet veer nodes4 { 10.0.0.9 }");
-}
-
-#[test]
-fn another_program_that_changes_its_own_table_is_no_reason_to_write_veers() {
-    let node = lab::namespace();
-    let content = content(&["far0"]);
-    let mut table = Table::default();
-    let mut round = || {
-        let mut socket = Socket::netfilter().unwrap();
-        table.write(&mut socket, &content).unwrap()
-    };
-    node.run(&mut round);
-    node.command("nft", "add table ip another");
-    assert_eq!(node.run(&mut round).changed, None);
-    node.command("nft", "flush set inet veer pods4");
-    let changed = node.run(&mut round).changed;
-    assert_eq!(changed.as_deref(), Some("elements"));
-    node.command("nft", "flush ruleset");
-    let wrote = node.run(&mut round);
-    assert!(wrote.restored && wrote.changed.is_some());
-    assert_eq!(node.run(&mut round).changed, None);
-}
-
-#[test]
-fn a_flow_that_began_without_the_table_is_translated_once_it_is_back() {
-    let lab = Lab::new();
-    let pod = {
-        lab.node.command("ip", "addr add 10.1.0.5/32 dev lo");
+    for e in &ENDS {
+        let lab = Lab::new();
+        lab.write(&content(&["far0"]));
+        // The way to the world; a pod's device is `veer` and ten digits.
+        let (family, other) = (e.family, e.other);
         lab.node
-            .command("ip", "route add 198.51.100.0/24 via 192.0.2.2");
-        lab.outside.command("ip", "addr add 198.51.100.1/32 dev lo");
-        lab.outside
-            .command("ip", "route add 10.1.0.0/24 via 192.0.2.1");
-        lab.node.run(|| UdpSocket::bind("10.1.0.5:4000").unwrap())
-    };
-    let world = lab
-        .outside
-        .run(|| UdpSocket::bind("198.51.100.1:53").unwrap());
-    world.set_read_timeout(Some(PATIENCE)).unwrap();
-    let seen_from = || {
-        pod.send_to(b"?", "198.51.100.1:53").unwrap();
-        world
-            .recv_from(&mut [0; 8])
-            .expect("a datagram")
-            .1
-            .ip()
-            .to_string()
-    };
-    // Something else has conntrack at work.
-    lab.node.command("nft", "add table ip t");
-    lab.node.command(
-        "nft",
-        "add chain ip t c { type filter hook output priority 0 ; }",
-    );
-    lab.node
-        .command("nft", "add rule ip t c ct state new counter");
-    assert_eq!(seen_from(), "10.1.0.5");
-    let content = content(&["far0"]);
-    lab.write(&content);
-    assert_eq!(seen_from(), "10.1.0.5", "as it began");
-    let block = Some("10.1.0.0/24".parse().unwrap());
-    let ended = lab.node.run(|| {
-        conntrack::end(|flow| {
-            flow.answered == flow.source && content.translates(&facts(), block, &flow)
-        })
-    });
-    assert_eq!(ended.unwrap(), 1);
-    assert_eq!(seen_from(), "192.0.2.1");
-    // And where the address goes, so does what was translated to it.
-    let ended = lab
-        .node
-        .run(|| conntrack::end(|flow| flow.answered == Ipv4Addr::from(NODE)));
-    assert_eq!(ended.unwrap(), 1);
-}
-
-/// Chain FORWARD of iptables in a namespace where veer's rules are to be seen.
-#[test]
-fn a_foreign_forward_chain_gets_veers_rules_before_what_drops_the_rest() {
-    let node = lab::namespace();
-    let mut forward = Forward::default();
-    let mut round = || {
-        let changes = node.run(|| forward.converge().unwrap());
-        assert_eq!(node.run(|| forward.converge().unwrap()), Changes::default());
-        changes
-    };
-    let rules = || {
-        let all = node.command("iptables-nft", "-S FORWARD");
-        all.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let is_own = |rule: &String| rule.contains("veer+") && rule.contains("-j ACCEPT");
-
-    node.command("iptables-nft", "-A FORWARD -d 169.254.169.254/32 -j DROP");
-    assert_eq!(
-        round(),
-        Changes::default(),
-        "what is accepted needs no rule"
-    );
-    node.command("iptables-nft", "-P FORWARD DROP");
-    assert_eq!(round().opened, ["chain FORWARD of table ip filter"]);
-    let seen = rules();
-    assert_eq!(seen.len(), 3, "{seen:?}");
-    assert!(
-        !is_own(&seen[0]) && seen[1..].iter().all(is_own),
-        "{seen:?}"
-    );
-
-    node.command("iptables-nft", "-F FORWARD");
-    assert_eq!(round().again, ["chain FORWARD of table ip filter"]);
-    assert_eq!(rules().len(), 2);
-
-    // Its owner accepts by policy, and refuses all by a chain of his own.
-    node.command("iptables-nft", "-P FORWARD ACCEPT");
-    round();
-    assert!(rules().is_empty(), "not needed any more");
-    node.command("iptables-nft", "-N LAST");
-    node.command("iptables-nft", "-A LAST -j REJECT");
-    node.command("iptables-nft", "-A FORWARD -j LAST");
-    assert_eq!(round().opened.len(), 1);
-    let seen = rules();
-    assert!(
-        seen[..2].iter().all(is_own) && seen[2] == "-A FORWARD -j LAST",
-        "{seen:?}"
-    );
-
-    // A firewall that speaks nft.
-    node.command("nft", "add table inet fw");
-    node.command(
-        "nft",
-        "add chain inet fw f { type filter hook forward priority 10 ; policy drop ; }",
-    );
-    assert_eq!(round().opened, ["chain f of table inet fw"]);
-    node.run(|| forward.remove().unwrap());
-    assert_eq!(rules(), ["-A FORWARD -j LAST"]);
-    let left = node.command("nft", "list table inet fw");
-    assert!(!left.contains("veer"), "{left}");
+            .command("ip", &format!("{family} route add default via {other}"));
+        own(&lab.outside, e.world[0]);
+        let pod = lab::namespace();
+        lab::pair(&lab.node, &pod, "veer0123456789");
+        lab.node.device("veer0123456789", e.gateway, e.single);
+        let device = pod.device("veer0123456789", e.pod, e.world_block);
+        let world = listen(&lab.outside, e.any);
+        let frames = [e.nobody, e.world[0]].map(|to| udp(e.pod, to, false));
+        lab::send_frames(&pod, device, frames.iter().map(Vec::as_slice));
+        first(&world);
+        assert_eq!(lab.counts()["unassigned-pod-address"], 1);
+    }
 }
