@@ -14,4 +14,4 @@ mod tests;
 
 pub use pages::{Probed, pages};
 pub use pulse::{Pulse, STUCK};
-pub use server::serve;
+pub use server::{listen, serve};

@@ -2,13 +2,23 @@
 //! nor the number of clients, and takes no settings of hyper's. So hyper's connections
 //! are driven here.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt::Ipv6V6Only},
+};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::AbortHandle,
     time::timeout,
 };
@@ -31,6 +41,42 @@ const LIMITS: Limits = Limits {
     patience: Duration::from_secs(5),
     clients: 64,
 };
+
+/// Connections that wait to be accepted, at most.
+const BACKLOG: u32 = 64;
+
+/// Listens on an address. `::` stands for all addresses of both families, whatever the
+/// node's sysctl `bindv6only` says, and for those of IPv4 where the kernel has no IPv6.
+///
+/// # Errors
+///
+/// The address is not the node's, or the port is in use.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let every = address.is_ipv6() && address.ip().is_unspecified();
+    if !every {
+        return TcpListener::bind(address).await;
+    }
+    match dual(address) {
+        Err(error) if lacks_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        outcome => outcome,
+    }
+}
+
+fn dual(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    setsockopt(&socket, Ipv6V6Only, &false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Whether the kernel has no IPv6, or none on any device.
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let lacks = [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|e| lacks.contains(&e))
+}
 
 /// Serves pages until it is dropped: one request per connection, of 8 KiB, in 5
 /// seconds, for 64 clients. A further client takes the place of the oldest, so that

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Probed, pages, server::Limits, server::serve_within};
+use crate::{Probed, listen, pages, server::Limits, server::serve_within};
 
 /// A deadline that only a failing test reaches.
 const LONG: Duration = Duration::from_mins(2);
@@ -76,6 +76,22 @@ async fn connect(address: SocketAddr) -> TcpStream {
         .await
         .unwrap()
         .unwrap()
+}
+
+#[tokio::test]
+async fn every_address_is_one_of_both_families() {
+    for (at, reached) in [
+        ("[::]:0", &["127.0.0.1", "::1"][..]),
+        ("0.0.0.0:0", &["127.0.0.1"]),
+        ("[::1]:0", &["::1"]),
+    ] {
+        let listener = listen(at.parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for of in ["127.0.0.1", "::1"] {
+            let found = TcpStream::connect((of, port)).await;
+            assert_eq!(found.is_ok(), reached.contains(&of), "{at} by {of}");
+        }
+    }
 }
 
 /// Sends a request.

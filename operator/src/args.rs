@@ -41,7 +41,7 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u16).range(3..=300))]
     pub(crate) lease_seconds: u16,
     /// Where /healthz, /readyz and /metrics are served.
-    #[arg(long, env = "VEER_LISTEN", default_value = "0.0.0.0:9871")]
+    #[arg(long, env = "VEER_LISTEN", default_value = "[::]:9871")]
     pub(crate) listen: SocketAddr,
     /// Seconds for which the blocks of a deleted Node are kept, unless its agent
     /// confirms sooner that it is empty.

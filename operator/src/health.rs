@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use veer_monitoring::{Probed, Pulse, pages};
 
 /// What the probes answer from.
@@ -51,6 +50,6 @@ pub(crate) async fn serve(
     health: Arc<Health>,
     metrics: Registry,
 ) -> std::io::Result<Infallible> {
-    let listener = TcpListener::bind(listen).await?;
+    let listener = veer_monitoring::listen(listen).await?;
     Ok(veer_monitoring::serve(listener, pages(health, metrics)).await)
 }

@@ -35,7 +35,7 @@ pub(crate) async fn run(shared: Arc<Shared>, address: SocketAddr) -> Infallible 
 /// program of the node, may still have it.
 async fn listen(address: SocketAddr) -> TcpListener {
     loop {
-        match TcpListener::bind(address).await {
+        match veer_monitoring::listen(address).await {
             Ok(listener) => return listener,
             Err(error) => {
                 tracing::warn!(%address, %error, "cannot serve /healthz and /metrics; trying again");
