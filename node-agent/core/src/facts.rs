@@ -41,6 +41,9 @@ pub struct Facts {
     pub addresses: Vec<IpAddr>,
     /// Uplinks.
     pub uplinks: Vec<Uplink>,
+    /// Devices by which others than veer say that the world is reached by IPv6, uplinks or
+    /// not.
+    pub ways_v6: Vec<String>,
     /// Interface index of the VXLAN device; 0: it is not there yet.
     pub vxlan_index: u32,
     /// Paths to other nodes by each of their addresses that was asked for, where bare

@@ -311,6 +311,8 @@ impl Converger {
             .into_iter()
             .filter(|f| of_pods.has(*f) || primary.is_none_or(|own| own.is_ipv4() == *f))
             .collect();
+        let own = index.nodes.get(index.own());
+        let said = own.map_or(&[][..], |own| &own.addresses);
         let (uplinks, direct, peers, pods, hint) = {
             for node in index.nodes.iter().filter(|n| n.name != index.own()) {
                 self.ids.recover(&node.name, &node.pod_cidrs);
@@ -329,8 +331,6 @@ impl Converger {
                         .collect::<Vec<_>>()
                 })
                 .collect();
-            let own = index.nodes.get(index.own());
-            let said = own.map_or(&[][..], |own| &own.addresses);
             let of_nodes = index.nodes.iter().flat_map(|n| &n.pod_cidrs).copied();
             let of_cluster = cluster.into_iter().flat_map(|c| &c.pod_cidrs);
             (
@@ -349,6 +349,7 @@ impl Converger {
             Wanted {
                 uplinks: &uplinks,
                 hint,
+                said,
                 peers: &peers,
                 direct,
                 pods: &pods,

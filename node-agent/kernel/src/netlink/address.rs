@@ -34,14 +34,14 @@ pub struct Address {
     pub index: u32,
     /// The address.
     pub ip: IpAddr,
-    /// Whether its scope is the whole network, for as long as it is there: it is neither
-    /// temporary nor deprecated, and not another's.
+    /// Whether its scope is the whole network, and it is neither temporary nor another's.
     pub global: bool,
     /// Whether only the node itself uses it as a source: by its scope, or, of IPv6, which
     /// has no such scope, as one that is deprecated.
     pub host: bool,
-    /// Whether the kernel still looks for another that has it.
-    pub tentative: bool,
+    /// Whether the kernel still looks for another that has it, or takes it for no new
+    /// connection any more.
+    pub passing: bool,
 }
 
 fn header(ip: IpAddr, index: u32, scope: u8) -> [u8; HEADER] {
@@ -84,9 +84,9 @@ pub(super) fn parse(message: &Received) -> Option<Address> {
     Some(Address {
         index: u32_at(&message.body, 4)?,
         ip,
-        global: scope == SCOPE_UNIVERSE && !is(TEMPORARY | DEPRECATED | DUPLICATE),
+        global: scope == SCOPE_UNIVERSE && !is(TEMPORARY | DUPLICATE),
         host: scope == SCOPE_HOST || (scope == SCOPE_UNIVERSE && is(DEPRECATED)),
-        tentative: is(TENTATIVE),
+        passing: is(TENTATIVE | DEPRECATED),
     })
 }
 

@@ -32,8 +32,8 @@ pub const ACCEPT_RA: &str = "accept_ra";
 /// are configured to have no IPv6 on new devices, or on any.
 pub const ENABLED: (&str, &str) = ("disable_ipv6", "0");
 
-/// What the device in a pod with an IPv6 address is set to: its addresses are nobody
-/// else's, and routers are none of its business.
+/// What the device in a pod with an IPv6 address is set to: no other device has its
+/// addresses, and it follows no router.
 const IN_POD: [(&str, &str); 3] = [(ACCEPT_RA, "0"), ("accept_dad", "0"), ENABLED];
 
 /// Those that set others' values: they are restored before these.

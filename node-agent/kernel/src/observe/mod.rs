@@ -1,7 +1,7 @@
 //! What the node is: addresses, uplinks, paths to other nodes, by netlink.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     io,
     net::IpAddr,
@@ -37,6 +37,8 @@ pub struct Wanted<'a> {
     pub uplinks: &'a [String],
     /// The kubelet's idea of the node's address ([`hint`]).
     pub hint: Option<IpAddr>,
+    /// The own addresses that other nodes know: those go first.
+    pub said: &'a [IpAddr],
     /// Other nodes' addresses.
     pub peers: &'a [IpAddr],
     /// Go straight to nodes on the same link.
@@ -82,8 +84,9 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
     let usable: Vec<(&Address, &str)> = addresses
         .iter()
         .filter(|a| a.global && is_usable(a.ip))
-        // One that the kernel looks at again, since its link was gone, is still the node's.
-        .filter(|a| !a.tentative || previous.addresses.contains(&a.ip))
+        // One that the kernel looks at again, since its link was gone, is still the node's,
+        // and so is one that no router has named for a while.
+        .filter(|a| !a.passing || Some(a.ip) == wanted.hint || previous.addresses.contains(&a.ip))
         .filter_map(|a| Some((a, names.get(&a.index)?.name.as_str())))
         .filter(|(_, device)| speaks_for_the_node(device))
         .collect();
@@ -94,20 +97,15 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
     let misplaced = misplaced
         .map(|(a, device)| (a.ip, (*device).to_owned()))
         .collect();
-    let own: Vec<&Address> = usable
+    let mut own: Vec<&Address> = usable
         .iter()
         .map(|(a, _)| *a)
         .filter(|a| !of_pods(a))
         .collect();
+    own.sort_by_key(|a| a.passing);
     let Some(primary) = primary(&own, wanted.hint, &defaults) else {
         return Ok(previous.clone());
     };
-    let mut all: Vec<IpAddr> = own.iter().map(|a| a.ip).collect();
-    all.sort_unstable();
-    all.dedup();
-    all.retain(|a| *a != primary);
-    all.insert(0, primary);
-
     let holder = own.iter().find(|a| a.ip == primary).map(|a| a.index);
     let uplinks = uplinks(&links, wanted, &defaults, (primary, holder));
     let mut paths = HashMap::new();
@@ -144,8 +142,9 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
     }
     Ok(Facts {
         primary: Some(primary),
-        addresses: all,
+        addresses: in_order(&own, primary, wanted.said),
         uplinks,
+        ways_v6: ways_v6(&defaults, &names),
         vxlan_index: links
             .iter()
             .find(|l| l.name == VXLAN)
@@ -188,6 +187,15 @@ fn uplinks(
             ethernet: l.ethernet,
         })
         .collect()
+}
+
+/// The devices of default routes of IPv6.
+fn ways_v6(defaults: &[&Route], names: &HashMap<u32, &Link>) -> Vec<String> {
+    let v6 = defaults.iter().filter(|r| r.destination.addr().is_ipv6());
+    let devices: BTreeSet<&str> = v6
+        .filter_map(|r| Some(names.get(&r.index)?.name.as_str()))
+        .collect();
+    devices.into_iter().map(str::to_owned).collect()
 }
 
 /// The peers, by their place, whose paths are asked for in a turn.
@@ -291,6 +299,17 @@ fn primary(own: &[&Address], hint: Option<IpAddr>, defaults: &[&Route]) -> Optio
     let hinted = own.iter().find(|a| Some(a.ip) == hint);
     let found = hinted.or_else(|| first(true)).or_else(|| first(false));
     found.map(|a| a.ip)
+}
+
+/// All own addresses, the primary first. Of each family the first is the source of what
+/// the node sends to pods, so other nodes must know it: a virtual one they do not.
+fn in_order(own: &[&Address], primary: IpAddr, said: &[IpAddr]) -> Vec<IpAddr> {
+    let order = |a: &&Address| (a.ip != primary, a.passing, !said.contains(&a.ip), a.ip);
+    let mut own = own.to_vec();
+    own.sort_unstable_by_key(order);
+    let mut seen = HashSet::new();
+    let all = own.iter().map(|a| a.ip);
+    all.filter(|a| seen.insert(*a)).collect()
 }
 
 fn path(peer: IpAddr, found: Lookup, direct: bool, defaults: &[&Route]) -> Path {

@@ -11,7 +11,7 @@ fn at(index: u32, ip: &str) -> Address {
         ip: ip.parse().unwrap(),
         global: true,
         host: false,
-        tentative: false,
+        passing: false,
     }
 }
 
@@ -113,6 +113,7 @@ fn look(node: &Netns, peers: &[IpAddr], pods: &[IpNet], previous: &Facts) -> Fac
     let wanted = Wanted {
         uplinks: &[],
         hint: None,
+        said: &[],
         peers,
         direct: true,
         pods,
@@ -202,6 +203,7 @@ fn a_node_with_addresses_of_both_families_has_both_and_paths_in_both() {
     // Where pods have IPv4 alone, the way of IPv6 carries nothing of theirs.
     let facts = look(&node, &peers, &pods[..1], &Facts::default());
     assert_eq!(names(&facts), ["eth0"]);
+    assert_eq!(facts.ways_v6, ["eth1"]);
     assert!(facts.unfit[&peers[1]].contains("eth1"), "{:?}", facts.unfit);
     // A node of IPv6 alone.
     node.command("ip", "addr flush dev eth0");
@@ -215,7 +217,6 @@ fn an_address_that_is_not_for_good_does_not_stand_for_the_node() {
     node.device("eth0", "2001:db8::5", "2001:db8::/64");
     node.sysctl("ipv6/conf/eth0/accept_dad", "1");
     let own: IpAddr = "2001:db8::5".parse().unwrap();
-    let tentative: IpAddr = "2001:db8::4".parse().unwrap();
     node.command(
         "ip",
         "addr add 2001:db8::3/64 dev eth0 preferred_lft 0 nodad",
@@ -229,12 +230,29 @@ fn an_address_that_is_not_for_good_does_not_stand_for_the_node() {
     assert_eq!(before.addresses, [own]);
     let left: IpAddr = "fd00:1:0:1::1".parse().unwrap();
     assert_eq!(before.misplaced, [(left, "eth1".to_owned())]);
-    // One that was the node's before stays while the kernel looks at it again.
-    let known = Facts {
-        addresses: vec![tentative],
-        ..Facts::default()
-    };
-    assert_eq!(look(&node, &[], &pods, &known).addresses, [tentative, own]);
+    // What was the node's before stays while the kernel looks at it again, or when no
+    // router names it any more, and is used only where there is nothing else.
+    for stays in ["2001:db8::4", "2001:db8::3"].map(|a| a.parse().unwrap()) {
+        let known = Facts {
+            addresses: vec![stays],
+            ..Facts::default()
+        };
+        assert_eq!(look(&node, &[], &pods, &known).addresses, [own, stays]);
+    }
+}
+
+#[test]
+fn an_address_that_other_nodes_know_goes_before_a_virtual_one() {
+    let all = [
+        at(2, "192.0.2.5"),
+        at(2, "2001:db8::9"),
+        at(2, "2001:db8::5"),
+    ];
+    let own: Vec<&Address> = all.iter().collect();
+    let [v4, known, virtual_one] = all.map(|a| a.ip);
+    let order = |said: &[IpAddr]| in_order(&own, v4, said);
+    assert_eq!(order(&[]), [v4, virtual_one, known]);
+    assert_eq!(order(&[known, v4]), [v4, known, virtual_one]);
 }
 
 #[test]
@@ -340,6 +358,7 @@ fn a_bridge_with_another_nodes_gateway_does_not_speak_for_this_node() {
         let wanted = Wanted {
             uplinks: &[],
             hint: None,
+            said: &[],
             peers: &["192.0.2.9".parse().unwrap()],
             direct: true,
             pods: &["10.1.1.0/24".parse().unwrap()],

@@ -2,7 +2,7 @@
 //! entries, devices that are up, sysctls.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     io,
     net::IpAddr,
     sync::Arc,
@@ -209,8 +209,11 @@ impl Host {
         // Where it was on before, routers' words do not count, by whoever's decision.
         let own = self.sysctls.remembers(FORWARDING) || get(FORWARDING).as_deref() == Some("0");
         let heeds = |key: &String| own && matches!(get(key).as_deref(), Some("1" | "2"));
-        let uplinks = facts.uplinks.iter();
-        let keys = uplinks.map(|u| format!("ipv6/conf/{}/{ACCEPT_RA}", u.name));
+        // The switch is the whole node's, so it is not only about uplinks.
+        let uplinks = facts.uplinks.iter().map(|u| &u.name);
+        let devices: BTreeSet<&String> = uplinks.chain(&facts.ways_v6).collect();
+        let keys = devices.into_iter();
+        let keys = keys.map(|name| format!("ipv6/conf/{name}/{ACCEPT_RA}"));
         wanted.extend(keys.filter(heeds).map(|key| (key, "2", true)));
         let (mut now, outcome) = self.set_all(done, wanted);
         if outcome.is_err() {

@@ -44,6 +44,7 @@ fn facts() -> Facts {
             name: "eth0".into(),
             ..Uplink::default()
         }],
+        ways_v6: vec!["mgmt0".into()],
         ..Facts::default()
     }
 }
@@ -140,6 +141,8 @@ fn ipv6_is_forwarded_without_the_loss_of_a_default_route_and_all_is_as_before_at
     let dir = tempfile::tempdir().unwrap();
     let (node, router) = node();
     node.sysctl("ipv6/conf/lo/disable_ipv6", "1");
+    // One that is no uplink.
+    node.command("ip", "link add mgmt0 type bridge");
     advertise(&node, &router);
     let before = all_ipv6(&node);
     let memory = dir.path().join("sysctl.json");
@@ -148,6 +151,7 @@ fn ipv6_is_forwarded_without_the_loss_of_a_default_route_and_all_is_as_before_at
         for (key, value) in [
             (FORWARDING, "1"),
             (ACCEPT_RA, "2"),
+            ("ipv6/conf/mgmt0/accept_ra", "2"),
             ("ipv6/conf/lo/disable_ipv6", "0"),
         ] {
             assert_eq!(node.sysctl_of(key), value, "{key}");
