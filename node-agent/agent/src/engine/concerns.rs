@@ -9,6 +9,20 @@ use veer_agent_core::{
 
 use super::converge::Converger;
 
+/// The smallest MTU of a link with IPv6, in bytes (RFC 8200, section 5).
+const IPV6_MTU: u32 = 1280;
+
+/// Why pods' IPv6 packets get nowhere, if pods have it: their routes have this MTU.
+fn too_small(of_pods: Families, mtu: u32) -> Option<String> {
+    let lacks = IPV6_MTU.checked_sub(mtu).filter(|lacks| *lacks > 0)?;
+    of_pods.has(false).then(|| {
+        format!(
+            "pods' packets may have {mtu} bytes, fewer than the {IPV6_MTU} that IPv6 needs: raise \
+             spec.mtu of the ClusterNetwork, or the MTU of the uplinks, by {lacks}"
+        )
+    })
+}
+
 impl Converger {
     /// Foreign changes on the node that block packets of pods.
     pub(super) fn look_around(
@@ -53,6 +67,8 @@ impl Converger {
             );
             self.concerns.push(("ProbesIgnored", concern));
         }
+        self.concerns
+            .extend(too_small(of_pods, self.switch.step.mtu).map(|c| ("MtuTooSmall", c)));
         for (address, device) in &self.facts.misplaced {
             let concern = format!(
                 "{device} has {address}, which lies in a block of pods: a pod or another node has \
@@ -61,5 +77,18 @@ impl Converger {
             );
             self.concerns.push(("AddressOfPods", concern));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mtu_below_that_of_ipv6_is_named_where_pods_have_ipv6() {
+        let [v4, v6] = [true, false].map(Families::one);
+        assert_eq!(too_small(v4, 1210), None);
+        assert_eq!(too_small(v6, 1280), None);
+        assert!(too_small(v6, 1210).unwrap().ends_with("by 70"));
     }
 }
