@@ -98,6 +98,20 @@ pub struct ClusterNetworkSpec {
     pub uplinks: Vec<String>,
 }
 
+impl ClusterNetworkSpec {
+    /// Whether the cluster gives up a family, IPv4 or else IPv6: new pods get addresses of
+    /// the other alone.
+    pub fn gives_up(&self, is_ipv4: bool) -> bool {
+        let mut active = self
+            .pod_cidrs
+            .iter()
+            .filter(|entry| entry.state == PodCidrState::Active)
+            .map(|entry| entry.cidr.addr().is_ipv4())
+            .peekable();
+        active.peek().is_some() && active.all(|family| family != is_ipv4)
+    }
+}
+
 /// Addresses that a node has beside those in its Node's status.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -130,7 +144,9 @@ pub struct PodCidrEntry {
     ))]
     pub node_mask_size: i32,
     /// Draining blocks give out no new shares, and each node takes a share of an
-    /// Active one once none of its pods has an address left.
+    /// Active one once none of its pods has an address left. Where no block of a family
+    /// is Active but one of the other is, the family is given up: new pods get no address
+    /// of it, and nodes lose their shares once no pod has one.
     #[serde(default)]
     pub state: PodCidrState,
 }

@@ -310,3 +310,48 @@ async fn a_drained_entry_is_left_by_each_node_once_it_has_no_pods() {
         .await;
     assert_sound(&server).await;
 }
+
+#[tokio::test]
+async fn a_family_comes_to_nodes_with_pods_and_goes_once_no_pod_has_an_address_of_it() {
+    let server = Server::start().await;
+    let v6 = json!({ "cidr": "fd00:8::/48", "nodeMaskSize": 64 });
+    let v4 = json!({ "cidr": "10.8.0.0/16", "nodeMaskSize": 24 });
+    let _operator = server.operator("podCIDRs: [{cidr: 'fd00:8::/48', nodeMaskSize: 64}]", &[]);
+    server.add_node("a").await;
+    let [of_v6, of_v4] = ["fd00:8::/64", "10.8.0.0/24"].map(|b| b.parse::<IpNet>().unwrap());
+    assert_eq!(server.block_of("a").await, of_v6);
+    server.agent("a").await;
+    let told = async |wanted: &[IpNet]| {
+        eventually(&format!("a is told {wanted:?}"), async || {
+            let told = server.network_of("a").await.spec.pod_cidrs;
+            (told == wanted).then_some(()).ok_or(format!("{told:?}"))
+        })
+        .await;
+    };
+    let report = async |held: &[IpNet]| {
+        let status = json!({ "bootID": "boot-a", "heldPodCIDRs": held, "endpoints": 3 });
+        server.report("a", status).await;
+    };
+    report(&[of_v6]).await;
+    server.change(json!({ "podCIDRs": [v6, v4] })).await;
+    told(&[of_v4, of_v6]).await;
+
+    let mut goes = v6.clone();
+    goes["state"] = json!("Draining");
+    report(&[of_v4, of_v6]).await;
+    server.change(json!({ "podCIDRs": [goes, v4] })).await;
+    server.await_network("Draining", "True", "InUse").await;
+    // A new node gets none of it, and lacks nothing.
+    server.add_node("b").await;
+    assert!(server.block_of("b").await.addr().is_ipv4());
+    assert_eq!(server.network_of("b").await.spec.pod_cidrs.len(), 1);
+    assert_eq!(server.network_of("a").await.spec.pod_cidrs, [of_v4, of_v6]);
+    // Its last pod is gone; others are not.
+    report(&[of_v4]).await;
+    told(&[of_v4]).await;
+    server
+        .await_network("Draining", "False", "NothingToDrain")
+        .await;
+    server.change(json!({ "podCIDRs": [v4] })).await;
+    assert_sound(&server).await;
+}

@@ -377,7 +377,11 @@ impl Engine {
     /// Returns why ADD cannot be served; empty: it can.
     fn try_round(&mut self, full: bool) -> Result<String, Error> {
         let epoch = self.wanted_epoch();
-        let wanted = self.wanted_blocks();
+        let wanted = {
+            let index = self.shared.index();
+            let cluster = index.cluster.as_ref().map(|(_, c)| c);
+            blocks::for_new_pods(self.wanted_blocks(), cluster)
+        };
         if wanted.is_empty() {
             // Devices and programs can be made ready before the block is known.
             self.converger.run(&self.shared, epoch.as_ref(), full)?;

@@ -118,6 +118,9 @@ pub(crate) async fn settle(
     for family in &node.families {
         let claims = ledger.claims(context.claims.all());
         let kept = kept(&claims, node, *family);
+        if family.is_given_up(spec) && kept.is_some_and(|block| node.leaves(&block)) {
+            continue;
+        }
         if kept.is_some_and(|block| node.leaves(&block))
             && context.unheard().is_empty()
             && let Ok(block) = allocate(context, &mut ledger, node, spec, *family).await?

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork, PodCidrState};
+use veer_crds::v1alpha1::{ClusterNetworkSpec, NodeNetwork, PodCidrEntry, PodCidrState};
 
 use super::held::{self, Held};
 use crate::slim::{SlimNode, SlimReportStatus};
@@ -52,6 +52,13 @@ impl Family {
     }
 }
 
+impl Family {
+    /// Whether the cluster gives it up.
+    pub(crate) fn is_given_up(self, spec: &ClusterNetworkSpec) -> bool {
+        spec.gives_up(self == Self::V4)
+    }
+}
+
 impl std::fmt::Display for Family {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -84,16 +91,27 @@ pub(crate) fn validate(
         .pod_cidrs
         .iter()
         .map(|entry| Family::of(&entry.cidr))
+        .filter(|family| !family.is_given_up(spec))
         .chain(holds.iter().map(Family::of))
         .collect();
     families.sort();
     families.dedup();
     let boot = &node.status.node_info.boot_id;
     let empty = said.endpoints == 0 && !boot.is_empty() && said.boot_id == *boot;
-    let draining = spec
-        .pod_cidrs
-        .iter()
-        .filter(|entry| empty && entry.state == PodCidrState::Draining);
+    // An agent keeps a block of a family that is given up until its last pod goes.
+    let held = network.and_then(|n| n.status.as_ref());
+    let held = held.map(|status| status.held_pod_cidrs.as_slice());
+    let unused = |entry: &PodCidrEntry| {
+        held.is_some_and(|held| !held.is_empty() && !held.iter().any(|b| entry.cidr.contains(b)))
+    };
+    let draining = spec.pod_cidrs.iter().filter(|entry| {
+        let over = if Family::of(&entry.cidr).is_given_up(spec) {
+            unused(entry)
+        } else {
+            empty
+        };
+        over && entry.state == PodCidrState::Draining
+    });
     let leaves = draining.map(|entry| entry.cidr).collect();
     ValidatedNode {
         name: node.name().to_owned(),

@@ -25,6 +25,8 @@ pub(crate) struct ClaimFacts<'a> {
     pub(crate) network: Option<&'a NodeNetwork>,
     /// How many pods its agent reports.
     pub(crate) endpoints: i32,
+    /// The cluster gives up the claim's family.
+    pub(crate) given_up: bool,
     /// The node's other claims.
     pub(crate) siblings: &'a [Arc<PodCIDR>],
     pub(crate) now: Timestamp,
@@ -36,7 +38,8 @@ pub(crate) struct ClaimFacts<'a> {
 pub(crate) enum Life {
     /// It stays, with this status, and is looked at again after a time.
     Is(PodCIDRStatus, Option<Duration>),
-    /// The node has another of this family and never had this one.
+    /// The node has another of this family and never had this one, or is to have none of
+    /// this family.
     Surplus,
     /// The Node is gone or takes no part any more, and its agent confirmed that or
     /// the time is up.
@@ -99,7 +102,7 @@ pub(super) fn used(claim: &PodCIDR) -> PodCIDRStatus {
 
 /// Two leaders at once may have given one node two blocks of a family. The one that
 /// its agent reports is kept; the other is released once it is certain that neither
-/// the agent nor the NodeNetwork has it.
+/// the agent nor the NodeNetwork has it. So is one of a family that is given up.
 fn surplus(view: &ClaimFacts<'_>) -> bool {
     let block = &view.claim.spec.cidr;
     let alike = |other: &IpNet| other.addr().is_ipv4() == block.addr().is_ipv4();
@@ -111,13 +114,12 @@ fn surplus(view: &ClaimFacts<'_>) -> bool {
     };
     let held = &status.held_pod_cidrs;
     let told = &network.spec.pod_cidrs;
-    !held.contains(block)
-        && !told.contains(block)
-        && view
-            .siblings
-            .iter()
-            .map(|sibling| &sibling.spec.cidr)
-            .any(|other| alike(other) && held.contains(other) && told.contains(other))
+    let replaced = || {
+        let mut siblings = view.siblings.iter().map(|sibling| &sibling.spec.cidr);
+        siblings.any(|other| alike(other) && held.contains(other) && told.contains(other))
+    };
+    let given_up = view.given_up && !held.is_empty();
+    !held.contains(block) && !told.contains(block) && (given_up || replaced())
 }
 
 #[cfg(test)]
@@ -157,6 +159,7 @@ mod tests {
             leaving: false,
             network: None,
             endpoints: 0,
+            given_up: false,
             siblings: &[],
             now: at(now),
             quarantine: HOUR,
@@ -235,6 +238,28 @@ mod tests {
             assert_eq!((status.state.as_str(), again), ("Leaving", Some(HOUR)));
             let left = claim("10.0.0.0/24", status.orphaned_since.as_deref());
             assert_eq!(of(&left, network, "2026-01-01T01:00:00Z"), Life::Over);
+        }
+    }
+
+    #[test]
+    fn a_claim_of_a_family_that_is_given_up_goes_when_neither_agent_nor_network_has_it() {
+        let v6 = claim("fd00:1::/64", None);
+        let (both, v4) = (["10.0.0.0/24", "fd00:1::/64"], ["10.0.0.0/24"]);
+        for (given_up, held, told, goes) in [
+            (true, &v4[..], &v4[..], true),
+            (true, &both, &v4, false),
+            (true, &v4, &both, false),
+            (true, &[], &v4, false),
+            (false, &v4, &v4, false),
+        ] {
+            let network = network(held, told, false);
+            let of = ClaimFacts {
+                network: Some(&network),
+                given_up,
+                ..view(&v6, Some("u1"), "2026-01-01T00:00:00Z")
+            };
+            let found = decide(&of);
+            assert_eq!(found == Life::Surplus, goes, "{given_up} {held:?} {told:?}");
         }
     }
 

@@ -53,12 +53,15 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
     let report = context.reports.get(&node_name);
     let others = claims.iter().filter(|c| c.name_any() != claim.name_any());
     let siblings: Vec<Arc<PodCIDR>> = others.cloned().collect();
+    let is_ipv4 = claim.spec.cidr.addr().is_ipv4();
+    let cluster = context.network();
     let view = ClaimFacts {
         claim: &claim,
         node_uid: node.as_ref().map(|n| n.uid()),
         leaving,
         network: network.as_deref(),
         endpoints: spoken(report.as_deref()).endpoints,
+        given_up: cluster.is_some_and(|c| c.spec.gives_up(is_ipv4)),
         siblings: &siblings,
         now: Timestamp::now(),
         quarantine: context.settings.quarantine,
@@ -83,7 +86,7 @@ pub(crate) async fn reconcile(claim: Arc<PodCIDR>, context: Arc<Context>) -> Res
         Life::Surplus => {
             let mut ledger = context.ledger.lock().await;
             release::forget(&context, &mut ledger, &claim).await?;
-            tracing::info!(node = node_name, cidr = %claim.spec.cidr, "removed a second claim");
+            tracing::info!(node = node_name, cidr = %claim.spec.cidr, "removed a claim that its node does not need");
             Ok(Action::await_change())
         }
         Life::Over => {
