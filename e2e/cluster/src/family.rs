@@ -254,7 +254,7 @@ impl Families {
     }
 
     /// By `VEER_E2E_FAMILY` and `VEER_E2E_PRIMARY`, as [`Families::named`];
-    /// IPv4 alone without them.
+    /// both without them, IPv4 the primary one.
     ///
     /// # Errors
     /// As there.
@@ -262,7 +262,7 @@ impl Families {
         let read = |name| env::var(name).ok().filter(|text| !text.is_empty());
         let family = read("VEER_E2E_FAMILY");
         Self::named(
-            family.as_deref().unwrap_or("v4"),
+            family.as_deref().unwrap_or("dual"),
             read("VEER_E2E_PRIMARY").as_deref(),
         )
     }

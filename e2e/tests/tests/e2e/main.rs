@@ -5,7 +5,7 @@
 //! Environment: `VEER_E2E_CLUSTER` names a running cluster to use and to leave
 //! up (veer is installed there if it is not); `VEER_E2E_KEEP=1` leaves this
 //! run's own up; `VEER_E2E_PROXY=iptables` and `VEER_E2E_UNDERLAY=router`
-//! choose the cluster, as do `VEER_E2E_FAMILY` (`v4`, `v6` or `dual`) and
+//! choose the cluster, as do `VEER_E2E_FAMILY` (`v4`, `v6` or `dual`, the default) and
 //! `VEER_E2E_PRIMARY` (`v4` or `v6`); `VEER_E2E_CLSACT=1` has agents attach programs
 //! as before kernel 6.6; `VEER_E2E_PATIENCE=10` makes every deadline ten times as long;
 //! `VEER_E2E_PODS` is the number of pods that come and go in the lifecycle's loop
