@@ -1,7 +1,7 @@
 //! To another node, in the form its entry says.
 
 use veer_bpf_common::{
-    address::{Address, V6},
+    address::{Address, FAMILY_V6, V6},
     identity::Identity,
     mark,
     node::NodeId,
@@ -24,9 +24,10 @@ use crate::{
 ///
 /// A packet that does not fit the path goes to the stack, whose route has the path's
 /// `mtu`: the stack answers with the inner MTU where DF is set and fragments for the
-/// native form otherwise. In the tunnel, the kernel fragments an outer packet that
-/// exceeds this node's own uplink. No router fragments for a smaller uplink of the
-/// other node, so the stack fragments for that too.
+/// native form otherwise. In the tunnel, the kernel fragments an outer IPv4 packet that
+/// exceeds this node's own uplink, and drops one of IPv6 (`ip6_fragment` takes only what
+/// sockets made). No router fragments for a smaller uplink of the other node. So the
+/// stack fragments in these two cases too.
 #[inline(always)]
 pub(crate) fn from_pod<I: Ip>(skb: &mut Skb, ip: &I, id: NodeId, identity: Identity) -> Outcome {
     let remote = find(skb, id)?;
@@ -34,9 +35,8 @@ pub(crate) fn from_pod<I: Ip>(skb: &mut Skb, ip: &I, id: NodeId, identity: Ident
     match remote.form_now(now) {
         FORM_TUNNEL => {
             let mtu = remote.tunnel_mtu(config);
-            if (ip.dont_fragment() || mtu < config.tunnel_mtu)
-                && size::exceeds(skb, ip, skb.gso_size(), mtu)
-            {
+            let whole = remote.tunnel_family == FAMILY_V6 || mtu < config.tunnel_mtu;
+            if (whole || ip.dont_fragment()) && size::exceeds(skb, ip, skb.gso_size(), mtu) {
                 return Ok(exception(skb));
             }
             let vxlan = config.vxlan().ok_or(DropReason::NotConfigured)?;
