@@ -60,6 +60,18 @@ nix::setsockopt_impl!(
     SetStruct<'_, libc::c_int>
 );
 
+/// `IPV6_MTU_DISCOVER` (`ipv6(7)`).
+#[derive(Clone, Copy, Debug)]
+struct MtuDiscoverV6;
+
+nix::setsockopt_impl!(
+    MtuDiscoverV6,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_MTU_DISCOVER,
+    libc::c_int,
+    SetStruct<'_, libc::c_int>
+);
+
 /// The option [`Unwanted`] (`include/uapi/linux/icmpv6.h`).
 const ICMPV6_FILTER: libc::c_int = 1;
 
@@ -197,6 +209,8 @@ fn sender(is_ipv4: bool, mark: u32) -> io::Result<OwnedFd> {
     setsockopt(&socket, Mark, &mark)?;
     if is_ipv4 {
         setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE)?;
+    } else {
+        setsockopt(&socket, MtuDiscoverV6, &libc::IPV6_PMTUDISC_PROBE)?;
     }
     Ok(socket)
 }

@@ -120,6 +120,12 @@ fn both_families_are_asked_at_once_and_each_says_what_became_of_it() {
     };
     assert_eq!(outcomes(&from, asks()), [Ok(()), Ok(()), Ok(())]);
 
+    // Routes that say what another form carries do not count.
+    for (ip, to) in [("-4", format!("{v4}/32")), ("-6", format!("{v6}/128"))] {
+        node.command("ip", &format!("{ip} route change {to} dev eth0 mtu 1450"));
+    }
+    assert_eq!(outcomes(&from, asks()), [Ok(()), Ok(()), Ok(())]);
+
     // Its way carries less than its device says.
     peer.command("ip", "link set eth0 mtu 1400");
     let seen = outcomes(&from, asks());
