@@ -27,7 +27,8 @@ use veer_bpf_common::{
     tables::{FORM_NATIVE, FORM_TUNNEL, FlowEntry, Interface},
 };
 use veer_bpf_tests::{
-    datapath::{Context, Datapath, flow_key},
+    datapath::{Context, Datapath},
+    family::Family,
     packet::Packet,
     world::{self, *},
 };
@@ -71,7 +72,7 @@ fn main() -> Result<()> {
     each(nodes, |node| node.set_remote(ID_2, remote(FORM_TUNNEL)))?;
     each(nodes, |node| {
         node.set_flow(
-            flow_key(17, (NODE_2, 2222), (A, 1111)),
+            Family::V4.flow(17, (NODE_2, 2222), (A, 1111)),
             FlowEntry {
                 expires_at: u64::MAX - u64::MAX / 4,
                 ..FlowEntry::default()
@@ -189,17 +190,7 @@ fn each(nodes: &mut [Datapath], set: impl Fn(&mut Datapath) -> Result<()>) -> Re
 
 /// Lets pod A use this source MAC.
 fn allow_mac(node: &mut Datapath, mac: [u8; 6]) -> Result<()> {
-    node.set_interface(
-        A_IFINDEX,
-        Interface {
-            identity: A_IDENTITY.get(),
-            endpoint_id: 1,
-            mac,
-            node_mac: A_NODE_MAC,
-            v4: A.octets(),
-            ..Interface::default()
-        },
-    )
+    node.set_interface(A_IFINDEX, Interface { mac, ..interface() })
 }
 
 /// The first of the nodes, and how it compares with the second if there is one.

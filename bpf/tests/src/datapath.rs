@@ -10,7 +10,7 @@ use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey},
     device::IfIndex,
@@ -135,8 +135,8 @@ impl Datapath {
     }
 
     /// Adds a local pod.
-    pub fn set_endpoint(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<()> {
-        let key = IpKey::v4(address.octets());
+    pub fn set_endpoint(&mut self, address: impl Into<IpAddr>, endpoint: Endpoint) -> Result<()> {
+        let key = IpKey::from(address.into());
         Ok(self.hash::<Endpoints>()?.insert(key, endpoint, 0)?)
     }
 
@@ -150,18 +150,18 @@ impl Datapath {
     /// Adds a row of the ipcache.
     pub fn set_prefix(
         &mut self,
-        (address, bits): (Ipv4Addr, u32),
+        (address, bits): (impl Into<IpAddr>, u32),
         identity: Identity,
         node: NodeId,
     ) -> Result<()> {
         let mut trie: LpmTrie<_, IpKey, IpcacheEntry> = LpmTrie::try_from(self.map::<Ipcache>()?)?;
-        let key = lpm_trie::Key::new(IP_KEY_TAG_BITS + bits, IpKey::v4(address.octets()));
+        let key = lpm_trie::Key::new(IP_KEY_TAG_BITS + bits, IpKey::from(address.into()));
         Ok(trie.insert(&key, IpcacheEntry::new(identity, node), 0)?)
     }
 
     /// Says which node has an address.
-    pub fn set_node(&mut self, address: Ipv4Addr, id: NodeId) -> Result<()> {
-        let key = IpKey::v4(address.octets());
+    pub fn set_node(&mut self, address: impl Into<IpAddr>, id: NodeId) -> Result<()> {
+        let key = IpKey::from(address.into());
         Ok(self.hash::<Nodes>()?.insert(key, id.get(), 0)?)
     }
 
@@ -377,17 +377,4 @@ fn stay_on_this_cpu() -> Result<()> {
 
 fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-}
-
-/// The key of an IPv4 flow.
-pub fn flow_key(protocol: u8, source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> FlowKey {
-    FlowKey {
-        source: *IpKey::v4(source.0.octets()).addr(),
-        destination: *IpKey::v4(destination.0.octets()).addr(),
-        source_port: source.1.to_be_bytes(),
-        destination_port: destination.1.to_be_bytes(),
-        protocol,
-        family: veer_bpf_common::address::FAMILY_V4,
-        pad: [0; 2],
-    }
 }

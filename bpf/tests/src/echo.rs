@@ -1,32 +1,42 @@
 //! ICMP echo from a chosen source and with a mark: what the agent's probes are.
 
 use anyhow::{Context as _, Result, bail};
-use nix::{errno::Errno, libc};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{SockaddrLike as _, SockaddrStorage},
+};
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
-use crate::packet::Packet;
-
-/// Bytes of IPv4 and ICMP headers together.
-pub const HEADERS: usize = 28;
+use crate::{
+    family::Family,
+    packet::Packet,
+    socket::{self, Discovery, never_fragment},
+};
 
 /// A socket for echo requests with DF, whatever MTU the route has.
 pub struct Echo {
     socket: OwnedFd,
-    source: Ipv4Addr,
+    source: IpAddr,
     identifier: u16,
 }
 
 impl Echo {
     /// One in the calling thread's namespace that sends from `source` with
     /// `mark`. Requests and replies are told from others' by `identifier`.
-    pub fn new(source: Ipv4Addr, mark: u32, identifier: u16) -> Result<Self> {
+    pub fn new(source: IpAddr, mark: u32, identifier: u16) -> Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        let family = Family::of_address(source);
+        let (domain, protocol) = family.pick(
+            (libc::AF_INET, libc::IPPROTO_ICMP),
+            (libc::AF_INET6, libc::IPPROTO_ICMPV6),
+        );
         // SAFETY: no pointers.
-        let fd = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_ICMP) };
+        let fd = unsafe { libc::socket(domain, kind, protocol) };
         let fd = Errno::result(fd).context("ICMP socket")?;
         // SAFETY: a new descriptor that nothing else owns.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -35,41 +45,20 @@ impl Echo {
             source,
             identifier,
         };
-        echo.option(libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())?;
-        let probe = libc::IP_PMTUDISC_PROBE;
-        echo.option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
+        let mark = mark.cast_signed();
+        socket::set(&echo.socket, libc::SOL_SOCKET, libc::SO_MARK, mark)?;
+        never_fragment(&echo.socket, family, Discovery::Ignore)?;
         let own = socket_address(source);
         // SAFETY: an initialised address of the size given.
-        let bound = unsafe {
-            libc::bind(
-                echo.socket.as_raw_fd(),
-                (&raw const own).cast(),
-                size_of::<libc::sockaddr_in>() as u32,
-            )
-        };
+        let bound = unsafe { libc::bind(echo.socket.as_raw_fd(), own.as_ptr(), own.len()) };
         Errno::result(bound).with_context(|| format!("bind to {source}"))?;
         Ok(echo)
     }
 
-    fn option(&self, level: i32, name: i32, value: i32) -> Result<()> {
-        // SAFETY: a readable integer of the size given.
-        let set = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                level,
-                name,
-                (&raw const value).cast(),
-                size_of::<i32>() as u32,
-            )
-        };
-        Errno::result(set).with_context(|| format!("socket option {name}"))?;
-        Ok(())
-    }
-
-    /// Sends a request whose IPv4 packet has `length` bytes.
-    pub fn send(&self, to: Ipv4Addr, length: usize) -> Result<()> {
+    /// Sends a request whose IP packet has `length` bytes.
+    pub fn send(&self, to: IpAddr, length: usize) -> Result<()> {
         let packet = Packet::echo(self.source, to, self.identifier).total_length(length);
-        let bytes = &packet.ip()[20..];
+        let bytes = &packet.ip()[Family::of_address(to).header_length()..];
         let to = socket_address(to);
         // SAFETY: readable bytes and an initialised address of the size given.
         let sent = unsafe {
@@ -78,15 +67,15 @@ impl Echo {
                 bytes.as_ptr().cast(),
                 bytes.len(),
                 0,
-                (&raw const to).cast(),
-                size_of::<libc::sockaddr_in>() as u32,
+                to.as_ptr(),
+                to.len(),
             )
         };
         Errno::result(sent).with_context(|| format!("send {length} bytes"))?;
         Ok(())
     }
 
-    /// Waits for a reply whose IPv4 packet has `length` bytes.
+    /// Waits for a reply whose IP packet has `length` bytes.
     pub fn reply(&self, length: usize, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
         let mut buffer = vec![0; 65_536];
@@ -116,21 +105,18 @@ impl Echo {
                 )
             };
             let n = usize::try_from(Errno::result(n).context("receive")?)?;
-            let ours = buffer[20] == 0 && buffer[24..26] == self.identifier.to_be_bytes();
-            if n == length && ours {
+            // The kernel keeps the header of IPv6 to itself.
+            let (at, reply, hidden) =
+                Family::of_address(self.source).pick((20, 0, 0), (0, 129, 40));
+            let ours =
+                buffer[at] == reply && buffer[at + 4..at + 6] == self.identifier.to_be_bytes();
+            if n + hidden == length && ours {
                 return Ok(());
             }
         }
     }
 }
 
-fn socket_address(address: Ipv4Addr) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: 0,
-        sin_addr: libc::in_addr {
-            s_addr: u32::from_ne_bytes(address.octets()),
-        },
-        sin_zero: [0; 8],
-    }
+fn socket_address(address: IpAddr) -> SockaddrStorage {
+    SocketAddr::new(address, 0).into()
 }

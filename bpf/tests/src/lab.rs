@@ -2,17 +2,18 @@
 //! set up, without them.
 //!
 //! Node `n` is 192.0.2.n on a bridge in a namespace of its own; its pods have
-//! 10.0.n.0/24 and the gateway 10.0.n.1.
+//! 10.0.n.0/24 and the gateway 10.0.n.1. All have the IPv6 addresses that
+//! [`Family::of`] makes of these too.
 
 use anyhow::Result;
 use aya::programs::TcAttachType::{Egress, Ingress};
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     time::Duration,
 };
 use veer_bpf_common::{
-    DEFAULT_TUNNEL_PORT, VXLAN_OVERHEAD_V4,
+    DEFAULT_TUNNEL_PORT, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6,
     address::{FAMILY_V4, IpKey},
     identity::Identity,
     node::NodeId,
@@ -22,6 +23,7 @@ use veer_bpf_common::{
 
 use crate::{
     datapath::Datapath,
+    family::Family,
     netns::{DEADLINE, Namespace},
     world,
 };
@@ -36,15 +38,31 @@ pub const MTU: u32 = 1500;
 /// The link between nodes.
 pub struct Underlay {
     bridge: Namespace,
+    /// The family of what pods say to each other in the test.
+    pub family: Family,
+    /// The family of the tunnel's outer packets.
+    pub outer: Family,
 }
 
 impl Underlay {
     /// A bridge without members.
-    pub fn new() -> Result<Self> {
+    pub fn new(family: Family, outer: Family) -> Result<Self> {
         let bridge = Namespace::new("link")?;
-        bridge.ip(&["link", "add", "br0", "type", "bridge"])?;
+        bridge.ip(&[
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "0",
+        ])?;
         bridge.ip(&["link", "set", "br0", "up"])?;
-        Ok(Self { bridge })
+        Ok(Self {
+            bridge,
+            family,
+            outer,
+        })
     }
 
     /// A namespace with 192.0.2.n on the bridge.
@@ -65,24 +83,46 @@ impl Underlay {
         ])?;
         self.bridge
             .ip(&["link", "set", &port, "master", "br0", "up"])?;
-        host.ip(&["addr", "add", &format!("{}/24", address(n)), "dev", ETH0])?;
+        for family in Family::ALL {
+            let own = prefix(family, (node_address(n), 24));
+            host.ip(&["addr", "add", &own, "dev", ETH0])?;
+        }
         host.ip(&["link", "set", ETH0, "up"])?;
         Ok(host)
     }
+
+    /// Largest packet in the tunnel.
+    pub fn tunnel_mtu(&self) -> u32 {
+        MTU - self.outer.pick(VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6)
+    }
 }
 
-/// Node `n`'s address.
-pub fn address(n: u8) -> Ipv4Addr {
+fn node_address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, n)
 }
 
-/// Node `n`'s gateway address, which is its health address too.
-pub fn gateway(n: u8) -> Ipv4Addr {
+fn gateway_address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, n, 1)
 }
 
 fn network(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, n, 0)
+}
+
+/// Node `n`'s address.
+pub fn address(family: Family, n: u8) -> IpAddr {
+    family.of(node_address(n))
+}
+
+/// Node `n`'s gateway address, which is its health address too.
+pub fn gateway(family: Family, n: u8) -> IpAddr {
+    family.of(gateway_address(n))
+}
+
+/// A prefix as `ip` and `nft` take it.
+pub fn prefix(family: Family, prefix: (Ipv4Addr, u32)) -> String {
+    let (address, bits) = family.prefix(prefix);
+    format!("{address}/{bits}")
 }
 
 /// The id by which other nodes know node `n`: ids begin at 2.
@@ -94,8 +134,8 @@ pub fn id(n: u8) -> NodeId {
 pub struct Pod {
     /// Its namespace.
     pub namespace: Namespace,
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its address in the family of the test.
+    pub address: IpAddr,
     /// Its identity.
     pub identity: Identity,
     /// MAC of its eth0.
@@ -110,7 +150,7 @@ impl Pod {
     /// A UDP socket of the pod, with a timeout for receiving.
     pub fn udp(&self, port: u16) -> Result<UdpSocket> {
         self.namespace.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+            let socket = UdpSocket::bind((any(self.address), port))?;
             socket.set_read_timeout(Some(DEADLINE))?;
             Ok(socket)
         })
@@ -125,6 +165,11 @@ impl Pod {
     }
 }
 
+/// The unspecified address of the same family.
+pub fn any(address: IpAddr) -> IpAddr {
+    Family::of_address(address).of(Ipv4Addr::UNSPECIFIED)
+}
+
 /// A node with its programs attached.
 pub struct Node {
     /// Its number.
@@ -133,6 +178,8 @@ pub struct Node {
     pub namespace: Namespace,
     /// Programs and maps.
     pub datapath: Datapath,
+    family: Family,
+    outer: Family,
 }
 
 impl Node {
@@ -151,8 +198,10 @@ impl Node {
     pub fn with_bare_uplink(link: &Underlay, n: u8) -> Result<Self> {
         let namespace = link.join(n, &format!("node{n}"))?;
         let host = &namespace;
-        let health = format!("{}/32", gateway(n));
-        host.ip(&["addr", "add", &health, "dev", "lo", "scope", "host"])?;
+        for family in Family::ALL {
+            let health = prefix(family, (gateway_address(n), 32));
+            host.ip(&["addr", "add", &health, "dev", "lo", "scope", "host"])?;
+        }
         host.ip(&[
             "link",
             "add",
@@ -163,31 +212,30 @@ impl Node {
             "dstport",
             &DEFAULT_TUNNEL_PORT.to_string(),
             "nolearning",
+            // The outer packets have no checksum, which IPv6 refuses otherwise.
+            "udp6zerocsumrx",
         ])?;
-        host.ip(&[
-            "link",
-            "set",
-            VXLAN,
-            "arp",
-            "off",
-            "mtu",
-            &MTU.to_string(),
-            "up",
-        ])?;
+        let mtu = MTU.to_string();
+        host.ip(&["link", "set", VXLAN, "arp", "off", "addrgenmode", "none"])?;
+        host.ip(&["link", "set", VXLAN, "mtu", &mtu, "up"])?;
         let mut datapath = Datapath::load(Program::ALL)?;
         datapath.set_config(Config {
             vxlan_ifindex: host.ifindex(VXLAN)?.get(),
-            tunnel_mtu: MTU - VXLAN_OVERHEAD_V4,
+            tunnel_mtu: link.tunnel_mtu(),
             native_mtu: MTU,
-            gateway_v4: gateway(n).octets(),
-            block_bits_v4: 24,
             tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
-            ..Config::default()
+            ..world::with_gateway(Config::default(), gateway_address(n), 24)
         })?;
-        datapath.set_prefix((network(n), 24), Identity::INIT, NodeId::LOCAL)?;
-        datapath.set_prefix((address(n), 32), Identity::HOST, NodeId::LOCAL)?;
-        datapath.set_prefix((gateway(n), 32), Identity::HEALTH, NodeId::LOCAL)?;
-        datapath.set_node(address(n), NodeId::LOCAL)?;
+        for family in Family::ALL {
+            for (prefix, identity) in [
+                ((network(n), 24), Identity::INIT),
+                ((node_address(n), 32), Identity::HOST),
+                ((gateway_address(n), 32), Identity::HEALTH),
+            ] {
+                datapath.set_prefix(family.prefix(prefix), identity, NodeId::LOCAL)?;
+            }
+            datapath.set_node(address(family, n), NodeId::LOCAL)?;
+        }
         namespace.run(|| {
             datapath.attach(Program::OverlayIngress, VXLAN, Ingress)?;
             datapath.attach(Program::OverlayEgress, VXLAN, Egress)
@@ -196,6 +244,8 @@ impl Node {
             n,
             namespace,
             datapath,
+            family: link.family,
+            outer: link.outer,
         })
     }
 
@@ -218,25 +268,19 @@ impl Node {
             pod.name(),
         ])?;
         host.ip(&["link", "set", &device, "up"])?;
-        let gateway = gateway(self.n).to_string();
-        pod.ip(&["addr", "add", &format!("{address}/32"), "dev", ETH0])?;
         pod.ip(&["link", "set", ETH0, "up"])?;
-        pod.ip(&["route", "add", &gateway, "dev", ETH0, "scope", "link"])?;
-        pod.ip(&["route", "add", "default", "via", &gateway])?;
         let (mac, node_mac) = (pod.mac(ETH0)?, host.mac(&device)?);
-        let text = address.to_string();
-        host.ip(&["route", "add", &text, "dev", &device, "scope", "link"])?;
-        host.ip(&[
-            "neigh",
-            "add",
-            &text,
-            "lladdr",
-            &mac_text(mac),
-            "dev",
-            &device,
-            "nud",
-            "permanent",
-        ])?;
+        for family in Family::ALL {
+            let gateway = gateway(family, self.n).to_string();
+            let own = prefix(family, (address, 32));
+            pod.ip(&["addr", "add", &own, "dev", ETH0])?;
+            pod.ip(&["route", "add", &gateway, "dev", ETH0, "scope", "link"])?;
+            pod.ip(&["route", "add", "default", "via", &gateway])?;
+            host.ip(&["route", "add", &own, "dev", &device, "scope", "link"])?;
+            let own = family.of(address).to_string();
+            let mac = mac_text(mac);
+            host.ip(&["neigh", "add", &own, "lladdr", &mac, "dev", &device])?;
+        }
         let ifindex = host.ifindex(&device)?;
         let endpoint_id = u16::from(k);
         self.datapath.set_interface(
@@ -247,22 +291,23 @@ impl Node {
                 mac,
                 node_mac,
                 v4: address.octets(),
+                v6: world::octets_v6(address),
                 ..Interface::default()
             },
         )?;
-        self.datapath.set_endpoint(
-            address,
-            Endpoint {
-                ifindex: ifindex.get(),
-                identity: identity.get(),
-                endpoint_id,
-                flags: 0,
-                mac,
-                node_mac,
-            },
-        )?;
-        self.datapath
-            .set_prefix((address, 32), identity, NodeId::LOCAL)?;
+        let endpoint = Endpoint {
+            ifindex: ifindex.get(),
+            identity: identity.get(),
+            endpoint_id,
+            flags: 0,
+            mac,
+            node_mac,
+        };
+        for family in Family::ALL {
+            let own = family.prefix((address, 32));
+            self.datapath.set_endpoint(own.0, endpoint)?;
+            self.datapath.set_prefix(own, identity, NodeId::LOCAL)?;
+        }
         let datapath = &mut self.datapath;
         host.run(|| {
             datapath.attach(Program::PodEgress, &device, Ingress)?;
@@ -270,7 +315,7 @@ impl Node {
         })?;
         Ok(Pod {
             namespace: pod,
-            address,
+            address: self.family.of(address),
             identity,
             mac,
             node_mac,
@@ -280,33 +325,39 @@ impl Node {
 
     /// Tells this node of another one, in the tunnel's form.
     pub fn know(&mut self, other: u8) -> Result<()> {
-        let data = &mut self.datapath;
-        data.set_prefix((network(other), 24), Identity::INIT, id(other))?;
-        data.set_prefix((address(other), 32), Identity::REMOTE_NODE, id(other))?;
-        data.set_prefix((gateway(other), 32), Identity::HEALTH, id(other))?;
-        data.set_node(address(other), id(other))?;
-        self.set_form(other, FORM_TUNNEL)?;
-        let own = address(self.n).to_string();
-        self.namespace.ip(&[
-            "route",
-            "add",
-            &format!("{}/24", network(other)),
-            "via",
-            &address(other).to_string(),
-            "dev",
-            VXLAN,
-            "onlink",
-            "src",
-            &own,
-            "mtu",
-            &(MTU - VXLAN_OVERHEAD_V4).to_string(),
-        ])
+        for family in Family::ALL {
+            let data = &mut self.datapath;
+            for (prefix, identity) in [
+                ((network(other), 24), Identity::INIT),
+                ((node_address(other), 32), Identity::REMOTE_NODE),
+                ((gateway_address(other), 32), Identity::HEALTH),
+            ] {
+                data.set_prefix(family.prefix(prefix), identity, id(other))?;
+            }
+            data.set_node(address(family, other), id(other))?;
+            let (to, own) = (
+                prefix(family, (network(other), 24)),
+                address(family, self.n),
+            );
+            let via = address(family, other);
+            let mtu = MTU - self.remote(other)?.overhead();
+            // A next hop of IPv6 must not have a route by another device.
+            let via = family.pick(
+                format!("via {via} dev {VXLAN} onlink"),
+                format!("dev {VXLAN}"),
+            );
+            let route = format!("route add {to} {via} src {own} mtu {mtu}");
+            let route: Vec<&str> = route.split(' ').collect();
+            self.namespace.ip(&route)?;
+        }
+        self.set_form(other, FORM_TUNNEL)
     }
 
     /// Tells this node of a pod on another one.
     pub fn know_pod(&mut self, other: u8, pod: &Pod) -> Result<()> {
+        let bits = Family::of_address(pod.address).bits();
         self.datapath
-            .set_prefix((pod.address, 32), pod.identity, id(other))
+            .set_prefix((pod.address, bits), pod.identity, id(other))
     }
 
     /// Writes the form of packets to another node. Both forms are accepted
@@ -327,32 +378,28 @@ impl Node {
     /// The entry of another node in the tunnel's form, to be written with
     /// changes.
     pub fn remote(&self, other: u8) -> Result<Remote> {
-        let hop = *IpKey::v4(address(other).octets()).addr();
+        let hop = |family| *IpKey::from(address(family, other)).addr();
+        let uplink = self.namespace.ifindex(ETH0)?.get();
         Ok(Remote {
-            tunnel_address: hop,
-            next_hop: hop,
-            ifindex: self.namespace.ifindex(ETH0)?.get(),
+            tunnel_address: hop(self.outer),
+            next_hop: hop(Family::V4),
+            next_hop_v6: hop(Family::V6),
+            address_v4: node_address(other).octets(),
+            address_v6: hop(Family::V6),
+            ifindex: uplink,
+            ifindex_v6: uplink,
             flags: Remote::ACCEPT_NATIVE,
             form: FORM_TUNNEL,
             previous_form: FORM_TUNNEL,
-            tunnel_family: FAMILY_V4,
+            tunnel_family: self.outer.tag(),
             next_hop_family: FAMILY_V4,
             ..Remote::default()
         })
     }
 
-    /// How many packets the host's stack has forwarded.
+    /// How many packets the host's stack has forwarded, of both families.
     pub fn forwarded(&self) -> Result<u64> {
-        let table = self
-            .namespace
-            .run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
-        let mut rows = table.lines().filter(|l| l.starts_with("Ip:"));
-        let (Some(names), Some(values)) = (rows.next(), rows.next()) else {
-            anyhow::bail!("no Ip rows in /proc/net/snmp");
-        };
-        let at = names.split(' ').position(|n| n == "ForwDatagrams");
-        let value = at.and_then(|i| values.split(' ').nth(i));
-        Ok(value.unwrap_or("").parse()?)
+        self.namespace.forwarded()
     }
 }
 
@@ -378,9 +425,10 @@ pub struct TwoNodes {
 }
 
 impl TwoNodes {
-    /// Makes them, in the tunnel's form.
-    pub fn new() -> Result<Self> {
-        let link = Underlay::new()?;
+    /// Makes them, in the tunnel's form. Pods speak `family`, the tunnel's outer packets
+    /// are `outer`.
+    pub fn new(family: Family, outer: Family) -> Result<Self> {
+        let link = Underlay::new(family, outer)?;
         let mut one = Node::new(&link, 1)?;
         let mut two = Node::new(&link, 2)?;
         let a = one.add_pod(1, world::identity(1000))?;
@@ -427,7 +475,7 @@ impl TwoNodes {
 pub fn exchange(
     client: &UdpSocket,
     server: &UdpSocket,
-    to: (Ipv4Addr, u16),
+    to: (IpAddr, u16),
 ) -> Result<(Vec<u8>, std::net::SocketAddr)> {
     let mut buffer = vec![0; 65_536];
     client.send_to(b"there", to)?;

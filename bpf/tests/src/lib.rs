@@ -1,4 +1,5 @@
-//! What the tests of the BPF programs share: packets ([`packet`]), the loaded
+//! What the tests of the BPF programs share: both families ([`family`]), packets
+//! ([`packet`]), the loaded
 //! object with typed maps and test runs ([`datapath`]), pings ([`echo`]), network namespaces and
 //! captures ([`netns`]), and nodes with pods made of these ([`lab`]).
 //!
@@ -15,8 +16,11 @@
 pub mod datapath;
 #[expect(unsafe_code, reason = "raw sockets")]
 pub mod echo;
+pub mod family;
 pub mod lab;
 #[expect(unsafe_code, reason = "raw sockets")]
 pub mod netns;
 pub mod packet;
+#[expect(unsafe_code, reason = "socket options")]
+pub mod socket;
 pub mod world;

@@ -38,8 +38,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one with its loopback up, forwarding, and IPv6 off (its noise is
-    /// no part of these tests).
+    /// Makes one with its loopback up and forwarding. Addresses are there at once, with
+    /// no question whether somebody else has them.
     pub fn new(role: &str) -> Result<Self> {
         SWEPT.call_once(sweep);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -48,8 +48,9 @@ impl Namespace {
         let namespace = Self { name };
         namespace.ip(&["link", "set", "lo", "up"])?;
         for (key, value) in [
-            ("ipv6/conf/all/disable_ipv6", "1"),
-            ("ipv6/conf/default/disable_ipv6", "1"),
+            ("ipv6/conf/all/accept_dad", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/all/forwarding", "1"),
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "0"),
@@ -115,6 +116,46 @@ impl Namespace {
     pub fn ifindex(&self, device: &str) -> Result<IfIndex> {
         let index = self.run(|| if_nametoindex(device).with_context(|| device.to_owned()))?;
         Ok(IfIndex::from_kernel(index))
+    }
+
+    /// How many packets its stack has forwarded, of both families.
+    pub fn forwarded(&self) -> Result<u64> {
+        let (v4, v6) = self.run(|| {
+            let read = |name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+            Ok((read("snmp")?, read("snmp6")?))
+        })?;
+        let mut rows = v4.lines().filter(|l| l.starts_with("Ip:"));
+        let (Some(names), Some(values)) = (rows.next(), rows.next()) else {
+            bail!("no Ip rows in /proc/net/snmp");
+        };
+        let at = names.split(' ').position(|n| n == "ForwDatagrams");
+        let v4: u64 = at
+            .and_then(|i| values.split(' ').nth(i))
+            .unwrap_or("")
+            .parse()?;
+        let v6 = v6
+            .lines()
+            .find_map(|l| l.strip_prefix("Ip6OutForwDatagrams"));
+        Ok(v4 + v6.unwrap_or("").trim().parse::<u64>()?)
+    }
+
+    /// Lets its stack count the UDP packets that it receives. Others tell of groups and
+    /// neighbours, without being asked.
+    pub fn count_datagrams(&self) -> Result<()> {
+        let rules = "table inet received {
+           counter datagrams {}
+           chain in { type filter hook prerouting priority raw;
+           meta l4proto udp counter name \"datagrams\"; }
+         }";
+        self.command("nft", &[rules])?;
+        Ok(())
+    }
+
+    /// How many it has received.
+    pub fn datagrams(&self) -> Result<u64> {
+        let counter = self.command("nft", &["list counter inet received datagrams"])?;
+        let mut words = counter.split_whitespace().skip_while(|w| *w != "packets");
+        Ok(words.nth(1).context("no packets in a counter")?.parse()?)
     }
 
     /// MAC of a device inside.
@@ -221,6 +262,38 @@ pub struct Raw {
 }
 
 impl Raw {
+    /// Sends one frame that says to be of another protocol than its `EtherType`: as its
+    /// `skb->protocol` says on the way out.
+    pub fn send_as(&self, protocol: u16, frame: &[u8]) -> Result<()> {
+        // SAFETY: integers only, for which zero is a value.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        let mut length = size_of_val(&address) as u32;
+        // SAFETY: a descriptor and a writable address of the size given.
+        let bound = unsafe {
+            libc::getsockname(
+                self.socket.as_raw_fd(),
+                (&raw mut address).cast(),
+                &raw mut length,
+            )
+        };
+        Errno::result(bound).context("the device of a packet socket")?;
+        address.sll_protocol = protocol.to_be();
+        // SAFETY: a descriptor, readable bytes, and an initialised address of the size
+        // given.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const address).cast(),
+                size_of_val(&address) as u32,
+            )
+        };
+        Errno::result(sent).with_context(|| format!("send a frame of {} bytes", frame.len()))?;
+        Ok(())
+    }
+
     /// Sends one frame.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         // SAFETY: a descriptor and readable bytes.

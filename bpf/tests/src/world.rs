@@ -1,12 +1,14 @@
 //! One node's view of a small cluster, for test runs: pods A and B here, C on
-//! node 2, and a node 3 that has no form yet.
+//! node 2, and a node 3 that has no form yet. All have addresses of both families: those
+//! here, and what [`Family::of`] makes of them.
 
 use crate::{
     datapath::Datapath,
+    family::Family,
     packet::{Headers, Packet},
 };
 use anyhow::Result;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT,
     address::{FAMILY_V4, IpKey},
@@ -101,12 +103,16 @@ pub const TUNNEL_MTU: u32 = 1450;
 /// Largest packet on the uplink.
 pub const NATIVE_MTU: u32 = 1500;
 
-/// [`NODE_2`]'s entry in this form.
+/// [`NODE_2`]'s entry in this form. The tunnel's outer packets are IPv4.
 pub fn remote(form: u8) -> Remote {
     Remote {
         tunnel_address: *IpKey::v4(NODE_2.octets()).addr(),
         next_hop: *IpKey::v4(NODE_2.octets()).addr(),
+        next_hop_v6: octets_v6(NODE_2),
+        address_v4: NODE_2.octets(),
+        address_v6: octets_v6(NODE_2),
         ifindex: UPLINK.get(),
+        ifindex_v6: UPLINK.get(),
         flags: if form == FORM_NATIVE {
             Remote::ACCEPT_NATIVE
         } else {
@@ -124,16 +130,54 @@ pub fn remote(form: u8) -> Remote {
     }
 }
 
+/// An entry without next hops.
+#[must_use]
+pub fn without_next_hop(entry: Remote) -> Remote {
+    Remote {
+        next_hop_family: 0,
+        ifindex_v6: 0,
+        ..entry
+    }
+}
+
+/// The IPv6 address that one of IPv4 stands for.
+pub fn octets_v6(address: Ipv4Addr) -> [u8; 16] {
+    *IpKey::from(Family::V6.of(address)).addr()
+}
+
 /// The node's configuration.
 pub fn config() -> Config {
     Config {
         vxlan_ifindex: VXLAN.get(),
         tunnel_mtu: TUNNEL_MTU,
         native_mtu: NATIVE_MTU,
-        gateway_v4: GATEWAY.octets(),
-        block_bits_v4: 24,
         tunnel_port: DEFAULT_TUNNEL_PORT.to_be_bytes(),
-        ..Config::default()
+        ..with_gateway(Config::default(), GATEWAY, 24)
+    }
+}
+
+/// A configuration with this gateway in a block of as many bits.
+#[must_use]
+pub fn with_gateway(config: Config, gateway: Ipv4Addr, bits: u8) -> Config {
+    Config {
+        gateway_v4: gateway.octets(),
+        gateway_v6: octets_v6(gateway),
+        block_bits_v4: bits,
+        block_bits_v6: if bits == 0 { 0 } else { 96 + bits },
+        ..config
+    }
+}
+
+/// What may come from pod A.
+pub fn interface() -> Interface {
+    Interface {
+        identity: A_IDENTITY.get(),
+        endpoint_id: 1,
+        mac: A_MAC,
+        node_mac: A_NODE_MAC,
+        v4: A.octets(),
+        v6: octets_v6(A),
+        ..Interface::default()
     }
 }
 
@@ -146,41 +190,33 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
 pub fn load_from(object: &[u8], programs: &[Program]) -> Result<Datapath> {
     let mut node = Datapath::load_from(object, programs)?;
     node.set_config(config())?;
-    node.set_interface(
-        A_IFINDEX,
-        Interface {
-            identity: A_IDENTITY.get(),
-            endpoint_id: 1,
-            mac: A_MAC,
-            node_mac: A_NODE_MAC,
-            v4: A.octets(),
-            ..Interface::default()
-        },
-    )?;
-    node.set_endpoint(
-        A,
-        Endpoint {
-            ifindex: A_IFINDEX.get(),
-            identity: A_IDENTITY.get(),
-            endpoint_id: 1,
-            flags: 0,
-            mac: A_MAC,
-            node_mac: A_NODE_MAC,
-        },
-    )?;
-    node.set_endpoint(
-        B,
-        Endpoint {
-            ifindex: B_IFINDEX.get(),
-            identity: B_IDENTITY.get(),
-            endpoint_id: 2,
-            flags: 0,
-            mac: B_MAC,
-            node_mac: B_NODE_MAC,
-        },
-    )?;
+    node.set_interface(A_IFINDEX, interface())?;
+    let pods = [
+        (
+            A,
+            Endpoint {
+                ifindex: A_IFINDEX.get(),
+                identity: A_IDENTITY.get(),
+                endpoint_id: 1,
+                flags: 0,
+                mac: A_MAC,
+                node_mac: A_NODE_MAC,
+            },
+        ),
+        (
+            B,
+            Endpoint {
+                ifindex: B_IFINDEX.get(),
+                identity: B_IDENTITY.get(),
+                endpoint_id: 2,
+                flags: 0,
+                mac: B_MAC,
+                node_mac: B_NODE_MAC,
+            },
+        ),
+    ];
     let net = |a, b| (Ipv4Addr::new(10, 0, a, 0), b);
-    for (prefix, identity, node_id) in [
+    let rows = [
         (net(1, 24), Identity::INIT, NodeId::LOCAL),
         (net(2, 24), Identity::INIT, ID_2),
         (net(3, 24), Identity::INIT, ID_3),
@@ -192,11 +228,17 @@ pub fn load_from(object: &[u8], programs: &[Program]) -> Result<Datapath> {
         ((A, 32), A_IDENTITY, NodeId::LOCAL),
         ((B, 32), B_IDENTITY, NodeId::LOCAL),
         ((C, 32), C_IDENTITY, ID_2),
-    ] {
-        node.set_prefix(prefix, identity, node_id)?;
-    }
-    for (address, id) in [(NODE_1, NodeId::LOCAL), (NODE_2, ID_2), (NODE_3, ID_3)] {
-        node.set_node(address, id)?;
+    ];
+    for family in Family::ALL {
+        for (address, endpoint) in pods {
+            node.set_endpoint(family.of(address), endpoint)?;
+        }
+        for (prefix, identity, node_id) in rows {
+            node.set_prefix(family.prefix(prefix), identity, node_id)?;
+        }
+        for (address, id) in [(NODE_1, NodeId::LOCAL), (NODE_2, ID_2), (NODE_3, ID_3)] {
+            node.set_node(family.of(address), id)?;
+        }
     }
     node.set_remote(ID_2, remote(FORM_TUNNEL))?;
     node.set_remote(ID_3, remote(FORM_NONE))?;
@@ -210,7 +252,7 @@ pub fn from_a(packet: Packet) -> Packet {
 }
 
 /// UDP from A to `destination`, as it leaves A.
-pub fn a_to(destination: Ipv4Addr) -> Packet {
+pub fn a_to(destination: impl Into<IpAddr>) -> Packet {
     from_a(Packet::udp((A, 1111), (destination, 2222)))
 }
 
@@ -229,8 +271,8 @@ pub fn name(outcome: u32) -> &'static str {
 ///
 /// # Panics
 ///
-/// Where the frame is not IPv4.
+/// Where the frame is not of IP.
 #[allow(clippy::expect_used, reason = "an assertion of tests")]
 pub fn headers(frame: &[u8]) -> Headers {
-    Headers::of(frame).expect("an IPv4 frame")
+    Headers::of(frame).expect("an IP frame")
 }

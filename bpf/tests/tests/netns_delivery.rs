@@ -11,7 +11,6 @@ use anyhow::{Context as _, Result, ensure};
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
-    os::fd::AsRawFd as _,
     thread,
 };
 use veer_bpf_common::{
@@ -19,14 +18,30 @@ use veer_bpf_common::{
     tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_tests::{
-    lab::{ETH0, Pod, TwoNodes, address, exchange, gateway},
+    family::Family,
+    in_and_over_both_families,
+    lab::{ETH0, MTU, Pod, SILENCE, TwoNodes, address, exchange, gateway},
     netns::{DEADLINE, await_condition},
-    packet::{Headers, Packet},
+    packet::{Complaint, Headers, Packet},
+    socket::{Discovery, never_fragment, path_mtu},
 };
 
-#[test]
-fn pods_on_one_node_reach_each_other_past_the_stack() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+in_and_over_both_families! {
+    pods_on_one_node_reach_each_other_past_the_stack,
+    the_gateway_is_the_host_side_of_the_pods_veth,
+    a_tunnelled_packet_carries_its_senders_identity,
+    a_native_packet_is_bare_on_the_wire,
+    hosts_and_pods_of_other_nodes_reach_each_other,
+    a_switch_of_the_form_under_traffic_loses_nothing,
+    a_tcp_stream_arrives_whole_with_offloads_on_and_off,
+    large_datagrams_arrive_in_fragments,
+    a_packet_too_big_for_the_tunnel_is_answered_with_the_inner_mtu,
+    a_ttl_that_ends_on_the_way_is_answered,
+    frames_cut_off_in_their_headers_end_at_the_pods_veth,
+}
+
+fn pods_on_one_node_reach_each_other_past_the_stack(family: Family, outer: Family) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     let mut at_b = lab.b.namespace.capture(ETH0)?;
     let mut veth_a = lab.one.namespace.capture(&lab.a.device)?;
     let mut veth_b = lab.one.namespace.capture(&lab.b.device)?;
@@ -55,10 +70,9 @@ fn pods_on_one_node_reach_each_other_past_the_stack() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_gateway_is_the_host_side_of_the_pods_veth() -> Result<()> {
-    let lab = TwoNodes::new()?;
-    let to = gateway(1).to_string();
+fn the_gateway_is_the_host_side_of_the_pods_veth(family: Family, outer: Family) -> Result<()> {
+    let lab = TwoNodes::new(family, outer)?;
+    let to = gateway(family, 1).to_string();
     lab.a.namespace.command("ping", &["-c1", "-W2", &to])?;
     let neighbours = lab.a.namespace.command("ip", &["neigh", "show", &to])?;
     let mac = lab.a.node_mac.map(|b| format!("{b:02x}")).join(":");
@@ -66,9 +80,8 @@ fn the_gateway_is_the_host_side_of_the_pods_veth() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_tunnelled_packet_carries_its_senders_identity() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn a_tunnelled_packet_carries_its_senders_identity(family: Family, outer: Family) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     let mut wire = lab.two.namespace.capture(ETH0)?;
     let mut at_c = lab.c.namespace.capture(ETH0)?;
     let mut veth_c = lab.two.namespace.capture(&lab.c.device)?;
@@ -84,8 +97,11 @@ fn a_tunnelled_packet_carries_its_senders_identity() -> Result<()> {
         let inner = Headers::of(inner).filter(|i| i.source == from)?;
         Some((outer, vni, inner))
     };
-    let (outer, vni, inner) = wire.wait(|f| tunnelled(f, a))?;
-    assert_eq!((outer.source, outer.destination), (address(1), address(2)));
+    let (seen, vni, inner) = wire.wait(|f| tunnelled(f, a))?;
+    assert_eq!(
+        (seen.source, seen.destination),
+        (address(outer, 1), address(outer, 2))
+    );
     assert_eq!((vni, inner.ttl), (lab.a.identity.into(), 64));
     assert_eq!(
         (inner.source_mac, inner.destination_mac),
@@ -104,9 +120,8 @@ fn a_tunnelled_packet_carries_its_senders_identity() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_native_packet_is_bare_on_the_wire() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn a_native_packet_is_bare_on_the_wire(family: Family, outer: Family) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     lab.set_form(FORM_NATIVE)?;
     let macs = (lab.one.namespace.mac(ETH0)?, lab.two.namespace.mac(ETH0)?);
     let mut wire = lab.two.namespace.capture(ETH0)?;
@@ -129,17 +144,16 @@ fn a_native_packet_is_bare_on_the_wire() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn hosts_and_pods_of_other_nodes_reach_each_other() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn hosts_and_pods_of_other_nodes_reach_each_other(family: Family, outer: Family) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     for form in [FORM_TUNNEL, FORM_NATIVE] {
         lab.set_form(form)?;
         for (from, to) in [
             (&lab.one.namespace, lab.c.address),
-            (&lab.c.namespace, address(1)),
+            (&lab.c.namespace, address(family, 1)),
             (&lab.one.namespace, lab.a.address),
-            (&lab.a.namespace, address(1)),
-            (&lab.a.namespace, address(2)),
+            (&lab.a.namespace, address(family, 1)),
+            (&lab.a.namespace, address(family, 2)),
         ] {
             from.command("ping", &["-c1", "-W2", &to.to_string()])
                 .with_context(|| format!("form {form}"))?;
@@ -148,10 +162,9 @@ fn hosts_and_pods_of_other_nodes_reach_each_other() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_switch_of_the_form_under_traffic_loses_nothing() -> Result<()> {
+fn a_switch_of_the_form_under_traffic_loses_nothing(family: Family, outer: Family) -> Result<()> {
     const PACKETS: u32 = 20_000;
-    let mut lab = TwoNodes::new()?;
+    let mut lab = TwoNodes::new(family, outer)?;
     let (client, server) = (lab.a.udp(1111)?, lab.c.udp(2222)?);
     nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &(32 << 20))?;
     // Neighbours are known before the clock runs.
@@ -227,9 +240,11 @@ fn stream(from: &Pod, to: &Pod) -> Result<()> {
     })
 }
 
-#[test]
-fn a_tcp_stream_arrives_whole_with_offloads_on_and_off() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn a_tcp_stream_arrives_whole_with_offloads_on_and_off(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     for offloads in ["on", "off"] {
         let features = ["tx", "rx", "tso", "gso", "gro"];
         for pod in [&lab.a, &lab.b, &lab.c] {
@@ -249,9 +264,8 @@ fn a_tcp_stream_arrives_whole_with_offloads_on_and_off() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn large_datagrams_arrive_in_fragments() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn large_datagrams_arrive_in_fragments(family: Family, outer: Family) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     let datagram: Vec<u8> = (0..6000u32).map(|i| i as u8).collect();
     let client = lab.a.udp(1111)?;
     let servers = [lab.b.udp(2222)?, lab.c.udp(2222)?];
@@ -259,47 +273,48 @@ fn large_datagrams_arrive_in_fragments() -> Result<()> {
     for form in [FORM_TUNNEL, FORM_NATIVE] {
         lab.set_form(form)?;
         for (server, to) in servers.iter().zip([lab.b.address, lab.c.address]) {
-            client.send_to(&datagram, (to, 2222))?;
-            let (n, _) = server
-                .recv_from(&mut buffer)
-                .with_context(|| format!("to {to}\n{}", lab.counted().unwrap_or_default()))?;
+            // A sender of IPv6 has to learn from a lost one what the path takes.
+            server.set_read_timeout(Some(family.pick(DEADLINE, SILENCE)))?;
+            let n = await_condition(
+                &format!("a datagram to {to} arrives"),
+                || {
+                    client.send_to(&datagram, (to, 2222))?;
+                    let received = server.recv(&mut buffer);
+                    ensure!(
+                        family == Family::V6 || received.is_ok(),
+                        "it did not arrive"
+                    );
+                    Ok(received.ok())
+                },
+                String::new,
+            )
+            .with_context(|| lab.counted().unwrap_or_default())?;
             assert!(buffer[..n] == datagram, "to {to}: other bytes arrived");
         }
     }
     Ok(())
 }
 
-#[test]
-fn a_packet_too_big_for_the_tunnel_is_answered_with_the_inner_mtu() -> Result<()> {
-    use nix::{
-        libc::{IP_MTU_DISCOVER, IP_PMTUDISC_DO, IPPROTO_IP, setsockopt},
-        sys::socket::{getsockopt, sockopt::IpMtu},
-    };
-    let mut lab = TwoNodes::new()?;
+fn a_packet_too_big_for_the_tunnel_is_answered_with_the_inner_mtu(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
+    let mtu = lab.link.tunnel_mtu();
+    let to = lab.c.address;
+    // Behind the headers of IP and UDP.
+    let payload = |packet: u32| vec![7; packet as usize - family.header_length() - 8];
     let client = lab.a.udp(1111)?;
-    client.connect((lab.c.address, 2222))?;
-    let fd = client.as_raw_fd();
-    let value = IP_PMTUDISC_DO;
-    let size = size_of_val(&value) as u32;
-    // SAFETY: a descriptor and an integer of the size given.
-    let set = unsafe {
-        setsockopt(
-            fd,
-            IPPROTO_IP,
-            IP_MTU_DISCOVER,
-            (&raw const value).cast(),
-            size,
-        )
-    };
-    nix::errno::Errno::result(set)?;
-    client.send(&[0; 1472])?;
+    client.connect((to, 2222))?;
+    never_fragment(&client, family, Discovery::Learn)?;
+    client.send(&payload(MTU))?;
     await_condition(
-        "the pod learns the inner MTU of 1450",
-        || Ok((getsockopt(&client, IpMtu)? == 1450).then_some(())),
+        "the pod learns the inner MTU",
+        || Ok((path_mtu(&client, to)? == mtu).then_some(())),
         || {
             format!(
                 "it has {:?}; {}",
-                getsockopt(&client, IpMtu),
+                path_mtu(&client, to),
                 lab.counted().unwrap_or_default()
             )
         },
@@ -307,14 +322,13 @@ fn a_packet_too_big_for_the_tunnel_is_answered_with_the_inner_mtu() -> Result<()
     let server = lab.c.udp(2222)?;
     // The error of the first packet waits in the socket.
     let _ = client.take_error()?;
-    client.send(&[7; 1422])?;
-    assert_eq!(server.recv(&mut [0; 2000])?, 1422);
+    client.send(&payload(mtu))?;
+    assert_eq!(server.recv(&mut [0; 2000])?, payload(mtu).len());
     Ok(())
 }
 
-#[test]
-fn a_ttl_that_ends_on_the_way_is_answered() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn a_ttl_that_ends_on_the_way_is_answered(family: Family, outer: Family) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     for form in [FORM_TUNNEL, FORM_NATIVE] {
         lab.set_form(form)?;
         let mut at_a = lab.a.namespace.capture(ETH0)?;
@@ -325,9 +339,11 @@ fn a_ttl_that_ends_on_the_way_is_answered() -> Result<()> {
             lab.a.namespace.raw(ETH0)?.send(&packet.frame())?;
             // Time exceeded, about a packet to `to`.
             let exceeded = |f: &[u8]| {
-                let seen = Headers::of(f).filter(|s| s.protocol == 1)?;
-                let about = f.get(seen.transport_at + 24..seen.transport_at + 28)?;
-                (f[seen.transport_at] == 11 && about == to.octets()).then_some(())
+                let seen = Headers::of(f)?;
+                let about = f.get(seen.transport_at + 8..)?;
+                let about = Headers::of(&[&f[..14], about].concat())?;
+                let exceeded = Complaint::TimeExceeded.numbers(family);
+                (seen.icmp() == Some(exceeded) && about.destination == to).then_some(())
             };
             at_a.wait(exceeded)
                 .with_context(|| format!("form {form}, to {to}"))
@@ -337,9 +353,11 @@ fn a_ttl_that_ends_on_the_way_is_answered() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn frames_cut_off_in_their_headers_end_at_the_pods_veth() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn frames_cut_off_in_their_headers_end_at_the_pods_veth(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let mut lab = TwoNodes::new(family, outer)?;
     let frame = Packet::udp((lab.a.address, 1), (lab.b.address, 2))
         .macs(lab.a.mac, lab.a.node_mac)
         .payload(Vec::new())

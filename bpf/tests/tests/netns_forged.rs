@@ -11,7 +11,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 use veer_bpf_common::{
@@ -21,11 +21,26 @@ use veer_bpf_common::{
     tables::Remote,
 };
 use veer_bpf_tests::{
+    family::Family,
+    in_and_over_both_families, in_both_families,
     lab::{ETH0, Node, Pod, Underlay, address, gateway, id},
     netns::{Namespace, Raw},
-    packet::{Packet, tagged},
+    packet::{
+        Packet, tagged,
+        tags::{NESTED, PRIORITY, UNTAGGED, VLAN},
+    },
     world::identity,
 };
+
+in_and_over_both_families! {
+    no_forged_source_comes_out_of_the_tunnel,
+}
+
+in_both_families! {
+    no_forged_source_passes_the_uplink,
+    what_may_come_bare_does_so_with_and_without_a_priority_tag,
+    no_forged_source_leaves_a_pod,
+}
 
 /// Packets of each kind to each destination.
 const MANY: usize = 10_000;
@@ -36,30 +51,15 @@ const BURST: usize = 100;
 /// How long a burst may take on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+const REMOTE_POD: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 11);
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 const NODE_PORT: u16 = 30_080;
 const PORT: u16 = 2222;
 
-/// Tags as they are on the wire: type and what follows it.
-const PRIORITY: [&[[u8; 4]]; 3] = [
-    &[[0x81, 0, 0, 0]],
-    &[[0x81, 0, 0xe0, 0]],
-    &[[0x88, 0xa8, 0, 0]],
-];
-/// A priority tag behind a priority tag.
-const NESTED: [&[[u8; 4]]; 3] = [
-    &[[0x81, 0, 0, 0], [0x81, 0, 0, 0]],
-    &[[0x88, 0xa8, 0, 0], [0x81, 0, 0x20, 0]],
-    &[[0x81, 0, 0, 0], [0x81, 0, 0, 0], [0x81, 0, 0, 0]],
-];
-/// Tags of a VLAN that no device here is of.
-const VLAN: [&[[u8; 4]]; 2] = [&[[0x81, 0, 0, 5]], &[[0x81, 0, 0, 0], [0x81, 0, 0, 5]]];
-const UNTAGGED: [&[[u8; 4]]; 1] = [&[]];
-
 /// Where packets go: what it is called, address and port.
-type Destination = (&'static str, Ipv4Addr, u16);
+type Destination = (&'static str, IpAddr, u16);
 
 /// Node 1 with pods A and B behind a Service, node 2 of which it only knows, and
 /// somebody on the link between them.
@@ -68,47 +68,50 @@ struct World {
     a: Pod,
     b: Pod,
     intruder: Namespace,
-    _link: Underlay,
+    link: Underlay,
 }
 
 impl World {
-    fn new() -> Result<Self> {
-        let link = Underlay::new()?;
+    fn new(family: Family, outer: Family) -> Result<Self> {
+        let link = Underlay::new(family, outer)?;
         let mut one = Node::new(&link, 1)?;
         let a = one.add_pod(1, identity(1000))?;
         let b = one.add_pod(2, identity(2000))?;
         one.know(2)?;
         one.know(3)?;
         one.datapath
-            .set_prefix((remote_pod(), 32), identity(3000), id(2))?;
+            .set_prefix(family.prefix((REMOTE_POD, 32)), identity(3000), id(2))?;
         // All pods' addresses of the cluster.
         let cluster = (Ipv4Addr::new(10, 0, 0, 0), 16);
         one.datapath
-            .set_prefix(cluster, Identity::UNMANAGED, NodeId::NONE)?;
+            .set_prefix(family.prefix(cluster), Identity::UNMANAGED, NodeId::NONE)?;
         let intruder = link.join(9, "intruder")?;
         // It answers nothing, whatever reaches it.
         intruder.sysctl("ipv4/ip_forward", "0")?;
-        let out = WORLD.to_string();
+        intruder.sysctl("ipv6/conf/all/forwarding", "0")?;
+        let out = family.of(WORLD).to_string();
         let host = &one.namespace;
-        host.ip(&["route", "add", &out, "via", &address(9).to_string()])?;
-        let to = format!("dnat to {}:{PORT}", b.address);
+        host.ip(&["route", "add", &out, "via", &address(family, 9).to_string()])?;
+        let to = format!("dnat to {}", SocketAddr::new(b.address, PORT));
+        let ip = family.pick("ip", "ip6");
+        let cluster_ip = family.of(CLUSTER_IP);
         let rules = format!(
-            "table ip test {{
+            "table {ip} test {{
                chain in {{ type nat hook prerouting priority dstnat;
-               ip daddr {CLUSTER_IP} udp dport 80 {to};
-               ip daddr {} udp dport {NODE_PORT} {to}; }}
+               {ip} daddr {cluster_ip} udp dport 80 {to};
+               {ip} daddr {} udp dport {NODE_PORT} {to}; }}
              }}",
-            address(1)
+            address(family, 1)
         );
         host.command("nft", &[&rules])?;
-        count(host)?;
-        count(&b.namespace)?;
+        host.count_datagrams()?;
+        b.namespace.count_datagrams()?;
         Ok(Self {
             one,
             a,
             b,
             intruder,
-            _link: link,
+            link,
         })
     }
 
@@ -124,37 +127,32 @@ impl World {
     }
 
     fn destinations(&self) -> [Destination; 6] {
+        let family = self.link.family;
         [
             ("a pod", self.b.address, PORT),
-            ("the node", address(1), 9),
-            ("a ClusterIP", CLUSTER_IP, 80),
-            ("a NodePort", address(1), NODE_PORT),
-            ("the world", WORLD, 9),
-            ("a pod elsewhere", Ipv4Addr::new(10, 0, 3, 30), 9),
+            ("the node", address(family, 1), 9),
+            ("a ClusterIP", family.of(CLUSTER_IP), 80),
+            ("a NodePort", address(family, 1), NODE_PORT),
+            ("the world", family.of(WORLD), 9),
+            ("a pod elsewhere", family.of(Ipv4Addr::new(10, 0, 3, 30)), 9),
         ]
     }
 
-    /// Frames to node 1 from these sources with these tags, all combinations.
+    /// Frames from the link to node 1.
     fn frames(
         &self,
-        sources: &[Ipv4Addr],
+        sources: &[IpAddr],
         to: Destination,
         tags: &[&[[u8; 4]]],
     ) -> Result<Vec<Vec<u8>>> {
-        let (from, node) = (self.intruder.mac(ETH0)?, self.one.namespace.mac(ETH0)?);
-        let mut frames = Vec::new();
-        for source in sources {
-            for tag in tags {
-                let packet = Packet::udp((*source, 1111), (to.1, to.2)).macs(from, node);
-                frames.push(tagged(&packet.frame(), tag));
-            }
-        }
-        Ok(frames)
+        let macs = (self.intruder.mac(ETH0)?, self.one.namespace.mac(ETH0)?);
+        Ok(combined(sources, to, tags, macs))
     }
 
     /// UDP packets that node 1's stack and pod B's have received.
     fn received(&self) -> Result<(u64, u64)> {
-        Ok((received(&self.one.namespace)?, received(&self.b.namespace)?))
+        let (node, pod) = (&self.one.namespace, &self.b.namespace);
+        Ok((node.datagrams()?, pod.datagrams()?))
     }
 
     /// Sends frames from `wire` in turn, `count` in all, and waits until `program`
@@ -227,48 +225,45 @@ impl World {
     }
 }
 
-fn remote_pod() -> Ipv4Addr {
-    Ipv4Addr::new(10, 0, 2, 11)
-}
-
-/// Lets a stack count the UDP packets that it receives. All packets here are such; the
-/// kernels also tell each other of which groups they are.
-fn count(namespace: &Namespace) -> Result<()> {
-    let rules = "table ip received {
-       counter datagrams {}
-       chain in { type filter hook prerouting priority raw;
-       meta l4proto udp counter name \"datagrams\"; }
-     }";
-    namespace.command("nft", &[rules])?;
-    Ok(())
-}
-
-/// How many it has received.
-fn received(namespace: &Namespace) -> Result<u64> {
-    let counter = namespace.command("nft", &["list counter ip received datagrams"])?;
-    let mut words = counter.split_whitespace().skip_while(|w| *w != "packets");
-    Ok(words.nth(1).context("no packets in a counter")?.parse()?)
+/// Frames from these sources with these tags, all combinations.
+fn combined(
+    sources: &[IpAddr],
+    to: Destination,
+    tags: &[&[[u8; 4]]],
+    (from, via): ([u8; 6], [u8; 6]),
+) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    for source in sources {
+        for tag in tags {
+            let packet = Packet::udp((*source, 1111), (to.1, to.2)).macs(from, via);
+            frames.push(tagged(&packet.frame(), tag));
+        }
+    }
+    frames
 }
 
 fn refused_by_uplink(reason: DropReason) -> (Program, u32) {
     (Program::UplinkIngress, reason as u32)
 }
 
-#[test]
-fn no_forged_source_passes_the_uplink() -> Result<()> {
-    let mut world = World::new()?;
+fn no_forged_source_passes_the_uplink(family: Family) -> Result<()> {
+    let mut world = World::new(family, Family::V4)?;
     let elsewhere = [
-        remote_pod(),
+        family.of(REMOTE_POD),
         // In a node's block, but no pod's.
-        Ipv4Addr::new(10, 0, 2, 200),
-        gateway(2),
-        Ipv4Addr::new(10, 0, 3, 1),
+        family.of(Ipv4Addr::new(10, 0, 2, 200)),
+        gateway(family, 2),
+        family.of(Ipv4Addr::new(10, 0, 3, 1)),
     ];
     // In no node's block.
-    let nowhere = [Ipv4Addr::new(10, 0, 77, 7)];
-    let own = [world.a.address, Ipv4Addr::new(10, 0, 1, 200), gateway(1)];
-    let here = [address(1)];
-    let nodes = [address(2), address(3)];
+    let nowhere = [family.of(Ipv4Addr::new(10, 0, 77, 7))];
+    let own = [
+        world.a.address,
+        family.of(Ipv4Addr::new(10, 0, 1, 200)),
+        gateway(family, 1),
+    ];
+    let here = [address(family, 1)];
+    let nodes = [address(family, 2), address(family, 3)];
     let refused = DropReason::NativeNotAccepted;
     let from_outside = DropReason::OwnSourceFromOutside;
     let like_untagged = [
@@ -303,7 +298,14 @@ fn no_forged_source_passes_the_uplink() -> Result<()> {
                 }
             }
             // Whatever the source, the kernel would go on to what is behind two tags.
-            let all = [&elsewhere[..], &nowhere, &own, &nodes, &[STRANGER]].concat();
+            let all = [
+                &elsewhere[..],
+                &nowhere,
+                &own,
+                &nodes,
+                &[family.of(STRANGER)],
+            ]
+            .concat();
             for (how, tags, outcome) in [
                 ("nested", &NESTED[..], DropReason::UnsupportedL3 as u32),
                 // No device is of that VLAN: the stack does not take them.
@@ -319,20 +321,19 @@ fn no_forged_source_passes_the_uplink() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_may_come_bare_does_so_with_and_without_a_priority_tag() -> Result<()> {
-    let mut world = World::new()?;
+fn what_may_come_bare_does_so_with_and_without_a_priority_tag(family: Family) -> Result<()> {
+    let mut world = World::new(family, Family::V4)?;
     let (pass, deliver) = (Verdict::Pass as u32, Verdict::Deliver as u32);
-    let pods = [remote_pod(), gateway(2)];
+    let pods = [family.of(REMOTE_POD), gateway(family, 2)];
     let to = world.destinations();
     let (pod, node_port) = (to[0], to[3]);
     for (accepted, sources, to, outcome) in [
         (true, &pods[..], pod, deliver),
         (true, &pods[..1], node_port, pass),
-        (true, &[address(2)], pod, deliver),
-        (false, &[address(2)], node_port, pass),
-        (false, &[STRANGER], node_port, pass),
-        (true, &[STRANGER], node_port, pass),
+        (true, &[address(family, 2)], pod, deliver),
+        (false, &[address(family, 2)], node_port, pass),
+        (false, &[family.of(STRANGER)], node_port, pass),
+        (true, &[family.of(STRANGER)], node_port, pass),
     ] {
         world.accept_native(accepted)?;
         for tags in [&UNTAGGED[..], &PRIORITY[..]] {
@@ -357,32 +358,24 @@ fn what_may_come_bare_does_so_with_and_without_a_priority_tag() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn no_forged_source_leaves_a_pod() -> Result<()> {
-    let mut world = World::new()?;
+fn no_forged_source_leaves_a_pod(family: Family) -> Result<()> {
+    let mut world = World::new(family, Family::V4)?;
     let forged = [
         world.b.address,
-        remote_pod(),
-        Ipv4Addr::new(10, 0, 1, 200),
-        Ipv4Addr::new(10, 0, 77, 7),
-        gateway(1),
-        gateway(2),
-        address(1),
-        address(2),
-        STRANGER,
-        Ipv4Addr::UNSPECIFIED,
+        family.of(REMOTE_POD),
+        family.of(Ipv4Addr::new(10, 0, 1, 200)),
+        family.of(Ipv4Addr::new(10, 0, 77, 7)),
+        gateway(family, 1),
+        gateway(family, 2),
+        address(family, 1),
+        address(family, 2),
+        family.of(STRANGER),
+        family.of(Ipv4Addr::UNSPECIFIED),
     ];
     let wire = world.a.namespace.raw(ETH0)?;
     let (own, mac, node_mac) = (world.a.address, world.a.mac, world.a.node_mac);
-    let frames = |sources: &[Ipv4Addr], to: Destination, tags: &[&[[u8; 4]]], mac| {
-        let mut frames = Vec::new();
-        for source in sources {
-            for tag in tags {
-                let packet = Packet::udp((*source, 1111), (to.1, to.2)).macs(mac, node_mac);
-                frames.push(tagged(&packet.frame(), tag));
-            }
-        }
-        frames
+    let frames = |sources: &[IpAddr], to, tags: &[&[[u8; 4]]], mac| {
+        combined(sources, to, tags, (mac, node_mac))
     };
     for to in world.destinations() {
         let tags = [&PRIORITY[..], &NESTED, &VLAN].concat();
@@ -411,49 +404,62 @@ fn no_forged_source_leaves_a_pod() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn no_forged_source_comes_out_of_the_tunnel() -> Result<()> {
-    let mut world = World::new()?;
+fn no_forged_source_comes_out_of_the_tunnel(family: Family, outer: Family) -> Result<()> {
+    let mut world = World::new(family, outer)?;
     let wire = world.intruder.raw(ETH0)?;
     let (from, node) = (world.intruder.mac(ETH0)?, world.one.namespace.mac(ETH0)?);
-    let tunnel = |outer: Ipv4Addr, vni: Identity, inner: &[u8]| {
-        Packet::vxlan(outer, address(1), vni, inner)
+    let tunnel = |from_outside: IpAddr, vni: Identity, inner: &[u8]| {
+        Packet::vxlan(from_outside, address(outer, 1), vni, inner)
             .macs(from, node)
             .frame()
     };
     let elsewhere = [
-        Ipv4Addr::new(10, 0, 3, 30),
-        gateway(3),
-        address(3),
-        Ipv4Addr::new(10, 0, 77, 7),
+        family.of(Ipv4Addr::new(10, 0, 3, 30)),
+        gateway(family, 3),
+        address(family, 3),
+        family.of(Ipv4Addr::new(10, 0, 77, 7)),
         world.a.address,
-        gateway(1),
-        address(1),
-        STRANGER,
+        gateway(family, 1),
+        address(family, 1),
+        family.of(STRANGER),
     ];
     let not_there = DropReason::TunnelSourceNotOnNode;
     for to in world.destinations() {
-        let inner = |source: Ipv4Addr, tag: &[[u8; 4]]| {
+        let inner = |source: IpAddr, tag: &[[u8; 4]]| {
             let packet = Packet::udp((source, 1111), (to.1, to.2)).macs(from, node);
             tagged(&packet.frame(), tag)
         };
         let of_others: Vec<_> = elsewhere
             .iter()
-            .map(|s| tunnel(address(2), identity(3000), &inner(*s, &[])))
+            .map(|s| tunnel(address(outer, 2), identity(3000), &inner(*s, &[])))
             .collect();
         let tags = [&PRIORITY[..], &NESTED, &VLAN].concat();
         let inner_tags: Vec<_> = tags
             .iter()
-            .map(|tag| tunnel(address(2), identity(3000), &inner(remote_pod(), tag)))
+            .map(|tag| {
+                tunnel(
+                    address(outer, 2),
+                    identity(3000),
+                    &inner(family.of(REMOTE_POD), tag),
+                )
+            })
             .collect();
         let strangers = [
-            tunnel(STRANGER, identity(3000), &inner(remote_pod(), &[])),
-            tunnel(remote_pod(), identity(3000), &inner(remote_pod(), &[])),
+            tunnel(
+                outer.of(STRANGER),
+                identity(3000),
+                &inner(family.of(REMOTE_POD), &[]),
+            ),
+            tunnel(
+                outer.of(REMOTE_POD),
+                identity(3000),
+                &inner(family.of(REMOTE_POD), &[]),
+            ),
         ];
         let reserved = [tunnel(
-            address(2),
+            address(outer, 2),
             Identity::HOST,
-            &inner(remote_pod(), &[]),
+            &inner(family.of(REMOTE_POD), &[]),
         )];
         for (what, frames, program, reason) in [
             (

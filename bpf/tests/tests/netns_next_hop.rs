@@ -9,31 +9,41 @@ use veer_bpf_common::{
     tables::{FORM_NATIVE, Heartbeat, Remote},
 };
 use veer_bpf_tests::{
-    lab::{ETH0, TwoNodes, address, id},
+    family::Family,
+    in_both_families,
+    lab::{ETH0, TwoNodes, address, id, prefix},
     packet::Headers,
-    world::now,
+    world::{now, octets_v6},
 };
+
+in_both_families! {
+    a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long,
+}
 
 /// Where node 2 is now: behind a router.
 const BEHIND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const OLD_ROUTER: u8 = 8;
 const NEW_ROUTER: u8 = 9;
 
-#[test]
-fn a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn a_changed_gateway_is_followed_when_the_agent_has_been_dead_for_long(
+    family: Family,
+) -> Result<()> {
+    let mut lab = TwoNodes::new(family, Family::V4)?;
     let old = lab.link.join(OLD_ROUTER, "old")?;
     let new = lab.link.join(NEW_ROUTER, "new")?;
+    let hop = |family| *IpKey::from(address(family, OLD_ROUTER)).addr();
     let entry = Remote {
         form: FORM_NATIVE,
         tunnel_address: *IpKey::v4(BEHIND.octets()).addr(),
         address_v4: BEHIND.octets(),
-        next_hop: *IpKey::v4(address(OLD_ROUTER).octets()).addr(),
+        address_v6: octets_v6(BEHIND),
+        next_hop: hop(Family::V4),
+        next_hop_v6: hop(Family::V6),
         ..lab.one.remote(2)?
     };
     lab.one.datapath.set_remote(id(2), entry)?;
-    let to = format!("{BEHIND}/32");
-    let via = address(NEW_ROUTER).to_string();
+    let to = prefix(family, (BEHIND, 32));
+    let via = address(family, NEW_ROUTER).to_string();
     lab.one
         .namespace
         .ip(&["route", "add", &to, "via", &via, "dev", ETH0])?;

@@ -5,7 +5,7 @@
 #![allow(clippy::too_many_lines, reason = "tables")]
 
 use anyhow::{Context as _, Result};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT,
     identity::{Identity, Vni},
@@ -13,13 +13,26 @@ use veer_bpf_common::{
     tables::FlowEntry,
 };
 use veer_bpf_tests::{
-    datapath::flow_key,
-    lab::{ETH0, Node, Pod, SILENCE, Underlay, address, gateway, id},
+    family::Family,
+    in_and_over_both_families,
+    lab::{ETH0, Node, Pod, SILENCE, Underlay, address, any, gateway, id},
     netns::{DEADLINE, Namespace, await_condition},
     packet::{Headers, Packet, SYN, arp, vxlan_payload},
     world::{identity, name},
 };
 
+in_and_over_both_families! {
+    only_what_a_node_can_have_sent_is_believed,
+    the_tunnel_device_refuses_a_stranger_by_itself,
+    a_vni_grants_nothing_and_a_wrong_one_is_counted,
+    what_is_refused_does_not_arrive,
+    delivery_from_the_tunnel_is_one_hop_and_for_this_host,
+    a_recorded_flow_goes_up_and_a_new_connection_ends_its_entry,
+    xdp_drops_the_stranger_before_tc_sees_it,
+}
+
+/// The pod on node 1, as [`Lab::b`].
+const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 12);
 /// A pod that exists only as a row: on node 2.
 const C: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 20);
 const C_IDENTITY: Identity = identity(3000);
@@ -32,7 +45,7 @@ const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// Node 1 with pod B; node 2 is a namespace without programs, whose tunnel
 /// packets the tests write; the stranger is no node.
 struct Lab {
-    _link: Underlay,
+    link: Underlay,
     node: Node,
     b: Pod,
     two: Namespace,
@@ -40,21 +53,26 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Result<Self> {
-        Self::with(Node::new)
+    fn new(family: Family, outer: Family) -> Result<Self> {
+        Self::with(family, outer, Node::new)
     }
 
-    fn with(node: impl FnOnce(&Underlay, u8) -> Result<Node>) -> Result<Self> {
-        let link = Underlay::new()?;
+    fn with(
+        family: Family,
+        outer: Family,
+        node: impl FnOnce(&Underlay, u8) -> Result<Node>,
+    ) -> Result<Self> {
+        let link = Underlay::new(family, outer)?;
         let mut node = node(&link, 1)?;
         let b = node.add_pod(2, identity(2000))?;
         let two = link.join(2, "two")?;
         let stranger = link.join(66, "stranger")?;
         node.know(2)?;
         node.know(3)?;
-        node.datapath.set_prefix((C, 32), C_IDENTITY, id(2))?;
+        node.datapath
+            .set_prefix(family.prefix((C, 32)), C_IDENTITY, id(2))?;
         Ok(Self {
-            _link: link,
+            link,
             node,
             b,
             two,
@@ -62,7 +80,7 @@ impl Lab {
         })
     }
 
-    fn udp(&self, source: Ipv4Addr) -> Packet {
+    fn udp(&self, source: impl Into<IpAddr>) -> Packet {
         Packet::udp((source, 5), (self.b.address, 6))
     }
 
@@ -81,7 +99,7 @@ impl Lab {
         } else {
             &self.stranger
         };
-        send(from, vni, inner)?;
+        send(from, self.link.outer, vni, inner)?;
         let data = &mut self.node.datapath;
         let counted = await_condition(
             what,
@@ -96,26 +114,25 @@ impl Lab {
 }
 
 /// Sends a tunnel packet to node 1 from an ordinary socket.
-fn send(from: &Namespace, vni: impl Into<Vni>, inner: &[u8]) -> Result<()> {
-    let socket = from.run(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?))?;
-    let to = (address(1), DEFAULT_TUNNEL_PORT);
+fn send(from: &Namespace, outer: Family, vni: impl Into<Vni>, inner: &[u8]) -> Result<()> {
+    let to = (address(outer, 1), DEFAULT_TUNNEL_PORT);
+    let socket = from.run(|| Ok(UdpSocket::bind((any(to.0), 0))?))?;
     socket.send_to(&vxlan_payload(vni, inner), to)?;
     Ok(())
 }
 
-#[test]
-fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
-    let mut lab = Lab::new()?;
+fn only_what_a_node_can_have_sent_is_believed(family: Family, outer: Family) -> Result<()> {
+    let mut lab = Lab::new(family, outer)?;
     let overlay = |reason: DropReason| (Program::OverlayIngress, reason as u32);
     let uplink = |reason: DropReason| (Program::UplinkIngress, reason as u32);
     let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
     let to_stack = (Program::OverlayIngress, Verdict::ToStack as u32);
     let b = lab.b.address;
     let good = lab.udp(C).frame();
-    let to = |destination| Packet::udp((C, 5), (destination, 6)).frame();
+    let to = |destination| Packet::udp((family.of(C), 5), (destination, 6)).frame();
     let mut cut = lab.udp(C).frame();
-    cut.truncate(14 + 20 + 7);
-    let node_2 = lab.udp(address(2)).frame();
+    cut.truncate(14 + family.header_length() + 7);
+    let node_2 = lab.udp(address(family, 2)).frame();
     for (what, from, vni, inner, expected) in [
         (
             "a pod of the node",
@@ -142,35 +159,35 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
             "a probe",
             "node",
             Vni::from(Identity::REMOTE_NODE),
-            Packet::echo(gateway(2), gateway(1), 1).frame(),
+            Packet::echo(gateway(family, 2), gateway(family, 1), 1).frame(),
             to_stack,
         ),
         (
             "a probe to a pod",
             "node",
             Vni::from(Identity::REMOTE_NODE),
-            lab.udp(gateway(2)).frame(),
+            lab.udp(gateway(family, 2)).frame(),
             deliver,
         ),
         (
             "the health address of another node",
             "node",
             Vni::from(Identity::REMOTE_NODE),
-            Packet::echo(gateway(3), gateway(1), 1).frame(),
+            Packet::echo(gateway(family, 3), gateway(family, 1), 1).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "our own health address",
             "node",
             Vni::from(Identity::REMOTE_NODE),
-            Packet::echo(gateway(1), gateway(1), 1).frame(),
+            Packet::echo(gateway(family, 1), gateway(family, 1), 1).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
             "a health address as a pod",
             "node",
             Vni::from(C_IDENTITY),
-            Packet::echo(gateway(2), gateway(1), 1).frame(),
+            Packet::echo(gateway(family, 2), gateway(family, 1), 1).frame(),
             overlay(DropReason::ReservedVni),
         ),
         (
@@ -191,21 +208,21 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
             "to the node",
             "node",
             Vni::from(C_IDENTITY),
-            to(address(1)),
+            to(address(family, 1)),
             to_stack,
         ),
         (
             "to the gateway",
             "node",
             Vni::from(C_IDENTITY),
-            to(gateway(1)),
+            to(gateway(family, 1)),
             to_stack,
         ),
         (
             "to an address of no pod",
             "node",
             Vni::from(C_IDENTITY),
-            to(Ipv4Addr::new(10, 0, 1, 99)),
+            to(family.of(Ipv4Addr::new(10, 0, 1, 99))),
             overlay(DropReason::NoSuchEndpoint),
         ),
         (
@@ -226,7 +243,7 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
             "another node",
             "node",
             Vni::from(Identity::REMOTE_NODE),
-            lab.udp(address(3)).frame(),
+            lab.udp(address(family, 3)).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
@@ -240,7 +257,7 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
             "ourselves",
             "node",
             Vni::from(Identity::REMOTE_NODE),
-            lab.udp(address(1)).frame(),
+            lab.udp(address(family, 1)).frame(),
             overlay(DropReason::TunnelSourceNotOnNode),
         ),
         (
@@ -310,7 +327,7 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
             "ARP",
             "node",
             Vni::from(C_IDENTITY),
-            arp(1, ([2; 6], C), ([0; 6], b)),
+            arp(1, ([2; 6], C), ([0; 6], B)),
             overlay(DropReason::UnsupportedL3),
         ),
     ] {
@@ -319,10 +336,9 @@ fn only_what_a_node_can_have_sent_is_believed() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_tunnel_device_refuses_a_stranger_by_itself() -> Result<()> {
+fn the_tunnel_device_refuses_a_stranger_by_itself(family: Family, outer: Family) -> Result<()> {
     // As on an uplink where the program is not attached yet.
-    let mut lab = Lab::with(Node::with_bare_uplink)?;
+    let mut lab = Lab::with(family, outer, Node::with_bare_uplink)?;
     let inner = lab.udp(C).frame();
     let expected = (
         Program::OverlayIngress,
@@ -331,9 +347,8 @@ fn the_tunnel_device_refuses_a_stranger_by_itself() -> Result<()> {
     lab.expect("a stranger", "stranger", C_IDENTITY, &inner, expected)
 }
 
-#[test]
-fn a_vni_grants_nothing_and_a_wrong_one_is_counted() -> Result<()> {
-    let mut lab = Lab::new()?;
+fn a_vni_grants_nothing_and_a_wrong_one_is_counted(family: Family, outer: Family) -> Result<()> {
+    let mut lab = Lab::new(family, outer)?;
     let mismatch = (
         Program::OverlayIngress,
         Observation::IdentityMismatch as u32,
@@ -355,31 +370,32 @@ fn a_vni_grants_nothing_and_a_wrong_one_is_counted() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_is_refused_does_not_arrive() -> Result<()> {
-    let lab = Lab::new()?;
+fn what_is_refused_does_not_arrive(family: Family, outer: Family) -> Result<()> {
+    let lab = Lab::new(family, outer)?;
     let server = lab.b.udp(6)?;
     server.set_read_timeout(Some(SILENCE))?;
-    send(&lab.stranger, C_IDENTITY, &lab.udp(C).frame())?;
-    send(&lab.two, C_IDENTITY, &lab.udp(D).frame())?;
-    send(&lab.two, Identity::HOST, &lab.udp(C).frame())?;
+    send(&lab.stranger, outer, C_IDENTITY, &lab.udp(C).frame())?;
+    send(&lab.two, outer, C_IDENTITY, &lab.udp(D).frame())?;
+    send(&lab.two, outer, Identity::HOST, &lab.udp(C).frame())?;
     assert!(server.recv(&mut [0; 64]).is_err());
     server.set_read_timeout(Some(DEADLINE))?;
-    send(&lab.two, C_IDENTITY, &lab.udp(C).frame())?;
+    send(&lab.two, outer, C_IDENTITY, &lab.udp(C).frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
     Ok(())
 }
 
-#[test]
-fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
-    let lab = Lab::new()?;
+fn delivery_from_the_tunnel_is_one_hop_and_for_this_host(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let lab = Lab::new(family, outer)?;
     let mut at_b = lab.b.namespace.capture(ETH0)?;
     let server = lab.b.udp(6)?;
     // An inner MAC of no device: the stack would take it for another host's.
     let packet = lab.udp(C).macs([2, 2, 2, 2, 2, 2], [4, 4, 4, 4, 4, 4]);
-    send(&lab.two, C_IDENTITY, &packet.frame())?;
+    send(&lab.two, outer, C_IDENTITY, &packet.frame())?;
     assert_eq!(server.recv(&mut [0; 64])?, 4);
-    let seen = at_b.wait(|f| Headers::of(f).filter(|s| s.source == C))?;
+    let seen = at_b.wait(|f| Headers::of(f).filter(|s| s.source == family.of(C)))?;
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));
     assert_eq!(
         (seen.source_mac, seen.destination_mac),
@@ -388,9 +404,11 @@ fn delivery_from_the_tunnel_is_one_hop_and_for_this_host() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_recorded_flow_goes_up_and_a_new_connection_ends_its_entry() -> Result<()> {
-    let mut lab = Lab::new()?;
+fn a_recorded_flow_goes_up_and_a_new_connection_ends_its_entry(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let mut lab = Lab::new(family, outer)?;
     let b = lab.b.address;
     let live = FlowEntry {
         expires_at: u64::MAX,
@@ -398,23 +416,22 @@ fn a_recorded_flow_goes_up_and_a_new_connection_ends_its_entry() -> Result<()> {
     };
     lab.node
         .datapath
-        .set_flow(flow_key(17, (b, 6), (C, 5)), live)?;
+        .set_flow(family.flow(17, (b, 6), (family.of(C), 5)), live)?;
     let noted = (Program::OverlayIngress, Verdict::ToStackNoted as u32);
     let frame = lab.udp(C).frame();
     lab.expect("a reply", "node", C_IDENTITY, &frame, noted)?;
 
-    let stale = flow_key(6, (C, 5), (b, 6));
+    let stale = family.flow(6, (family.of(C), 5), (b, 6));
     lab.node.datapath.set_flow(stale, live)?;
-    let syn = Packet::tcp((C, 5), (b, 6), SYN).frame();
+    let syn = Packet::tcp((family.of(C), 5), (b, 6), SYN).frame();
     let deliver = (Program::OverlayIngress, Verdict::Deliver as u32);
     lab.expect("a SYN", "node", C_IDENTITY, &syn, deliver)?;
     assert!(lab.node.datapath.flow(&stale)?.is_none());
     Ok(())
 }
 
-#[test]
-fn xdp_drops_the_stranger_before_tc_sees_it() -> Result<()> {
-    let mut lab = Lab::new()?;
+fn xdp_drops_the_stranger_before_tc_sees_it(family: Family, outer: Family) -> Result<()> {
+    let mut lab = Lab::new(family, outer)?;
     let node = &mut lab.node;
     node.namespace.run(|| node.datapath.attach_xdp(ETH0))?;
     let frame = lab.udp(C).frame();

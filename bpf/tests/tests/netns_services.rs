@@ -8,16 +8,29 @@
 use anyhow::{Context as _, Result, ensure};
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
 };
 use veer_bpf_common::{
     outcome::{Program, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_tests::{
-    lab::{Node, TwoNodes, VXLAN, address, exchange},
-    netns::{DEADLINE, Namespace},
+    family::Family,
+    in_and_over_both_families,
+    lab::{Node, SILENCE, TwoNodes, VXLAN, address, any, exchange, prefix},
+    netns::{DEADLINE, Namespace, await_condition},
 };
+
+in_and_over_both_families! {
+    a_cluster_ip_answers_from_itself_wherever_its_backend_is,
+    the_host_reaches_a_cluster_ip,
+    a_node_port_answers_pods_of_both_nodes_for_backends_on_both,
+    direct_traffic_to_the_same_backend_keeps_the_fast_path,
+    a_port_first_translated_then_direct_is_believed_direct,
+    translated_connections_survive_a_switch_of_the_form,
+    a_large_answer_through_a_service_arrives_whole,
+    an_icmp_error_comes_back_through_the_service,
+}
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const PORT: u16 = 2222;
@@ -26,20 +39,24 @@ const FORMS: [u8; 2] = [FORM_TUNNEL, FORM_NATIVE];
 /// Translates `to`, UDP and TCP, on a node: to `backend`, for what it forwards
 /// and what it sends itself. What leaves by the tunnel device with another
 /// source than a pod's or the node's gets the node's, as in veer's own table.
-fn service(node: &Node, to: (Ipv4Addr, u16), backend: Ipv4Addr) -> Result<()> {
+fn service(node: &Node, to: (IpAddr, u16), backend: IpAddr) -> Result<()> {
+    let family = Family::of_address(backend);
+    let ip = family.pick("ip", "ip6");
     let rule = |protocol| {
         let (vip, port) = to;
-        format!("ip daddr {vip} {protocol} dport {port} dnat to {backend}:{PORT}")
+        let backend = SocketAddr::new(backend, PORT);
+        format!("{ip} daddr {vip} {protocol} dport {port} dnat to {backend}")
     };
     let (udp, tcp) = (rule("udp"), rule("tcp"));
     let n = node.n;
-    let own = address(n);
+    let own = address(family, n);
+    let pods = prefix(family, (Ipv4Addr::new(10, 0, n, 0), 24));
     let text = format!(
-        "table ip test {{
+        "table {ip} test {{
            chain in {{ type nat hook prerouting priority dstnat; {udp}; {tcp}; }}
            chain own {{ type nat hook output priority -100; {udp}; {tcp}; }}
            chain post {{ type nat hook postrouting priority srcnat;
-             oifname {VXLAN} ip saddr != {{ 10.0.{n}.0/24, {own} }} snat to {own}; }}
+             oifname {VXLAN} {ip} saddr != {{ {pods}, {own} }} snat to {own}; }}
          }}"
     );
     node.namespace.command("nft", &[&text])?;
@@ -47,7 +64,7 @@ fn service(node: &Node, to: (Ipv4Addr, u16), backend: Ipv4Addr) -> Result<()> {
 }
 
 /// One request to `to` and its answer, which must come from there.
-fn asked(client: &UdpSocket, server: &UdpSocket, to: (Ipv4Addr, u16)) -> Result<()> {
+fn asked(client: &UdpSocket, server: &UdpSocket, to: (IpAddr, u16)) -> Result<()> {
     let (answer, from) = exchange(client, server, to)?;
     ensure!(answer == b"back", "another answer");
     ensure!(from == SocketAddr::from(to), "the answer came from {from}");
@@ -64,7 +81,7 @@ impl Connection {
     fn new(
         from: &Namespace,
         source_port: u16,
-        to: (Ipv4Addr, u16),
+        to: (IpAddr, u16),
         listener: &TcpListener,
     ) -> Result<Self> {
         let client = from.run(|| connect(source_port, to.into()))?;
@@ -91,13 +108,13 @@ impl Connection {
 fn connect(source_port: u16, to: SocketAddr) -> Result<TcpStream> {
     use nix::sys::{
         socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
+            AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
             sockopt::{ReuseAddr, SendTimeout},
         },
         time::TimeVal,
     };
     let fd = socket(
-        AddressFamily::Inet,
+        Family::of_address(to.ip()).pick(AddressFamily::Inet, AddressFamily::Inet6),
         SockType::Stream,
         SockFlag::SOCK_CLOEXEC,
         None,
@@ -109,20 +126,21 @@ fn connect(source_port: u16, to: SocketAddr) -> Result<TcpStream> {
         &TimeVal::new(DEADLINE.as_secs().cast_signed(), 0),
     )?;
     let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
-    bind(raw, &SockaddrIn::new(0, 0, 0, 0, source_port))?;
-    let SocketAddr::V4(to) = to else {
-        anyhow::bail!("IPv4 only");
-    };
-    connect(raw, &SockaddrIn::from(to)).context("connect")?;
+    let own = SocketAddr::new(any(to.ip()), source_port);
+    bind(raw, &SockaddrStorage::from(own))?;
+    connect(raw, &SockaddrStorage::from(to)).context("connect")?;
     Ok(fd.into())
 }
 
-#[test]
-fn a_cluster_ip_answers_from_itself_wherever_its_backend_is() -> Result<()> {
+fn a_cluster_ip_answers_from_itself_wherever_its_backend_is(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let vip = family.of(VIP);
     for on_other_node in [false, true] {
-        let mut lab = TwoNodes::new()?;
+        let mut lab = TwoNodes::new(family, outer)?;
         let backend = if on_other_node { &lab.c } else { &lab.b };
-        service(&lab.one, (VIP, 80), backend.address)?;
+        service(&lab.one, (vip, 80), backend.address)?;
         let (server, listener) = (backend.udp(PORT)?, backend.tcp(PORT)?);
         for form in FORMS {
             lab.one.set_form(2, form)?;
@@ -130,9 +148,9 @@ fn a_cluster_ip_answers_from_itself_wherever_its_backend_is() -> Result<()> {
             let what = format!("other node {on_other_node}, form {form}");
             let client = lab.a.udp(0)?;
             for _ in 0..3 {
-                asked(&client, &server, (VIP, 80)).with_context(|| what.clone())?;
+                asked(&client, &server, (vip, 80)).with_context(|| what.clone())?;
             }
-            let mut tcp = Connection::new(&lab.a.namespace, 0, (VIP, 80), &listener)
+            let mut tcp = Connection::new(&lab.a.namespace, 0, (vip, 80), &listener)
                 .with_context(|| what.clone())?;
             for _ in 0..3 {
                 tcp.ask().with_context(|| what.clone())?;
@@ -142,33 +160,36 @@ fn a_cluster_ip_answers_from_itself_wherever_its_backend_is() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_host_reaches_a_cluster_ip() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
-    service(&lab.one, (VIP, 80), lab.c.address)?;
+fn the_host_reaches_a_cluster_ip(family: Family, outer: Family) -> Result<()> {
+    let vip = family.of(VIP);
+    let vips = prefix(family, (Ipv4Addr::new(10, 96, 0, 0), 16));
+    let mut lab = TwoNodes::new(family, outer)?;
+    service(&lab.one, (vip, 80), lab.c.address)?;
     let (server, listener) = (lab.c.udp(PORT)?, lab.c.tcp(PORT)?);
     lab.one
         .namespace
-        .ip(&["route", "add", "10.96.0.0/16", "dev", "eth0"])?;
+        .ip(&["route", "add", &vips, "dev", "eth0"])?;
     for form in FORMS {
         lab.set_form(form)?;
         let client = lab.one.namespace.run(|| {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind((any(vip), 0))?;
             socket.set_read_timeout(Some(DEADLINE))?;
             Ok(socket)
         })?;
-        asked(&client, &server, (VIP, 80)).with_context(|| format!("form {form}"))?;
-        Connection::new(&lab.one.namespace, 0, (VIP, 80), &listener)?.ask()?;
+        asked(&client, &server, (vip, 80)).with_context(|| format!("form {form}"))?;
+        Connection::new(&lab.one.namespace, 0, (vip, 80), &listener)?.ask()?;
     }
     Ok(())
 }
 
-#[test]
-fn a_node_port_answers_pods_of_both_nodes_for_backends_on_both() -> Result<()> {
+fn a_node_port_answers_pods_of_both_nodes_for_backends_on_both(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
     for backend_on_two in [true, false] {
-        let mut lab = TwoNodes::new()?;
+        let mut lab = TwoNodes::new(family, outer)?;
         let backend = if backend_on_two { &lab.c } else { &lab.b };
-        let to = (address(2), 30_080);
+        let to = (address(family, 2), 30_080);
         service(&lab.two, to, backend.address)?;
         let (server, listener) = (backend.udp(PORT)?, backend.tcp(PORT)?);
         for form in FORMS {
@@ -185,12 +206,15 @@ fn a_node_port_answers_pods_of_both_nodes_for_backends_on_both() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn direct_traffic_to_the_same_backend_keeps_the_fast_path() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
-    service(&lab.one, (VIP, 80), lab.c.address)?;
+fn direct_traffic_to_the_same_backend_keeps_the_fast_path(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let vip = family.of(VIP);
+    let mut lab = TwoNodes::new(family, outer)?;
+    service(&lab.one, (vip, 80), lab.c.address)?;
     let listener = lab.c.tcp(PORT)?;
-    let mut translated = Connection::new(&lab.a.namespace, 40_001, (VIP, 80), &listener)?;
+    let mut translated = Connection::new(&lab.a.namespace, 40_001, (vip, 80), &listener)?;
     let direct_to = (lab.c.address, PORT);
     let mut direct = Connection::new(&lab.a.namespace, 40_002, direct_to, &listener)?;
     for form in FORMS {
@@ -218,14 +242,17 @@ fn direct_traffic_to_the_same_backend_keeps_the_fast_path() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_port_first_translated_then_direct_is_believed_direct() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
+fn a_port_first_translated_then_direct_is_believed_direct(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let vip = family.of(VIP);
+    let mut lab = TwoNodes::new(family, outer)?;
     for backend in [&lab.b, &lab.c] {
-        service(&lab.one, (VIP, 80), backend.address)?;
+        service(&lab.one, (vip, 80), backend.address)?;
         let listener = backend.tcp(PORT)?;
         // The same source port twice, closed in between.
-        let mut translated = Connection::new(&lab.a.namespace, 40_003, (VIP, 80), &listener)?;
+        let mut translated = Connection::new(&lab.a.namespace, 40_003, (vip, 80), &listener)?;
         translated.ask()?;
         let Connection { client, server } = translated;
         // Reset, so that neither end remembers the ports.
@@ -242,9 +269,10 @@ fn a_port_first_translated_then_direct_is_believed_direct() -> Result<()> {
         direct.ask()?;
         assert_eq!(lab.one.forwarded()?, forwarded);
         reset_on_close(&direct.client)?;
-        lab.one
-            .namespace
-            .command("nft", &["delete table ip test"])?;
+        lab.one.namespace.command(
+            "nft",
+            &[&format!("delete table {} test", family.pick("ip", "ip6"))],
+        )?;
     }
     let counted = lab
         .one
@@ -263,14 +291,17 @@ fn reset_on_close(stream: &TcpStream) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn translated_connections_survive_a_switch_of_the_form() -> Result<()> {
-    let mut lab = TwoNodes::new()?;
-    service(&lab.one, (VIP, 80), lab.c.address)?;
-    service(&lab.two, (address(2), 30_080), lab.c.address)?;
+fn translated_connections_survive_a_switch_of_the_form(
+    family: Family,
+    outer: Family,
+) -> Result<()> {
+    let vip = family.of(VIP);
+    let mut lab = TwoNodes::new(family, outer)?;
+    service(&lab.one, (vip, 80), lab.c.address)?;
+    service(&lab.two, (address(family, 2), 30_080), lab.c.address)?;
     let listener = lab.c.tcp(PORT)?;
-    let mut by_cluster_ip = Connection::new(&lab.a.namespace, 0, (VIP, 80), &listener)?;
-    let to = (address(2), 30_080);
+    let mut by_cluster_ip = Connection::new(&lab.a.namespace, 0, (vip, 80), &listener)?;
+    let to = (address(family, 2), 30_080);
     let mut by_node_port = Connection::new(&lab.a.namespace, 0, to, &listener)?;
     let to = (lab.c.address, PORT);
     let mut from_host = Connection::new(&lab.one.namespace, 0, to, &listener)?;
@@ -291,39 +322,47 @@ fn translated_connections_survive_a_switch_of_the_form() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_large_answer_through_a_service_arrives_whole() -> Result<()> {
+fn a_large_answer_through_a_service_arrives_whole(family: Family, outer: Family) -> Result<()> {
+    let vip = family.of(VIP);
     for on_other_node in [false, true] {
-        let lab = TwoNodes::new()?;
+        let lab = TwoNodes::new(family, outer)?;
         let backend = if on_other_node { &lab.c } else { &lab.b };
-        service(&lab.one, (VIP, 80), backend.address)?;
+        service(&lab.one, (vip, 80), backend.address)?;
         let (client, server) = (lab.a.udp(0)?, backend.udp(PORT)?);
         let answer: Vec<u8> = (0..5000u32).map(|i| i as u8).collect();
         let mut buffer = vec![0; 65_536];
-        client.send_to(b"?", (VIP, 80))?;
-        let (_, from) = server.recv_from(&mut buffer)?;
-        server.send_to(&answer, from)?;
-        let (n, from) = client
-            .recv_from(&mut buffer)
-            .with_context(|| format!("other node {on_other_node}"))?;
-        assert_eq!(from, (VIP, 80).into());
+        // A sender of IPv6 has to learn from a lost answer what the path takes.
+        client.set_read_timeout(Some(family.pick(DEADLINE, SILENCE)))?;
+        let (n, from) = await_condition(
+            &format!("the answer arrives, other node {on_other_node}"),
+            || {
+                client.send_to(b"?", (vip, 80))?;
+                let (_, from) = server.recv_from(&mut buffer)?;
+                server.send_to(&answer, from)?;
+                let received = client.recv_from(&mut buffer);
+                ensure!(family == Family::V6 || received.is_ok(), "it did not");
+                Ok(received.ok())
+            },
+            String::new,
+        )?;
+        assert_eq!(from, (vip, 80).into());
         assert!(buffer[..n] == answer, "other bytes arrived");
     }
     Ok(())
 }
 
-#[test]
-fn an_icmp_error_comes_back_through_the_service() -> Result<()> {
+fn an_icmp_error_comes_back_through_the_service(family: Family, outer: Family) -> Result<()> {
+    let vip = family.of(VIP);
     for on_other_node in [false, true] {
-        let mut lab = TwoNodes::new()?;
+        let mut lab = TwoNodes::new(family, outer)?;
         let backend = if on_other_node { &lab.c } else { &lab.b };
-        service(&lab.one, (VIP, 80), backend.address)?;
+        service(&lab.one, (vip, 80), backend.address)?;
         for form in FORMS {
             lab.one.set_form(2, form)?;
             lab.two.set_form(1, form)?;
             // Nobody listens: the pod answers "port unreachable".
             let client = lab.a.udp(0)?;
-            client.connect((VIP, 80))?;
+            client.connect((vip, 80))?;
             client.send(b"?")?;
             let error = client.recv(&mut [0; 8]).err().map(|e| e.kind());
             assert_eq!(

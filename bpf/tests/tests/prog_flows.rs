@@ -18,10 +18,25 @@ use veer_bpf_common::{
     tables::{FlowEntry, FlowKey, Flows, Table},
 };
 use veer_bpf_tests::{
-    datapath::{Context, Datapath, flow_key},
-    packet::{ACK, FIN, Packet, SYN},
+    datapath::{Context, Datapath},
+    family::Family,
+    in_both_families,
+    packet::{ACK, Complaint, FIN, Packet, SYN},
     world::{self, *},
 };
+
+in_both_families! {
+    only_translated_flows_are_recorded_at_a_pods_veth,
+    what_the_stack_sends_to_other_nodes_is_recorded_where_it_was_translated,
+    replies_of_a_recorded_flow_go_up_the_stack,
+    an_sctp_association_beside_a_translated_one_is_direct,
+    all_fragments_of_a_recorded_flows_reply_go_up_the_stack,
+    an_entry_of_one_direction_does_not_bind_the_other,
+    an_expired_entry_does_not_count,
+    a_direct_connection_on_the_tuple_deletes_the_entry,
+    notes_expire_as_conntrack_entries_do,
+    a_full_map_loses_nothing_when_entries_are_updated,
+}
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -54,19 +69,24 @@ fn live(node: &mut Datapath, key: FlowKey) -> Result<()> {
 }
 
 /// Runs a packet with a mark; its outcome.
-fn outcome(node: &mut Datapath, program: Program, packet: &Packet, mark: u32) -> Result<u32> {
+fn outcome(
+    node: &mut Datapath,
+    family: Family,
+    program: Program,
+    packet: &Packet,
+    mark: u32,
+) -> Result<u32> {
     let context = Context {
         mark,
         ..Context::default()
     };
     Ok(node
-        .run(program, &packet.frame(), context)?
+        .run(program, &packet.frame_of(family), context)?
         .decision
         .outcome)
 }
 
-#[test]
-fn only_translated_flows_are_recorded_at_a_pods_veth() -> Result<()> {
+fn only_translated_flows_are_recorded_at_a_pods_veth(family: Family) -> Result<()> {
     let mut node = load()?;
     let udp = |source| Packet::udp((source, 5), (B, 6));
     for (what, packet, mark, expected) in [
@@ -91,14 +111,14 @@ fn only_translated_flows_are_recorded_at_a_pods_veth() -> Result<()> {
         ),
         (
             "an ICMP error",
-            Packet::error(A, B, 3, &udp(A).reply()),
+            Packet::error(A, B, Complaint::Unreachable, &udp(A).reply()),
             0,
             Verdict::Pass,
         ),
-        ("not IPv4", udp(A).ether_type(0x0806), 0, Verdict::Pass),
+        ("not IP", udp(A).ether_type(0x0806), 0, Verdict::Pass),
     ] {
         node.clear_flows()?;
-        let got = outcome(&mut node, Program::PodIngress, &packet, mark)?;
+        let got = outcome(&mut node, family, Program::PodIngress, &packet, mark)?;
         assert_eq!(name(got), name(expected as u32), "{what}");
         let source = if what == "remote pod" {
             C
@@ -107,14 +127,15 @@ fn only_translated_flows_are_recorded_at_a_pods_veth() -> Result<()> {
         } else {
             A
         };
-        let noted = node.flow(&flow_key(17, (source, 5), (B, 6)))?.is_some();
+        let noted = node.flow(&family.flow(17, (source, 5), (B, 6)))?.is_some();
         assert_eq!(noted, expected == Verdict::PassNoted, "{what}");
     }
     Ok(())
 }
 
-#[test]
-fn what_the_stack_sends_to_other_nodes_is_recorded_where_it_was_translated() -> Result<()> {
+fn what_the_stack_sends_to_other_nodes_is_recorded_where_it_was_translated(
+    family: Family,
+) -> Result<()> {
     let mut node = load()?;
     let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
     for (what, program, source, destination, mark, noted) in [
@@ -173,60 +194,67 @@ fn what_the_stack_sends_to_other_nodes_is_recorded_where_it_was_translated() -> 
         ),
     ] {
         node.clear_flows()?;
-        outcome(&mut node, program, &udp(source, destination), mark)?;
-        let key = flow_key(17, (source, 5), (destination, 6));
+        outcome(&mut node, family, program, &udp(source, destination), mark)?;
+        let key = family.flow(17, (source, 5), (destination, 6));
         assert_eq!(node.flow(&key)?.is_some(), noted, "{what}");
     }
     Ok(())
 }
 
-#[test]
-fn replies_of_a_recorded_flow_go_up_the_stack() -> Result<()> {
+fn replies_of_a_recorded_flow_go_up_the_stack(family: Family) -> Result<()> {
     let mut node = load()?;
     let about = Packet::udp((B, 2222), (A, 1111));
     for (what, key, packet) in [
-        ("UDP", flow_key(17, (B, 2222), (A, 1111)), a_to(B)),
+        ("UDP", family.flow(17, (B, 2222), (A, 1111)), a_to(B)),
         (
             "UDP of a remote pod",
-            flow_key(17, (C, 2222), (A, 1111)),
+            family.flow(17, (C, 2222), (A, 1111)),
             a_to(C),
         ),
         (
             "UDP of another node",
-            flow_key(17, (NODE_2, 2222), (A, 1111)),
+            family.flow(17, (NODE_2, 2222), (A, 1111)),
             a_to(NODE_2),
         ),
         (
             "TCP",
-            flow_key(6, (B, 2), (A, 1)),
+            family.flow(6, (B, 2), (A, 1)),
             from_a(Packet::tcp((A, 1), (B, 2), SYN | ACK)),
         ),
         (
             "echo",
-            flow_key(1, (B, 99), (A, 99)),
+            family.flow(1, (B, 99), (A, 99)),
             from_a(Packet::echo(B, A, 99).reply()),
         ),
         (
             "an ICMP error about it",
-            flow_key(17, (B, 2222), (A, 1111)),
-            from_a(Packet::error(A, B, 3, &about)),
+            family.flow(17, (B, 2222), (A, 1111)),
+            from_a(Packet::error(A, B, Complaint::Unreachable, &about)),
         ),
         (
             "SCTP",
-            flow_key(132, (B, 2222), (A, 1111)),
+            family.flow(132, (B, 2222), (A, 1111)),
             from_a(sctp((A, 1111), (B, 2222))),
         ),
         (
             "a protocol without ports",
-            flow_key(47, (B, 0), (A, 0)),
+            family.flow(47, (B, 0), (A, 0)),
             from_a(Packet::raw(A, B, 47)),
         ),
     ] {
         node.clear_flows()?;
-        let direct = node.run(Program::PodEgress, &packet.frame(), Context::default())?;
+        let direct = node.run(
+            Program::PodEgress,
+            &packet.frame_of(family),
+            Context::default(),
+        )?;
         assert_eq!(direct.code, REDIRECT, "{what}, without an entry");
         live(&mut node, key)?;
-        let ran = node.run(Program::PodEgress, &packet.frame(), Context::default())?;
+        let ran = node.run(
+            Program::PodEgress,
+            &packet.frame_of(family),
+            Context::default(),
+        )?;
         assert_eq!(
             name(ran.decision.outcome),
             name(Verdict::ToStackNoted as u32),
@@ -235,7 +263,7 @@ fn replies_of_a_recorded_flow_go_up_the_stack() -> Result<()> {
         assert_eq!((ran.code, ran.mark), (UNSPEC, mark::TO_STACK), "{what}");
         assert_eq!(
             ran.packet,
-            packet.frame(),
+            packet.frame_of(family),
             "{what}: the stack gets it as it was"
         );
         let entry = node.flow(&key)?;
@@ -247,44 +275,40 @@ fn replies_of_a_recorded_flow_go_up_the_stack() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_sctp_association_beside_a_translated_one_is_direct() -> Result<()> {
+fn an_sctp_association_beside_a_translated_one_is_direct(family: Family) -> Result<()> {
     let mut node = load()?;
     let translated = sctp((B, 2222), (A, 1111));
-    let got = outcome(&mut node, Program::PodIngress, &translated, 0)?;
+    let got = outcome(&mut node, family, Program::PodIngress, &translated, 0)?;
     assert_eq!(name(got), name(Verdict::PassNoted as u32));
     for (to, expected) in [(2222, Verdict::ToStackNoted), (3333, Verdict::Deliver)] {
         let packet = from_a(sctp((A, 1111), (B, to)));
-        let got = outcome(&mut node, Program::PodEgress, &packet, 0)?;
+        let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
         assert_eq!(name(got), name(expected as u32), "to port {to}");
     }
     Ok(())
 }
 
-#[test]
-fn all_fragments_of_a_recorded_flows_reply_go_up_the_stack() -> Result<()> {
+fn all_fragments_of_a_recorded_flows_reply_go_up_the_stack(family: Family) -> Result<()> {
     let mut node = load()?;
-    live(&mut node, flow_key(17, (B, 2222), (A, 1111)))?;
+    live(&mut node, family.flow(17, (B, 2222), (A, 1111)))?;
     for packet in [a_to(B).first_fragment(4), a_to(B).last_fragment(4)] {
-        let got = outcome(&mut node, Program::PodEgress, &packet, 0)?;
+        let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
         assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
     }
     Ok(())
 }
 
-#[test]
-fn an_entry_of_one_direction_does_not_bind_the_other() -> Result<()> {
+fn an_entry_of_one_direction_does_not_bind_the_other(family: Family) -> Result<()> {
     let mut node = load()?;
-    live(&mut node, flow_key(17, (A, 1111), (B, 2222)))?;
-    let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
+    live(&mut node, family.flow(17, (A, 1111), (B, 2222)))?;
+    let got = outcome(&mut node, family, Program::PodEgress, &a_to(B), 0)?;
     assert_eq!(name(got), name(Verdict::Deliver as u32));
     Ok(())
 }
 
-#[test]
-fn an_expired_entry_does_not_count() -> Result<()> {
+fn an_expired_entry_does_not_count(family: Family) -> Result<()> {
     let mut node = load()?;
-    let key = flow_key(17, (B, 2222), (A, 1111));
+    let key = family.flow(17, (B, 2222), (A, 1111));
     node.set_flow(
         key,
         FlowEntry {
@@ -292,36 +316,34 @@ fn an_expired_entry_does_not_count() -> Result<()> {
             ..FlowEntry::default()
         },
     )?;
-    let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
+    let got = outcome(&mut node, family, Program::PodEgress, &a_to(B), 0)?;
     assert_eq!(name(got), name(Verdict::Deliver as u32));
     // The next translated packet makes it count again.
     let packet = Packet::udp((B, 2222), (A, 1111));
-    outcome(&mut node, Program::PodIngress, &packet, 0)?;
-    let got = outcome(&mut node, Program::PodEgress, &a_to(B), 0)?;
+    outcome(&mut node, family, Program::PodIngress, &packet, 0)?;
+    let got = outcome(&mut node, family, Program::PodEgress, &a_to(B), 0)?;
     assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
     Ok(())
 }
 
-#[test]
-fn a_direct_connection_on_the_tuple_deletes_the_entry() -> Result<()> {
+fn a_direct_connection_on_the_tuple_deletes_the_entry(family: Family) -> Result<()> {
     let mut node = load()?;
-    let key = flow_key(6, (A, 1), (B, 2));
+    let key = family.flow(6, (A, 1), (B, 2));
     for (flags, kept) in [(SYN | ACK, true), (ACK, true), (SYN, false)] {
         live(&mut node, key)?;
         let packet = from_a(Packet::tcp((A, 1), (B, 2), flags));
-        let got = outcome(&mut node, Program::PodEgress, &packet, 0)?;
+        let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
         assert_eq!(name(got), name(Verdict::Deliver as u32), "flags {flags:#x}");
         assert_eq!(node.flow(&key)?.is_some(), kept, "flags {flags:#x}");
     }
     Ok(())
 }
 
-#[test]
-fn notes_expire_as_conntrack_entries_do() -> Result<()> {
+fn notes_expire_as_conntrack_entries_do(family: Family) -> Result<()> {
     let mut node = load()?;
     let tcp = |flags| Packet::tcp((B, 2), (A, 1), flags);
     let answer = |flags| from_a(Packet::tcp((A, 1), (B, 2), flags));
-    let key = flow_key(6, (B, 2), (A, 1));
+    let key = family.flow(6, (B, 2), (A, 1));
     let days = 5 * 24 * 3600;
     for (what, program, packet, seconds, state) in [
         ("SYN", Program::PodIngress, tcp(SYN), 120, 0),
@@ -363,7 +385,7 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
         ("SYN again", Program::PodIngress, tcp(SYN), 120, 0),
     ] {
         let before = now()?;
-        outcome(&mut node, program, &packet, 0)?;
+        outcome(&mut node, family, program, &packet, 0)?;
         let Some(entry) = node.flow(&key)? else {
             anyhow::bail!("{what}: no entry");
         };
@@ -379,9 +401,9 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
         (47, Packet::raw(B, A, 47), 600),
     ] {
         let before = now()?;
-        outcome(&mut node, Program::PodIngress, &packet, 0)?;
+        outcome(&mut node, family, Program::PodIngress, &packet, 0)?;
         let ports = if protocol == 17 { (7, 8) } else { (0, 0) };
-        let Some(entry) = node.flow(&flow_key(protocol, (B, ports.0), (A, ports.1)))? else {
+        let Some(entry) = node.flow(&family.flow(protocol, (B, ports.0), (A, ports.1)))? else {
             anyhow::bail!("protocol {protocol}: no entry");
         };
         let left = entry.expires_at - before;
@@ -390,8 +412,7 @@ fn notes_expire_as_conntrack_entries_do() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_full_map_loses_nothing_when_entries_are_updated() -> Result<()> {
+fn a_full_map_loses_nothing_when_entries_are_updated(family: Family) -> Result<()> {
     let mut node = load()?;
     let soon = FlowEntry {
         expires_at: now()? + 20 * SECOND,
@@ -399,18 +420,18 @@ fn a_full_map_loses_nothing_when_entries_are_updated() -> Result<()> {
     };
     for i in 0..Flows::CAPACITY {
         let port = (i % 65_536) as u16;
-        node.set_flow(flow_key(17, (B, port), (A, 1111)), soon)?;
+        node.set_flow(family.flow(17, (B, port), (A, 1111)), soon)?;
     }
     let before = node.flow_count()?;
     let mut renewed = 0;
     for port in 0..1000 {
-        let key = flow_key(17, (B, port), (A, 1111));
+        let key = family.flow(17, (B, port), (A, 1111));
         // Filling up has cost some of them.
         if node.flow(&key)?.is_none() {
             continue;
         }
         let packet = Packet::udp((B, port), (A, 1111));
-        outcome(&mut node, Program::PodIngress, &packet, 0)?;
+        outcome(&mut node, family, Program::PodIngress, &packet, 0)?;
         renewed += usize::from(
             node.flow(&key)?
                 .is_some_and(|n| n.expires_at > soon.expires_at),

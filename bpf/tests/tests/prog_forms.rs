@@ -16,9 +16,19 @@ use veer_bpf_common::{
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},
+    family::Family,
+    in_both_families,
     packet::{ACK, Packet},
     world::{self, *},
 };
+
+in_both_families! {
+    the_tunnel_takes_the_packet_as_it_is,
+    the_native_form_is_one_hop_on_the_uplink,
+    an_entry_falls_back_by_itself_once_its_time_is_over,
+    what_is_too_big_for_its_form_goes_to_the_stack,
+    the_mtu_of_a_pair_is_that_of_its_smaller_end,
+}
 
 fn load() -> Result<Datapath> {
     world::load(&[Program::PodEgress])
@@ -28,10 +38,9 @@ fn run(node: &mut Datapath, frame: &[u8]) -> Result<Ran> {
     node.run(Program::PodEgress, frame, Context::default())
 }
 
-#[test]
-fn the_tunnel_takes_the_packet_as_it_is() -> Result<()> {
+fn the_tunnel_takes_the_packet_as_it_is(family: Family) -> Result<()> {
     let mut node = load()?;
-    let frame = a_to(C).frame();
+    let frame = a_to(C).frame_of(family);
     let ran = run(&mut node, &frame)?;
     assert_eq!(ran.packet, frame);
     assert_eq!(
@@ -55,11 +64,10 @@ fn the_tunnel_takes_the_packet_as_it_is() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_native_form_is_one_hop_on_the_uplink() -> Result<()> {
+fn the_native_form_is_one_hop_on_the_uplink(family: Family) -> Result<()> {
     let mut node = load()?;
     node.set_remote(ID_2, remote(FORM_NATIVE))?;
-    let ran = run(&mut node, &a_to(C).frame())?;
+    let ran = run(&mut node, &a_to(C).frame_of(family))?;
     assert_eq!(ran.decision.outcome, Verdict::Native as u32);
     assert_eq!(
         (ran.code, ran.mark, ran.decision.ifindex, ran.decision.vni),
@@ -67,13 +75,12 @@ fn the_native_form_is_one_hop_on_the_uplink() -> Result<()> {
     );
     let seen = headers(&ran.packet);
     assert_eq!((seen.ttl, seen.checksum_ok), (63, true));
-    let ran = run(&mut node, &a_to(C).ttl(1).frame())?;
+    let ran = run(&mut node, &a_to(C).ttl(1).frame_of(family))?;
     assert_eq!(ran.decision.outcome, Verdict::ToStackException as u32);
     Ok(())
 }
 
-#[test]
-fn an_entry_falls_back_by_itself_once_its_time_is_over() -> Result<()> {
+fn an_entry_falls_back_by_itself_once_its_time_is_over(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress, Program::OverlayEgress])?;
     let tunnel = Verdict::Overlay as u32;
     let native = Verdict::Native as u32;
@@ -113,7 +120,7 @@ fn an_entry_falls_back_by_itself_once_its_time_is_over() -> Result<()> {
             },
         )?;
         for (what, program, packet) in &packets {
-            let ran = node.run(*program, &packet.frame(), Context::default())?;
+            let ran = node.run(*program, &packet.frame_of(family), Context::default())?;
             assert_eq!(
                 name(ran.decision.outcome),
                 name(expected),
@@ -124,18 +131,18 @@ fn an_entry_falls_back_by_itself_once_its_time_is_over() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_is_too_big_for_its_form_goes_to_the_stack() -> Result<()> {
+fn what_is_too_big_for_its_form_goes_to_the_stack(family: Family) -> Result<()> {
     let mut node = load()?;
     let whole = |df: bool, total| {
         let packet = a_to(C).total_length(total);
-        if df { packet.dont_fragment() } else { packet }.frame()
+        if df { packet.dont_fragment() } else { packet }.frame_of(family)
     };
-    // Segments with 20 bytes each of IPv4 and TCP header.
+    // Segments with 20 bytes each of IPv4 and TCP header; IPv6 has 20 more.
+    let more = family.pick(0, 20);
     let tcp = from_a(Packet::tcp((A, 1), (C, 2), ACK))
         .total_length(3000)
         .dont_fragment()
-        .frame();
+        .frame_of(family);
     let stack = Verdict::ToStackException;
     for (what, form, frame, gso_size, expected) in [
         (
@@ -151,20 +158,21 @@ fn what_is_too_big_for_its_form_goes_to_the_stack() -> Result<()> {
             FORM_TUNNEL,
             whole(false, 1451),
             0,
-            Verdict::Overlay,
+            // The sender of IPv6 has to know.
+            family.pick(Verdict::Overlay, stack),
         ),
         (
             "tunnel, segments fit",
             FORM_TUNNEL,
             tcp.clone(),
-            1410,
+            1410 - more,
             Verdict::Overlay,
         ),
         (
             "tunnel, segments do not",
             FORM_TUNNEL,
             tcp.clone(),
-            1411,
+            1411 - more,
             stack,
         ),
         (
@@ -180,10 +188,16 @@ fn what_is_too_big_for_its_form_goes_to_the_stack() -> Result<()> {
             "native, segments fit",
             FORM_NATIVE,
             tcp.clone(),
-            1460,
+            1460 - more,
             Verdict::Native,
         ),
-        ("native, segments do not", FORM_NATIVE, tcp, 1461, stack),
+        (
+            "native, segments do not",
+            FORM_NATIVE,
+            tcp,
+            1461 - more,
+            stack,
+        ),
     ] {
         node.set_remote(ID_2, remote(form))?;
         let context = Context {
@@ -202,8 +216,7 @@ fn what_is_too_big_for_its_form_goes_to_the_stack() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_mtu_of_a_pair_is_that_of_its_smaller_end() -> Result<()> {
+fn the_mtu_of_a_pair_is_that_of_its_smaller_end(family: Family) -> Result<()> {
     let mut node = load()?;
     let stack = Verdict::ToStackException;
     let (tunnel, native) = (Verdict::Overlay, Verdict::Native);
@@ -215,7 +228,7 @@ fn the_mtu_of_a_pair_is_that_of_its_smaller_end() -> Result<()> {
         // No router would fragment what the other end's link does not take.
         (FORM_TUNNEL, 1400, 1351, false, stack),
         (FORM_TUNNEL, 1500, 1450, true, tunnel),
-        (FORM_TUNNEL, 1500, 1451, false, tunnel),
+        (FORM_TUNNEL, 1500, 1451, false, family.pick(tunnel, stack)),
         (FORM_TUNNEL, 9000, 1450, true, tunnel),
         (FORM_TUNNEL, 9000, 1451, true, stack),
         (FORM_NATIVE, 0, 1500, true, native),
@@ -235,7 +248,7 @@ fn the_mtu_of_a_pair_is_that_of_its_smaller_end() -> Result<()> {
         let packet = a_to(C).total_length(total);
         let packet = if df { packet.dont_fragment() } else { packet };
         let what = format!("form {form}, path {path_mtu}, {total} bytes, DF {df}");
-        let ran = run(&mut node, &packet.frame()).with_context(|| what.clone())?;
+        let ran = run(&mut node, &packet.frame_of(family)).with_context(|| what.clone())?;
         assert_eq!(name(ran.decision.outcome), name(expected as u32), "{what}");
     }
     Ok(())

@@ -21,20 +21,28 @@ use veer_bpf_common::{
 };
 use veer_bpf_tests::{
     datapath::Context,
+    family::Family,
+    in_both_families,
     packet::Packet,
     world::{self, *},
 };
+
+in_both_families! {
+    a_packet_without_a_tunnel_key_is_refused,
+    the_stacks_packets_take_the_form_of_the_remote,
+    pod_egress_own_packets_pass_the_tunnel_device,
+    an_entry_without_addresses_is_unusable_and_the_outside_may_be_of_either_family,
+}
 
 fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
     Packet::udp((source, 5), (destination, 6))
 }
 
-#[test]
-fn a_packet_without_a_tunnel_key_is_refused() -> Result<()> {
+fn a_packet_without_a_tunnel_key_is_refused(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::OverlayIngress])?;
     let ran = node.run(
         Program::OverlayIngress,
-        &udp(C, B).frame(),
+        &udp(C, B).frame_of(family),
         Context::default(),
     )?;
     assert_eq!(
@@ -45,8 +53,7 @@ fn a_packet_without_a_tunnel_key_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
+fn the_stacks_packets_take_the_form_of_the_remote(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::OverlayEgress])?;
     let tunnel = (Verdict::Overlay as u32, UNSPEC);
     let native = (Verdict::Native as u32, REDIRECT);
@@ -110,7 +117,7 @@ fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
             0,
         ),
         (
-            "not IPv4",
+            "not IP",
             udp(NODE_1, C).ether_type(0x0806),
             FORM_TUNNEL,
             (DropReason::UnsupportedL3 as u32, SHOT),
@@ -118,7 +125,7 @@ fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
         ),
     ] {
         node.set_remote(ID_2, remote(form))?;
-        let frame = packet.frame();
+        let frame = packet.frame_of(family);
         let ran = node.run(Program::OverlayEgress, &frame, Context::default())?;
         assert_eq!(name(ran.decision.outcome), name(outcome), "{what}");
         assert_eq!((ran.code, ran.decision.vni), (code, vni), "{what}");
@@ -134,14 +141,13 @@ fn the_stacks_packets_take_the_form_of_the_remote() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn pod_egress_own_packets_pass_the_tunnel_device() -> Result<()> {
+fn pod_egress_own_packets_pass_the_tunnel_device(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::OverlayEgress])?;
     let context = Context {
         mark: mark::REDIRECTED,
         ..Context::default()
     };
-    let frame = udp(A, C).frame();
+    let frame = udp(A, C).frame_of(family);
     let ran = node.run(Program::OverlayEgress, &frame, context)?;
     assert_eq!(
         (ran.code, ran.decision.outcome, ran.decision.vni),
@@ -150,8 +156,9 @@ fn pod_egress_own_packets_pass_the_tunnel_device() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_entry_without_addresses_is_unusable_and_the_outside_may_be_of_either_family() -> Result<()> {
+fn an_entry_without_addresses_is_unusable_and_the_outside_may_be_of_either_family(
+    family: Family,
+) -> Result<()> {
     let mut node = world::load(&[Program::OverlayEgress])?;
     let unusable = DropReason::RemoteUnusable as u32;
     let tunnel = Verdict::Overlay as u32;
@@ -163,13 +170,12 @@ fn an_entry_without_addresses_is_unusable_and_the_outside_may_be_of_either_famil
         (0, FAMILY_V4, unusable),
         (9, FAMILY_V6, unusable),
     ] {
-        let entry = Remote {
+        let entry = without_next_hop(Remote {
             tunnel_family,
-            next_hop_family: 0,
             ..remote(form)
-        };
+        });
         node.set_remote(ID_2, entry)?;
-        let frame = udp(NODE_1, C).frame();
+        let frame = udp(NODE_1, C).frame_of(family);
         let ran = node.run(Program::OverlayEgress, &frame, Context::default())?;
         let what = format!("form {form}, family {tunnel_family}");
         assert_eq!(name(ran.decision.outcome), name(expected), "{what}");

@@ -1,4 +1,5 @@
-//! `pod_egress` by `BPF_PROG_TEST_RUN`: what a pod sends, and what becomes of it.
+//! `pod_egress` by `BPF_PROG_TEST_RUN`: what a pod sends in either family, and what
+//! becomes of it.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -13,13 +14,29 @@ use veer_bpf_common::{
     identity::Identity,
     mark,
     outcome::{DropReason, Program, Verdict},
-    tables::Config,
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath, Ran},
-    packet::{Packet, SYN, arp, tagged},
+    family::Family,
+    in_both_families,
+    packet::{Packet, SYN, arp, shortened, tagged},
     world::{self, *},
 };
+
+in_both_families! {
+    every_destination_takes_its_way,
+    pods_here_are_found_outside_the_gateways_block_too,
+    what_is_not_the_pods_own_is_dropped,
+    a_device_without_an_interface_row_gets_nothing_through,
+    unsupported_frames_are_dropped_for_what_they_are,
+    a_truncated_packet_is_malformed_at_every_length,
+    a_header_with_options_is_honoured,
+    delivery_is_one_hop_with_the_macs_of_the_pods_link,
+    a_packet_whose_ttl_ends_here_goes_to_the_stack,
+    a_mark_that_the_packet_brings_is_taken_away,
+    later_fragments_follow_their_first,
+    the_packets_are_counted_with_their_bytes,
+}
 
 fn load() -> Result<Datapath> {
     world::load(&[Program::PodEgress])
@@ -58,168 +75,191 @@ fn check_on(node: &mut Datapath, rows: &[(&str, Vec<u8>, u32)]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn every_destination_takes_its_way() -> Result<()> {
-    check(&destinations())
+fn every_destination_takes_its_way(family: Family) -> Result<()> {
+    check(&destinations(family))
 }
 
-#[test]
-fn pods_here_are_found_outside_the_gateways_block_too() -> Result<()> {
+fn pods_here_are_found_outside_the_gateways_block_too(family: Family) -> Result<()> {
     let mut node = load()?;
     for gateway in [Ipv4Addr::new(10, 0, 9, 1), Ipv4Addr::UNSPECIFIED] {
-        node.set_config(Config {
-            gateway_v4: gateway.octets(),
-            ..world::config()
-        })?;
-        check_on(&mut node, &destinations()).with_context(|| format!("gateway {gateway}"))?;
+        node.set_config(with_gateway(world::config(), gateway, 24))?;
+        check_on(&mut node, &destinations(family)).with_context(|| format!("gateway {gateway}"))?;
     }
-    node.set_config(Config {
-        block_bits_v4: 0,
-        ..world::config()
-    })?;
-    check_on(&mut node, &destinations()).context("a block that is not known")
+    node.set_config(with_gateway(world::config(), GATEWAY, 0))?;
+    check_on(&mut node, &destinations(family)).context("a block that is not known")
 }
 
 /// A packet to each kind of destination, and the verdict.
-fn destinations() -> Vec<(&'static str, Vec<u8>, u32)> {
+fn destinations(family: Family) -> Vec<(&'static str, Vec<u8>, u32)> {
     vec![
-        ("pod here", a_to(B).frame(), Verdict::Deliver as u32),
-        ("pod there", a_to(C).frame(), Verdict::Overlay as u32),
+        (
+            "pod here",
+            a_to(B).frame_of(family),
+            Verdict::Deliver as u32,
+        ),
+        (
+            "pod there",
+            a_to(C).frame_of(family),
+            Verdict::Overlay as u32,
+        ),
         (
             "pod there whose row has not come",
-            a_to(Ipv4Addr::new(10, 0, 2, 99)).frame(),
+            a_to(Ipv4Addr::new(10, 0, 2, 99)).frame_of(family),
             Verdict::Overlay as u32,
         ),
         (
             "another node",
-            a_to(NODE_2).frame(),
+            a_to(NODE_2).frame_of(family),
             Verdict::Overlay as u32,
         ),
-        ("own node", a_to(NODE_1).frame(), Verdict::ToStack as u32),
-        ("gateway", a_to(GATEWAY).frame(), Verdict::ToStack as u32),
-        ("world", a_to(WORLD).frame(), Verdict::ToStack as u32),
+        (
+            "own node",
+            a_to(NODE_1).frame_of(family),
+            Verdict::ToStack as u32,
+        ),
+        (
+            "gateway",
+            a_to(GATEWAY).frame_of(family),
+            Verdict::ToStack as u32,
+        ),
+        (
+            "world",
+            a_to(WORLD).frame_of(family),
+            Verdict::ToStack as u32,
+        ),
         (
             "no such pod here",
-            a_to(Ipv4Addr::new(10, 0, 1, 99)).frame(),
+            a_to(Ipv4Addr::new(10, 0, 1, 99)).frame_of(family),
             DropReason::NoSuchEndpoint as u32,
         ),
         (
             "node without a form",
-            a_to(D).frame(),
+            a_to(D).frame_of(family),
             DropReason::RemoteUnusable as u32,
         ),
         (
             "multicast",
-            a_to(Ipv4Addr::new(224, 0, 0, 251)).frame(),
+            a_to(Ipv4Addr::new(224, 0, 0, 251)).frame_of(family),
             DropReason::UnsupportedDestination as u32,
         ),
         (
             "broadcast",
-            a_to(Ipv4Addr::BROADCAST).frame(),
+            a_to(Ipv4Addr::BROADCAST).frame_of(family),
             DropReason::UnsupportedDestination as u32,
         ),
         (
             "the node's loopback",
-            a_to(Ipv4Addr::LOCALHOST).frame(),
+            a_to(Ipv4Addr::LOCALHOST).frame_of(family),
             DropReason::UnsupportedDestination as u32,
         ),
     ]
 }
 
-#[test]
-fn what_is_not_the_pods_own_is_dropped() -> Result<()> {
+fn what_is_not_the_pods_own_is_dropped(family: Family) -> Result<()> {
     let udp = |source| Packet::udp((source, 1), (B, 2));
     check(&[
         (
             "another MAC",
-            udp(A).macs(B_MAC, A_NODE_MAC).frame(),
+            udp(A).macs(B_MAC, A_NODE_MAC).frame_of(family),
             DropReason::SpoofedMac as u32,
         ),
         (
             "a neighbour's address",
-            from_a(udp(B)).frame(),
+            from_a(udp(B)).frame_of(family),
             DropReason::SpoofedAddress as u32,
         ),
         (
             "a remote pod's address",
-            from_a(udp(C)).frame(),
+            from_a(udp(C)).frame_of(family),
             DropReason::SpoofedAddress as u32,
         ),
         (
             "no address",
-            from_a(udp(Ipv4Addr::UNSPECIFIED)).frame(),
+            from_a(udp(Ipv4Addr::UNSPECIFIED)).frame_of(family),
             DropReason::SpoofedAddress as u32,
         ),
         (
             "a forged tunnel packet to another node",
-            from_a(Packet::vxlan(A, NODE_2, C_IDENTITY, &a_to(B).frame())).frame(),
+            from_a(Packet::vxlan(
+                A,
+                NODE_2,
+                C_IDENTITY,
+                &a_to(B).frame_of(family),
+            ))
+            .frame_of(family),
             DropReason::TunnelPortFromPod as u32,
         ),
         (
             "a forged tunnel packet to the own node",
-            from_a(Packet::vxlan(A, NODE_1, C_IDENTITY, &a_to(B).frame())).frame(),
+            from_a(Packet::vxlan(
+                A,
+                NODE_1,
+                C_IDENTITY,
+                &a_to(B).frame_of(family),
+            ))
+            .frame_of(family),
             DropReason::TunnelPortFromPod as u32,
         ),
         (
             "the tunnel's port of a pod is a port like any other",
-            from_a(Packet::udp((A, 1), (B, 8472))).frame(),
+            from_a(Packet::udp((A, 1), (B, 8472))).frame_of(family),
             Verdict::Deliver as u32,
         ),
     ])
 }
 
-#[test]
-fn a_device_without_an_interface_row_gets_nothing_through() -> Result<()> {
+fn a_device_without_an_interface_row_gets_nothing_through(family: Family) -> Result<()> {
     let mut node = Datapath::load(&[Program::PodEgress])?;
-    let ran = run(&mut node, &a_to(B).frame())?;
+    let ran = run(&mut node, &a_to(B).frame_of(family))?;
     assert_eq!(ran.decision.outcome, DropReason::UnknownInterface as u32);
     assert_eq!(ran.code, SHOT);
     Ok(())
 }
 
-#[test]
-fn unsupported_frames_are_dropped_for_what_they_are() -> Result<()> {
+fn unsupported_frames_are_dropped_for_what_they_are(family: Family) -> Result<()> {
     check(&[
         (
             "802.3 length",
-            a_to(B).ether_type(0x05ff).frame(),
+            a_to(B).ether_type(0x05ff).frame_of(family),
             DropReason::UnsupportedL2 as u32,
         ),
         (
-            "IPv6",
-            a_to(B).ether_type(0x86dd).total_length(60).frame(),
-            DropReason::UnsupportedL3 as u32,
+            "the other family by its type",
+            a_to(B)
+                .ether_type(family.pick(0x86dd, 0x0800))
+                .total_length(60)
+                .frame_of(family),
+            DropReason::Malformed as u32,
         ),
         (
             "a VLAN tag",
-            a_to(B).ether_type(0x8100).frame(),
+            a_to(B).ether_type(0x8100).frame_of(family),
             DropReason::UnsupportedL3 as u32,
         ),
         (
             "a priority tag",
-            tagged(&a_to(B).frame(), &[[0x81, 0, 0, 0]]),
+            tagged(&a_to(B).frame_of(family), &[[0x81, 0, 0, 0]]),
             DropReason::UnsupportedL3 as u32,
         ),
         (
             "a provider's tag",
-            tagged(&a_to(B).frame(), &[[0x88, 0xa8, 0, 0]]),
+            tagged(&a_to(B).frame_of(family), &[[0x88, 0xa8, 0, 0]]),
             DropReason::UnsupportedL3 as u32,
         ),
     ])
 }
 
-#[test]
-fn a_truncated_packet_is_malformed_at_every_length() -> Result<()> {
+fn a_truncated_packet_is_malformed_at_every_length(family: Family) -> Result<()> {
     let mut node = load()?;
     for packet in [
         a_to(B),
         from_a(Packet::tcp((A, 1), (B, 2), SYN)),
         from_a(Packet::echo(A, B, 3)),
     ] {
-        let frame = packet.payload(Vec::new()).frame();
-        // BPF_PROG_TEST_RUN takes no IPv4 frame without 20 bytes of header; a raw
+        let frame = packet.payload(Vec::new()).frame_of(family);
+        // BPF_PROG_TEST_RUN takes no IP frame without a whole header; a raw
         // socket does (netns_delivery), and so do the host tests of bpf/net.
-        for n in 34..frame.len() {
+        for n in 14 + family.header_length()..frame.len() {
             let ran = run(&mut node, &frame[..n]).with_context(|| format!("{n} bytes"))?;
             assert_eq!(
                 name(ran.decision.outcome),
@@ -236,20 +276,17 @@ fn a_truncated_packet_is_malformed_at_every_length() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_header_with_options_is_honoured() -> Result<()> {
+fn a_header_with_options_is_honoured(family: Family) -> Result<()> {
     let vxlan = |words| {
-        let packet = Packet::vxlan(A, NODE_2, Identity::HOST, &a_to(B).frame());
-        from_a(packet).options(words).frame()
+        let packet = Packet::vxlan(A, NODE_2, Identity::HOST, &a_to(B).frame_of(family));
+        from_a(packet).options(words).frame_of(family)
     };
-    let mut cut = a_to(B).options(10).payload(Vec::new()).frame();
-    cut.pop();
-    let length = (cut.len() - 14) as u16;
-    cut[16..18].copy_from_slice(&length.to_be_bytes());
+    let whole = a_to(B).options(10).payload(Vec::new()).frame_of(family);
+    let cut = shortened(family, &whole, 1);
     check(&[
         (
             "delivered",
-            a_to(B).options(10).frame(),
+            a_to(B).options(10).frame_of(family),
             Verdict::Deliver as u32,
         ),
         (
@@ -270,10 +307,9 @@ fn a_header_with_options_is_honoured() -> Result<()> {
     ])
 }
 
-#[test]
-fn delivery_is_one_hop_with_the_macs_of_the_pods_link() -> Result<()> {
+fn delivery_is_one_hop_with_the_macs_of_the_pods_link(family: Family) -> Result<()> {
     let mut node = load()?;
-    let ran = run(&mut node, &a_to(B).frame())?;
+    let ran = run(&mut node, &a_to(B).frame_of(family))?;
     let seen = headers(&ran.packet);
     assert_eq!(seen.ttl, 63);
     assert!(seen.checksum_ok);
@@ -289,11 +325,10 @@ fn delivery_is_one_hop_with_the_macs_of_the_pods_link() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_packet_whose_ttl_ends_here_goes_to_the_stack() -> Result<()> {
+fn a_packet_whose_ttl_ends_here_goes_to_the_stack(family: Family) -> Result<()> {
     let mut node = load()?;
     for ttl in [0, 1] {
-        let frame = a_to(B).ttl(ttl).frame();
+        let frame = a_to(B).ttl(ttl).frame_of(family);
         let ran = run(&mut node, &frame)?;
         assert_eq!(ran.decision.outcome, Verdict::ToStackException as u32);
         assert_eq!((ran.code, ran.mark), (UNSPEC, mark::TO_STACK));
@@ -342,8 +377,7 @@ fn arp_for_the_gateway_is_answered_and_nothing_else() -> Result<()> {
     ])
 }
 
-#[test]
-fn a_mark_that_the_packet_brings_is_taken_away() -> Result<()> {
+fn a_mark_that_the_packet_brings_is_taken_away(family: Family) -> Result<()> {
     let mut node = load()?;
     for (brought, left) in [
         (mark::REDIRECTED, 0),
@@ -354,62 +388,64 @@ fn a_mark_that_the_packet_brings_is_taken_away() -> Result<()> {
             mark: brought,
             ..Context::default()
         };
-        let ran = node.run(Program::PodEgress, &a_to(WORLD).frame(), context)?;
+        let ran = node.run(Program::PodEgress, &a_to(WORLD).frame_of(family), context)?;
         assert_eq!(ran.mark, left, "brought {brought:#x}");
     }
     Ok(())
 }
 
-#[test]
-fn later_fragments_follow_their_first() -> Result<()> {
+fn later_fragments_follow_their_first(family: Family) -> Result<()> {
     let first = || a_to(B).first_fragment(9);
     let last = || a_to(B).last_fragment(9);
     check(&[
         (
             "a last one alone",
-            last().frame(),
+            last().frame_of(family),
             DropReason::FragmentWithoutFirst as u32,
         ),
-        ("the first", first().frame(), Verdict::Deliver as u32),
-        ("the last", last().frame(), Verdict::Deliver as u32),
+        (
+            "the first",
+            first().frame_of(family),
+            Verdict::Deliver as u32,
+        ),
+        ("the last", last().frame_of(family), Verdict::Deliver as u32),
         (
             "of another datagram",
-            a_to(B).last_fragment(10).frame(),
+            a_to(B).last_fragment(10).frame_of(family),
             DropReason::FragmentWithoutFirst as u32,
         ),
         (
             "of another destination",
-            a_to(C).last_fragment(9).frame(),
+            a_to(C).last_fragment(9).frame_of(family),
             DropReason::FragmentWithoutFirst as u32,
         ),
         (
             "a first one to the tunnel",
             from_a(Packet::udp((A, 1), (NODE_2, 8472)))
                 .first_fragment(11)
-                .frame(),
+                .frame_of(family),
             DropReason::TunnelPortFromPod as u32,
         ),
         (
             "and the rest of it",
-            a_to(NODE_2).last_fragment(11).frame(),
+            a_to(NODE_2).last_fragment(11).frame_of(family),
             DropReason::TunnelPortFromPod as u32,
         ),
     ])
 }
 
-#[test]
-fn the_packets_are_counted_with_their_bytes() -> Result<()> {
+fn the_packets_are_counted_with_their_bytes(family: Family) -> Result<()> {
     let mut node = load()?;
     for _ in 0..3 {
-        run(&mut node, &a_to(B).frame())?;
+        run(&mut node, &a_to(B).frame_of(family))?;
     }
-    run(&mut node, &a_to(WORLD).frame())?;
+    run(&mut node, &a_to(WORLD).frame_of(family))?;
     assert_eq!(
         node.counted(Program::PodEgress)?,
         [("to-stack", 1), ("deliver", 3)]
     );
     let outcome = Verdict::Deliver as u32;
     let bytes = node.bytes(Program::PodEgress, outcome)?;
-    assert_eq!(bytes, 3 * a_to(B).frame().len() as u64);
+    assert_eq!(bytes, 3 * a_to(B).frame_of(family).len() as u64);
     Ok(())
 }

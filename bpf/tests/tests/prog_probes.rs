@@ -18,10 +18,19 @@ use veer_bpf_common::{
     tables::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote},
 };
 use veer_bpf_tests::{
-    datapath::{Context, flow_key},
+    datapath::Context,
+    family::Family,
+    in_both_families,
     packet::Packet,
     world::{self, *},
 };
+
+in_both_families! {
+    a_probe_takes_the_form_it_asks_for_whatever_the_entry_says,
+    a_probe_without_a_path_in_its_form_is_dropped,
+    a_health_address_is_one_of_its_nodes_stack,
+    a_pods_mark_does_not_make_a_probe,
+}
 
 fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
     Packet::udp((source, 5), (destination, 6))
@@ -34,10 +43,9 @@ fn marked(mark: u32) -> Context {
     }
 }
 
-#[test]
-fn a_probe_takes_the_form_it_asks_for_whatever_the_entry_says() -> Result<()> {
+fn a_probe_takes_the_form_it_asks_for_whatever_the_entry_says(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::OverlayEgress])?;
-    let frame = Packet::echo(GATEWAY, HEALTH_2, 1).frame();
+    let frame = Packet::echo(GATEWAY, HEALTH_2, 1).frame_of(family);
     for (form, revert_at) in [
         (FORM_NONE, 0),
         (FORM_TUNNEL, 0),
@@ -83,18 +91,14 @@ fn a_probe_takes_the_form_it_asks_for_whatever_the_entry_says() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_probe_without_a_path_in_its_form_is_dropped() -> Result<()> {
+fn a_probe_without_a_path_in_its_form_is_dropped(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::OverlayEgress])?;
-    let frame = Packet::echo(GATEWAY, HEALTH_2, 1).frame();
+    let frame = Packet::echo(GATEWAY, HEALTH_2, 1).frame_of(family);
     for (what, mark, entry) in [
         (
             "no next hop",
             mark::PROBE_NATIVE,
-            Remote {
-                next_hop_family: 0,
-                ..remote(FORM_TUNNEL)
-            },
+            without_next_hop(remote(FORM_TUNNEL)),
         ),
         (
             "no tunnel address",
@@ -116,8 +120,7 @@ fn a_probe_without_a_path_in_its_form_is_dropped() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
+fn a_health_address_is_one_of_its_nodes_stack(family: Family) -> Result<()> {
     let mut node = world::load(&[
         Program::PodEgress,
         Program::PodIngress,
@@ -233,7 +236,7 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
                 WORLD,
                 GATEWAY,
                 Identity::REMOTE_NODE,
-                &udp(HEALTH_2, B).frame(),
+                &udp(HEALTH_2, B).frame_of(family),
             ),
             DropReason::TunnelSourceNotNode as u32,
         ),
@@ -244,24 +247,24 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
                 HEALTH_2,
                 NODE_1,
                 Identity::REMOTE_NODE,
-                &udp(HEALTH_2, B).frame(),
+                &udp(HEALTH_2, B).frame_of(family),
             ),
             DropReason::TunnelSourceNotNode as u32,
         ),
     ] {
-        let ran = node.run(program, &packet.frame(), Context::default())?;
+        let ran = node.run(program, &packet.frame_of(family), Context::default())?;
         assert_eq!(name(ran.decision.outcome), name(expected), "{what}");
     }
     let ran = node.run(
         Program::PodEgress,
-        &a_to(HEALTH_2).frame(),
+        &a_to(HEALTH_2).frame_of(family),
         Context::default(),
     )?;
     assert_eq!(
         (ran.decision.vni, ran.decision.destination_identity),
         (A_IDENTITY.get(), Identity::REMOTE_NODE.get())
     );
-    let replies = flow_key(17, (GATEWAY, 5), (B, 6));
+    let replies = family.flow(17, (GATEWAY, 5), (B, 6));
     assert!(
         node.flow(&replies)?.is_none(),
         "the gateway's reply has an entry"
@@ -269,18 +272,21 @@ fn a_health_address_is_one_of_its_nodes_stack() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_pods_mark_does_not_make_a_probe() -> Result<()> {
+fn a_pods_mark_does_not_make_a_probe(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress])?;
     for mark in [mark::PROBE_NATIVE, mark::PROBE_TUNNEL] {
         node.set_remote(ID_2, remote(FORM_TUNNEL))?;
-        let ran = node.run(Program::PodEgress, &a_to(C).frame(), marked(mark))?;
+        let ran = node.run(Program::PodEgress, &a_to(C).frame_of(family), marked(mark))?;
         assert_eq!(
             (name(ran.decision.outcome), ran.mark),
             (name(Verdict::Overlay as u32), mark::REDIRECTED)
         );
         // Nor on the way by the stack.
-        let ran = node.run(Program::PodEgress, &a_to(NODE_1).frame(), marked(mark))?;
+        let ran = node.run(
+            Program::PodEgress,
+            &a_to(NODE_1).frame_of(family),
+            marked(mark),
+        )?;
         assert_eq!(
             (name(ran.decision.outcome), ran.mark),
             (name(Verdict::ToStack as u32), 0)

@@ -16,14 +16,25 @@ use veer_bpf_common::{
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
+    family::Family,
+    in_both_families,
     packet::{Packet, SYN, arp},
     world::{self, *},
 };
 
+in_both_families! {
+    a_dropped_packet_leaves_its_beginning_and_what_was_found_out,
+    a_multicast_packet_of_a_pod_is_shown_with_its_reason,
+    short_frames_are_kept_as_far_as_their_headers_go,
+    of_a_flood_one_packet_per_window_is_kept,
+    packets_that_go_on_leave_nothing,
+    what_xdp_drops_is_kept_too,
+}
+
 /// What a pod that calls itself otherwise sends.
-fn spoofed(payload: usize) -> Vec<u8> {
+fn spoofed(family: Family, payload: usize) -> Vec<u8> {
     let packet = Packet::udp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2));
-    from_a(packet.payload(vec![7; payload])).frame()
+    from_a(packet.payload(vec![7; payload])).frame_of(family)
 }
 
 fn only(node: &mut Datapath, program: Program, reason: DropReason) -> Result<DropSample> {
@@ -32,10 +43,9 @@ fn only(node: &mut Datapath, program: Program, reason: DropReason) -> Result<Dro
     samples.into_iter().next().context("none")
 }
 
-#[test]
-fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out() -> Result<()> {
+fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress])?;
-    let frame = spoofed(300);
+    let frame = spoofed(family, 300);
     let before = now()?;
     let ran = node.run(Program::PodEgress, &frame, Context::default())?;
     let sample = only(&mut node, Program::PodEgress, DropReason::SpoofedAddress)?;
@@ -51,32 +61,45 @@ fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out() -> Result<()> 
     Ok(())
 }
 
-#[test]
-fn a_multicast_packet_of_a_pod_is_shown_with_its_reason() -> Result<()> {
+fn a_multicast_packet_of_a_pod_is_shown_with_its_reason(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress])?;
     let group = Ipv4Addr::new(224, 0, 0, 251);
-    let frame = from_a(Packet::udp((A, 5353), (group, 5353))).frame();
+    let frame = from_a(Packet::udp((A, 5353), (group, 5353))).frame_of(family);
     node.run(Program::PodEgress, &frame, Context::default())?;
     let reason = DropReason::UnsupportedDestination;
     let sample = only(&mut node, Program::PodEgress, reason)?;
-    assert_eq!(sample.head[30..34], group.octets());
+    let (start, octets) = family.pick(
+        (30, group.octets().to_vec()),
+        (38, octets_v6(group).to_vec()),
+    );
+    assert_eq!(sample.head[start..start + octets.len()], octets);
     assert_eq!(node.packets(Program::PodEgress, reason as u32)?, 1);
     Ok(())
 }
 
-#[test]
-fn short_frames_are_kept_as_far_as_their_headers_go() -> Result<()> {
-    let cut = |length: usize| spoofed(0)[..length].to_vec();
-    let tcp = from_a(Packet::tcp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2), SYN)).frame();
+fn short_frames_are_kept_as_far_as_their_headers_go(family: Family) -> Result<()> {
+    let ip = 14 + family.header_length();
+    let cut = |length: usize| spoofed(family, 0)[..length].to_vec();
+    let tcp = from_a(Packet::tcp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2), SYN)).frame_of(family);
     for (what, frame, reason, captured) in [
-        ("an IPv4 header alone", cut(34), DropReason::Malformed, 14),
+        (
+            "an IP header alone",
+            cut(ip),
+            DropReason::Malformed,
+            family.pick(14, 54),
+        ),
         (
             "UDP without payload",
-            cut(42),
+            cut(ip + 8),
             DropReason::SpoofedAddress,
-            42,
+            family.pick(42, 54),
         ),
-        ("TCP without options", tcp, DropReason::SpoofedAddress, 54),
+        (
+            "TCP without options",
+            tcp,
+            DropReason::SpoofedAddress,
+            family.pick(54, 64),
+        ),
         (
             "ARP",
             arp(1, (B_MAC, A), ([0; 6], GATEWAY)),
@@ -95,12 +118,16 @@ fn short_frames_are_kept_as_far_as_their_headers_go() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn of_a_flood_one_packet_per_window_is_kept() -> Result<()> {
+fn of_a_flood_one_packet_per_window_is_kept(family: Family) -> Result<()> {
     const FLOOD: u32 = 100_000;
     let mut node = world::load(&[Program::PodEgress])?;
     let before = Samples::window(now()?);
-    node.time(Program::PodEgress, &spoofed(0), Context::default(), FLOOD)?;
+    node.time(
+        Program::PodEgress,
+        &spoofed(family, 0),
+        Context::default(),
+        FLOOD,
+    )?;
     let windows = Samples::window(now()?) - before + 1;
     let reason = DropReason::SpoofedAddress;
     let counted = node.packets(Program::PodEgress, reason as u32)?;
@@ -114,11 +141,14 @@ fn of_a_flood_one_packet_per_window_is_kept() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn packets_that_go_on_leave_nothing() -> Result<()> {
+fn packets_that_go_on_leave_nothing(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress])?;
     for to in [B, C, NODE_1, WORLD] {
-        node.run(Program::PodEgress, &a_to(to).frame(), Context::default())?;
+        node.run(
+            Program::PodEgress,
+            &a_to(to).frame_of(family),
+            Context::default(),
+        )?;
     }
     for reason in DropReason::ALL {
         assert_eq!(node.samples(Program::PodEgress, *reason)?, []);
@@ -126,11 +156,10 @@ fn packets_that_go_on_leave_nothing() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_xdp_drops_is_kept_too() -> Result<()> {
+fn what_xdp_drops_is_kept_too(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkXdp])?;
-    let inner = Packet::udp((C, 5), (B, 6)).frame();
-    let frame = Packet::vxlan(WORLD, NODE_1, C_IDENTITY, &inner).frame();
+    let inner = Packet::udp((C, 5), (B, 6)).frame_of(family);
+    let frame = Packet::vxlan(WORLD, NODE_1, C_IDENTITY, &inner).frame_of(family);
     node.run_xdp(&frame)?;
     let sample = only(
         &mut node,

@@ -18,78 +18,104 @@ use veer_bpf_common::{
     tables::{Config, FORM_NATIVE, FORM_TUNNEL, FlowEntry},
 };
 use veer_bpf_tests::{
-    datapath::{Context, Datapath, flow_key},
+    datapath::{Context, Datapath},
+    family::Family,
+    in_both_families,
     packet::{Packet, tagged},
     world::{self, *},
 };
+
+in_both_families! {
+    tc_and_xdp_judge_the_tunnels_outer_side_alike,
+    a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped,
+    bare_packets_are_delivered_only_from_those_who_may,
+    a_probe_is_heard_before_the_native_form_is_accepted,
+    a_tag_within_a_priority_tag_is_its_vlans_or_dropped,
+    xdp_judges_a_priority_tagged_frame_as_an_untagged_one,
+    bare_fragments_and_flow_entries_are_as_inside,
+    nothing_from_a_denied_prefix_passes_the_uplink,
+}
 
 fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
     Packet::udp((source, 5), (destination, 6))
 }
 
-fn inner() -> Vec<u8> {
-    udp(C, B).frame()
+fn inner(family: Family) -> Vec<u8> {
+    udp(C, B).frame_of(family)
 }
 
 /// A tunnel packet with the flag of the VNI taken away.
-fn without_flag() -> Vec<u8> {
-    let mut frame = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner()).frame();
-    frame[14 + 20 + 8] = 0;
+fn without_flag(family: Family) -> Vec<u8> {
+    let mut frame = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner(family)).frame_of(family);
+    frame[14 + family.header_length() + 8] = 0;
     frame
 }
 
 /// A tunnel packet whose UDP length is `length`.
-fn with_udp_length(length: u16) -> Vec<u8> {
-    let mut frame = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner()).frame();
-    frame[14 + 20 + 4..14 + 20 + 6].copy_from_slice(&length.to_be_bytes());
+fn with_udp_length(family: Family, length: u16) -> Vec<u8> {
+    let mut frame = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner(family)).frame_of(family);
+    let at = 14 + family.header_length() + 4;
+    frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
     frame
 }
 
-#[test]
-fn tc_and_xdp_judge_the_tunnels_outer_side_alike() -> Result<()> {
+fn tc_and_xdp_judge_the_tunnels_outer_side_alike(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress, Program::UplinkXdp])?;
     let pass = Verdict::Pass as u32;
     let malformed = DropReason::Malformed as u32;
-    let tunnel = |source, destination| Packet::vxlan(source, destination, Identity::HOST, &inner());
+    let tunnel =
+        |source, destination| Packet::vxlan(source, destination, Identity::HOST, &inner(family));
     let mut later = tunnel(WORLD, NODE_1).last_fragment(1);
     later = later.payload(vec![0; 64]);
     let stranger = DropReason::TunnelSourceNotNode as u32;
     let rows = [
-        ("from a node", tunnel(NODE_2, NODE_1).frame(), pass),
+        ("from a node", tunnel(NODE_2, NODE_1).frame_of(family), pass),
         (
             "with options",
-            tunnel(NODE_2, NODE_1).options(3).frame(),
+            tunnel(NODE_2, NODE_1).options(3).frame_of(family),
             pass,
         ),
-        ("from outside", tunnel(WORLD, NODE_1).frame(), stranger),
         (
-            "from outside, with options",
-            tunnel(WORLD, NODE_1).options(10).frame(),
+            "from outside",
+            tunnel(WORLD, NODE_1).frame_of(family),
             stranger,
         ),
-        ("from a pod", tunnel(C, NODE_1).frame(), stranger),
-        ("from ourselves", tunnel(NODE_1, NODE_1).frame(), stranger),
-        ("to someone else", tunnel(WORLD, WORLD).frame(), pass),
         (
-            "another port",
-            Packet::udp((WORLD, 8472), (NODE_1, 4789)).frame(),
+            "from outside, with options",
+            tunnel(WORLD, NODE_1).options(10).frame_of(family),
+            stranger,
+        ),
+        ("from a pod", tunnel(C, NODE_1).frame_of(family), stranger),
+        (
+            "from ourselves",
+            tunnel(NODE_1, NODE_1).frame_of(family),
+            stranger,
+        ),
+        (
+            "to someone else",
+            tunnel(WORLD, WORLD).frame_of(family),
             pass,
         ),
-        ("a later fragment", later.frame(), pass),
-        ("no VNI flag", without_flag(), malformed),
+        (
+            "another port",
+            Packet::udp((WORLD, 8472), (NODE_1, 4789)).frame_of(family),
+            pass,
+        ),
+        ("a later fragment", later.frame_of(family), pass),
+        ("no VNI flag", without_flag(family), malformed),
         (
             "UDP length short of a header",
-            with_udp_length(29),
+            with_udp_length(family, 29),
             malformed,
         ),
         (
             "UDP length beyond the packet",
-            with_udp_length(1400),
+            with_udp_length(family, 1400),
             malformed,
         ),
         (
-            "not IPv4",
-            tunnel(WORLD, NODE_1).ether_type(0x0806).frame(),
+            "not IP",
+            tunnel(WORLD, NODE_1).ether_type(0x0806).frame_of(family),
             pass,
         ),
     ];
@@ -123,23 +149,22 @@ fn assert_malformed(node: &mut Datapath, frame: &[u8], what: &str) -> Result<()>
     Ok(())
 }
 
-#[test]
-fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped() -> Result<()> {
+fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress, Program::UplinkXdp])?;
     for options in [0, 2, 10] {
         // The packet says how long it is; what is in it ends too early.
         for n in 4..8 + 14 {
             let mut packet = Packet::udp((NODE_2, 1), (NODE_1, 8472)).options(options);
             packet = packet.payload([vec![8], vec![0; n - 1]].concat());
-            let frame = packet.frame();
+            let frame = packet.frame_of(family);
             let what = format!("{n} bytes behind UDP, {options} words of options");
             assert_malformed(&mut node, &frame, &what)?;
         }
         // The frame ends before the packet does.
-        let frame = Packet::vxlan(NODE_2, NODE_1, Identity::HOST, &inner())
+        let frame = Packet::vxlan(NODE_2, NODE_1, Identity::HOST, &inner(family))
             .options(options)
-            .frame();
-        for n in 34..frame.len() {
+            .frame_of(family);
+        for n in 14 + family.header_length()..frame.len() {
             let what = format!("{n} of {} bytes", frame.len());
             assert_malformed(&mut node, &frame[..n], &what)?;
         }
@@ -147,8 +172,7 @@ fn a_tunnel_packet_cut_off_at_any_byte_of_its_headers_is_dropped() -> Result<()>
     Ok(())
 }
 
-#[test]
-fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
+fn bare_packets_are_delivered_only_from_those_who_may(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress])?;
     let refused = DropReason::NativeNotAccepted as u32;
     let deliver = Verdict::Deliver as u32;
@@ -159,7 +183,7 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
     let vacant_there = Ipv4Addr::new(10, 0, 2, 99);
     let of_no_node = Ipv4Addr::new(10, 0, 99, 9);
     let cluster = (Ipv4Addr::new(10, 0, 0, 0), 16);
-    node.set_prefix(cluster, Identity::UNMANAGED, NodeId::NONE)?;
+    node.set_prefix(family.prefix(cluster), Identity::UNMANAGED, NodeId::NONE)?;
     for (what, source, destination, in_tunnel, in_native) in [
         ("pod to pod", C, B, refused, deliver),
         ("node to pod", NODE_2, B, refused, deliver),
@@ -208,7 +232,7 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
     ] {
         for (form, expected) in [(FORM_TUNNEL, in_tunnel), (FORM_NATIVE, in_native)] {
             node.set_remote(ID_2, remote(form))?;
-            let frame = udp(source, destination).frame();
+            let frame = udp(source, destination).frame_of(family);
             let ran = node.run(Program::UplinkIngress, &frame, Context::default())?;
             assert_eq!(
                 name(ran.decision.outcome),
@@ -231,8 +255,7 @@ fn bare_packets_are_delivered_only_from_those_who_may() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_probe_is_heard_before_the_native_form_is_accepted() -> Result<()> {
+fn a_probe_is_heard_before_the_native_form_is_accepted(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress])?;
     let refused = DropReason::NativeNotAccepted as u32;
     let pass = Verdict::Pass as u32;
@@ -250,14 +273,17 @@ fn a_probe_is_heard_before_the_native_form_is_accepted() -> Result<()> {
             refused,
         ),
     ] {
-        let ran = node.run(Program::UplinkIngress, &packet.frame(), Context::default())?;
+        let ran = node.run(
+            Program::UplinkIngress,
+            &packet.frame_of(family),
+            Context::default(),
+        )?;
         assert_eq!(name(ran.decision.outcome), name(expected), "{what}");
     }
     Ok(())
 }
 
-#[test]
-fn a_tag_within_a_priority_tag_is_its_vlans_or_dropped() -> Result<()> {
+fn a_tag_within_a_priority_tag_is_its_vlans_or_dropped(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress])?;
     let unsupported = DropReason::UnsupportedL3 as u32;
     // A test run's frame has no tag that the kernel has taken off; so the first tag
@@ -270,7 +296,7 @@ fn a_tag_within_a_priority_tag_is_its_vlans_or_dropped() -> Result<()> {
         ([0x88, 0xa8, 0xe0, 5], Verdict::Pass as u32),
     ] {
         for source in [WORLD, C, A, NODE_2] {
-            let frame = tagged(&udp(source, NODE_1).frame(), &[tag]);
+            let frame = tagged(&udp(source, NODE_1).frame_of(family), &[tag]);
             let ran = node.run(Program::UplinkIngress, &frame, Context::default())?;
             assert_eq!(
                 name(ran.decision.outcome),
@@ -282,23 +308,26 @@ fn a_tag_within_a_priority_tag_is_its_vlans_or_dropped() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn xdp_judges_a_priority_tagged_frame_as_an_untagged_one() -> Result<()> {
+fn xdp_judges_a_priority_tagged_frame_as_an_untagged_one(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkXdp])?;
     let denied = Ipv4Addr::new(203, 0, 113, 9);
-    node.set_prefix((denied, 32), Identity::WORLD, NodeId::DENIED)?;
+    node.set_prefix(family.prefix((denied, 32)), Identity::WORLD, NodeId::DENIED)?;
     node.set_config(Config {
         flags: Config::DENIES,
         ..config()
     })?;
-    let tunnel = |source| Packet::vxlan(source, NODE_1, Identity::HOST, &inner()).frame();
+    let tunnel =
+        |source| Packet::vxlan(source, NODE_1, Identity::HOST, &inner(family)).frame_of(family);
     for (what, frame) in [
         ("from a node", tunnel(NODE_2)),
         ("from a stranger", tunnel(WORLD)),
-        ("a tunnel packet that lies", without_flag()),
-        ("denied", udp(denied, NODE_1).frame()),
-        ("with options", udp(denied, NODE_1).options(10).frame()),
-        ("from the world", udp(WORLD, NODE_1).frame()),
+        ("a tunnel packet that lies", without_flag(family)),
+        ("denied", udp(denied, NODE_1).frame_of(family)),
+        (
+            "with options",
+            udp(denied, NODE_1).options(10).frame_of(family),
+        ),
+        ("from the world", udp(WORLD, NODE_1).frame_of(family)),
     ] {
         let expected = node.run_xdp(&frame)?.decision.outcome;
         for (tags, expected) in [
@@ -319,12 +348,15 @@ fn xdp_judges_a_priority_tagged_frame_as_an_untagged_one() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn bare_fragments_and_flow_entries_are_as_inside() -> Result<()> {
+fn bare_fragments_and_flow_entries_are_as_inside(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::UplinkIngress])?;
     node.set_remote(ID_2, remote(FORM_NATIVE))?;
     let mut outcome = |packet: Packet| -> Result<u32> {
-        let ran = node.run(Program::UplinkIngress, &packet.frame(), Context::default())?;
+        let ran = node.run(
+            Program::UplinkIngress,
+            &packet.frame_of(family),
+            Context::default(),
+        )?;
         Ok(ran.decision.outcome)
     };
     let lost = DropReason::FragmentWithoutFirst as u32;
@@ -333,7 +365,7 @@ fn bare_fragments_and_flow_entries_are_as_inside() -> Result<()> {
         assert_eq!(outcome(packet)?, Verdict::Deliver as u32);
     }
     node.set_flow(
-        flow_key(17, (B, 6), (C, 5)),
+        family.flow(17, (B, 6), (C, 5)),
         FlowEntry {
             expires_at: u64::MAX,
             ..FlowEntry::default()
@@ -341,7 +373,7 @@ fn bare_fragments_and_flow_entries_are_as_inside() -> Result<()> {
     )?;
     let ran = node.run(
         Program::UplinkIngress,
-        &udp(C, B).frame(),
+        &udp(C, B).frame_of(family),
         Context::default(),
     )?;
     assert_eq!(
@@ -351,8 +383,7 @@ fn bare_fragments_and_flow_entries_are_as_inside() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
+fn nothing_from_a_denied_prefix_passes_the_uplink(family: Family) -> Result<()> {
     let mut node = world::load(&[
         Program::UplinkIngress,
         Program::UplinkXdp,
@@ -366,9 +397,10 @@ fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
     let denied = DropReason::DeniedPrefix as u32;
     let stranger = DropReason::TunnelSourceNotNode as u32;
     let own = DropReason::OwnSourceFromOutside as u32;
-    let tunnel = |source| Packet::vxlan(source, NODE_1, C_IDENTITY, &inner());
-    let deny =
-        |node: &mut Datapath, prefix| node.set_prefix(prefix, Identity::WORLD, NodeId::DENIED);
+    let tunnel = |source| Packet::vxlan(source, NODE_1, C_IDENTITY, &inner(family));
+    let deny = |node: &mut Datapath, prefix| {
+        node.set_prefix(family.prefix(prefix), Identity::WORLD, NodeId::DENIED)
+    };
     let rows = [
         ("to the node", udp(WORLD, NODE_1), denied, denied),
         ("to a pod", udp(inside, B), denied, denied),
@@ -389,7 +421,7 @@ fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
     ];
     let judge = |node: &mut Datapath, all_pass: bool| -> Result<()> {
         for (what, packet, tc, xdp) in &rows {
-            let frame = packet.frame();
+            let frame = packet.frame_of(family);
             let expected = |outcome: u32| {
                 if all_pass && outcome == denied {
                     pass
@@ -425,7 +457,7 @@ fn nothing_from_a_denied_prefix_passes_the_uplink() -> Result<()> {
     // What a pod sends there is the world's.
     let ran = node.run(
         Program::PodEgress,
-        &a_to(inside).frame(),
+        &a_to(inside).frame_of(family),
         Context::default(),
     )?;
     assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
