@@ -5,7 +5,7 @@
 #![allow(clippy::too_many_lines, reason = "tables")]
 
 use anyhow::{Context as _, Result};
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use veer_bpf_common::{
     DEFAULT_TUNNEL_PORT,
     identity::{Identity, Vni},
@@ -17,11 +17,12 @@ use veer_bpf_tests::{
     in_and_over_both_families,
     lab::{ETH0, Node, Pod, SILENCE, Underlay, address, any, gateway, id},
     netns::{DEADLINE, Namespace, await_condition},
-    packet::{Headers, Packet, SYN, arp, vxlan_payload},
+    packet::{Extension, Headers, Packet, SYN, arp, vxlan_payload},
     world::{identity, name},
 };
 
 in_and_over_both_families! {
+    what_only_ipv6_has_is_refused_out_of_the_tunnel,
     only_what_a_node_can_have_sent_is_believed,
     the_tunnel_device_refuses_a_stranger_by_itself,
     a_vni_grants_nothing_and_a_wrong_one_is_counted,
@@ -332,6 +333,45 @@ fn only_what_a_node_can_have_sent_is_believed(family: Family, outer: Family) -> 
         ),
     ] {
         lab.expect(what, from, vni, &inner, expected)?;
+    }
+    Ok(())
+}
+
+fn what_only_ipv6_has_is_refused_out_of_the_tunnel(family: Family, outer: Family) -> Result<()> {
+    let mut lab = Lab::new(family, outer)?;
+    let frame = |chain: &[Extension]| lab.udp(C).behind(chain).frame_of(Family::V6);
+    let from = |source: [u16; 2]| {
+        let source = Ipv6Addr::new(source[0], 0, 0, 0, 0, source[1], 0x0a00, 0x0214);
+        lab.udp(source).frame_of(Family::V6)
+    };
+    let rows = if family == Family::V4 {
+        // That of IPv4 is an option, by which the kernel forwards nothing.
+        vec![(
+            "options",
+            lab.udp(C).options(3).frame(),
+            Verdict::Deliver as u32,
+        )]
+    } else {
+        let not_there = DropReason::TunnelSourceNotOnNode as u32;
+        vec![
+            (
+                "a routing header",
+                frame(&[Extension::routing(4, 1)]),
+                DropReason::RoutingHeader as u32,
+            ),
+            (
+                "too many headers",
+                frame(&vec![Extension::hop_by_hop(1); 9]),
+                DropReason::TooManyHeaders as u32,
+            ),
+            ("a mapped source", from([0, 0xffff]), not_there),
+            ("a source of the link", from([0xfe80, 0]), not_there),
+            ("a group as source", from([0xff02, 0]), not_there),
+        ]
+    };
+    for (what, inner, outcome) in rows {
+        let expected = (Program::OverlayIngress, outcome);
+        lab.expect(what, "node", C_IDENTITY, &inner, expected)?;
     }
     Ok(())
 }

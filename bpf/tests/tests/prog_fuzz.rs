@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use std::net::{IpAddr, Ipv4Addr};
 use veer_bpf_common::{
     identity::Identity,
-    outcome::{Program, Verdict},
+    outcome::{FIRST_REASON, Program, Verdict},
     tables::{FORM_NATIVE, FORM_TUNNEL},
 };
 use veer_bpf_tests::{
@@ -29,6 +29,7 @@ in_both_families! {
     nothing_that_may_not_come_passes_an_uplink,
     the_tunnel_device_carries_what_the_node_or_its_pods_send,
     what_is_observed_goes_on_unchanged,
+    no_strangers_tunnel_packet_passes_xdp,
 }
 
 /// Damaged frames per program and family.
@@ -141,7 +142,7 @@ fn fuzz(
             continue;
         };
         ran_at_all += 1;
-        went_on += usize::from(ran.code != SHOT);
+        went_on += usize::from(ran.decision.outcome < FIRST_REASON);
         let verdict = allowed(&frame, Headers::of(&frame), &ran);
         ensure!(
             verdict.is_ok(),
@@ -159,7 +160,11 @@ fn fuzz(
 }
 
 fn run(node: &mut Datapath, program: Program, frame: &[u8]) -> Result<Ran> {
-    node.run(program, frame, Context::default())
+    if program == Program::UplinkXdp {
+        node.run_xdp(frame)
+    } else {
+        node.run(program, frame, Context::default())
+    }
 }
 
 fn is(ran: &Ran, verdict: Verdict) -> bool {
@@ -367,4 +372,28 @@ fn what_is_observed_goes_on_unchanged(family: Family) -> Result<()> {
         fuzz(family, program, FORM_TUNNEL, all)?;
     }
     Ok(())
+}
+
+fn no_strangers_tunnel_packet_passes_xdp(family: Family) -> Result<()> {
+    fuzz(
+        family,
+        Program::UplinkXdp,
+        FORM_TUNNEL,
+        |frame, seen, ran| {
+            if frame != ran.packet {
+                return Err("it was changed");
+            }
+            let Some(seen) = seen.filter(|_| is(ran, Verdict::Pass)) else {
+                return Ok(());
+            };
+            let tunnel = seen.protocol == 17
+                && seen.destination_port == 8472
+                && !seen.is_later_fragment()
+                && among(seen.destination, &[NODE_1, GATEWAY]);
+            if tunnel && !among(seen.source, &[NODE_2, NODE_3]) {
+                return Err("it is a stranger's tunnel packet");
+            }
+            Ok(())
+        },
+    )
 }
