@@ -44,6 +44,7 @@ pub(crate) fn keep<P: Bytes>(
     let head = &mut sample.head;
     sample.captured = capture::<_, SAMPLE_BYTES>(packet, head)
         .or_else(|| capture::<_, TCP_V6>(packet, head))
+        .or_else(|| capture::<_, UDP_V6>(packet, head))
         .or_else(|| capture::<_, TCP>(packet, head))
         .or_else(|| capture::<_, UDP>(packet, head))
         .or_else(|| capture::<_, { ethernet::HEADER_LENGTH }>(packet, head))
@@ -55,7 +56,9 @@ pub(crate) fn keep<P: Bytes>(
 const UDP: usize = 42;
 /// Up to the end of a TCP header behind IPv4, both without options.
 const TCP: usize = HEAD;
-/// The same behind IPv6, or a UDP header and some of what follows.
+/// Up to the end of a UDP or `ICMPv6` header behind IPv6 without extension headers.
+const UDP_V6: usize = HEAD_V6 - (TCP - UDP);
+/// Up to the end of a TCP header there.
 const TCP_V6: usize = HEAD_V6;
 
 /// The first `N` bytes, where the packet has them.

@@ -73,7 +73,7 @@ fn arp(skb: &mut Skb, interface: &Interface) -> Outcome {
     if request.sender_mac != interface.mac {
         return Err(DropReason::SpoofedMac);
     }
-    if request.sender != interface.v4 {
+    if request.sender != interface.v4 || interface.v4 == <[u8; 4]>::NONE {
         return Err(DropReason::SpoofedAddress);
     }
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
