@@ -67,7 +67,8 @@ numbered! {
         /// Passed after recording its flow as translated by the stack.
         PassNoted = 8, "pass-noted";
         /// Ends here quietly, since nobody needs it: a pod's multicast group reports, its
-        /// questions for routers and its duplicate address detection.
+        /// questions for routers and its duplicate address detection; what the host sends
+        /// to groups on the tunnel device.
         Ignore = 9, "ignore";
     }
 }

@@ -96,6 +96,13 @@ fn the_stacks_packets_take_the_form_of_the_remote(family: Family) -> Result<()> 
             0,
         ),
         (
+            "to a group",
+            udp(NODE_1, Ipv4Addr::new(224, 0, 0, 251)),
+            FORM_TUNNEL,
+            (Verdict::Ignore as u32, SHOT),
+            0,
+        ),
+        (
             "to a pod here",
             udp(NODE_1, B),
             FORM_TUNNEL,

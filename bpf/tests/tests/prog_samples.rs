@@ -92,7 +92,7 @@ fn short_frames_are_kept_as_far_as_their_headers_go(family: Family) -> Result<()
             "UDP without payload",
             cut(ip + 8),
             DropReason::SpoofedAddress,
-            family.pick(42, 54),
+            family.pick(42, 62),
         ),
         (
             "TCP without options",

@@ -49,9 +49,14 @@ fn packet<I: Ip>(skb: &mut Skb, mark: u32) -> Outcome {
     let ip = skb.ip::<I>()?;
     let destination = lookup::who(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
-    let node = destination
-        .remote_node()
-        .ok_or(DropReason::RemoteUnusable)?;
+    let Some(node) = destination.remote_node() else {
+        // The kernel and daemons of the host speak to groups on every device.
+        return if ip.is_unicast() {
+            Err(DropReason::RemoteUnusable)
+        } else {
+            Ok(Verdict::Ignore)
+        };
+    };
     let source = lookup::who(ip.source());
     skb.decision.source_identity = source.identity().get();
     if mark != mark::TO_STACK && source.takes_redirects() {
