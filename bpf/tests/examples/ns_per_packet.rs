@@ -1,10 +1,11 @@
 //! Nanoseconds that each program takes per packet, by `BPF_PROG_TEST_RUN`, as
 //! JSON on standard output: one object per program and kind of packet with the
-//! median and the 99th percentile over rounds.
+//! median and the 99th percentile over rounds, of IPv4 and of the same packet in IPv6, and
+//! the median of the ratios of each round of the two.
 //!
 //! With the path of another object in `VEER_BPF_BEFORE` (of an earlier release, with the
-//! same maps) that one is measured too, in the same rounds, and the median of the ratios
-//! of each round to it is told.
+//! same maps) that one is measured too, in the same rounds and in IPv4, and the median of
+//! the ratios of each round to it is told.
 //!
 //! `overlay_ingress` is not here: a test run has no tunnel key, and without one
 //! it does not do its work.
@@ -17,7 +18,7 @@
     reason = "a table that speaks of the world by its names"
 )]
 
-use std::{env, fs, path::Path, time::Duration};
+use std::{env, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -70,15 +71,17 @@ fn main() -> Result<()> {
     }
     let nodes = &mut nodes[..];
     each(nodes, |node| node.set_remote(ID_2, remote(FORM_TUNNEL)))?;
-    each(nodes, |node| {
-        node.set_flow(
-            Family::V4.flow(17, (NODE_2, 2222), (A, 1111)),
-            FlowEntry {
-                expires_at: u64::MAX - u64::MAX / 4,
-                ..FlowEntry::default()
-            },
-        )
-    })?;
+    for family in Family::ALL {
+        each(nodes, |node| {
+            node.set_flow(
+                family.flow(17, (NODE_2, 2222), (A, 1111)),
+                FlowEntry {
+                    expires_at: u64::MAX - u64::MAX / 4,
+                    ..FlowEntry::default()
+                },
+            )
+        })?;
+    }
     let udp = |source, destination| Packet::udp((source, 5), (destination, 6));
     let tunnel = Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &udp(C, B).frame());
     let mut results = Vec::new();
@@ -193,41 +196,57 @@ fn allow_mac(node: &mut Datapath, mac: [u8; 6]) -> Result<()> {
     node.set_interface(A_IFINDEX, Interface { mac, ..interface() })
 }
 
-/// The first of the nodes, and how it compares with the second if there is one.
-fn measure(nodes: &mut [Datapath], case: &Case) -> Result<serde_json::Value> {
-    let frame = case.packet.frame();
+/// One node's time for a packet of a family.
+fn time(node: &mut Datapath, case: &Case, family: Family) -> Result<f64> {
+    let frame = case.packet.frame_of(family);
     let context = Context {
         mark: case.mark,
         ..Context::default()
     };
-    let mut nanoseconds = Vec::with_capacity(ROUNDS);
-    let mut ratios = Vec::with_capacity(ROUNDS);
+    let (time, decision) = node.time(case.program, &frame, context, RUNS)?;
+    ensure!(
+        decision.outcome == case.outcome as u32,
+        "{}, {}, {family}: {} instead of {}",
+        case.program.name(),
+        case.what,
+        name(decision.outcome),
+        case.outcome.name()
+    );
+    Ok(time.as_secs_f64().max(1e-9))
+}
+
+/// The first of the nodes in both families, and how it compares with the second if there
+/// is one.
+fn measure(nodes: &mut [Datapath], case: &Case) -> Result<serde_json::Value> {
+    let mut rounds: [Vec<f64>; 4] = Default::default();
+    let [v4, v6, to_v4, to_before] = &mut rounds;
     for _ in 0..ROUNDS {
-        let mut round = Vec::with_capacity(nodes.len());
-        for node in &mut *nodes {
-            let (time, decision) = node.time(case.program, &frame, context, RUNS)?;
-            ensure!(
-                decision.outcome == case.outcome as u32,
-                "{}, {}: {} instead of {}",
-                case.program.name(),
-                case.what,
-                name(decision.outcome),
-                case.outcome.name()
-            );
-            round.push(time);
+        let (this, other) = (
+            time(&mut nodes[0], case, Family::V4)?,
+            time(&mut nodes[0], case, Family::V6)?,
+        );
+        v4.push(this);
+        v6.push(other);
+        to_v4.push(other / this);
+        if let Some(node) = nodes.get_mut(1) {
+            to_before.push(this / time(node, case, Family::V4)?);
         }
-        nanoseconds.push(round[0].as_nanos());
-        let before = round.get(1).map(Duration::as_secs_f64);
-        ratios.extend(before.map(|before| round[0].as_secs_f64() / before.max(1e-9)));
     }
-    nanoseconds.sort_unstable();
-    ratios.sort_by(f64::total_cmp);
+    for values in &mut rounds {
+        values.sort_by(f64::total_cmp);
+    }
+    let [v4, v6, to_v4, to_before] = &rounds;
+    let nanoseconds =
+        |values: &[f64], percent: usize| (values[ROUNDS * percent / 100] * 1e9).round();
     Ok(json!({
-        "to_before_p50": ratios.get(ratios.len() / 2),
         "program": case.program.name(),
         "packet": case.what,
         "outcome": case.outcome.name(),
-        "ns_p50": nanoseconds[ROUNDS / 2],
-        "ns_p99": nanoseconds[ROUNDS * 99 / 100],
+        "ns_p50": nanoseconds(v4, 50),
+        "ns_p99": nanoseconds(v4, 99),
+        "ns_v6_p50": nanoseconds(v6, 50),
+        "ns_v6_p99": nanoseconds(v6, 99),
+        "v6_to_v4_p50": to_v4[ROUNDS / 2],
+        "to_before_p50": to_before.get(ROUNDS / 2),
     }))
 }

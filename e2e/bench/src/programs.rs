@@ -15,6 +15,12 @@ use crate::figures::Figures;
 /// Quantity of these series.
 pub(crate) const NANOSECONDS: &str = "ns per packet";
 
+/// The same of the same packets in IPv6.
+pub(crate) const NANOSECONDS_V6: &str = "ns, IPv6";
+
+/// Quantity of the ratios of IPv6 to IPv4.
+pub(crate) const TO_V4: &str = "IPv6 to IPv4";
+
 /// Quantity of the ratios to an earlier revision's programs.
 pub(crate) const TO_BEFORE: &str = "ratio to before";
 
@@ -96,10 +102,16 @@ pub(crate) fn measure(figures: &mut Figures, before: Option<&str>) -> Result<()>
     for row in rows.as_array().context("its JSON is no list")? {
         let text = |key: &str| row[key].as_str().unwrap_or_default();
         let name = format!("{}: {}", text("program"), text("packet"));
-        let value = row["ns_p50"]
-            .as_f64()
-            .with_context(|| format!("no figure for {name}"))?;
-        figures.add(&name, NANOSECONDS, value);
+        for (key, quantity) in [
+            ("ns_p50", NANOSECONDS),
+            ("ns_v6_p50", NANOSECONDS_V6),
+            ("v6_to_v4_p50", TO_V4),
+        ] {
+            let value = row[key]
+                .as_f64()
+                .with_context(|| format!("no figure {key} for {name}"))?;
+            figures.add(&name, quantity, value);
+        }
         if let Some(ratio) = row["to_before_p50"].as_f64() {
             figures.add(&name, TO_BEFORE, ratio);
         }

@@ -9,7 +9,7 @@ use crate::{
         P50, P99, STREAM,
         subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
     },
-    programs::{NANOSECONDS, TO_BEFORE},
+    programs::{NANOSECONDS, NANOSECONDS_V6, TO_BEFORE, TO_V4},
     wiring::fact,
 };
 
@@ -195,19 +195,18 @@ fn rest(figures: &Figures) -> String {
 /// Nanoseconds per packet of each program.
 pub(crate) fn programs(figures: &Figures) -> String {
     let compared = !figures.subjects(TO_BEFORE).is_empty();
-    let mut table = table(if compared {
-        &["program: packet", NANOSECONDS, TO_BEFORE]
-    } else {
-        &["program: packet", NANOSECONDS]
-    });
+    let mut columns = vec!["program: packet", NANOSECONDS, NANOSECONDS_V6, TO_V4];
+    columns.extend(compared.then_some(TO_BEFORE));
+    let mut table = table(&columns);
     let text = |value: Option<f64>, digits| {
         value.map_or_else(|| "-".to_owned(), |v: f64| format!("{v:.digits$}"))
     };
     for name in figures.subjects(NANOSECONDS) {
-        let mut row = vec![name.to_owned(), text(figures.median(name, NANOSECONDS), 0)];
-        if compared {
-            row.push(text(figures.median(name, TO_BEFORE), 2));
-        }
+        let mut row = vec![name.to_owned()];
+        row.extend(columns[1..].iter().map(|quantity| {
+            let digits = if quantity.starts_with("ns") { 0 } else { 2 };
+            text(figures.median(name, quantity), digits)
+        }));
         table.add_row(row);
     }
     table.to_string()
