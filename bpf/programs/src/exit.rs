@@ -26,6 +26,11 @@ use crate::{
 pub(crate) trait Hook {
     /// Which one it is.
     const PROGRAM: Program;
+    /// Whether it lets packets with this mark of veer's pass as they are.
+    #[inline(always)]
+    fn passes(_mark: u32) -> bool {
+        false
+    }
     /// Looks at a packet that the kernel takes for one of the family `I`; frames of
     /// neither family come as IPv4's.
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome;
@@ -34,11 +39,24 @@ pub(crate) trait Hook {
 /// Runs a tc program on the kernel's context.
 #[inline(always)]
 pub(crate) fn tc<H: Hook>(raw: *mut __sk_buff) -> i32 {
-    if Skb::protocol(raw) == ethernet::IPV6 {
+    if H::passes(Skb::mark_of(raw)) {
+        untouched(H::PROGRAM, raw)
+    } else if Skb::protocol(raw) == ethernet::IPV6 {
         family::<H, Ipv6>(raw)
     } else {
         family::<H, Ipv4>(raw)
     }
+}
+
+/// Lets a packet pass that needs no look.
+#[inline(always)]
+fn untouched(program: Program, raw: *mut __sk_buff) -> i32 {
+    let Some(decision) = record(program) else {
+        return TC_ACT_SHOT;
+    };
+    let outcome = Ok(Verdict::Pass);
+    decision.outcome = number(outcome);
+    end_tc(program, Skb::new(raw, program, decision).length(), outcome)
 }
 
 /// The program's instance of one family. A function of its own: the kernel allows 512

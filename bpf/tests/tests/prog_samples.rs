@@ -98,7 +98,7 @@ fn short_frames_are_kept_as_far_as_their_headers_go(family: Family) -> Result<()
             "TCP without options",
             tcp,
             DropReason::SpoofedAddress,
-            family.pick(54, 64),
+            family.pick(54, 74),
         ),
         (
             "ARP",

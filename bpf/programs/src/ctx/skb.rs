@@ -99,8 +99,15 @@ impl Skb {
 
     /// `skb->mark`, only veer's bits of it.
     #[inline(always)]
+    pub(crate) fn mark_of(raw: *mut __sk_buff) -> u32 {
+        // SAFETY: the kernel hands a valid context to the program.
+        mark::get(unsafe { (&raw const (*raw).mark).read_volatile() })
+    }
+
+    /// The same of this packet.
+    #[inline(always)]
     pub(crate) fn mark(&self) -> u32 {
-        mark::get(field!(self.mark))
+        Self::mark_of(self.raw)
     }
 
     /// Replaces veer's bits of the mark.

@@ -31,13 +31,14 @@ impl Hook for OverlayEgress {
     const PROGRAM: Program = Program::OverlayEgress;
 
     #[inline(always)]
+    fn passes(mark: u32) -> bool {
+        mark == mark::REDIRECTED
+    }
+
+    #[inline(always)]
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
-        let mark = skb.mark();
-        if mark == mark::REDIRECTED {
-            return Ok(Verdict::Pass);
-        }
         if skb.ethernet::<I>()?.ether_type == I::ETHER_TYPE {
-            packet::<I>(skb, mark)
+            packet::<I>(skb, skb.mark())
         } else {
             Err(DropReason::UnsupportedL3)
         }

@@ -26,6 +26,11 @@ impl Hook for PodIngress {
     const PROGRAM: Program = Program::PodIngress;
 
     #[inline(always)]
+    fn passes(mark: u32) -> bool {
+        stack::is_ours(mark)
+    }
+
+    #[inline(always)]
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
         let Some(ip) = stack::sent::<I>(skb) else {
             return Ok(Verdict::Pass);

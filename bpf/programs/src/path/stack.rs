@@ -5,13 +5,17 @@ use veer_bpf_net::{flow::Flow, ip::Ip};
 
 use crate::{ctx::skb::Skb, state::flows};
 
-/// The IP header of a packet that came down from the stack; `None`: a program sent it,
-/// or it has no valid header of this family and so belongs to no translated flow of it.
+/// Whether a packet with this mark was sent by a program, or brought up by one, and so
+/// belongs to no flow that is to be recorded.
+#[inline(always)]
+pub(crate) fn is_ours(mark: u32) -> bool {
+    matches!(mark, mark::REDIRECTED | mark::TO_STACK)
+}
+
+/// The IP header of a packet that came down from the stack; `None`: it has no valid header
+/// of this family and so belongs to no translated flow of it.
 #[inline(always)]
 pub(crate) fn sent<I: Ip>(skb: &Skb) -> Option<I> {
-    if matches!(skb.mark(), mark::REDIRECTED | mark::TO_STACK) {
-        return None;
-    }
     if skb.ethernet::<I>().ok()?.ether_type != I::ETHER_TYPE {
         return None;
     }
