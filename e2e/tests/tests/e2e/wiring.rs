@@ -388,13 +388,13 @@ fn command(scene: &Scene) -> Result<()> {
             "the map has {entry:?}, the command prints {row:?}"
         );
         let local = entry.node_id == maps::LOCAL_NODE;
-        let none = if entry.address.is_ipv4() {
+        let unspecified = if entry.address.is_ipv4() {
             "0.0.0.0"
         } else {
             "::"
         };
         ensure!(
-            !local || row.is_some_and(|r| r["tunnel_endpoint"] == none),
+            !local || row.is_some_and(|r| r["tunnel_endpoint"] == unspecified),
             "{prefix} is local, the command prints {row:?}"
         );
     }

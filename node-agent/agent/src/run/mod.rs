@@ -92,7 +92,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         .context("cannot start the engine")?;
     tokio::spawn(wishes.run(client.clone()));
     tokio::spawn(event_writer.run(client.clone(), node));
-    tokio::spawn(server::run(shared.clone(), listener));
+    let server = tokio::spawn(server::run(shared.clone(), listener));
     tokio::spawn(http::run(shared.clone(), metrics));
     tokio::spawn(status::run(client, shared.clone(), reports));
 
@@ -105,6 +105,9 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
         // remains for the next agent.
         ended = engine_ends => std::process::exit(i32::from(ended.is_err())),
     }
+    // It would make its socket again where that is removed.
+    server.abort();
+    let _ = server.await;
     let (state, socket) = (&shared.options.state, &shared.options.socket);
     let directory = socket.parent().unwrap_or(Path::new("/run/veer"));
     let plugins = &shared.options.cni_bin_dir;
