@@ -3,6 +3,7 @@
 //! that pods ask.
 
 mod addresses;
+mod families;
 mod flows;
 mod host;
 mod members;
@@ -32,6 +33,7 @@ const OTHER: &str = "worker2";
 pub(crate) fn faults() -> Vec<Fault> {
     let mut all = host::faults();
     all.extend(addresses::faults());
+    all.extend(families::faults());
     all.extend(flows::faults());
     all.extend(members::faults());
     all.extend(translated::faults());
