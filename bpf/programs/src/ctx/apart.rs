@@ -59,8 +59,8 @@ impl Bytes for Raw {
     }
 
     #[inline(always)]
-    fn words<const N: usize>(&self, _: usize) -> Option<[u64; N]> {
-        None
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        load_words(self.0, offset as u32)
     }
 
     #[inline(always)]
