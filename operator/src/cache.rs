@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
@@ -58,6 +59,8 @@ pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
     /// How many lists were read. The store's own signal is not enough: it wakes one
     /// waiter only, which is the applier.
     filled: watch::Receiver<u64>,
+    /// The watch cannot go on, and what is known is of before until a new list is read.
+    outdated: Arc<AtomicBool>,
     unreadable: Arc<Unreadable>,
 }
 
@@ -166,6 +169,17 @@ impl Unreadable {
     }
 }
 
+/// Whether a watch that ended so begins with a new list: its version is too old (410), or
+/// there was no list to begin with.
+fn needs_list(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchError(status)
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        watcher::Error::InitialListFailed(_) | watcher::Error::NoResourceVersion => true,
+        watcher::Error::WatchStartFailed(_) | watcher::Error::WatchFailed(_) => false,
+    }
+}
+
 impl<K> Cached<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -190,6 +204,8 @@ where
         let (changes, _) = broadcast::channel(BACKLOG);
         let announce = changes.clone();
         let (fill, filled) = watch::channel(0);
+        let outdated = Arc::new(AtomicBool::new(false));
+        let missed = Arc::clone(&outdated);
         let run = async move {
             let kind = K::kind(&());
             let events = follow(api, watcher::Config::default())
@@ -205,6 +221,9 @@ where
                     Ok(event) => event,
                     Err(error) => {
                         tracing::warn!(%kind, "watch failed, trying again: {error}");
+                        if needs_list(&error) {
+                            missed.store(true, Ordering::Release);
+                        }
                         continue;
                     }
                 };
@@ -224,6 +243,7 @@ where
                     Event::Apply(object) => Change::Set(Arc::new(object)),
                     Event::Delete(object) => Change::Gone(Arc::new(object)),
                     Event::InitDone => {
+                        missed.store(false, Ordering::Release);
                         fill.send_modify(|lists| *lists += 1);
                         Change::All
                     }
@@ -238,6 +258,7 @@ where
                 store: reader,
                 changes,
                 filled,
+                outdated,
                 unreadable,
             },
             run,
@@ -262,6 +283,12 @@ where
     /// The store, for an applier.
     pub(crate) fn store(&self) -> Store<K> {
         self.store.clone()
+    }
+
+    /// Whether changes may be missing that only a new list will have. Its reading is tried
+    /// again and again, with growing pauses.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Acquire)
     }
 
     /// How many lists were read. More than one means that the watch was interrupted

@@ -124,6 +124,11 @@ impl Context {
         network.or_else(|| Some(("NodeReport", self.reports.unreadable(node)?)))
     }
 
+    /// Whether nodes, or blocks of nodes, may be missing in what is known.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.nodes.is_outdated() || self.node_networks.is_outdated() || self.claims.is_outdated()
+    }
+
     /// Names of Ready nodes whose agent has not reported which blocks it holds. Once
     /// there is none, the answer stays empty until something is listed again. This
     /// protects against what this leader cannot have seen, such as blocks held on

@@ -19,6 +19,12 @@ pub(crate) enum Error {
         /// What was tried.
         what: String,
     },
+    /// A watch was interrupted, and what it missed is not known yet.
+    #[error("{what}: what the API server has is being listed again, trying again")]
+    Outdated {
+        /// What was tried.
+        what: String,
+    },
     /// Building a request failed.
     #[error("cannot write {what} as JSON")]
     Json {
@@ -41,6 +47,7 @@ impl Error {
         match self {
             Self::Api { .. } => "api",
             Self::Conflict { .. } => "conflict",
+            Self::Outdated { .. } => "outdated",
             Self::Json { .. } => "json",
             Self::NumbersExhausted => "numbers_exhausted",
         }
@@ -49,7 +56,7 @@ impl Error {
     /// How long to wait before the next try after `failures` in a row.
     pub(crate) fn backoff(&self, failures: u32) -> Duration {
         let base = match self {
-            Self::Conflict { .. } => Duration::from_millis(200),
+            Self::Conflict { .. } | Self::Outdated { .. } => Duration::from_millis(200),
             Self::Api { .. } | Self::Json { .. } | Self::NumbersExhausted => Duration::from_secs(1),
         };
         let wait = (base * 2u32.saturating_pow(failures.min(8))).min(Duration::from_mins(2));

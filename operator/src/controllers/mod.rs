@@ -60,7 +60,7 @@ pub(crate) async fn run<K, F>(
         let wait = error.backoff(*count);
         *count += 1;
         context.metrics.ran(name, error.category());
-        if matches!(error, Error::Conflict { .. }) {
+        if matches!(error, Error::Conflict { .. } | Error::Outdated { .. }) {
             tracing::debug!(controller = name, object = %key, "{}", error.chain());
         } else {
             tracing::warn!(controller = name, object = %key, ?wait, "{}", error.chain());

@@ -130,7 +130,7 @@ async fn patiently(
 
 fn passes(error: &ApiError) -> bool {
     match error {
-        ApiError::Conflict { .. } => true,
+        ApiError::Conflict { .. } | ApiError::Outdated { .. } => true,
         ApiError::Api { source, .. } => {
             code(source).is_none_or(|code| code == 408 || code == 429 || code >= 500)
         }

@@ -102,7 +102,11 @@ async fn after_its_crds_were_deleted_every_node_has_its_former_block_back() {
     delete_crds(&server, &["podcidrs.veer.dev"]).await;
     server.add_node("new").await;
     let given = server.block_of("new").await;
-    assert!(!before.values().flatten().any(|b| *b == given), "{given}");
+    assert!(
+        !before.values().flatten().any(|b| *b == given),
+        "{given}: {}",
+        operator.said()
+    );
     eventually("all claims are there", async || {
         let count = server.all_claims().await.len();
         if count == 3 {

@@ -238,6 +238,13 @@ async fn allocate(
         .filter(|e| e.state == PodCidrState::Active && Family::of(&e.cidr) == family)
         .filter_map(|e| Some((e.cidr, u8::try_from(e.node_mask_size).ok()?)))
         .collect();
+    // What is free is known from all claims and NodeNetworks together. With one kind
+    // deleted, or its watch interrupted, the other alone may be there to tell.
+    if context.is_outdated() {
+        return Err(Error::Outdated {
+            what: format!("find a block for node {}", node.name),
+        });
+    }
     let claims = ledger.claims(context.claims.all());
     let mut taken: Taken = claims.iter().map(|claim| &claim.spec.cidr).collect();
     let mut owners: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
