@@ -4,16 +4,19 @@
 package network
 
 import (
+	"context"
 	"flag"
 	"os"
 	"testing"
 
 	"github.com/onsi/ginkgo/v2"
 	"github.com/onsi/gomega"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kubernetes/test/e2e/framework"
 	"k8s.io/kubernetes/test/e2e/framework/config"
 	"k8s.io/kubernetes/test/e2e/framework/testfiles"
 	testingmanifests "k8s.io/kubernetes/test/e2e/testing-manifests"
+	"k8s.io/utils/net"
 
 	_ "k8s.io/kubernetes/test/e2e/feature"
 	_ "k8s.io/kubernetes/test/e2e/network"
@@ -28,6 +31,19 @@ func TestMain(m *testing.M) {
 	framework.AfterReadingAllFlags(&framework.TestContext)
 	os.Exit(m.Run())
 }
+
+// The specs ask for addresses of the family that services have by default.
+var _ = ginkgo.BeforeSuite(func(ctx context.Context) {
+	client, err := framework.LoadClientset()
+	framework.ExpectNoError(err)
+	service, err := client.CoreV1().Services(metav1.NamespaceDefault).
+		Get(ctx, "kubernetes", metav1.GetOptions{})
+	framework.ExpectNoError(err)
+	framework.TestContext.IPFamily = "ipv4"
+	if net.IsIPv6String(service.Spec.ClusterIP) {
+		framework.TestContext.IPFamily = "ipv6"
+	}
+})
 
 func TestNetwork(t *testing.T) {
 	gomega.RegisterFailHandler(framework.Fail)
