@@ -31,8 +31,10 @@ impl Frame {
             return None;
         }
         // The verifier must see the pointer that is checked and the one that is
-        // read as the same; left alone, the compiler adds up each on its own.
-        let start = black_box(self.start + (offset & OFFSET_MASK));
+        // read as the same; left alone, the compiler adds up each on its own. It must
+        // also see the mask: older kernels (6.1) forget what a comparison says of an
+        // offset that is on the stack.
+        let start = black_box(self.start + (black_box(offset) & OFFSET_MASK));
         (start + bytes <= self.end).then_some(start)
     }
 }
