@@ -1,14 +1,14 @@
 //! What the host's stack delivers to a pod.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use veer_bpf_common::outcome::{Outcome, Program, Verdict};
+use veer_bpf_common::outcome::{Outcome, Program};
 use veer_bpf_net::ip::Ip;
 
 use crate::{
     ctx::skb::Skb,
     exit::{self, Hook},
     path::stack,
-    state::{flows, lookup},
+    state::lookup,
 };
 
 /// Device: the host side of a pod's veth; direction: egress. Expects what the
@@ -32,14 +32,10 @@ impl Hook for PodIngress {
 
     #[inline(always)]
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
-        let Some(ip) = stack::sent::<I>(skb) else {
-            return Ok(Verdict::Pass);
-        };
-        let source = lookup::who(ip.source());
-        skb.decision.source_identity = source.identity().get();
-        if !source.takes_redirects() {
-            return Ok(Verdict::Pass);
-        }
-        Ok(flows::record(skb, &ip))
+        Ok(stack::sent(skb, |skb, ip: &I| {
+            let source = lookup::who(ip.source());
+            skb.decision.source_identity = source.identity().get();
+            source.takes_redirects()
+        }))
     }
 }

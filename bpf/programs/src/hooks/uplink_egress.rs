@@ -1,14 +1,14 @@
 //! What leaves by an uplink.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use veer_bpf_common::outcome::{Outcome, Program, Verdict};
+use veer_bpf_common::outcome::{Outcome, Program};
 use veer_bpf_net::ip::Ip;
 
 use crate::{
     ctx::skb::Skb,
     exit::{self, Hook},
     path::stack,
-    state::{flows, lookup},
+    state::lookup,
 };
 
 /// Device: an uplink; direction: egress. Expects everything the node sends.
@@ -31,19 +31,15 @@ impl Hook for UplinkEgress {
 
     #[inline(always)]
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
-        let Some(ip) = stack::sent::<I>(skb) else {
-            return Ok(Verdict::Pass);
-        };
-        // A hash look-up tells most of a node's packets apart from a pod's.
-        let Some(pod) = lookup::endpoint(ip.source()) else {
-            return Ok(Verdict::Pass);
-        };
-        skb.decision.source_identity = pod.identity().get();
-        let destination = lookup::who(ip.destination());
-        skb.decision.destination_identity = destination.identity().get();
-        if !destination.takes_redirects() {
-            return Ok(Verdict::Pass);
-        }
-        Ok(flows::record(skb, &ip))
+        Ok(stack::sent(skb, |skb, ip: &I| {
+            // A hash look-up tells most of a node's packets apart from a pod's.
+            let Some(pod) = lookup::endpoint(ip.source()) else {
+                return false;
+            };
+            skb.decision.source_identity = pod.identity().get();
+            let destination = lookup::who(ip.destination());
+            skb.decision.destination_identity = destination.identity().get();
+            destination.takes_redirects()
+        }))
     }
 }

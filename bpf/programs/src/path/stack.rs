@@ -12,10 +12,22 @@ pub(crate) fn is_ours(mark: u32) -> bool {
     matches!(mark, mark::REDIRECTED | mark::TO_STACK)
 }
 
-/// The IP header of a packet that came down from the stack; `None`: it has no valid header
-/// of this family and so belongs to no translated flow of it.
+/// Lets a packet that came down from the stack pass, and records its flow where
+/// `is_translated` says that only translation brings it here. One without a valid header
+/// of this family belongs to no translated flow of it.
 #[inline(always)]
-pub(crate) fn sent<I: Ip>(skb: &Skb) -> Option<I> {
+pub(crate) fn sent<I: Ip>(
+    skb: &mut Skb,
+    is_translated: impl FnOnce(&mut Skb, &I) -> bool,
+) -> Verdict {
+    match header::<I>(skb) {
+        Some(ip) if is_translated(skb, &ip) => flows::record(skb, &ip),
+        _ => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn header<I: Ip>(skb: &Skb) -> Option<I> {
     if skb.ethernet::<I>().ok()?.ether_type != I::ETHER_TYPE {
         return None;
     }

@@ -38,12 +38,16 @@ pub(super) fn waits_for_pods(assigned: &[IpNet], in_use: &[IpNet]) -> String {
 mod tests {
     use super::*;
 
+    /// Blocks that a node may have.
+    const BLOCKS: (&str, &str) = ("10.1.0.0/24", "fd00:1::/64");
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
     #[test]
     fn a_family_that_the_cluster_gives_up_is_not_for_new_pods() {
-        let nets = |texts: &[&str]| -> Vec<IpNet> {
-            texts.iter().map(|text| text.parse().unwrap()).collect()
-        };
-        let (v4, v6) = ("10.1.0.0/24", "fd00:1::/64");
+        let (v4, v6) = BLOCKS;
         for (states, assigned, expected) in [
             (["Active", "Active"], vec![v4, v6], vec![v4, v6]),
             (["Active", "Draining"], vec![v4, v6], vec![v4]),
@@ -66,10 +70,7 @@ mod tests {
 
     #[test]
     fn new_pods_wait_for_the_former_block_of_a_family_and_not_for_a_family_that_went() {
-        let nets = |texts: &[&str]| -> Vec<IpNet> {
-            texts.iter().map(|text| text.parse().unwrap()).collect()
-        };
-        let (v4, v6) = ("10.1.0.0/24", "fd00:1::/64");
+        let (v4, v6) = BLOCKS;
         for (assigned, in_use, held) in [
             (vec![v4], vec![v4], None),
             (vec![v4, v6], vec![v4, v6], None),

@@ -183,9 +183,9 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
         endpoint.serial = object.map_or(0, |row| row.serial);
         let pod = endpoint.addresses().find_map(|a| index.pod_at(a.address));
         let named = object.map(|row| &row.addresses);
+        let blocks: Vec<IpNet> = store.blocks().collect();
         for addresses in named.into_iter().chain(pod.map(|pod| &pod.addresses)) {
             let free = addresses.iter().filter(|a| store.by_address(**a).is_none());
-            let blocks: Vec<IpNet> = store.blocks().collect();
             endpoint.complete(&free.copied().collect::<Vec<_>>(), &blocks);
         }
     }
