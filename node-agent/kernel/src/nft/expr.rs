@@ -87,8 +87,6 @@ pub(super) enum Expr {
     SourceIn(Names),
     /// An answer to its source would not leave by the device that it entered by.
     NoWayBack,
-    /// This is its destination.
-    Destination(IpAddr),
     /// Its destination is in a set.
     DestinationIn(Names),
     /// Source and destination, one after the other, are in a set.
@@ -337,10 +335,6 @@ impl Expr {
             }
             Self::Target(map) => target(m, family, false, family.of(*map)),
             Self::TargetAt(map) => target(m, family, true, family.of(*map)),
-            Self::Destination(address) => {
-                payload(m, NETWORK_HEADER, family.destination(), length);
-                compare(m, CMP_EQ, &octets(*address));
-            }
             Self::DestinationIn(set) => {
                 payload(m, NETWORK_HEADER, family.destination(), length);
                 lookup(m, family.of(*set));

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     content::{Chain, Elements, HookPoint, Place, Set},
@@ -34,6 +34,8 @@ const OWN: Names = ["own4", "own6"];
 const BEFORE_DESTINATION_NAT: i32 = -101;
 /// 127.0.0.0/8.
 const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+/// ::1/128.
+const LOOPBACK6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
 
@@ -103,7 +105,7 @@ impl HostPorts {
     /// Maps and sets of a family.
     pub(super) fn sets(&self, family: Family, facts: &Facts) -> [Set; 4] {
         let own = facts.addresses.iter().map(|a| (*a).into());
-        let own = joined(family, own.chain([LOOPBACK]));
+        let own = joined(family, own.chain([LOOPBACK, LOOPBACK6]));
         let set = |names, elements| Set {
             name: family.of(names),
             family,
@@ -160,11 +162,10 @@ pub(super) fn led(chain: Chain, family: Family, fib: bool) -> Chain {
     };
     let chain = match family {
         Family::V4 => chain,
-        // No answer from elsewhere gets back to it, so it is refused rather than lost.
-        Family::V6 => {
-            let loopback = Expr::Destination(Ipv6Addr::LOCALHOST.into());
-            chain.rule(family, [loopback, Expr::Return])
-        }
+        // The kernel routes an answer to `::1` to no device but `lo`
+        // (`rt6_need_strict`, net/ipv6/route.c), so such a client is refused rather
+        // than lost. Clients with another address of the node reach pods by `::1`.
+        Family::V6 => chain.rule(family, [Expr::Source(LOOPBACK6, true), Expr::Return]),
     };
     chain
         .rule(family, [local(), Expr::TargetAt(AT), Expr::DestinationNat])

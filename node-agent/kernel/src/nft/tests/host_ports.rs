@@ -106,6 +106,8 @@ fn a_host_port_answers_world_node_loopback_and_the_pod_itself_also_after_a_flush
             pod_with_port(5, "udp", "", 8088),
             pod_with_port(5, "udp", ENDS[0].node, 8089),
             pod_with_port(5, "udp", ENDS[1].node, 8089),
+            pod_with_port(5, "udp", "127.0.0.1", 8087),
+            pod_with_port(5, "udp", "::1", 8087),
         ];
         let content = with_ports(&["far0"], &endpoints, fib);
         let mut table = Table::default();
@@ -126,9 +128,13 @@ fn a_host_port_answers_world_node_loopback_and_the_pod_itself_also_after_a_flush
                 "-4" => ("127.0.0.1", Some(e.node)),
                 _ => ("::1", None),
             };
-            let loopback = |port| asked(&lab.node, loopback, port);
-            assert_eq!(loopback(8088).as_deref(), seen);
-            assert_eq!(loopback(8089), None, "of another address");
+            let by_loopback = |from, port| ask(&client(&lab.node, from), loopback, port);
+            assert_eq!(by_loopback(loopback, 8088).as_deref(), seen);
+            assert_eq!(by_loopback(e.node, 8088).as_deref(), Some(e.node));
+            assert_eq!(by_loopback(e.node, 8087).as_deref(), Some(e.node));
+            for from in [loopback, e.node] {
+                assert_eq!(by_loopback(from, 8089), None, "of another address");
+            }
             assert_eq!(asked(&lab.outside, e.node, 8090), None);
         };
         lab.node.run(&mut round);
