@@ -34,7 +34,7 @@ const OWN: Names = ["own4", "own6"];
 const BEFORE_DESTINATION_NAT: i32 = -101;
 /// 127.0.0.0/8.
 const LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
-/// ::1/128.
+/// `::1/128`.
 const LOOPBACK6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
