@@ -21,12 +21,12 @@ use veer_crds::v1alpha1::Epoch;
 use crate::{
     engine::Error,
     pods::{recover, rewire},
-    report::status::{self, StatusReport},
+    report::status::{ReportInputs, StatusReport},
     shared::Shared,
 };
 use veer_agent_core::{
     checkpoint::Checkpoint,
-    desired::{self, Desired, Inputs},
+    desired::{self, Desired, DesiredInputs},
     facts::Facts,
     family::{self, Families},
     index::Index,
@@ -36,7 +36,7 @@ use veer_agent_core::{
     tables::Scope,
 };
 use veer_agent_kernel::{
-    attachments::{self, Attachments},
+    attachments::{Attachments, ProgramsWanted},
     clock::monotonic,
     error::{self, netlink},
     netlink::{
@@ -46,7 +46,7 @@ use veer_agent_kernel::{
         sysctl::Sysctls,
     },
     nft,
-    observe::{self, Wanted},
+    observe::{self, FactsWanted},
     stack::{self, Health, Host, PodMtus, Vxlan},
 };
 
@@ -214,7 +214,7 @@ impl Converger {
         let attached = self.attachments.converge(
             done,
             shared.datapath_lock(),
-            attachments::Wanted {
+            ProgramsWanted {
                 links: &links,
                 facts: &self.facts,
                 pods: &pods,
@@ -259,7 +259,7 @@ impl Converger {
             let store = shared.store();
             (store.blocks().collect::<Vec<_>>(), store.wired_now())
         };
-        let wanted = nft::Wanted {
+        let wanted = nft::TableInputs {
             index,
             facts: &self.facts,
             step: &self.switch.step,
@@ -346,7 +346,7 @@ impl Converger {
         };
         let found = observe::gather(
             socket,
-            Wanted {
+            FactsWanted {
                 uplinks: &uplinks,
                 hint,
                 said,
@@ -408,7 +408,7 @@ impl Converger {
         rows: bool,
     ) -> Desired {
         let store = shared.store();
-        desired::desired(Inputs {
+        desired::desired(DesiredInputs {
             index,
             store: &store,
             facts: &self.facts,
@@ -462,7 +462,7 @@ impl Converger {
 
     /// What to report.
     pub(crate) fn report(&self, shared: &Shared, held: &Checkpoint) -> StatusReport {
-        StatusReport::new(status::Inputs {
+        StatusReport::new(ReportInputs {
             shared,
             held,
             facts: &self.facts,

@@ -52,7 +52,7 @@ pub struct Desired {
 
 /// What the functions here look at.
 #[derive(Clone, Copy)]
-pub struct Inputs<'a> {
+pub struct DesiredInputs<'a> {
     /// What the API server said.
     pub index: &'a Index,
     /// Wired pods.
@@ -154,8 +154,8 @@ pub fn address_rows_of(
 }
 
 /// Everything.
-pub fn desired(inputs: Inputs<'_>) -> Desired {
-    let Inputs {
+pub fn desired(inputs: DesiredInputs<'_>) -> Desired {
+    let DesiredInputs {
         index,
         store,
         facts,

@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub use epoch::{RoutingStep, overhead, pair_mtu, peer_accepts, step, target};
-pub use pairs::{Inputs, PairState, Pairs, Peer};
+pub use pairs::{PairInputs, PairState, Pairs, Peer};
 pub use paths::{Leg, Paths};
 
 /// One peer to be probed in one form and one family.
@@ -109,7 +109,7 @@ impl Switch {
         let asked = |kept| step(epoch, underlay, overhead, pods_mtu, kept, confirm);
         let before = asked(false);
         let seen = seen(now, &before);
-        let fell = self.pairs.expire(Inputs {
+        let fell = self.pairs.expire(PairInputs {
             peers: &seen,
             step: &before,
             now: now.clock,
@@ -130,7 +130,7 @@ impl Switch {
     /// Acknowledges the epoch's step once all of it is done here.
     pub fn acknowledge(&mut self, now: Now<'_>) {
         let seen = seen(now, &self.step);
-        let inputs = Inputs {
+        let inputs = PairInputs {
             peers: &seen,
             step: &self.step,
             now: now.clock,
@@ -154,7 +154,7 @@ impl Switch {
             return None;
         }
         let seen = seen(now, &self.step);
-        let asks = self.pairs.asks(Inputs {
+        let asks = self.pairs.asks(PairInputs {
             peers: &seen,
             step: &self.step,
             now: now.clock,
@@ -165,7 +165,7 @@ impl Switch {
     /// Takes in what probes found.
     pub fn probed(&mut self, now: Now<'_>, round: u64, answers: Vec<Answer>) {
         let seen = seen(now, &self.step);
-        let inputs = Inputs {
+        let inputs = PairInputs {
             peers: &seen,
             step: &self.step,
             now: now.clock,

@@ -30,7 +30,7 @@ const NO_UPLINK: Duration = Duration::from_secs(10);
 
 /// What programs are attached by.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct ProgramsWanted<'a> {
     /// All links of the node.
     pub links: &'a [Link],
     /// The node.
@@ -65,12 +65,12 @@ impl Attachments {
         &mut self,
         done: &mut RoundLog,
         datapath: &Lock<Datapath>,
-        Wanted {
+        ProgramsWanted {
             links,
             facts,
             pods,
             xdp,
-        }: Wanted<'_>,
+        }: ProgramsWanted<'_>,
     ) -> Result<(), Error> {
         let mut wanted: Vec<(String, u32, Hook)> = Vec::new();
         let mut want = |name: &str, index, hooks: [Hook; 2]| {

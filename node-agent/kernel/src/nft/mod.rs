@@ -40,7 +40,7 @@ use content::{Ruleset, Set};
 use expr::Family;
 pub use forward::Forward;
 use host_ports::HostPorts;
-use ruleset::Inputs;
+use ruleset::RulesetInputs;
 
 /// Name of the table, of family inet.
 const TABLE: &str = "veer";
@@ -107,7 +107,7 @@ fn commit(socket: &mut Socket, messages: Vec<Message>) -> io::Result<()> {
 
 /// What the table follows from.
 #[derive(Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct TableInputs<'a> {
     /// What the API server said.
     pub index: &'a Index,
     /// The node.
@@ -154,8 +154,8 @@ impl Table {
     /// Writes the table if it should differ from what was written, or does. While
     /// lists of nodes are not complete, the table of an earlier agent stays but for
     /// hostPorts: it knew more.
-    pub fn converge(&mut self, done: &mut RoundLog, wanted: Wanted<'_>) -> io::Result<()> {
-        let Wanted {
+    pub fn converge(&mut self, done: &mut RoundLog, wanted: TableInputs<'_>) -> io::Result<()> {
+        let TableInputs {
             index,
             facts,
             step,
@@ -169,7 +169,7 @@ impl Table {
             return self.host_ports_alone(&mut socket, host_ports, facts);
         }
         loop {
-            let wanted = ruleset::ruleset(Inputs {
+            let wanted = ruleset::ruleset(RulesetInputs {
                 index,
                 facts,
                 step,

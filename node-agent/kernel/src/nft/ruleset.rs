@@ -53,9 +53,10 @@ pub(super) fn joined(family: Family, nets: impl IntoIterator<Item = IpNet>) -> V
     IpNet::aggregate(&nets.map(|n| n.trunc()).collect())
 }
 
-/// What the table follows from.
+/// What the table's ruleset follows from: [`TableInputs`](super::TableInputs), and what
+/// the kernel can and pods ask for.
 #[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
+pub(super) struct RulesetInputs<'a> {
     /// What the API server said.
     pub(super) index: &'a Index,
     /// The node.
@@ -73,8 +74,8 @@ pub(super) struct Inputs<'a> {
 }
 
 /// What the table is to hold.
-pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
-    let Inputs {
+pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
+    let RulesetInputs {
         index,
         facts,
         step,
@@ -165,7 +166,7 @@ pub(super) fn ruleset(inputs: Inputs<'_>) -> Ruleset {
 }
 
 /// Blocks of pods of the whole cluster.
-fn blocks_of_pods(inputs: Inputs<'_>) -> Vec<IpNet> {
+fn blocks_of_pods(inputs: RulesetInputs<'_>) -> Vec<IpNet> {
     let cluster = inputs.index.cluster.iter();
     let of_cluster = cluster.flat_map(|(_, c)| &c.pod_cidrs).map(|e| e.cidr);
     let of_nodes = inputs.index.nodes.iter();
@@ -175,8 +176,8 @@ fn blocks_of_pods(inputs: Inputs<'_>) -> Vec<IpNet> {
 }
 
 /// The sets of a family. That of devices is made with the first.
-fn sets(inputs: Inputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
-    let Inputs { index, facts, .. } = inputs;
+fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
+    let RulesetInputs { index, facts, .. } = inputs;
     let pods = joined(family, pods.iter().copied());
     let of_nodes = index.nodes.iter().flat_map(|n| n.addresses.iter().copied());
     let nodes = of_nodes
@@ -334,7 +335,7 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             ..Facts::default()
         };
-        ruleset(Inputs {
+        ruleset(RulesetInputs {
             index: &index,
             facts: &facts,
             step,

@@ -32,7 +32,7 @@ const TURNS: usize = 30;
 
 /// What to look for.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct FactsWanted<'a> {
     /// Uplinks by name; empty: those of the default routes.
     pub uplinks: &'a [String],
     /// The kubelet's idea of the node's address ([`hint`]).
@@ -70,7 +70,7 @@ fn speaks_for_the_node(name: &str) -> bool {
 
 /// Reads the facts. Where the node has no address at this moment (its uplink is
 /// being changed) the previous facts stay.
-pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::Result<Facts> {
+pub fn gather(socket: &mut Socket, wanted: FactsWanted<'_>, previous: &Facts) -> io::Result<Facts> {
     let links = link::list(socket)?;
     let addresses = address::list(socket)?;
     let routes = route::list(socket)?;
@@ -161,7 +161,7 @@ pub fn gather(socket: &mut Socket, wanted: Wanted<'_>, previous: &Facts) -> io::
 /// tunnel's, its way is none.
 fn uplinks(
     links: &[Link],
-    wanted: Wanted<'_>,
+    wanted: FactsWanted<'_>,
     defaults: &[&Route],
     (primary, holder): (IpAddr, Option<u32>),
 ) -> Vec<Uplink> {
@@ -220,7 +220,12 @@ impl Share {
 
 /// A number for all that was read and that paths follow from. The devices of pods
 /// come and go and lead to no node.
-fn basis(links: &[Link], addresses: &[Address], routes: &[(u8, Route)], wanted: Wanted<'_>) -> u64 {
+fn basis(
+    links: &[Link],
+    addresses: &[Address],
+    routes: &[(u8, Route)],
+    wanted: FactsWanted<'_>,
+) -> u64 {
     let mut hash = DefaultHasher::new();
     (wanted.direct, wanted.uplinks, wanted.hint).hash(&mut hash);
     for link in links.iter().filter(|l| !is_host_veth(&l.name)) {

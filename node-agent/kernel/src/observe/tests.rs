@@ -110,7 +110,7 @@ fn every_path_is_asked_for_within_a_minute_however_many_nodes_there_are() {
 
 /// What is seen inside of a node whose cluster has these blocks of pods.
 fn look(node: &Netns, peers: &[IpAddr], pods: &[IpNet], previous: &Facts) -> Facts {
-    let wanted = Wanted {
+    let wanted = FactsWanted {
         uplinks: &[],
         hint: None,
         said: &[],
@@ -355,7 +355,7 @@ fn a_bridge_with_another_nodes_gateway_does_not_speak_for_this_node() {
     node.command("ip", "link add cni0 type bridge");
     node.device("cni0", "10.1.1.1", "10.1.1.0/24");
     let facts = node.run(|| {
-        let wanted = Wanted {
+        let wanted = FactsWanted {
             uplinks: &[],
             hint: None,
             said: &[],

@@ -48,9 +48,9 @@ pub(crate) struct StatusReport {
     seen: Option<OwnNode>,
 }
 
-/// Inputs of a report.
+/// What a report follows from.
 #[derive(Clone, Copy)]
-pub(crate) struct Inputs<'a> {
+pub(crate) struct ReportInputs<'a> {
     /// State that the agent's parts share.
     pub(crate) shared: &'a Shared,
     /// What is on disk.
@@ -71,8 +71,8 @@ pub(crate) struct Inputs<'a> {
 }
 
 impl StatusReport {
-    pub(crate) fn new(inputs: Inputs<'_>) -> Self {
-        let Inputs {
+    pub(crate) fn new(inputs: ReportInputs<'_>) -> Self {
+        let ReportInputs {
             shared,
             held,
             facts,

@@ -158,7 +158,7 @@ impl World {
         let answers = answers.map(|(ask, outcome)| Answer { ask, outcome });
         let answers = answers.collect();
         let step = RoutingStep::default();
-        let inputs = switch::Inputs {
+        let inputs = switch::PairInputs {
             peers: &[peer],
             step: &step,
             now: self.now,
@@ -170,7 +170,7 @@ impl World {
         let peers = peers(&self.index, &self.facts, &mut self.ids);
         self.pairs.enter(own);
         let step = step(own, 1500, 50, 0, self.pairs.any_kept(|_| true), CONFIRM);
-        let d = desired(Inputs {
+        let d = desired(DesiredInputs {
             index: &self.index,
             store: &self.store,
             facts: &self.facts,

@@ -122,7 +122,7 @@ impl Peer {
 
 /// The peers and the time, for one look.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub struct PairInputs<'a> {
     /// The peers that are in the maps.
     pub peers: &'a [Peer],
     /// What the epoch asks.
@@ -231,7 +231,7 @@ impl Pairs {
 
     /// Notes the pairs that were not confirmed in time; the program has fallen
     /// back by itself. Returns their names.
-    pub fn expire(&mut self, inputs: Inputs<'_>) -> Vec<String> {
+    pub fn expire(&mut self, inputs: PairInputs<'_>) -> Vec<String> {
         let mut fell = Vec::new();
         for peer in inputs.peers {
             let late = peer.entry.has_reverted(|| inputs.now);
@@ -252,7 +252,7 @@ impl Pairs {
     }
 
     /// What is to be asked now.
-    pub fn asks(&mut self, inputs: Inputs<'_>) -> Vec<Ask> {
+    pub fn asks(&mut self, inputs: PairInputs<'_>) -> Vec<Ask> {
         let phase = inputs.step.phase();
         let mut asks = Vec::new();
         for peer in inputs.peers {
@@ -295,7 +295,7 @@ impl Pairs {
     }
 
     /// Takes answers in. Those to an earlier attempt say nothing any more.
-    pub fn take(&mut self, round: u64, answers: Vec<Answer>, inputs: Inputs<'_>) {
+    pub fn take(&mut self, round: u64, answers: Vec<Answer>, inputs: PairInputs<'_>) {
         let peers: HashMap<&str, &Peer> =
             inputs.peers.iter().map(|p| (p.name.as_str(), p)).collect();
         for (ask, families, outcome) in of_pairs(answers) {
@@ -331,7 +331,7 @@ impl Pairs {
 
     /// Whether all of this node's pairs have done the phase. A peer that does
     /// not accept the target form yet holds nothing up: it follows when it does.
-    pub fn settle(&mut self, inputs: Inputs<'_>) -> bool {
+    pub fn settle(&mut self, inputs: PairInputs<'_>) -> bool {
         let phase = inputs.step.phase();
         let tried = |p: &Peer| *self.known(p) != Finding::Untried;
         let settled = inputs.peers.iter().all(|peer| match phase {
@@ -356,7 +356,7 @@ impl Pairs {
     }
 
     /// What to report; `None`: not every pair has been probed yet.
-    pub fn report(&self, inputs: Inputs<'_>) -> Option<ProbeReport> {
+    pub fn report(&self, inputs: PairInputs<'_>) -> Option<ProbeReport> {
         if !self.complete {
             return None;
         }

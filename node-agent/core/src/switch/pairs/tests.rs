@@ -58,7 +58,7 @@ impl World {
     }
 
     fn asks(&mut self) -> Vec<Ask> {
-        self.pairs.asks(Inputs {
+        self.pairs.asks(PairInputs {
             peers: &self.peers,
             step: &self.step,
             now: self.now,
@@ -77,7 +77,7 @@ impl World {
             Answer { ask, outcome }
         });
         let answers = answers.collect();
-        let inputs = Inputs {
+        let inputs = PairInputs {
             peers: &self.peers,
             step: &self.step,
             now: self.now,
@@ -86,7 +86,7 @@ impl World {
     }
 
     fn settle(&mut self) -> bool {
-        self.pairs.settle(Inputs {
+        self.pairs.settle(PairInputs {
             peers: &self.peers,
             step: &self.step,
             now: self.now,
@@ -94,7 +94,7 @@ impl World {
     }
 
     fn expire(&mut self) -> Vec<String> {
-        self.pairs.expire(Inputs {
+        self.pairs.expire(PairInputs {
             peers: &self.peers,
             step: &self.step,
             now: self.now,
@@ -102,7 +102,7 @@ impl World {
     }
 
     fn report(&self) -> Option<ProbeReport> {
-        self.pairs.report(Inputs {
+        self.pairs.report(PairInputs {
             peers: &self.peers,
             step: &self.step,
             now: self.now,
@@ -178,7 +178,7 @@ fn answers_to_an_earlier_attempt_say_nothing() {
         ask,
         outcome: Ok(()),
     });
-    let inputs = Inputs {
+    let inputs = PairInputs {
         peers: &world.peers,
         step: &world.step,
         now: world.now,

@@ -18,7 +18,7 @@ use memory::{Kernel, Shared};
 
 use super::*;
 use crate::{
-    desired::{Inputs, address_rows_of, desired},
+    desired::{DesiredInputs, address_rows_of, desired},
     endpoint::{Claims, LocalEndpoint, Store},
     facts::Facts,
     index::{Change, Event, Index, NodeRecord, PodEndpointRow},
@@ -144,7 +144,7 @@ impl Agent {
 
     fn desired(&mut self, rows: bool) -> Desired {
         self.peers = peers(&self.index, &self.facts, &mut self.ids);
-        desired(Inputs {
+        desired(DesiredInputs {
             index: &self.index,
             store: &self.store,
             facts: &self.facts,

@@ -11,7 +11,7 @@ use std::{
 
 use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep, ip_number};
 
-use super::{content::Ruleset, ruleset::Inputs, *};
+use super::{content::Ruleset, ruleset::RulesetInputs, *};
 use crate::netlink::{
     address,
     lab::{self, FAR, NEAR},
@@ -148,7 +148,7 @@ fn with_blocks(
             .collect(),
         ..NodeRecord::default()
     })));
-    ruleset::ruleset(Inputs {
+    ruleset::ruleset(RulesetInputs {
         index: &index,
         facts: &facts(),
         step: &RoutingStep::default(),
