@@ -1,5 +1,5 @@
-//! How operator and agents reach the Kubernetes API, publish Events and write errors
-//! in a log.
+//! How operator and agents reach the Kubernetes API, publish Events, compare versions
+//! and write errors in a log.
 //!
 //! If the machine of an API server loses power, or a load balancer drops a
 //! connection, no packet ends it: a watch on it is silent for ever, and kube's own
@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod events;
+pub mod version;
 
 use std::{
     hash::{BuildHasher, RandomState},

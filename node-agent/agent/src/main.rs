@@ -23,7 +23,6 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use veer_agent_api::CONF_DIR;
-use veer_api_client::chain;
 
 use runtime::conflist::Chain;
 

@@ -2,6 +2,8 @@
 
 use std::sync::mpsc::Sender;
 
+use veer_api_client::chain;
+
 use super::Engine;
 
 impl Engine {
@@ -11,7 +13,7 @@ impl Engine {
             return;
         }
         let outcome = self.converger.host_ports(&self.shared);
-        let outcome = outcome.map_err(|error| crate::chain(&error));
+        let outcome = outcome.map_err(|error| chain(&error));
         if let Err(error) = &outcome {
             tracing::error!(%error, "cannot write hostPorts; the next round will");
         }

@@ -27,6 +27,7 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use veer_api_client::chain;
 use veer_crds::v1alpha1::Epoch;
 
 use crate::{
@@ -320,7 +321,7 @@ impl Engine {
         let reason = match &outcome {
             Ok(reason) => reason.clone(),
             Err(error) => {
-                let text = crate::chain(error);
+                let text = chain(error);
                 tracing::error!(error = %text, "the node is not as it should be; trying again");
                 text
             }
@@ -410,7 +411,7 @@ impl Engine {
 
     fn rows_or_tell(&self, addresses: &HashSet<IpAddr>) {
         if let Err(error) = self.rows(addresses) {
-            tracing::error!(error = %crate::chain(&error), "cannot write rows; the next round will");
+            tracing::error!(error = %chain(&error), "cannot write rows; the next round will");
         }
     }
 
@@ -455,7 +456,7 @@ impl Engine {
         let outcome = self.converger.decommission_node(&self.shared);
         let done = outcome.is_ok();
         if let Err(error) = outcome {
-            tracing::error!(error = %crate::chain(&error), "clean-up is not complete; trying again");
+            tracing::error!(error = %chain(&error), "clean-up is not complete; trying again");
         }
         let held = Checkpoint {
             decommissioned: done,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use veer_agent_api::Attachment;
+use veer_api_client::chain;
 use veer_bpf_common::identity::Identity;
 
 use super::{Engine, Error};
@@ -156,7 +157,7 @@ impl Engine {
         };
         for (attachment, number, uid) in changes {
             if let Err(error) = self.set_identity(&attachment, number, uid) {
-                tracing::error!(error = %crate::chain(&error), "cannot change a pod's identity");
+                tracing::error!(error = %chain(&error), "cannot change a pod's identity");
             }
         }
     }

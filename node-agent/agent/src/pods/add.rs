@@ -7,6 +7,7 @@ use std::{
 };
 
 use veer_agent_api::{Add, Added, Failure, HostPort, code};
+use veer_api_client::chain;
 use veer_bpf_common::identity::Identity;
 
 use crate::{
@@ -135,10 +136,7 @@ pub(crate) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
             Ok(added)
         }
         Err(error) => {
-            let failure = internal(format!(
-                "pod {pod} cannot be wired: {}",
-                crate::chain(&error)
-            ));
+            let failure = internal(format!("pod {pod} cannot be wired: {}", chain(&error)));
             // The other pod may be about to go.
             let code = match error {
                 Error::PortHeld { .. } => code::TRY_AGAIN,

@@ -5,6 +5,8 @@
 
 use std::{collections::HashSet, io};
 
+use veer_api_client::chain;
+
 use crate::{pods::add::alive, shared::Shared};
 use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
 use veer_agent_kernel::{
@@ -54,10 +56,7 @@ pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link])
             Ok(true) => {
                 shared.repaired(Kind::Device, format!("the device of pod {pod} was removed"));
             }
-            Err(error) => left.push(format!(
-                "pod {pod} has no network: {}",
-                crate::chain(&error)
-            )),
+            Err(error) => left.push(format!("pod {pod} has no network: {}", chain(&error))),
         }
     }
     left

@@ -16,6 +16,7 @@ use tokio::{
     task::JoinError,
 };
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
+use veer_api_client::chain;
 
 use crate::{
     pods::{add, check, del, gc, internal},
@@ -194,7 +195,7 @@ fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String 
 }
 
 fn unreadable(error: &veer_agent_kernel::datapath::Error) -> Failure {
-    internal(format!("cannot read a map: {}", crate::chain(error)))
+    internal(format!("cannot read a map: {}", chain(error)))
 }
 
 fn status(shared: &Shared) -> Result<(), Failure> {

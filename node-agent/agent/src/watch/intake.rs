@@ -21,8 +21,9 @@ use std::{
 };
 
 use kube::Resource;
+use veer_api_client::version;
 
-use super::source::{Observed, version};
+use super::source::Observed;
 use veer_agent_core::index::Change;
 
 /// An object's name in the index, and whether it is this node's own.
@@ -127,7 +128,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
     }
 
     fn deleted(&mut self, object: K, now: Instant) -> (Option<Change<K, K>>, Option<String>) {
-        self.newest = self.newest.max(version(&object));
+        self.newest = self.newest.max(version::of(&object));
         if let Some(doubts) = &self.doubts {
             let (name, own) = (doubts.naming)(&object);
             let was_to_go = doubts.was_to_go.is_none_or(|was| was(&object));
@@ -158,7 +159,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
     }
 
     fn know(&mut self, object: &K) {
-        self.newest = self.newest.max(version(object));
+        self.newest = self.newest.max(version::of(object));
         let Some(doubts) = &self.doubts else {
             return;
         };
@@ -202,7 +203,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Intake<K> {
         } else {
             lacking.len()
         };
-        let newest = all.iter().map(version).max().unwrap_or(0);
+        let newest = all.iter().map(version::of).max().unwrap_or(0);
         let much = lost * 2 > known
             || (lost > 0 && newest < self.newest)
             || !self.missed.is_subset(&names);

@@ -18,8 +18,8 @@ use intake::{Doubts, Intake};
 use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard};
 use serde::de::DeserializeOwned;
 use slim::{SlimNamespace, SlimPod};
-pub(crate) use source::version;
 use source::{Reached, Source};
+use veer_api_client::{chain, version};
 use veer_bpf_common::identity::Identity;
 use veer_crds::v1alpha1::{
     CLUSTER_NETWORK, ClusterNetwork, IdentityState, NodeNetwork, PodEndpoint, SecurityIdentity,
@@ -192,7 +192,7 @@ fn spawn<K>(
                     intake.interrupted();
                     tracing::warn!(
                         kind = %K::kind(&()),
-                        error = %crate::chain(&error),
+                        error = %chain(&error),
                         "watch failed; keeping what is known and trying again"
                     );
                     continue;
@@ -246,7 +246,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
     let seen = mine.then(|| {
         Box::new(OwnNode {
             uid: uid.clone(),
-            version: version(&node),
+            version: version::of(&node),
             status: node.status.clone().unwrap_or_default(),
         })
     });
@@ -286,7 +286,7 @@ fn endpoint_row(endpoint: PodEndpoint, own: &str) -> PodEndpointRow {
     let row = (endpoint.spec.node_name == own).then(|| {
         let owners = endpoint.metadata.owner_references.as_ref();
         Box::new(OwnRow {
-            version: version(&endpoint),
+            version: version::of(&endpoint),
             owner: owners
                 .and_then(|o| o.first())
                 .map(|o| o.uid.clone())
@@ -325,10 +325,16 @@ fn identity_record(identity: SecurityIdentity) -> Option<IdentityRecord> {
 fn identity_events(change: Change<SecurityIdentity, SecurityIdentity>) -> Vec<Event> {
     let retiring = |i: &&SecurityIdentity| i.spec.state != IdentityState::Active;
     let serial = match &change {
-        Change::Apply(i) => Some(i).filter(retiring).map(version),
+        Change::Apply(i) => Some(i).filter(retiring).map(version::of),
         Change::Snapshot(all) | Change::Doubted(all, _) => {
             // Of a store that was set back too, so not the highest ever.
-            Some(all.iter().filter(retiring).map(version).max().unwrap_or(0))
+            Some(
+                all.iter()
+                    .filter(retiring)
+                    .map(version::of)
+                    .max()
+                    .unwrap_or(0),
+            )
         }
         Change::Delete(_) => None,
     };

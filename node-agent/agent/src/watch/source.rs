@@ -21,6 +21,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
+use veer_api_client::version::is_before;
 
 /// Objects per page of a list.
 const PAGE: u32 = 500;
@@ -297,22 +298,6 @@ fn pause(failures: u32) -> Duration {
     whole * share / 256
 }
 
-/// A resourceVersion as a number, as which Kubernetes orders them (KEP 5504);
-/// `None`: there is none, or of its order nothing is known.
-fn number(version: Option<&str>) -> Option<u64> {
-    version?.parse().ok()
-}
-
-/// An object's resourceVersion; 0: of its order nothing is known.
-pub(crate) fn version<K: Resource>(object: &K) -> u64 {
-    number(object.meta().resource_version.as_deref()).unwrap_or(0)
-}
-
-/// Whether a resourceVersion is older than another.
-fn is_before(a: Option<&str>, b: &str) -> bool {
-    number(a).zip(number(Some(b))).is_some_and(|(a, b)| a < b)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -471,14 +456,5 @@ mod tests {
             );
             assert!(some.iter().any(|p| *p != some[0]), "{some:?}");
         }
-    }
-
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        assert!(is_before(Some("9"), "10"));
-        assert!(!is_before(Some("10"), "10"));
-        assert!(!is_before(Some("10"), "9"));
-        assert!(!is_before(None, "9"), "unknown is not behind");
-        assert!(!is_before(Some(""), "9"), "unknown is not behind");
     }
 }

@@ -16,9 +16,10 @@ use kube::{
 };
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
+use veer_api_client::{chain, version};
 use veer_crds::v1alpha1::{PodEndpoint, PodEndpointSpec, PodEndpointState};
 
-use crate::{report::retry, watch::version};
+use crate::report::retry;
 use place::Key;
 use veer_agent_core::{
     endpoint::LocalEndpoint,
@@ -386,7 +387,7 @@ async fn attempt(client: Client, key: Key, wish: Wish) -> (Key, Wish, kube::Resu
         Err(error) => {
             tracing::warn!(
                 object = format!("{}/{}", key.0, key.1),
-                error = %crate::chain(&error),
+                error = %chain(&error),
                 "cannot write the PodEndpoint; trying again"
             );
             Err(error)
@@ -427,7 +428,7 @@ async fn be(
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let written = api.patch(name, &params, &Patch::Apply(&object)).await?;
-    Ok(version(&written))
+    Ok(version::of(&written))
 }
 
 #[cfg(test)]

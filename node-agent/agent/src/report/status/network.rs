@@ -6,13 +6,14 @@ use std::time::Duration;
 use kube::Api;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
+use veer_api_client::{chain, version};
 use veer_crds::v1alpha1::NodeNetwork;
 
 use super::{
     StatusReport,
     keep::{self, Todo, Written, own_part, todo},
 };
-use crate::{report::retry, watch::version};
+use crate::report::retry;
 
 /// How long what the watch shows may be older than what was written.
 const ECHO: Duration = Duration::from_secs(10);
@@ -69,10 +70,10 @@ pub(super) async fn keep(
                             stored: status_of(&object),
                             wanted,
                         };
-                        written = Some((done, version(&object), Instant::now()));
+                        written = Some((done, version::of(&object), Instant::now()));
                     }
                     Err(error) => {
-                        tracing::warn!(error = %crate::chain(&error), "cannot write NodeNetwork.status; trying again");
+                        tracing::warn!(error = %chain(&error), "cannot write NodeNetwork.status; trying again");
                         wait = retry::after(&error, failures, BACKOFF);
                         failures += 1;
                         tokio::time::sleep(wait).await;

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
+use veer_api_client::chain;
 use veer_crds::v1alpha1::{NodeReport, NodeReportStatus};
 
 use super::{
@@ -107,7 +108,7 @@ pub(super) async fn keep(
                 // The operator makes the object; until then there is nowhere to
                 // report to.
                 if !matches!(&error, kube::Error::Api(e) if e.code == 404) {
-                    tracing::warn!(error = %crate::chain(&error), "cannot write the NodeReport; trying again");
+                    tracing::warn!(error = %chain(&error), "cannot write the NodeReport; trying again");
                 }
                 tokio::time::sleep(retry::after(&error, memory.failures, BACKOFF)).await;
                 memory.failures += 1;
