@@ -13,6 +13,7 @@ mod run;
 mod runtime;
 mod shared;
 mod socket;
+mod state;
 mod watch;
 
 use std::{
@@ -25,6 +26,7 @@ use clap::{Parser, Subcommand};
 use veer_agent_api::CONF_DIR;
 
 use runtime::conflist::Chain;
+use state::options::Options;
 
 /// Node agent of the veer pod network.
 #[derive(Debug, Parser)]
@@ -100,7 +102,7 @@ struct RunArgs {
 }
 
 impl RunArgs {
-    fn options(self) -> anyhow::Result<(shared::Options, SocketAddr)> {
+    fn options(self) -> anyhow::Result<(Options, Chain, SocketAddr)> {
         anyhow::ensure!(
             !self.node_name.is_empty(),
             "the node's name is missing: set --node-name or NODE_NAME"
@@ -113,12 +115,12 @@ impl RunArgs {
                 PathBuf::from("/proc/sys/net")
             }
         });
-        let options = shared::Options {
+        let chain = Chain::parse(&self.cni_plugins, &self.cni_host_conf_dir)?;
+        let options = Options {
             node: self.node_name,
             node_ip: self.node_ip,
             cni_conf_dir: self.cni_conf_dir,
             cni_bin_dir: self.cni_bin_dir,
-            chain: Chain::parse(&self.cni_plugins, &self.cni_host_conf_dir)?,
             exclusive: self.cni_exclusive,
             cni_results: self.cni_results_dir,
             netns: self.netns_dir,
@@ -127,7 +129,7 @@ impl RunArgs {
             socket: self.socket,
             proc_sys_net,
         };
-        Ok((options, self.metrics_addr))
+        Ok((options, chain, self.metrics_addr))
     }
 }
 
@@ -155,7 +157,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<()> {
-    let (options, metrics) = args.options()?;
+    let (options, chain, metrics) = args.options()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(12)
@@ -163,5 +165,5 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(run::run(options, metrics))
+        .block_on(run::run(options, chain, metrics))
 }

@@ -10,7 +10,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
 };
 
@@ -18,74 +17,20 @@ use veer_agent_api::Attachment;
 use veer_monitoring::Pulse;
 
 use crate::{
-    engine::Input,
     pods::records::Records,
     report::{events::Events, publish::Publisher},
-    runtime::conflist::Chain,
+    state::{input::Input, options::Options, plan::Plan},
 };
 use veer_agent_core::{
     desired,
     endpoint::{LocalEndpoint, Store},
-    facts::Facts,
     index::Index,
-    peers::Peers,
     repair::{Kind, Ledger, Note, RoundLog},
-    switch::RoutingStep,
 };
 use veer_agent_kernel::{
     datapath::{self, Datapath},
     lock::Lock,
 };
-
-/// Where things are.
-#[derive(Clone, Debug)]
-pub(crate) struct Options {
-    /// The node's name.
-    pub(crate) node: String,
-    /// The kubelet's idea of its address.
-    pub(crate) node_ip: Option<IpAddr>,
-    /// Folder of conflists.
-    pub(crate) cni_conf_dir: PathBuf,
-    /// Folder of CNI plugins.
-    pub(crate) cni_bin_dir: PathBuf,
-    /// veer's part of the CNI configuration.
-    pub(crate) chain: Chain,
-    /// Move configurations aside that the runtime takes before veer's.
-    pub(crate) exclusive: bool,
-    /// Folder of the results that the runtime's CNI library keeps.
-    pub(crate) cni_results: PathBuf,
-    /// Folder of the pods' network namespaces.
-    pub(crate) netns: PathBuf,
-    /// State folder.
-    pub(crate) state: PathBuf,
-    /// bpffs.
-    pub(crate) bpffs: PathBuf,
-    /// Socket for veer-cni and the command.
-    pub(crate) socket: PathBuf,
-    /// A writable `/proc/sys/net` of the node.
-    pub(crate) proc_sys_net: PathBuf,
-}
-
-/// The engine's last decisions.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Plan {
-    /// The node.
-    pub(crate) facts: Facts,
-    /// Other nodes.
-    pub(crate) peers: Arc<Peers>,
-    /// What the epoch asks.
-    pub(crate) step: RoutingStep,
-    /// Why pairs do not have the form that the epoch leads to, by the peer's name.
-    pub(crate) troubles: BTreeMap<String, String>,
-    /// MTU of veths, in bytes.
-    pub(crate) link_mtu: u32,
-    /// Why ADD cannot be served; empty: it can.
-    pub(crate) not_ready: String,
-    /// That the runtime takes another network's configuration; empty: it does not.
-    pub(crate) foreign_conflist: String,
-    /// The node is being cleaned up or was.
-    pub(crate) decommission: bool,
-}
 
 pub(crate) struct Shared {
     /// Where things are.

@@ -7,22 +7,30 @@ use veer_agent_api::{CONFLIST, SERVED_NAME, file};
 
 use super::Engine;
 use crate::{
-    runtime::{conflist, foreign, install::Keeper},
-    shared::{Options, Shared},
+    runtime::{
+        conflist::{self, Chain},
+        foreign,
+        install::Keeper,
+    },
+    shared::Shared,
+    state::options::Options,
 };
 use veer_agent_core::repair::Kind;
 
 #[derive(Debug)]
 pub(super) struct NodeFiles {
     plugins: Keeper,
+    /// veer's part of the conflist.
+    chain: Chain,
     /// The last report on other networks' files.
     told: String,
 }
 
 impl NodeFiles {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(options: &Options, chain: Chain) -> Self {
         Self {
             plugins: Keeper::new(&options.cni_bin_dir),
+            chain,
             told: String::new(),
         }
     }
@@ -46,7 +54,7 @@ impl NodeFiles {
         if !serving {
             return false;
         }
-        match conflist::write(&options.cni_conf_dir, &options.state, &options.chain) {
+        match conflist::write(&options.cni_conf_dir, &options.state, &self.chain) {
             Ok(Some(what)) if begun => shared.repaired(Kind::Conflist, what),
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "cannot write the conflist"),

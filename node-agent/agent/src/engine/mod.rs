@@ -34,8 +34,9 @@ use crate::{
     engine::{checkpoint_file::CheckpointFile, converge::Converger},
     pods::{gc, portmap, recover},
     report::status::StatusReport,
-    runtime::conflist,
+    runtime::conflist::{self, Chain},
     shared::Shared,
+    state::input::Input,
 };
 pub(crate) use error::Error;
 use files::NodeFiles;
@@ -43,7 +44,7 @@ use pods::Noticed;
 use probing::Probing;
 use veer_agent_core::{
     checkpoint::Checkpoint,
-    index::{Event, Stale},
+    index::Stale,
     switch::{self, Answer},
 };
 
@@ -80,26 +81,6 @@ struct News {
     waiting: Vec<Sender<Result<(), String>>>,
 }
 
-/// A trigger of the engine.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// The API server said something.
-    Api(Event),
-    /// Local pods changed in a way that wants a look at their identities.
-    Identities,
-    /// A pod with hostPorts came or went. The sender waits for their rules.
-    HostPorts(Option<Sender<Result<(), String>>>),
-    /// Links, addresses or routes of the node changed.
-    Kernel,
-    /// A job of probes has ended.
-    Probed {
-        /// The round it belongs to.
-        round: u64,
-        /// What came of it; `None`: it could not be done.
-        answers: Option<Vec<Answer>>,
-    },
-}
-
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     from: Receiver<Input>,
@@ -122,6 +103,7 @@ impl Engine {
     /// An engine over what is on disk and in the kernel.
     pub(crate) fn new(
         shared: Arc<Shared>,
+        chain: Chain,
         from: Receiver<Input>,
         report: watch::Sender<StatusReport>,
     ) -> Result<Self, Error> {
@@ -130,7 +112,7 @@ impl Engine {
             shared.index_mut().cluster = Some(cluster);
         }
         let converger = Converger::new(&shared, held.get())?;
-        let files = NodeFiles::new(&shared.options);
+        let files = NodeFiles::new(&shared.options, chain);
         Ok(Self {
             shared,
             from,

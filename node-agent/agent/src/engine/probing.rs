@@ -2,7 +2,8 @@
 
 use std::thread;
 
-use super::{Engine, Input};
+use super::Engine;
+use crate::state::input::Input;
 use veer_agent_core::switch::Answer;
 use veer_agent_kernel::probe;
 

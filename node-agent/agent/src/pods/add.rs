@@ -11,9 +11,9 @@ use veer_api_client::chain;
 use veer_bpf_common::identity::Identity;
 
 use crate::{
-    engine::Input,
     pods::{del, internal},
     shared::Shared,
+    state::input::Input,
 };
 use veer_agent_core::{
     endpoint::{self, LocalEndpoint, PodAddress, Reservation, StoreError, mac_text},

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use veer_agent_api::Attachment;
 
-use crate::{engine::Input, report::publish::place, shared::Shared};
+use crate::{report::publish::place, shared::Shared, state::input::Input};
 use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
 use veer_agent_kernel::{
     datapath,

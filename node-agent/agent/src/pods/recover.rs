@@ -15,7 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{engine::Input, pods::results, shared::Shared};
+use crate::{pods::results, shared::Shared, state::input::Input};
 use veer_agent_core::{
     endpoint::{Evidence, LocalEndpoint, PodEnd},
     repair::Kind,

@@ -22,7 +22,7 @@ use tokio::{
 use veer_bpf_common::{identity::Identity, node::NodeId};
 
 use crate::{
-    engine::{Engine, Input},
+    engine::Engine,
     pods::records::Records,
     report::{
         events::Events,
@@ -30,8 +30,10 @@ use crate::{
         publish::Publisher,
         status::{self, StatusReport},
     },
-    shared::{Options, Shared},
+    runtime::conflist::Chain,
+    shared::Shared,
     socket::server,
+    state::{input::Input, options::Options},
     watch::{self as watches, Earlier},
 };
 use veer_agent_core::prefix::host_prefix;
@@ -45,7 +47,7 @@ use veer_agent_kernel::{
 const BOOT_ID_WAIT: Duration = Duration::from_millis(300);
 
 /// Runs the agent until it is told to stop. Nothing is detached then.
-pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result<()> {
+pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> anyhow::Result<()> {
     if cfg!(feature = "next-layout") {
         tracing::warn!("built with a layout of maps that exists for tests only");
     }
@@ -79,7 +81,7 @@ pub(crate) async fn run(options: Options, metrics: SocketAddr) -> anyhow::Result
     watches::start(&client, &node, &to_engine, &shared.events, earlier);
     listen_to_kernel(to_engine)?;
     let (report, reports) = watch::channel(StatusReport::default());
-    let engine = Engine::new(shared.clone(), from_engine, report)
+    let engine = Engine::new(shared.clone(), chain, from_engine, report)
         .context("cannot take over what is in the kernel")?;
     let (ended, engine_ends) = oneshot::channel();
     thread::Builder::new()

@@ -26,8 +26,8 @@ use veer_crds::v1alpha1::{
 };
 
 use crate::{
-    engine::Input,
     report::{events::Events, retry},
+    state::input::Input,
 };
 use veer_agent_core::index::{
     Change, Event, IdentityRecord, NodeRecord, OwnNode, OwnRow, PodEndpointRow, PodRecord,
