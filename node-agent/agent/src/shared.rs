@@ -7,25 +7,23 @@
 //! [`Records`], which is taken before the store and never under one of these locks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::IpAddr,
-    sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
+    sync::{Arc, MutexGuard, RwLockReadGuard, mpsc},
 };
 
 use veer_agent_api::Attachment;
-use veer_monitoring::Pulse;
 
 use crate::{
     pods::records::Records,
-    report::{events::Events, publish::Publisher},
-    state::{input::Input, options::Options, plan::Plan},
+    report::{events::Events, publish::Publisher, repairs::Repairs},
+    state::{handles::Reader, input::Input, options::Options, plan::Plan},
 };
 use veer_agent_core::{
     desired,
     endpoint::{LocalEndpoint, Store},
     index::Index,
-    repair::{Kind, Ledger, Note, RoundLog},
 };
 use veer_agent_kernel::{
     datapath::{self, Datapath},
@@ -34,60 +32,25 @@ use veer_agent_kernel::{
 
 pub(crate) struct Shared {
     /// Where things are.
-    pub(crate) options: Options,
-    /// The node's boot id as the operator compares it.
-    pub(crate) boot_id: String,
-    datapath: Lock<Datapath>,
-    index: RwLock<Index>,
-    plan: RwLock<Plan>,
-    store: Lock<Store>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) datapath: Arc<Lock<Datapath>>,
+    pub(crate) index: Reader<Index>,
+    pub(crate) plan: Reader<Plan>,
+    pub(crate) store: Arc<Lock<Store>>,
     /// The store on disk.
     pub(crate) records: Records,
     /// Host-side device names of ADDs under way.
-    adding: Lock<BTreeSet<String>>,
-    repairs: Lock<Ledger>,
+    pub(crate) adding: Lock<BTreeSet<String>>,
+    pub(crate) repairs: Arc<Repairs>,
     /// Tells what happens on this node as Kubernetes Events.
     pub(crate) events: Events,
     /// Writes PodEndpoints.
     pub(crate) publisher: Publisher,
-    /// Whether the engine still goes round.
-    pub(crate) pulse: Pulse,
     /// The engine.
     pub(crate) engine: mpsc::Sender<Input>,
 }
 
 impl Shared {
-    /// All parts together.
-    pub(crate) fn new(
-        options: Options,
-        boot_id: String,
-        datapath: Datapath,
-        (records, store): (Records, Store),
-        publisher: Publisher,
-        events: Events,
-        engine: mpsc::Sender<Input>,
-    ) -> Self {
-        let index = Index::new(&options.node);
-        Self {
-            options,
-            boot_id,
-            datapath: Lock::new(datapath),
-            index: RwLock::new(index),
-            plan: RwLock::new(Plan {
-                not_ready: "the agent is starting".into(),
-                ..Plan::default()
-            }),
-            store: Lock::new(store),
-            records,
-            adding: Lock::default(),
-            repairs: Lock::default(),
-            events,
-            publisher,
-            pulse: Pulse::default(),
-            engine,
-        }
-    }
-
     /// The maps and programs.
     pub(crate) fn datapath(&self) -> MutexGuard<'_, Datapath> {
         self.datapath.lock()
@@ -100,22 +63,12 @@ impl Shared {
 
     /// The index, to read.
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The index, to change.
-    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner)
+        self.index.read()
     }
 
     /// The plan, to read.
     pub(crate) fn plan(&self) -> RwLockReadGuard<'_, Plan> {
-        self.plan.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The plan, to change.
-    pub(crate) fn plan_mut(&self) -> RwLockWriteGuard<'_, Plan> {
-        self.plan.write().unwrap_or_else(PoisonError::into_inner)
+        self.plan.read()
     }
 
     /// Wired pods.
@@ -136,42 +89,6 @@ impl Shared {
     /// Host-side device names of ADDs under way.
     pub(crate) fn adding(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.adding.lock()
-    }
-
-    /// Counts one thing that somebody else changed or removed and that was put
-    /// back. `what` says what was found: "route 10.244.2.0/24 was removed".
-    pub(crate) fn repaired(&self, kind: Kind, what: String) {
-        self.ledger().enter(kind, what);
-    }
-
-    /// Reports in log and Events what was put back since the last call.
-    pub(crate) fn report_repairs(&self) {
-        for sentence in self.ledger().sentences() {
-            tracing::warn!("{sentence}");
-            self.events.warn("Repaired", sentence);
-        }
-    }
-
-    /// Takes over what a round did.
-    pub(crate) fn take_in(&self, done: &mut RoundLog) {
-        let (repairs, notes) = done.take();
-        for (kind, what) in repairs {
-            self.repaired(kind, what);
-        }
-        for Note {
-            reason,
-            text,
-            warning,
-        } in notes
-        {
-            if warning {
-                tracing::warn!("{text}");
-                self.events.warn(reason, text);
-            } else {
-                tracing::info!("{text}");
-                self.events.normal(reason, text);
-            }
-        }
     }
 
     /// A round of the maps for one address: of a local pod that comes, goes or changes,
@@ -212,14 +129,5 @@ impl Shared {
         let mut pods = self.store().wired_now();
         pods.retain(|pod| !adding.contains(&pod.host_ifname));
         pods
-    }
-
-    /// How often what was put back since the agent started, by kind.
-    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
-        self.ledger().counts()
-    }
-
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.repairs.lock()
     }
 }

@@ -21,8 +21,8 @@ use veer_crds::v1alpha1::Epoch;
 use crate::{
     engine::Error,
     pods::{recover, rewire},
-    report::status::{ReportInputs, StatusReport},
     shared::Shared,
+    state::{handles::Writer, plan::Plan},
 };
 use veer_agent_core::{
     checkpoint::Checkpoint,
@@ -137,26 +137,15 @@ impl Converger {
     }
 
     /// One round. With `full` the maps are compared entry by entry.
-    pub(crate) fn run(
+    pub(super) fn run(
         &mut self,
         shared: &Shared,
-        epoch: Option<&Epoch>,
-        full: bool,
-    ) -> Result<(), Error> {
-        let mut done = RoundLog::default();
-        let outcome = self.round(shared, &mut done, epoch, full);
-        shared.take_in(&mut done);
-        outcome
-    }
-
-    fn round(
-        &mut self,
-        shared: &Shared,
+        index: &Index,
+        plan: &mut Writer<Plan>,
         done: &mut RoundLog,
         epoch: Option<&Epoch>,
         full: bool,
     ) -> Result<(), Error> {
-        let index = &*shared.index();
         let cluster = index.cluster.as_ref().map(|(_, c)| c);
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
         let families = families(shared);
@@ -195,7 +184,7 @@ impl Converger {
             .take_up(done, now, epoch, underlay, self.pod_mtus.route);
         let step = self.switch.step.clone();
         let smaller_first = self.pod_mtus.route == 0 || step.mtu < self.pod_mtus.route;
-        self.publish_plan(shared, &peers, &step, underlay);
+        self.publish_plan(plan, &peers, &step, underlay);
         // Only now: an ADD that ends later finds the new MTUs in the plan.
         let pods = shared.settled_pods();
 
@@ -273,28 +262,38 @@ impl Converger {
     }
 
     /// Writes what changed of pods' hostPorts, between two rounds.
-    pub(crate) fn host_ports(&mut self, shared: &Shared) -> Result<(), Error> {
+    pub(super) fn host_ports(
+        &mut self,
+        shared: &Shared,
+        index: &Index,
+        done: &mut RoundLog,
+    ) -> Result<(), Error> {
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
-        let mut done = RoundLog::default();
-        let outcome = self.nftables(shared, &shared.index(), &mut done, &links);
-        shared.take_in(&mut done);
-        Ok(outcome?)
+        Ok(self.nftables(shared, index, done, &links)?)
     }
 
     /// The probes to send now, see [`Switch::asks`].
-    pub(crate) fn asks(&mut self, shared: &Shared) -> Option<(Vec<IpAddr>, u64, Vec<Ask>)> {
-        let peers = shared.plan().peers.clone();
-        let index = shared.index();
-        let now = now_of(shared, &index, &peers, &self.facts, &self.present);
+    pub(super) fn asks(
+        &mut self,
+        shared: &Shared,
+        index: &Index,
+    ) -> Option<(Vec<IpAddr>, u64, Vec<Ask>)> {
+        let peers = Arc::clone(&self.peers);
+        let now = now_of(shared, index, &peers, &self.facts, &self.present);
         self.switch.asks(&shared.store(), now)
     }
 
     /// Takes in what probes found.
-    pub(crate) fn probed(&mut self, shared: &Shared, round: u64, answers: Vec<Answer>) {
-        let peers = shared.plan().peers.clone();
-        let index = shared.index();
-        let now = now_of(shared, &index, &peers, &self.facts, &self.present);
+    pub(super) fn probed(
+        &mut self,
+        shared: &Shared,
+        index: &Index,
+        round: u64,
+        answers: Vec<Answer>,
+    ) {
+        let peers = Arc::clone(&self.peers);
+        let now = now_of(shared, index, &peers, &self.facts, &self.present);
         self.switch.probed(now, round, answers);
     }
 
@@ -388,8 +387,14 @@ impl Converger {
         Arc::clone(&self.peers)
     }
 
-    fn publish_plan(&self, shared: &Shared, peers: &Arc<Peers>, step: &RoutingStep, underlay: u32) {
-        let mut plan = shared.plan_mut();
+    fn publish_plan(
+        &self,
+        plan: &mut Writer<Plan>,
+        peers: &Arc<Peers>,
+        step: &RoutingStep,
+        underlay: u32,
+    ) {
+        let mut plan = plan.write();
         if plan.facts != self.facts {
             plan.facts.clone_from(&self.facts);
         }
@@ -458,20 +463,6 @@ impl Converger {
             self.present.extend(wanted.remotes);
         }
         Ok(scope.rows)
-    }
-
-    /// What to report.
-    pub(crate) fn report(&self, shared: &Shared, held: &Checkpoint) -> StatusReport {
-        StatusReport::new(ReportInputs {
-            shared,
-            held,
-            facts: &self.facts,
-            attachments: &self.attachments,
-            switch: &self.switch,
-            mtu: self.pod_mtus.route,
-            degraded: (self.degraded_reason, &self.degraded),
-            decommissioned: self.decommissioned,
-        })
     }
 }
 

@@ -1,36 +1,39 @@
 //! The files by which the container runtime finds veer: plugins, configuration,
 //! the agent's socket and the folders that they are in.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use veer_agent_api::{CONFLIST, SERVED_NAME, file};
 
-use super::Engine;
 use crate::{
+    report::events::Events,
     runtime::{
         conflist::{self, Chain},
         foreign,
         install::Keeper,
     },
-    shared::Shared,
     state::options::Options,
 };
-use veer_agent_core::repair::Kind;
+use veer_agent_core::repair::{Kind, RoundLog};
 
 #[derive(Debug)]
 pub(super) struct NodeFiles {
+    options: Arc<Options>,
     plugins: Keeper,
     /// veer's part of the conflist.
     chain: Chain,
+    events: Events,
     /// The last report on other networks' files.
     told: String,
 }
 
 impl NodeFiles {
-    pub(super) fn new(options: &Options, chain: Chain) -> Self {
+    pub(super) fn new(options: &Arc<Options>, chain: Chain, events: Events) -> Self {
         Self {
+            options: Arc::clone(options),
             plugins: Keeper::new(&options.cni_bin_dir),
             chain,
+            events,
             told: String::new(),
         }
     }
@@ -38,15 +41,14 @@ impl NodeFiles {
     /// Puts back what is missing. With `serving`, pods can be wired, and the
     /// runtime is to call veer; with `begun`, it could already. Returns whether a folder
     /// is gone that only another start of the container brings back.
-    pub(super) fn converge(&mut self, shared: &Shared, serving: bool, begun: bool) -> bool {
-        let options = &shared.options;
-        if lacks_folders(options) {
+    pub(super) fn converge(&mut self, done: &mut RoundLog, serving: bool, begun: bool) -> bool {
+        if lacks_folders(&self.options) {
             return true;
         }
         match self.plugins.look() {
             Ok(put) => {
                 for what in put {
-                    shared.repaired(Kind::Plugin, what);
+                    done.repaired(Kind::Plugin, what);
                 }
             }
             Err(error) => tracing::error!(%error, "cannot put the CNI plugins back"),
@@ -54,31 +56,32 @@ impl NodeFiles {
         if !serving {
             return false;
         }
+        let options = &self.options;
         match conflist::write(&options.cni_conf_dir, &options.state, &self.chain) {
-            Ok(Some(what)) if begun => shared.repaired(Kind::Conflist, what),
+            Ok(Some(what)) if begun => done.repaired(Kind::Conflist, what),
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "cannot write the conflist"),
         }
-        self.foreign(shared);
-        if let Err(error) = fs::write(served(options), "1\n") {
+        self.look_for_others(done);
+        if let Err(error) = fs::write(served(&self.options), "1\n") {
             tracing::warn!(%error, "cannot record that pods can be wired");
         }
         false
     }
 
     /// Looks for files of other networks that the runtime takes instead of veer's.
-    fn foreign(&mut self, shared: &Shared) {
-        let folder = &shared.options.cni_conf_dir;
+    fn look_for_others(&mut self, done: &mut RoundLog) {
+        let folder = &self.options.cni_conf_dir;
         let mut found = foreign::first_ones(folder).unwrap_or_else(|error| {
             tracing::error!(%error, "cannot list the CNI configurations");
             Vec::new()
         });
-        if shared.options.exclusive && !found.is_empty() {
+        if self.options.exclusive && !found.is_empty() {
             match foreign::move_aside(folder, &found) {
                 Ok(()) => {
                     for name in found.drain(..) {
                         let what = format!("{name}, which sorts before {CONFLIST}, was there");
-                        shared.repaired(Kind::Conflist, what);
+                        done.repaired(Kind::Conflist, what);
                     }
                 }
                 Err(error) => tracing::error!(%error, "cannot move other networks' files aside"),
@@ -88,50 +91,33 @@ impl NodeFiles {
         if text != self.told {
             if text.is_empty() {
                 let note = format!("no file sorts before {CONFLIST} any more");
-                shared.events.normal("ForeignConflistGone", note);
+                self.events.normal("ForeignConflistGone", note);
             } else {
                 tracing::error!("{text}");
-                shared.events.warn("ForeignConflist", text.clone());
+                self.events.warn("ForeignConflist", text.clone());
             }
-            self.told.clone_from(&text);
+            self.told = text;
         }
-        shared.plan_mut().foreign_conflist = text;
+    }
+
+    /// That the runtime takes another network's configuration; empty: it does not.
+    pub(super) fn foreign(&self) -> &str {
+        &self.told
+    }
+
+    /// The node is being cleaned up: it serves no more, and what was moved aside for
+    /// veer comes back.
+    pub(super) fn leave(&self) {
+        if let Err(error) = file::remove(&served(&self.options)) {
+            tracing::warn!(%error, "cannot remove the record that pods can be wired");
+        }
+        match foreign::restore(&self.options.cni_conf_dir) {
+            Ok(restored) if restored.is_empty() => {}
+            Ok(restored) => tracing::info!(?restored, "put back"),
+            Err(error) => tracing::warn!(%error, "cannot put back what was moved aside"),
+        }
     }
 }
-
-impl Engine {
-    /// Whether the agent has to be told first what its node is: what it knew of it
-    /// is lost, and the maps hold more than an agent that knows nothing would leave
-    /// in them.
-    pub(super) fn has_forgotten(&self) -> bool {
-        if self.held.is_known() {
-            return false;
-        }
-        let told = {
-            let index = self.shared.index();
-            let complete = index.complete;
-            index.cluster.is_some()
-                && index.nodes.get(index.own()).is_some()
-                && complete.pods
-                && complete.endpoints_listed
-        };
-        let config = self.shared.datapath().maps.tables.config.get(&0);
-        let wired = config.is_ok_and(|c| c.is_some_and(|c| c.gateway_v4 != [0; 4]));
-        let forgotten = !told && wired;
-        if forgotten {
-            let mut plan = self.shared.plan_mut();
-            if plan.not_ready != FORGOTTEN {
-                tracing::warn!("{FORGOTTEN}; the agent changes nothing");
-                FORGOTTEN.clone_into(&mut plan.not_ready);
-            }
-        }
-        forgotten
-    }
-}
-
-/// Why an agent without its state waits.
-const FORGOTTEN: &str = "the agent's state of the node is lost, and the API server has not \
-                         sent it yet";
 
 fn sentence(found: &[String]) -> String {
     if found.is_empty() {
@@ -148,19 +134,6 @@ fn sentence(found: &[String]) -> String {
 /// STATUS by it while no agent does.
 fn served(options: &Options) -> std::path::PathBuf {
     options.socket.with_file_name(SERVED_NAME)
-}
-
-/// The node is being cleaned up: it serves no more, and what was moved aside for
-/// veer comes back.
-pub(super) fn leave(options: &Options) {
-    if let Err(error) = file::remove(&served(options)) {
-        tracing::warn!(%error, "cannot remove the record that pods can be wired");
-    }
-    match foreign::restore(&options.cni_conf_dir) {
-        Ok(restored) if restored.is_empty() => {}
-        Ok(restored) => tracing::info!(?restored, "put back"),
-        Err(error) => tracing::warn!(%error, "cannot put back what was moved aside"),
-    }
 }
 
 /// A folder that was removed from the node stays mounted here, and nothing can be

@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 use veer_api_client::chain;
 
 use super::Engine;
+use veer_agent_core::repair::RoundLog;
 
 impl Engine {
     /// Writes the rules of hostPorts, and tells those who wait for them.
@@ -12,7 +13,11 @@ impl Engine {
         if self.converger.decommissioned || self.told_to_go() {
             return;
         }
-        let outcome = self.converger.host_ports(&self.shared);
+        let mut done = RoundLog::default();
+        let outcome = self
+            .converger
+            .host_ports(&self.shared, &self.index.read(), &mut done);
+        self.shared.repairs.take_in(done);
         let outcome = outcome.map_err(|error| chain(&error));
         if let Err(error) = &outcome {
             tracing::error!(%error, "cannot write hostPorts; the next round will");

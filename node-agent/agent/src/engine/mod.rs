@@ -11,6 +11,7 @@ mod converge;
 mod decommission;
 mod error;
 mod files;
+mod forgotten;
 mod host_ports;
 mod pods;
 mod probing;
@@ -29,14 +30,15 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use veer_api_client::chain;
 use veer_crds::v1alpha1::Epoch;
+use veer_monitoring::Pulse;
 
 use crate::{
     engine::{checkpoint_file::CheckpointFile, converge::Converger},
     pods::{gc, portmap, recover},
-    report::status::StatusReport,
+    report::status::{ReportInputs, StatusReport},
     runtime::conflist::{self, Chain},
     shared::Shared,
-    state::input::Input,
+    state::{handles::Writer, input::Input, plan::Plan},
 };
 pub(crate) use error::Error;
 use files::NodeFiles;
@@ -44,7 +46,8 @@ use pods::Noticed;
 use probing::Probing;
 use veer_agent_core::{
     checkpoint::Checkpoint,
-    index::Stale,
+    index::{Index, Stale},
+    repair::RoundLog,
     switch::{self, Answer},
 };
 
@@ -83,6 +86,11 @@ struct News {
 
 pub(crate) struct Engine {
     shared: Arc<Shared>,
+    index: Writer<Index>,
+    plan: Writer<Plan>,
+    /// The node's boot id as the operator compares it.
+    boot_id: String,
+    pulse: Arc<Pulse>,
     from: Receiver<Input>,
     report: watch::Sender<StatusReport>,
     held: CheckpointFile,
@@ -103,18 +111,25 @@ impl Engine {
     /// An engine over what is on disk and in the kernel.
     pub(crate) fn new(
         shared: Arc<Shared>,
+        (mut index, plan): (Writer<Index>, Writer<Plan>),
+        boot_id: String,
+        pulse: Arc<Pulse>,
         chain: Chain,
         from: Receiver<Input>,
         report: watch::Sender<StatusReport>,
     ) -> Result<Self, Error> {
         let held = CheckpointFile::open(&shared.options.state);
         if let Some(cluster) = held.get().cluster.clone() {
-            shared.index_mut().cluster = Some(cluster);
+            index.write().cluster = Some(cluster);
         }
         let converger = Converger::new(&shared, held.get())?;
-        let files = NodeFiles::new(&shared.options, chain);
+        let files = NodeFiles::new(&shared.options, chain, shared.events.clone());
         Ok(Self {
             shared,
+            index,
+            plan,
+            boot_id,
+            pulse,
             from,
             report,
             held,
@@ -146,7 +161,7 @@ impl Engine {
         let mut last = Instant::now();
         let mut next = last + ROUND;
         while !self.ending {
-            self.shared.pulse.beat();
+            self.pulse.beat();
             let wait = next.saturating_duration_since(Instant::now());
             let first = match self.from.recv_timeout(wait) {
                 Ok(input) => Some(input),
@@ -232,7 +247,7 @@ impl Engine {
     /// Takes in what has come.
     fn take_in(&mut self, first: Input) -> News {
         let mut news = News::default();
-        let mut index = self.shared.index_mut();
+        let mut index = self.index.write();
         let mut next = Some(first);
         for _ in 0..BATCH {
             match next {
@@ -254,7 +269,7 @@ impl Engine {
 
     /// The blocks the API server assigns, or those on disk while it is silent.
     fn wanted_blocks(&self) -> Vec<IpNet> {
-        let index = self.shared.index();
+        let index = self.index.read();
         index
             .nodes
             .get(index.own())
@@ -264,13 +279,13 @@ impl Engine {
     }
 
     fn wanted_epoch(&self) -> Option<Epoch> {
-        let index = self.shared.index();
+        let index = self.index.read();
         let told = index.nodes.get(index.own()).and_then(|n| n.epoch.clone());
         switch::newest(told, self.held.get().epoch.clone())
     }
 
     fn told_to_go(&self) -> bool {
-        let index = self.shared.index();
+        let index = self.index.read();
         index
             .nodes
             .get(index.own())
@@ -310,7 +325,7 @@ impl Engine {
         };
         let ready = reason.is_empty();
         {
-            let mut plan = self.shared.plan_mut();
+            let mut plan = self.plan.write();
             // A repair that fails later leaves pods and new pods working.
             if !self.started || outcome.is_ok() {
                 plan.not_ready.clone_from(&reason);
@@ -333,10 +348,12 @@ impl Engine {
             gc::work_queue(&self.shared);
             tracing::info!("ready");
         }
-        self.ending |= self.files.converge(&self.shared, ready, self.started);
+        let mut done = RoundLog::default();
+        self.ending |= self.files.converge(&mut done, ready, self.started);
+        self.shared.repairs.take_in(done);
         self.started |= ready;
         self.sync_objects();
-        self.shared.report_repairs();
+        self.shared.repairs.tell();
         if let Err(error) = self.shared.persist_released() {
             tracing::warn!(%error, "cannot record released addresses");
         }
@@ -361,25 +378,37 @@ impl Engine {
     fn try_round(&mut self, full: bool) -> Result<String, Error> {
         let epoch = self.wanted_epoch();
         let wanted = {
-            let index = self.shared.index();
+            let index = self.index.read();
             let cluster = index.cluster.as_ref().map(|(_, c)| c);
             blocks::for_new_pods(self.wanted_blocks(), cluster)
         };
         if wanted.is_empty() {
             // Devices and programs can be made ready before the block is known.
-            self.converger.run(&self.shared, epoch.as_ref(), full)?;
+            self.run_round(epoch.as_ref(), full)?;
             return Ok("the node has no pod CIDR yet: is veer-operator running?".into());
         }
         let blocks = self.shared.store().set_blocks(&wanted);
         self.hold(blocks.clone(), None)?;
-        self.converger.run(&self.shared, epoch.as_ref(), full)?;
+        self.run_round(epoch.as_ref(), full)?;
         self.hold(blocks.clone(), epoch)?;
         Ok(blocks::waits_for_pods(&wanted, &blocks))
     }
 
+    /// One round of the [`Converger`].
+    fn run_round(&mut self, epoch: Option<&Epoch>, full: bool) -> Result<(), Error> {
+        let mut done = RoundLog::default();
+        let index = self.index.read();
+        let outcome =
+            self.converger
+                .run(&self.shared, &index, &mut self.plan, &mut done, epoch, full);
+        drop(index);
+        self.shared.repairs.take_in(done);
+        outcome
+    }
+
     /// Writes the checkpoint: what the next start needs without the API server.
     fn hold(&mut self, blocks: Vec<IpNet>, epoch: Option<Epoch>) -> Result<(), Error> {
-        let cluster = self.shared.index().cluster.clone();
+        let cluster = self.index.read().cluster.clone();
         let held = Checkpoint {
             pod_cidrs: blocks,
             cluster,
@@ -403,7 +432,7 @@ impl Engine {
             return Ok(());
         }
         let mut datapath = self.shared.datapath();
-        let complete = self.shared.index().complete;
+        let complete = self.index.read().complete;
         let complete = complete.nodes && complete.endpoints;
         for address in addresses {
             self.shared
@@ -431,7 +460,7 @@ impl Engine {
     /// Removes everything of veer from the node, once the operator says so.
     fn decommission(&mut self) {
         {
-            let mut plan = self.shared.plan_mut();
+            let mut plan = self.plan.write();
             plan.decommission = true;
             plan.not_ready = "veer is being removed from this node".into();
         }
@@ -447,7 +476,7 @@ impl Engine {
         if let Err(error) = self.held.set(held) {
             tracing::error!(%error, "cannot record the clean-up");
         }
-        files::leave(&self.shared.options);
+        self.files.leave();
         conflist::remove_with_the_last(&self.shared);
         self.converger.decommissioned = done;
         self.report();
@@ -459,11 +488,26 @@ impl Engine {
         if self.waiting {
             return;
         }
-        let complete = self.shared.index().complete;
+        let complete = self.index.read().complete;
         if !(complete.nodes_listed && complete.identities) {
             return;
         }
-        let report = self.converger.report(&self.shared, self.held.get());
+        let not_ready = self.plan.read().not_ready.clone();
+        let report = StatusReport::new(ReportInputs {
+            index: &self.index.read(),
+            not_ready,
+            foreign: self.files.foreign().to_owned(),
+            repairs: self.shared.repairs.counts(),
+            endpoints: self.shared.store().len(),
+            boot_id: &self.boot_id,
+            held: self.held.get(),
+            facts: &self.converger.facts,
+            attachments: &self.converger.attachments,
+            switch: &self.converger.switch,
+            mtu: self.converger.pod_mtus.route,
+            degraded: (self.converger.degraded_reason, &self.converger.degraded),
+            decommissioned: self.converger.decommissioned,
+        });
         self.report.send_if_modified(|old| {
             let changed = *old != report;
             if changed {

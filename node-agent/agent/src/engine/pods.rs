@@ -198,7 +198,7 @@ impl Engine {
         let put_back = |todo, (namespace, name): &(String, String), how| {
             if todo == Todo::PutBack {
                 let what = format!("PodEndpoint {namespace}/{name} was {how}");
-                self.shared.repaired(Kind::PodEndpoint, what);
+                self.shared.repairs.enter(Kind::PodEndpoint, what);
             }
             todo != Todo::Nothing
         };

@@ -24,7 +24,8 @@ impl Engine {
             return false;
         };
         self.probing = Probing::Idle;
-        self.converger.probed(&self.shared, round, answers);
+        self.converger
+            .probed(&self.shared, &self.index.read(), round, answers);
         true
     }
 
@@ -36,7 +37,8 @@ impl Engine {
         if self.probing != Probing::Idle || self.converger.decommissioned {
             return;
         }
-        let Some((from, round, asks)) = self.converger.asks(&self.shared) else {
+        let Some((from, round, asks)) = self.converger.asks(&self.shared, &self.index.read())
+        else {
             return;
         };
         let engine = self.shared.engine.clone();

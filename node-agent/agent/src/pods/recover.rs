@@ -207,7 +207,9 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
     } else {
         format!("pod {} ({})", endpoint.pod(), endpoint.address_text())
     };
-    shared.repaired(Kind::Record, format!("the record of {who} was missing"));
+    shared
+        .repairs
+        .enter(Kind::Record, format!("the record of {who} was missing"));
     Ok(())
 }
 
@@ -231,7 +233,7 @@ pub(crate) fn absent_records(shared: &Shared) {
         match shared.persist(&endpoint.attachment) {
             Ok(()) => {
                 let what = format!("the record of pod {} was removed", endpoint.pod());
-                shared.repaired(Kind::Record, what);
+                shared.repairs.enter(Kind::Record, what);
             }
             Err(error) => {
                 tracing::error!(pod = endpoint.pod(), %error, "cannot write its record");

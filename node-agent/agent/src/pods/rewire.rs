@@ -54,7 +54,9 @@ pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link])
         match rewire(shared, socket, endpoint) {
             Ok(false) => {}
             Ok(true) => {
-                shared.repaired(Kind::Device, format!("the device of pod {pod} was removed"));
+                shared
+                    .repairs
+                    .enter(Kind::Device, format!("the device of pod {pod} was removed"));
             }
             Err(error) => left.push(format!("pod {pod} has no network: {}", chain(&error))),
         }

@@ -4,18 +4,25 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use veer_monitoring::{Probed, pages};
+use veer_monitoring::{Probed, Pulse, pages};
 
-use crate::{report::metrics::Scraped, shared::Shared};
+use super::{metrics::Scraped, sources::Sources};
+use crate::state::{handles::Reader, plan::Plan};
 
-impl Probed for Shared {
+/// What the probes of the kubelet ask.
+struct Health {
+    pulse: Arc<Pulse>,
+    plan: Reader<Plan>,
+}
+
+impl Probed for Health {
     // Takes no lock: a stuck engine may hold one.
     fn healthy(&self) -> Result<(), String> {
         self.pulse.check("the engine")
     }
 
     fn ready(&self) -> Result<(), String> {
-        let reason = self.plan().not_ready.clone();
+        let reason = self.plan.read().not_ready.clone();
         if reason.is_empty() {
             Ok(())
         } else {
@@ -24,11 +31,16 @@ impl Probed for Shared {
     }
 }
 
-/// Serves until the process ends. Without the port the agent still works.
-pub(crate) async fn run(shared: Arc<Shared>, address: SocketAddr) -> Infallible {
+/// Serves until the process ends. Without the port the agent still works. `pulse` is the
+/// engine's.
+pub(crate) async fn run(sources: Sources, pulse: Arc<Pulse>, address: SocketAddr) -> Infallible {
+    let health = Health {
+        pulse,
+        plan: sources.plan.clone(),
+    };
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scraped::new(shared.clone())));
-    veer_monitoring::serve(listen(address).await, pages(shared, registry)).await
+    registry.register_collector(Box::new(Scraped::new(sources)));
+    veer_monitoring::serve(listen(address).await, pages(Arc::new(health), registry)).await
 }
 
 /// Listens as soon as the port is free: the agent that this one replaces, or another

@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Debug},
-    sync::Arc,
 };
 
 use prometheus_client::{
@@ -15,15 +14,15 @@ use prometheus_client::{
 };
 use veer_agent_api::CounterRow;
 
-use crate::{shared::Shared, socket::readable_counters};
+use super::{counters::readable_counters, sources::Sources};
 
 /// Reads at each scrape.
-pub(crate) struct Scraped(Arc<Shared>);
+pub(crate) struct Scraped(Sources);
 
 impl Scraped {
     /// What this agent has.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self(shared)
+    pub(crate) fn new(sources: Sources) -> Self {
+        Self(sources)
     }
 }
 
@@ -55,15 +54,15 @@ struct Figures {
 }
 
 impl Figures {
-    fn read(shared: &Shared) -> Self {
+    fn read(sources: &Sources) -> Self {
         // Each lock is released before the next one is taken.
-        let counters = readable_counters(shared);
-        let identities = shared.index().identities.len();
-        let ready = shared.plan().not_ready.is_empty();
-        let endpoints = shared.store().len();
+        let counters = readable_counters(&sources.maps);
+        let identities = sources.index.read().identities.len();
+        let ready = sources.plan.read().not_ready.is_empty();
+        let endpoints = sources.store.read().len();
         Self {
             counters,
-            changes: shared.counts(),
+            changes: sources.repairs.counts(),
             ready,
             endpoints,
             identities,

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use veer_bpf_common::{identity::Identity, node::NodeId};
+use veer_monitoring::Pulse;
 
 use crate::{
     engine::Engine,
@@ -28,17 +29,26 @@ use crate::{
         events::Events,
         http,
         publish::Publisher,
+        repairs::Repairs,
+        sources::Sources,
         status::{self, StatusReport},
     },
     runtime::conflist::Chain,
     shared::Shared,
     socket::server,
-    state::{input::Input, options::Options},
+    state::{
+        handles::{View, Writer},
+        input::Input,
+        maps::Maps,
+        options::Options,
+        plan::Plan,
+    },
     watch::{self as watches, Earlier},
 };
-use veer_agent_core::prefix::host_prefix;
+use veer_agent_core::{index::Index, prefix::host_prefix};
 use veer_agent_kernel::{
     datapath::{self, Datapath},
+    lock::Lock,
     netlink::notify,
 };
 
@@ -59,7 +69,7 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
         .await
         .context("loading the programs was cut off")??;
-    let records = Records::open(&options.state)
+    let (records, store) = Records::open(&options.state)
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
     let (publisher, wishes) = Publisher::new();
@@ -67,22 +77,51 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let listener = server::listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
     let node = options.node.clone();
-    let shared = Arc::new(Shared::new(
-        options,
-        boot_id,
+    let options = Arc::new(options);
+    let index = Writer::new(Index::new(&node));
+    let plan = Writer::new(Plan {
+        not_ready: "the agent is starting".into(),
+        ..Plan::default()
+    });
+    let datapath = Arc::new(Lock::new(datapath));
+    let store = Arc::new(Lock::new(store));
+    let repairs = Arc::new(Repairs::new(events.clone()));
+    let pulse = Arc::<Pulse>::default();
+    let sources = Sources {
+        maps: Maps::of(&datapath),
+        index: index.reader(),
+        plan: plan.reader(),
+        store: View::of(&store),
+        repairs: Arc::clone(&repairs),
+    };
+    let shared = Arc::new(Shared {
+        options: Arc::clone(&options),
         datapath,
+        index: index.reader(),
+        plan: plan.reader(),
+        store,
         records,
+        adding: Lock::default(),
+        repairs: Arc::clone(&repairs),
+        events: events.clone(),
         publisher,
-        events,
-        to_engine.clone(),
-    ));
+        engine: to_engine.clone(),
+    });
 
-    let earlier = earlier(&shared).context("cannot read the maps")?;
-    watches::start(&client, &node, &to_engine, &shared.events, earlier);
+    let earlier = earlier(&sources.maps).context("cannot read the maps")?;
+    watches::start(&client, &node, &to_engine, &events, earlier);
     listen_to_kernel(to_engine)?;
     let (report, reports) = watch::channel(StatusReport::default());
-    let engine = Engine::new(shared.clone(), chain, from_engine, report)
-        .context("cannot take over what is in the kernel")?;
+    let engine = Engine::new(
+        shared.clone(),
+        (index, plan),
+        boot_id,
+        Arc::clone(&pulse),
+        chain,
+        from_engine,
+        report,
+    )
+    .context("cannot take over what is in the kernel")?;
     let (ended, engine_ends) = oneshot::channel();
     thread::Builder::new()
         .name("engine".into())
@@ -93,10 +132,10 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
         })
         .context("cannot start the engine")?;
     tokio::spawn(wishes.run(client.clone()));
-    tokio::spawn(event_writer.run(client.clone(), node));
-    let server = tokio::spawn(server::run(shared.clone(), listener));
-    tokio::spawn(http::run(shared.clone(), metrics));
-    tokio::spawn(status::run(client, shared.clone(), reports));
+    tokio::spawn(event_writer.run(client.clone(), node.clone()));
+    let server = tokio::spawn(server::run(shared, sources.clone(), listener));
+    tokio::spawn(http::run(sources.clone(), pulse, metrics));
+    tokio::spawn(async move { status::run(client, &node, &repairs, reports).await });
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -110,10 +149,10 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     // It would make its socket again where that is removed.
     server.abort();
     let _ = server.await;
-    let (state, socket) = (&shared.options.state, &shared.options.socket);
+    let (state, socket) = (&options.state, &options.socket);
     let directory = socket.parent().unwrap_or(Path::new("/run/veer"));
-    let plugins = &shared.options.cni_bin_dir;
-    match farewell::leave(state, directory, plugins, shared.store().len()) {
+    let plugins = &options.cni_bin_dir;
+    match farewell::leave(state, directory, plugins, sources.store.read().len()) {
         Ok(true) => tracing::info!("stopping; veer is gone from this node"),
         Ok(false) => tracing::info!("stopping; programs, maps and routes stay"),
         Err(error) => tracing::error!(%error, "stopping; some files of veer stay"),
@@ -124,12 +163,10 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
 }
 
 /// How much an earlier agent knew of other nodes.
-fn earlier(shared: &Shared) -> Result<Earlier, datapath::Error> {
-    let mut datapath = shared.datapath();
-    let tables = &mut datapath.maps.tables;
-    let pods = tables.ipcache.read()?;
+fn earlier(maps: &Maps) -> Result<Earlier, datapath::Error> {
+    let pods = maps.ipcache()?;
     Ok(Earlier {
-        nodes: tables.remotes.read()?.len(),
+        nodes: maps.remotes()?.len(),
         pods: pods
             .iter()
             .filter(|(prefix, row)| {

@@ -13,22 +13,23 @@ use veer_bpf_common::{
     tables::DropSample,
 };
 
-use crate::{shared::Shared, socket::query::protocol};
+use super::query::protocol;
+use crate::report::sources::Sources;
 use veer_agent_core::endpoint::{LocalEndpoint, mac_text};
 use veer_agent_kernel::datapath::Error;
 
 /// The samples that the maps hold, the latest first.
-pub(crate) fn drops(shared: &Shared) -> Result<Vec<DropRow>, Error> {
-    let mut samples = shared.datapath().maps.samples()?;
+pub(crate) fn drops(sources: &Sources) -> Result<Vec<DropRow>, Error> {
+    let mut samples = sources.maps.samples()?;
     samples.sort_unstable_by_key(|(_, _, sample)| std::cmp::Reverse(sample.at));
-    let plan = shared.plan();
+    let plan = sources.plan.read();
     let nodes: HashMap<u32, &String> = plan
         .peers
         .by_name
         .iter()
         .map(|(n, id)| (id.get(), n))
         .collect();
-    let store = shared.store();
+    let store = sources.store.read();
     let pods: HashMap<u32, &LocalEndpoint> = store.iter().map(|e| (e.ifindex, e)).collect();
     let now = veer_agent_kernel::clock::monotonic();
     let row = |(program, reason, sample): &(Program, DropReason, DropSample)| {

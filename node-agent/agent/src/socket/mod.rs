@@ -3,5 +3,3 @@
 mod drops;
 mod query;
 pub(crate) mod server;
-
-pub(crate) use query::readable_counters;

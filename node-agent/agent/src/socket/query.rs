@@ -5,30 +5,24 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use veer_agent_api::{
-    CounterRow, EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow,
-};
+use veer_agent_api::{EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, PrefixKey, to_ip},
     identity::Identity,
     node::NodeId,
-    outcome::{FIRST_REASON, Program},
-    tables::{Counter, FORM_NATIVE, FORM_TUNNEL, FlowKey, Remote},
+    tables::{FORM_NATIVE, FORM_TUNNEL, FlowKey, Remote},
 };
 
-use crate::shared::Shared;
+use crate::report::sources::Sources;
 use veer_agent_core::{endpoint::mac_text, facts::Uplink};
-use veer_agent_kernel::{
-    datapath::Error,
-    nft::{self, Count},
-};
+use veer_agent_kernel::datapath::Error;
 
-pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
-    let (attach, index) = (shared.datapath().attach_kind().to_owned(), shared.index());
-    let plan = shared.plan();
-    let store = shared.store();
+pub(crate) fn node_status(sources: &Sources) -> NodeStatus {
+    let (attach, index) = (sources.maps.attach_kind().to_owned(), sources.index.read());
+    let plan = sources.plan.read();
+    let store = sources.store.read();
     NodeStatus {
-        node: shared.options.node.clone(),
+        node: index.own().to_owned(),
         ready: plan.not_ready.is_empty(),
         reason: plan.not_ready.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -50,19 +44,13 @@ pub(crate) fn node_status(shared: &Shared) -> NodeStatus {
         remote_endpoints: index.endpoints.remote_len(),
         remotes: plan.peers.by_name.len(),
         identities: index.identities.len(),
-        repairs: shared.counts().into_iter().collect(),
+        repairs: sources.repairs.counts().into_iter().collect(),
     }
 }
 
-pub(crate) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
-    let rows = shared
-        .datapath()
-        .maps
-        .tables
-        .endpoints
-        .read()
-        .unwrap_or_default();
-    let store = shared.store();
+pub(crate) fn endpoints(sources: &Sources) -> Vec<EndpointRow> {
+    let rows = sources.maps.endpoints().unwrap_or_default();
+    let store = sources.store.read();
     let mut found: Vec<EndpointRow> = rows
         .into_iter()
         .filter_map(|(key, value)| {
@@ -86,13 +74,13 @@ pub(crate) fn endpoints(shared: &Shared) -> Vec<EndpointRow> {
     found
 }
 
-pub(crate) fn identities(shared: &Shared) -> Vec<IdentityRow> {
+pub(crate) fn identities(sources: &Sources) -> Vec<IdentityRow> {
     let reserved = Identity::RESERVED.iter().map(|(number, name)| IdentityRow {
         identity: number.get(),
         state: "Reserved".into(),
         labels: vec![format!("reserved:{name}")],
     });
-    let index = shared.index();
+    let index = sources.index.read();
     let others = index.identities.iter().map(|record| IdentityRow {
         identity: record.number.get(),
         state: if record.active { "Active" } else { "Retiring" }.into(),
@@ -106,8 +94,8 @@ pub(crate) fn identities(shared: &Shared) -> Vec<IdentityRow> {
 }
 
 /// Addresses of nodes by the agent's numbers for them.
-fn tunnel_endpoints(shared: &Shared) -> BTreeMap<u32, IpAddr> {
-    let plan = shared.plan();
+fn tunnel_endpoints(sources: &Sources) -> BTreeMap<u32, IpAddr> {
+    let plan = sources.plan.read();
     let mut found: BTreeMap<u32, IpAddr> = BTreeMap::new();
     for (name, id) in &plan.peers.by_name {
         if let Some(address) = plan.peers.primaries.get(name) {
@@ -117,9 +105,9 @@ fn tunnel_endpoints(shared: &Shared) -> BTreeMap<u32, IpAddr> {
     found
 }
 
-pub(crate) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
-    let rows = shared.datapath().maps.tables.ipcache.read()?;
-    let nodes = tunnel_endpoints(shared);
+pub(crate) fn ipcache(sources: &Sources) -> Result<Vec<IpcacheRow>, Error> {
+    let rows = sources.maps.ipcache()?;
+    let nodes = tunnel_endpoints(sources);
     let mut found: Vec<(IpAddr, u32, IpcacheRow)> = rows
         .into_iter()
         .filter_map(|(PrefixKey { bits, ip }, entry)| {
@@ -142,10 +130,10 @@ pub(crate) fn ipcache(shared: &Shared) -> Result<Vec<IpcacheRow>, Error> {
     Ok(found.into_iter().map(|(_, _, row)| row).collect())
 }
 
-pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
-    let entries = shared.datapath().maps.tables.remotes.read()?;
-    let index = shared.index();
-    let plan = shared.plan();
+pub(crate) fn remotes(sources: &Sources) -> Result<Vec<RemoteRow>, Error> {
+    let entries = sources.maps.remotes()?;
+    let index = sources.index.read();
+    let plan = sources.plan.read();
     let cidrs = |name: &str| {
         index.nodes.get(name).map_or_else(Vec::new, |n| {
             n.pod_cidrs.iter().map(ToString::to_string).collect()
@@ -153,10 +141,11 @@ pub(crate) fn remotes(shared: &Shared) -> Result<Vec<RemoteRow>, Error> {
     };
     let none = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let own = RemoteRow {
-        node: shared.options.node.clone(),
+        node: index.own().to_owned(),
         node_id: NodeId::LOCAL.get(),
-        pod_cidrs: shared
-            .store()
+        pod_cidrs: sources
+            .store
+            .read()
             .blocks()
             .map(|block| block.to_string())
             .collect(),
@@ -220,52 +209,8 @@ fn ways(entry: &Remote, uplinks: &[Uplink]) -> [(Option<IpAddr>, String); 2] {
     }
 }
 
-/// Drops of the nftables table.
-fn nftables() -> Vec<CounterRow> {
-    let counts = nft::counts().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot read the counters of the nftables table");
-        BTreeMap::new()
-    });
-    counts
-        .into_iter()
-        .filter(|(_, count)| count.packets > 0)
-        .map(|(outcome, Count { packets, bytes })| CounterRow {
-            program: "nftables".into(),
-            outcome,
-            drop: true,
-            packets,
-            bytes,
-        })
-        .collect()
-}
-
-pub(crate) fn counters(shared: &Shared) -> Result<Vec<CounterRow>, Error> {
-    let counted: Vec<_> = shared.datapath().maps.counted().collect::<Result<_, _>>()?;
-    Ok(rows(counted))
-}
-
-/// As [`counters`], without those that cannot be read.
-pub(crate) fn readable_counters(shared: &Shared) -> Vec<CounterRow> {
-    let counted: Vec<_> = shared.datapath().maps.counted().flatten().collect();
-    rows(counted)
-}
-
-/// Counters of the programs, and drops of the nftables table.
-fn rows(counted: Vec<(Program, u32, &'static str, Counter)>) -> Vec<CounterRow> {
-    let programs = counted
-        .into_iter()
-        .map(|(program, outcome, name, counter)| CounterRow {
-            program: program.name().into(),
-            outcome: name.into(),
-            drop: outcome >= FIRST_REASON,
-            packets: counter.packets,
-            bytes: counter.bytes,
-        });
-    programs.chain(nftables()).collect()
-}
-
-pub(crate) fn flows(shared: &Shared) -> Result<Vec<FlowRow>, Error> {
-    let rows = shared.datapath().maps.flows()?;
+pub(crate) fn flows(sources: &Sources) -> Result<Vec<FlowRow>, Error> {
+    let rows = sources.maps.flows()?;
     let now = veer_agent_kernel::clock::monotonic();
     Ok(rows
         .into_iter()

@@ -20,6 +20,7 @@ use veer_api_client::chain;
 
 use crate::{
     pods::{add, check, del, gc, internal},
+    report::{counters::counters, sources::Sources},
     shared::Shared,
     socket::{drops, query},
 };
@@ -52,7 +53,7 @@ fn is_missing(path: &Path) -> bool {
 }
 
 /// Serves until the process ends.
-pub(crate) async fn run(shared: Arc<Shared>, mut listener: UnixListener) {
+pub(crate) async fn run(shared: Arc<Shared>, sources: Sources, mut listener: UnixListener) {
     let slots = Arc::new(Semaphore::new(PARALLEL));
     let mut look = tokio::time::interval(LOOK);
     loop {
@@ -65,7 +66,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut listener: UnixListener) {
                         Ok(new) => {
                             listener = new;
                             let what = format!("the socket {} was removed", path.display());
-                            shared.repaired(Kind::Socket, what);
+                            shared.repairs.enter(Kind::Socket, what);
                         }
                         Err(error) => tracing::error!(%error, "cannot listen again"),
                     }
@@ -81,9 +82,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut listener: UnixListener) {
                 continue;
             }
         };
-        let (shared, slots) = (shared.clone(), slots.clone());
+        let (shared, sources, slots) = (shared.clone(), sources.clone(), slots.clone());
         tokio::spawn(async move {
-            if let Err(error) = serve(shared, slots, stream).await {
+            if let Err(error) = serve(shared, sources, slots, stream).await {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
@@ -104,7 +105,12 @@ enum Cut {
     Work(#[from] JoinError),
 }
 
-async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -> Result<(), Cut> {
+async fn serve(
+    shared: Arc<Shared>,
+    sources: Sources,
+    slots: Arc<Semaphore>,
+    stream: UnixStream,
+) -> Result<(), Cut> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_MESSAGE as u64))
@@ -116,7 +122,7 @@ async fn serve(shared: Arc<Shared>, slots: Arc<Semaphore>, stream: UnixStream) -
         add::await_identity(&shared, add).await;
     }
     let slot = slots.acquire_owned().await?;
-    let answer = tokio::task::spawn_blocking(move || answer(&shared, request)).await?;
+    let answer = tokio::task::spawn_blocking(move || answer(&shared, &sources, request)).await?;
     drop(slot);
     write.write_all(answer.as_bytes()).await?;
     Ok(write.shutdown().await?)
@@ -135,7 +141,7 @@ fn encode<T: Serialize>(result: Result<T, Failure>) -> String {
 }
 
 /// Works one request off.
-fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String {
+fn answer(shared: &Arc<Shared>, sources: &Sources, request: serde_json::Result<Request>) -> String {
     let request = match request {
         Ok(request) => request,
         Err(e) => {
@@ -183,14 +189,14 @@ fn answer(shared: &Arc<Shared>, request: serde_json::Result<Request>) -> String 
             encode(Ok(()))
         }
         Request::Status => encode(status(shared)),
-        Request::NodeStatus => encode(Ok(query::node_status(shared))),
-        Request::Endpoints => encode(Ok(query::endpoints(shared))),
-        Request::Identities => encode(Ok(query::identities(shared))),
-        Request::Ipcache => encode(query::ipcache(shared).map_err(|e| unreadable(&e))),
-        Request::Remotes => encode(query::remotes(shared).map_err(|e| unreadable(&e))),
-        Request::Counters => encode(query::counters(shared).map_err(|e| unreadable(&e))),
-        Request::Drops => encode(drops::drops(shared).map_err(|e| unreadable(&e))),
-        Request::Flows => encode(query::flows(shared).map_err(|e| unreadable(&e))),
+        Request::NodeStatus => encode(Ok(query::node_status(sources))),
+        Request::Endpoints => encode(Ok(query::endpoints(sources))),
+        Request::Identities => encode(Ok(query::identities(sources))),
+        Request::Ipcache => encode(query::ipcache(sources).map_err(|e| unreadable(&e))),
+        Request::Remotes => encode(query::remotes(sources).map_err(|e| unreadable(&e))),
+        Request::Counters => encode(counters(&sources.maps).map_err(|e| unreadable(&e))),
+        Request::Drops => encode(drops::drops(sources).map_err(|e| unreadable(&e))),
+        Request::Flows => encode(query::flows(sources).map_err(|e| unreadable(&e))),
     }
 }
 

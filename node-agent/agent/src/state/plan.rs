@@ -19,8 +19,6 @@ pub(crate) struct Plan {
     pub(crate) link_mtu: u32,
     /// Why ADD cannot be served; empty: it can.
     pub(crate) not_ready: String,
-    /// That the runtime takes another network's configuration; empty: it does not.
-    pub(crate) foreign_conflist: String,
     /// The node is being cleaned up or was.
     pub(crate) decommission: bool,
 }

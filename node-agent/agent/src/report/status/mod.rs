@@ -13,7 +13,7 @@ mod keep;
 mod network;
 mod report;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use veer_crds::{
     v1alpha1::{FOREIGN_CONFLIST, NodeNetworkStatus, NodeReportStatus},
 };
 
-use crate::shared::Shared;
+use super::repairs::Repairs;
 use veer_agent_core::{
     checkpoint::Checkpoint,
     facts::Facts,
@@ -49,10 +49,19 @@ pub(crate) struct StatusReport {
 }
 
 /// What a report follows from.
-#[derive(Clone, Copy)]
 pub(crate) struct ReportInputs<'a> {
-    /// State that the agent's parts share.
-    pub(crate) shared: &'a Shared,
+    /// What the API server said.
+    pub(crate) index: &'a Index,
+    /// Why ADD cannot be served; empty: it can.
+    pub(crate) not_ready: String,
+    /// That the runtime takes another network's configuration; empty: it does not.
+    pub(crate) foreign: String,
+    /// How often what was put back, by kind.
+    pub(crate) repairs: BTreeMap<String, u64>,
+    /// Pods wired.
+    pub(crate) endpoints: usize,
+    /// The node's boot id as the operator compares it.
+    pub(crate) boot_id: &'a str,
     /// What is on disk.
     pub(crate) held: &'a Checkpoint,
     /// The node.
@@ -73,7 +82,12 @@ pub(crate) struct ReportInputs<'a> {
 impl StatusReport {
     pub(crate) fn new(inputs: ReportInputs<'_>) -> Self {
         let ReportInputs {
-            shared,
+            index,
+            not_ready,
+            foreign,
+            repairs,
+            endpoints,
+            boot_id,
             held,
             facts,
             attachments,
@@ -82,18 +96,7 @@ impl StatusReport {
             degraded,
             decommissioned,
         } = inputs;
-        let (seen, retiring, odd) = {
-            let index = shared.index();
-            (
-                index.nodes.own_seen().cloned(),
-                index.retiring_serial,
-                odd(&index, facts.path_mtu()),
-            )
-        };
-        let (not_ready, foreign) = {
-            let plan = shared.plan();
-            (plan.not_ready.clone(), plan.foreign_conflist.clone())
-        };
+        let retiring = index.retiring_serial;
         let network = NodeNetworkStatus {
             held_pod_cidrs: if decommissioned {
                 Vec::new()
@@ -113,16 +116,15 @@ impl StatusReport {
             } else {
                 retiring.to_string()
             },
-            repairs: shared
-                .counts()
+            repairs: repairs
                 .into_iter()
                 .map(|(kind, times)| (kind, i64::try_from(times).unwrap_or(i64::MAX)))
                 .collect(),
             uplinks: attachments.uplinks(facts),
             mtu: signed(mtu),
             host_routing: "BPF".into(),
-            endpoints: i32::try_from(shared.store().len()).unwrap_or(i32::MAX),
-            boot_id: shared.boot_id.clone(),
+            endpoints: i32::try_from(endpoints).unwrap_or(i32::MAX),
+            boot_id: boot_id.to_owned(),
             agent_version: env!("CARGO_PKG_VERSION").into(),
             conditions: Vec::new(),
         };
@@ -132,9 +134,9 @@ impl StatusReport {
             judgements: vec![
                 ready(not_ready, foreign, decommissioned),
                 degraded_of(degraded),
-                uniform(odd),
+                uniform(odd(index, facts.path_mtu())),
             ],
-            seen,
+            seen: index.nodes.own_seen().cloned(),
         }
     }
 
@@ -232,21 +234,21 @@ fn odd(index: &Index, own: u32) -> Option<String> {
     })
 }
 
-/// Keeps both statuses as the engine reports, until it ends.
+/// Keeps both statuses of the node `name` as the engine reports, until it ends.
 pub(crate) async fn run(
     client: Client,
-    shared: Arc<Shared>,
+    name: &str,
+    repairs: &Repairs,
     reports: watch::Receiver<StatusReport>,
 ) {
-    let name = shared.options.node.clone();
     let repaired = |what: String| {
-        shared.repaired(Kind::Status, what);
-        shared.report_repairs();
+        repairs.enter(Kind::Status, what);
+        repairs.tell();
     };
     let (networks, nodes) = (Api::all(client.clone()), Api::all(client));
     tokio::join!(
-        network::keep(networks, &name, reports.clone(), repaired),
-        report::keep(nodes, &name, reports, repaired),
+        network::keep(networks, name, reports.clone(), repaired),
+        report::keep(nodes, name, reports, repaired),
     );
 }
 

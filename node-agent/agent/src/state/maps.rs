@@ -1,0 +1,62 @@
+//! The maps, to read.
+
+use std::sync::Arc;
+
+use veer_agent_core::tables::Entries;
+use veer_agent_kernel::{
+    datapath::{Datapath, Error},
+    lock::Lock,
+};
+use veer_bpf_common::{
+    outcome::{DropReason, Program},
+    tables::{Counter, DropSample, Endpoints, FlowEntry, FlowKey, Ipcache, Remotes},
+};
+
+/// Packets and bytes of one outcome of a program, with the outcome's number and name.
+pub(crate) type Counted = (Program, u32, &'static str, Counter);
+
+/// Reads the maps. The datapath's lock is held for one call.
+#[derive(Clone)]
+pub(crate) struct Maps(Arc<Lock<Datapath>>);
+
+impl Maps {
+    /// The maps of this datapath.
+    pub(crate) fn of(datapath: &Arc<Lock<Datapath>>) -> Self {
+        Self(Arc::clone(datapath))
+    }
+
+    /// How programs are attached, in a word.
+    pub(crate) fn attach_kind(&self) -> &'static str {
+        self.0.lock().attach_kind()
+    }
+
+    /// Local pods by address.
+    pub(crate) fn endpoints(&self) -> Result<Entries<Endpoints>, Error> {
+        Ok(self.0.lock().maps.tables.endpoints.read()?)
+    }
+
+    /// What addresses are.
+    pub(crate) fn ipcache(&self) -> Result<Entries<Ipcache>, Error> {
+        Ok(self.0.lock().maps.tables.ipcache.read()?)
+    }
+
+    /// Other nodes by number.
+    pub(crate) fn remotes(&self) -> Result<Entries<Remotes>, Error> {
+        Ok(self.0.lock().maps.tables.remotes.read()?)
+    }
+
+    /// Flows that the host's stack translates.
+    pub(crate) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
+        self.0.lock().maps.flows()
+    }
+
+    /// Samples of drops.
+    pub(crate) fn samples(&self) -> Result<Vec<(Program, DropReason, DropSample)>, Error> {
+        self.0.lock().maps.samples()
+    }
+
+    /// What is counted, each as far as it can be read.
+    pub(crate) fn counted(&self) -> Vec<Result<Counted, Error>> {
+        self.0.lock().maps.counted().collect()
+    }
+}
