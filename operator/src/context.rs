@@ -43,7 +43,7 @@ pub(crate) struct Context {
     pub(crate) ledger: tokio::sync::Mutex<Ledger>,
     /// Which label sets pods use.
     pub(crate) usage: Usage,
-    /// Every Ready node's agent had reported when this many lists were read.
+    /// Every agent had reported when as many lists were read and nodes came.
     heard: AtomicU64,
     /// Events already published in this term.
     published: Mutex<BTreeSet<(String, &'static str, String)>>,
@@ -129,34 +129,33 @@ impl Context {
         self.nodes.is_outdated() || self.node_networks.is_outdated() || self.claims.is_outdated()
     }
 
-    /// Names of Ready nodes whose agent has not reported which blocks it holds. Once
-    /// there is none, the answer stays empty until something is listed again. This
+    /// Names of Ready nodes whose agent has not reported which blocks it holds. This
     /// protects against what this leader cannot have seen, such as blocks held on
     /// disk that a restored etcd does not know.
+    ///
+    /// Once every node's agent was heard, the answer stays empty until a node comes or
+    /// something is listed again. A node that is not Ready delays no other, but is looked
+    /// at again: it may be one that served pods before and registers anew.
     pub(crate) fn unheard(&self) -> Vec<String> {
-        let lists = self.nodes.lists() + self.node_networks.lists() + self.claims.lists();
-        if self.heard.load(Ordering::Acquire) == lists {
+        let seen = self.nodes.arrivals() + self.node_networks.lists() + self.claims.lists();
+        if self.heard.load(Ordering::Acquire) == seen {
             return Vec::new();
         }
         let selection = self.selection();
-        let mut names: Vec<String> = self
-            .nodes
-            .all()
-            .iter()
-            .filter(|node| node.is_ready())
-            .filter(|node| {
-                let network = self.node_networks.get(node.name());
-                // An unreadable NodeNetwork delays no other node.
-                selection.part(node, network.is_some()) == Part::Takes
-                    && self.node_networks.unreadable(node.name()).is_none()
-                    && network.is_none_or(|network| network.status.is_none())
-            })
-            .map(|node| node.name().to_owned())
-            .collect();
-        names.sort();
-        if names.is_empty() {
-            self.heard.store(lists, Ordering::Release);
+        let mut silent = self.nodes.all();
+        silent.retain(|node| {
+            let network = self.node_networks.get(node.name());
+            // An unreadable NodeNetwork delays no other node.
+            selection.part(node, network.is_some()) == Part::Takes
+                && self.node_networks.unreadable(node.name()).is_none()
+                && network.is_none_or(|network| network.status.is_none())
+        });
+        if silent.is_empty() {
+            self.heard.store(seen, Ordering::Release);
         }
+        silent.retain(|node| node.is_ready());
+        let mut names: Vec<String> = silent.iter().map(|node| node.name().to_owned()).collect();
+        names.sort();
         names
     }
 
