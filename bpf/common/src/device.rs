@@ -1,6 +1,6 @@
 //! Numbers of network devices.
 
-/// An interface index of the host's network namespace; never 0.
+/// An interface index; never 0. Of the host's network namespace, where nothing else is said.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IfIndex(u32);

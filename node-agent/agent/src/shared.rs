@@ -14,6 +14,7 @@ use std::{
 };
 
 use veer_agent_api::Attachment;
+use veer_bpf_common::device::IfIndex;
 
 use crate::{
     pods::records::Records,
@@ -99,7 +100,7 @@ impl Shared {
         &self,
         datapath: &mut Datapath,
         address: IpAddr,
-        device: Option<u32>,
+        device: Option<IfIndex>,
         complete: bool,
     ) -> Result<(), datapath::Error> {
         let tables = &mut datapath.maps.tables;
@@ -117,7 +118,7 @@ impl Shared {
         &self,
         datapath: &mut Datapath,
         pod: &LocalEndpoint,
-        device: Option<u32>,
+        device: Option<IfIndex>,
     ) -> Result<(), datapath::Error> {
         let mut addresses = pod.addresses();
         addresses.try_for_each(|a| self.converge_address(datapath, a.address, device, true))

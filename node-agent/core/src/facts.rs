@@ -2,17 +2,18 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
+use veer_bpf_common::device::IfIndex;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 use crate::family;
 
 /// An uplink.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
     /// Device name.
     pub name: String,
     /// Interface index.
-    pub index: u32,
+    pub index: IfIndex,
     /// MTU in bytes.
     pub mtu: u32,
     /// Kind of device; empty for hardware.
@@ -25,7 +26,7 @@ pub struct Uplink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     /// Device.
-    pub index: u32,
+    pub index: IfIndex,
     /// Next hop: a router, or the node itself on the same link.
     pub next_hop: IpAddr,
     /// The next hop is the node itself.
@@ -44,8 +45,8 @@ pub struct Facts {
     /// Devices by which others than veer say that the world is reached by IPv6, uplinks or
     /// not.
     pub ways_v6: Vec<String>,
-    /// Interface index of the VXLAN device; 0: it is not there yet.
-    pub vxlan_index: u32,
+    /// Interface index of the VXLAN device; `None`: it is not there yet.
+    pub vxlan_index: Option<IfIndex>,
     /// Paths to other nodes by each of their addresses that was asked for, where bare
     /// packets with pods' addresses can go.
     pub paths: HashMap<IpAddr, Path>,

@@ -1,5 +1,7 @@
 //! Links of the node, and the names of veer's own.
 
+use veer_bpf_common::device::IfIndex;
+
 /// Name of the one VXLAN device.
 pub const VXLAN: &str = "veer_vxlan";
 
@@ -29,12 +31,13 @@ pub type Mac = [u8; 6];
     clippy::struct_excessive_bools,
     reason = "each is a flag of the kernel's of its own"
 )]
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
-    pub index: u32,
-    /// Interface index of a veth's other end, in the namespace where that is.
-    pub peer: u32,
+    pub index: IfIndex,
+    /// Interface index of a veth's other end, in the namespace where that is; `None` where
+    /// it has none, or is gone.
+    pub peer: Option<IfIndex>,
     /// Name.
     pub name: String,
     /// MTU in bytes.
@@ -45,8 +48,8 @@ pub struct Link {
     pub kind: String,
     /// Its packets have Ethernet headers.
     pub ethernet: bool,
-    /// Interface index of the bridge or bond that it is a port of; 0: none.
-    pub master: u32,
+    /// Interface index of the bridge or bond that it is a port of.
+    pub master: Option<IfIndex>,
     /// Administratively up.
     pub up: bool,
     /// `IFF_NOARP`.
@@ -59,4 +62,26 @@ pub struct Link {
     pub vxlan_zero_csum6: bool,
     /// Id of the XDP program that runs on it; 0: none, or more than one.
     pub xdp: u32,
+}
+
+impl Link {
+    /// A link of which nothing but its index is known.
+    pub fn new(index: IfIndex) -> Self {
+        Self {
+            index,
+            peer: None,
+            name: String::new(),
+            mtu: 0,
+            mac: Mac::default(),
+            kind: String::new(),
+            ethernet: false,
+            master: None,
+            up: false,
+            noarp: false,
+            vxlan_port: 0,
+            vxlan_external: false,
+            vxlan_zero_csum6: false,
+            xdp: 0,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 /// A route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -11,8 +12,8 @@ pub struct Route {
     pub destination: IpNet,
     /// Next hop, if not on the link itself.
     pub gateway: Option<IpAddr>,
-    /// Device; 0 with `unreachable`.
-    pub index: u32,
+    /// Device; `None` where packets are refused.
+    pub index: Option<IfIndex>,
     /// Source address for what starts here.
     pub source: Option<IpAddr>,
     /// MTU in bytes; 0: the device's.
@@ -27,22 +28,31 @@ pub struct Route {
 
 impl Route {
     /// A route to what is on the link itself.
-    pub fn link(destination: IpNet, index: u32) -> Self {
+    pub fn link(destination: IpNet, index: IfIndex) -> Self {
+        Self {
+            index: Some(index),
+            unreachable: false,
+            ..Self::unreachable(destination)
+        }
+    }
+
+    /// A route that refuses packets with "host unreachable".
+    pub fn unreachable(destination: IpNet) -> Self {
         Self {
             destination,
             gateway: None,
-            index,
+            index: None,
             source: None,
             mtu: 0,
             metric: 0,
             onlink: false,
-            unreachable: false,
+            unreachable: true,
         }
     }
 }
 
 /// The host's route to a pod.
-pub fn host_route(index: u32, address: IpAddr, source: Option<IpAddr>) -> Route {
+pub fn host_route(index: IfIndex, address: IpAddr, source: Option<IpAddr>) -> Route {
     Route {
         source,
         ..Route::link(IpNet::from(address), index)

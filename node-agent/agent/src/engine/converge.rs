@@ -158,7 +158,7 @@ impl Converger {
             .vxlan
             .converge(done, &mut socket, port, underlay, over_ipv6);
         if let Ok(index) = device {
-            self.facts.vxlan_index = index;
+            self.facts.vxlan_index = Some(index);
         }
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         let strays = self.strays.converge(shared, &mut socket, &links);

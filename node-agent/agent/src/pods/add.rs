@@ -8,7 +8,7 @@ use std::{
 
 use veer_agent_api::{Add, Added, Failure, HostPort, code};
 use veer_api_client::chain;
-use veer_bpf_common::identity::Identity;
+use veer_bpf_common::{device::IfIndex, identity::Identity};
 
 use crate::{
     pods::{del, internal},
@@ -277,7 +277,7 @@ fn wire(
         serial: reservation.serial,
         identity,
         host_ifname: wiring.host_ifname.to_owned(),
-        ifindex: host.index,
+        ifindex: Some(host.index),
         mac: wiring.pod_mac,
         node_mac: wiring.host_mac,
         host_ports: add.host_ports.clone(),
@@ -331,7 +331,7 @@ fn settle_mtus(
     socket: &mut Socket,
     netns: &Netns,
     wiring: &Wiring<'_>,
-    host_index: u32,
+    host_index: IfIndex,
 ) -> Result<u32, Error> {
     shared.adding().remove(wiring.host_ifname);
     let mut have = (wiring.link_mtu, wiring.route_mtu);

@@ -41,7 +41,7 @@ pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         .and_then(|mut s| link::by_name(&mut s, &endpoint.host_ifname))
         .map_err(|e| internal(e.to_string()))?;
     match host {
-        Some(l) if l.index == endpoint.ifindex && l.up => {}
+        Some(l) if Some(l.index) == endpoint.ifindex && l.up => {}
         Some(_) => wrong.push(format!(
             "{} is down or another device",
             endpoint.host_ifname

@@ -54,7 +54,7 @@ pub(crate) fn forget(
     shared.persist(&known_as)?;
     let mut datapath = shared.datapath();
     if let Some(endpoint) = &endpoint {
-        shared.converge_pod(&mut datapath, endpoint, Some(endpoint.ifindex))?;
+        shared.converge_pod(&mut datapath, endpoint, endpoint.ifindex)?;
     }
     for device in &devices {
         datapath.detach(device)?;

@@ -135,7 +135,7 @@ mod tests {
             serial: reservation.serial,
             identity: veer_bpf_common::identity::Identity::INIT,
             host_ifname: String::new(),
-            ifindex: n,
+            ifindex: veer_bpf_common::device::IfIndex::new(n),
             mac: mac(&attachment, false),
             node_mac: mac(&attachment, true),
             host_ports: None,

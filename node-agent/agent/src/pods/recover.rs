@@ -14,6 +14,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 use crate::{pods::results, shared::Shared, state::input::Input};
 use veer_agent_core::{
@@ -140,12 +141,12 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
 /// What the maps say of a device, and the node's blocks.
 fn in_maps(
     shared: &Shared,
-    index: u32,
+    index: IfIndex,
 ) -> (Option<veer_bpf_common::tables::Interface>, Vec<IpNet>) {
     let (row, config) = {
         let tables = &shared.datapath().maps.tables;
         (
-            tables.interfaces.get(&index).ok().flatten(),
+            tables.interfaces.get(&index.get()).ok().flatten(),
             tables.config.get(&0).ok().flatten(),
         )
     };
@@ -285,7 +286,7 @@ fn look_into(path: &str) -> io::Result<Vec<PodEnd>> {
                 .collect(),
             gateways: routes
                 .iter()
-                .filter(|(_, r)| r.index == l.index && r.destination.prefix_len() == 0)
+                .filter(|(_, r)| r.index == Some(l.index) && r.destination.prefix_len() == 0)
                 .filter_map(|(_, r)| r.gateway)
                 .collect(),
             ifname: l.name,

@@ -6,6 +6,7 @@
 use std::{collections::HashSet, io};
 
 use veer_api_client::chain;
+use veer_bpf_common::device::IfIndex;
 
 use crate::{pods::add::alive, shared::Shared};
 use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
@@ -36,7 +37,7 @@ enum Error {
 /// Gives pods whose device is not among `links` a new one. Returns what cannot be
 /// done, in words.
 pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link]) -> Vec<String> {
-    let present: HashSet<(&str, u32)> = links.iter().map(|l| (&*l.name, l.index)).collect();
+    let present: HashSet<_> = links.iter().map(|l| (&*l.name, Some(l.index))).collect();
     let lost: Vec<LocalEndpoint> = {
         let adding = shared.adding().clone();
         let store = shared.store();
@@ -72,7 +73,11 @@ fn rewire(
 ) -> Result<bool, Error> {
     // The links were read before the records: this one may be from an ADD since.
     let there = link::by_name(socket, &endpoint.host_ifname)?;
-    if there.as_ref().is_some_and(|l| l.index == endpoint.ifindex) || !alive(&endpoint) {
+    if there
+        .as_ref()
+        .is_some_and(|l| Some(l.index) == endpoint.ifindex)
+        || !alive(&endpoint)
+    {
         return Ok(false);
     }
     let netns = netns::open(&endpoint.netns)?;
@@ -80,7 +85,7 @@ fn rewire(
     let half = link::by_name(&mut netns.socket()?, &ifname)?;
     // With the other end under the pod's name this is a pair that an agent was killed
     // over before it was recorded.
-    if half.is_some_and(|pod| there.is_none_or(|host| host.index != pod.peer)) {
+    if half.is_some_and(|pod| there.is_none_or(|host| Some(host.index) != pod.peer)) {
         return Err(Error::HalfThere(ifname));
     }
     let (link_mtu, route_mtu, host_sources) = {
@@ -99,7 +104,7 @@ fn rewire(
         host_ports: !endpoint.host_ports().is_empty(),
     };
     let host = pod::create(socket, &netns, &wiring)?;
-    let before = std::mem::replace(&mut endpoint.ifindex, host.index);
+    let before = endpoint.ifindex.replace(host.index);
     let wired = enter(shared, &endpoint, before).and_then(|wanted| {
         if wanted {
             let proc_sys_net = &shared.options.proc_sys_net;
@@ -118,7 +123,11 @@ fn rewire(
 /// Attaches the programs and writes the rows; `false`: the pod is being deleted. A
 /// DEL forgets the record first and removes the device then, so one that came before
 /// the new device is seen here, and a later one removes it.
-fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool, Error> {
+fn enter(
+    shared: &Shared,
+    endpoint: &LocalEndpoint,
+    before: Option<IfIndex>,
+) -> Result<bool, Error> {
     let mut datapath = shared.datapath();
     {
         let mut store = shared.store();
@@ -132,6 +141,6 @@ fn enter(shared: &Shared, endpoint: &LocalEndpoint, before: u32) -> Result<bool,
     for hook in [Hook::PodEgress, Hook::PodIngress] {
         datapath.attach(&endpoint.host_ifname, hook)?;
     }
-    shared.converge_pod(&mut datapath, endpoint, Some(before))?;
+    shared.converge_pod(&mut datapath, endpoint, before)?;
     Ok(true)
 }

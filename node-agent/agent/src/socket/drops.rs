@@ -9,6 +9,7 @@ use etherparse::{IpNumber, LaxPacketHeaders, LinkHeader, NetHeaders, TransportHe
 use nix::net::if_::if_indextoname;
 use veer_agent_api::DropRow;
 use veer_bpf_common::{
+    device::IfIndex,
     outcome::{DropReason, Program},
     tables::DropSample,
 };
@@ -30,7 +31,8 @@ pub(crate) fn drops(sources: &Sources) -> Result<Vec<DropRow>, Error> {
         .map(|(n, id)| (id.get(), n))
         .collect();
     let store = sources.store.read();
-    let pods: HashMap<u32, &LocalEndpoint> = store.iter().map(|e| (e.ifindex, e)).collect();
+    let pods: HashMap<IfIndex, &LocalEndpoint> =
+        store.iter().filter_map(|e| Some((e.ifindex?, e))).collect();
     let now = veer_agent_kernel::clock::monotonic();
     let row = |(program, reason, sample): &(Program, DropReason, DropSample)| {
         let head = sample.head.get(..sample.captured as usize);
@@ -40,7 +42,7 @@ pub(crate) fn drops(sources: &Sources) -> Result<Vec<DropRow>, Error> {
             destination,
         } = seen(head.unwrap_or(&sample.head));
         let node = nodes.get(&sample.decision.node_id);
-        let pod = pods.get(&sample.ifindex);
+        let pod = IfIndex::new(sample.ifindex).and_then(|device| pods.get(&device));
         DropRow {
             age_ms: now.saturating_sub(sample.at) / 1_000_000,
             reason: reason.name().into(),

@@ -8,6 +8,7 @@ use std::{
 use veer_agent_api::{EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, PrefixKey, to_ip},
+    device::IfIndex,
     identity::Identity,
     node::NodeId,
     tables::{FORM_NATIVE, FORM_TUNNEL, FlowKey, Remote},
@@ -193,13 +194,14 @@ pub(crate) fn remotes(sources: &Sources) -> Result<Vec<RemoteRow>, Error> {
 /// Next hop and uplink of the native form, of IPv6 packets the second, where both
 /// families have one.
 fn ways(entry: &Remote, uplinks: &[Uplink]) -> [(Option<IpAddr>, String); 2] {
-    let way = |index: u32, hop: Option<IpAddr>| {
-        let uplink = uplinks.iter().find(|u| u.index == index);
+    let way = |index: Option<IfIndex>, hop: Option<IpAddr>| {
+        let uplink = uplinks.iter().find(|u| Some(u.index) == index);
         (hop, uplink.map(|u| u.name.clone()).unwrap_or_default())
     };
     let v4 = to_ip(entry.next_hop_family, entry.next_hop);
-    let v6 = (entry.ifindex_v6 != 0).then(|| IpAddr::from(entry.next_hop_v6));
-    let (v4, v6) = (way(entry.ifindex, v4), way(entry.ifindex_v6, v6));
+    let [device_v4, device_v6] = [entry.ifindex, entry.ifindex_v6].map(IfIndex::new);
+    let v6 = device_v6.map(|_| IpAddr::from(entry.next_hop_v6));
+    let (v4, v6) = (way(device_v4, v4), way(device_v6, v6));
     let none = || (None, String::new());
     match v4.0 {
         // IPv4 packets may go by the hop of IPv6, too.
@@ -251,8 +253,10 @@ mod tests {
     fn the_ways_of_a_remote_are_told_by_family_and_the_only_one_comes_first() {
         let uplinks = [(7, "eth0"), (8, "eth1")].map(|(index, name)| Uplink {
             name: name.into(),
-            index,
-            ..Uplink::default()
+            index: IfIndex::from_kernel(index),
+            mtu: 1500,
+            kind: String::new(),
+            ethernet: true,
         });
         let hops: [IpAddr; 2] = ["192.0.2.2", "fe80::1"].map(|a| a.parse().unwrap());
         let [v4, v6] = hops.map(IpKey::from);

@@ -12,6 +12,7 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::{
     address::{IpKey, PrefixKey},
+    device::IfIndex,
     identity::Identity,
     node::NodeId,
     tables::{CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, Remote},
@@ -115,7 +116,7 @@ pub struct AddressRows {
     /// The local pod that has it.
     pub endpoint: Option<Endpoint>,
     /// Devices that the pod has or had, and what is to be held of each; `None`: nothing.
-    pub interfaces: [Option<(u32, Option<Interface>)>; 2],
+    pub interfaces: [Option<(IfIndex, Option<Interface>)>; 2],
     /// Its row in the ipcache; `None`: no row of its own.
     pub row: Option<IpcacheEntry>,
 }
@@ -128,14 +129,14 @@ pub fn address_rows_of(
     facts: &Facts,
     peers: &Peers,
     address: IpAddr,
-    before: Option<u32>,
+    before: Option<IfIndex>,
 ) -> AddressRows {
     let pod = store.wired_at(address);
-    let of_device = |device: u32| {
-        let pod = store.wired().find(|pod| pod.ifindex == device);
+    let of_device = |device: IfIndex| {
+        let pod = store.wired().find(|pod| pod.ifindex == Some(device));
         (device, pod.map(LocalEndpoint::interface_value))
     };
-    let now = pod.map(|pod| pod.ifindex);
+    let now = pod.and_then(|pod| pod.ifindex);
     AddressRows {
         address,
         endpoint: pod.map(LocalEndpoint::endpoint_value),
@@ -228,10 +229,7 @@ pub fn desired(inputs: DesiredInputs<'_>) -> Desired {
         d.ipcache.extend(address_rows(index, store, facts, peers));
     }
     d.local_pods(store, facts);
-    d.routes.extend(blocks.into_iter().map(|block| Route {
-        unreachable: true,
-        ..Route::link(block, 0)
-    }));
+    d.routes.extend(blocks.into_iter().map(Route::unreachable));
     d
 }
 
@@ -241,11 +239,14 @@ impl Desired {
         for endpoint in store.wired() {
             let rows = endpoint.keys().map(|key| (key, endpoint.endpoint_value()));
             self.endpoints.extend(rows);
+            let Some(device) = endpoint.ifindex else {
+                continue;
+            };
             self.interfaces
-                .insert(endpoint.ifindex, endpoint.interface_value());
+                .insert(device.get(), endpoint.interface_value());
             let routes = endpoint.addresses().map(|of_pod| {
                 let source = facts.source(of_pod.address);
-                host_route(endpoint.ifindex, of_pod.address, source)
+                host_route(device, of_pod.address, source)
             });
             self.routes.extend(routes);
         }
@@ -300,11 +301,11 @@ fn remote_route(
             .or_else(|| gateway_of(&cidr))?,
         IpAddr::V6(_) => on_device(id),
     };
-    (facts.vxlan_index != 0).then(|| Route {
+    facts.vxlan_index.map(|device| Route {
         gateway: Some(gateway),
         source: facts.source(gateway),
         onlink: true,
-        ..Route::link(cidr, facts.vxlan_index)
+        ..Route::link(cidr, device)
     })
 }
 
@@ -319,7 +320,7 @@ fn config(facts: &Facts, index: &Index, blocks: &[IpNet], step: &RoutingStep) ->
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let denies = cluster.is_some_and(|c| !c.denied_prefixes.is_empty());
     let mut config = Config {
-        vxlan_ifindex: facts.vxlan_index,
+        vxlan_ifindex: facts.vxlan_index.map_or(0, IfIndex::get),
         tunnel_mtu: step.tunnel_mtu,
         native_mtu: step.native_mtu,
         flags: if denies { Config::DENIES } else { 0 },

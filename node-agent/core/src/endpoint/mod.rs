@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::{
     address::IpKey,
+    device::IfIndex,
     identity::Identity,
     tables::{Endpoint as EndpointValue, Interface as InterfaceValue},
 };
@@ -70,8 +71,9 @@ pub struct LocalEndpoint {
     pub identity: Identity,
     /// Host side of its veth.
     pub host_ifname: String,
-    /// Interface index of that.
-    pub ifindex: u32,
+    /// Interface index of that; `None`, on disk 0: not known, so there is no such device.
+    #[serde(with = "ifindex_number")]
+    pub ifindex: Option<IfIndex>,
     /// MAC of its eth0.
     pub mac: Mac,
     /// MAC of the host side.
@@ -96,6 +98,30 @@ mod identity_number {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Identity, D::Error> {
         let number = u32::deserialize(from)?;
         Identity::new(number).ok_or_else(|| D::Error::custom("no identity has this number"))
+    }
+}
+
+/// An interface index as its number on disk; 0: none.
+mod ifindex_number {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use veer_bpf_common::device::IfIndex;
+
+    #[expect(
+        clippy::ref_option,
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde passes the field"
+    )]
+    pub(super) fn serialize<S: Serializer>(
+        index: &Option<IfIndex>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(index.map_or(0, IfIndex::get))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<IfIndex>, D::Error> {
+        u32::deserialize(from).map(IfIndex::new)
     }
 }
 
@@ -144,7 +170,7 @@ impl LocalEndpoint {
     /// Row of the endpoints' map.
     pub fn endpoint_value(&self) -> EndpointValue {
         EndpointValue {
-            ifindex: self.ifindex,
+            ifindex: self.ifindex.map_or(0, IfIndex::get),
             identity: self.identity.get(),
             endpoint_id: self.endpoint_id,
             flags: 0,
@@ -264,6 +290,44 @@ mod tests {
             assert_eq!(row.v6, v6.map_or([0; 16], |a| a.octets()));
             assert_eq!(record.addresses().count(), 1 + usize::from(v6.is_some()));
             assert!(v6.is_none_or(|a| record.has(a.into())));
+        }
+    }
+
+    #[test]
+    fn a_record_holds_the_bare_number_of_its_device_and_0_is_none() {
+        let of = |ifindex: serde_json::Value| {
+            let mut json = serde_json::json!({
+                "container_id": "a", "ifname": "eth0", "netns": "", "netns_inode": 0,
+                "namespace": "shop", "pod_name": "cart-0", "pod_uid": "u", "object_uid": null,
+                "address": "10.0.1.7", "gateway": "10.0.1.1", "endpoint_id": 1, "serial": 1,
+                "identity": 5, "host_ifname": "",
+                "mac": [0, 0, 0, 0, 0, 0], "node_mac": [0, 0, 0, 0, 0, 0],
+            });
+            if !ifindex.is_null() {
+                json["ifindex"] = ifindex;
+            }
+            let record: Result<LocalEndpoint, _> = serde_json::from_value(json.clone());
+            (json, record)
+        };
+        for (number, index) in [
+            (0, None),
+            (3, IfIndex::new(3)),
+            (u32::MAX, IfIndex::new(u32::MAX)),
+        ] {
+            let (json, record) = of(number.into());
+            let record = record.unwrap();
+            assert_eq!(record.ifindex, index);
+            assert_eq!(record.endpoint_value().ifindex, number);
+            assert_eq!(serde_json::to_value(&record).unwrap(), json);
+        }
+        // As ever: a record always has a number.
+        for unreadable in [
+            serde_json::Value::Null,
+            "3".into(),
+            (-1).into(),
+            (1_u64 << 32).into(),
+        ] {
+            assert!(of(unreadable).1.is_err());
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use veer_agent_api::{Attachment, HostPort};
-use veer_bpf_common::{identity::Identity, tables::Interface as InterfaceValue};
+use veer_bpf_common::{device::IfIndex, identity::Identity, tables::Interface as InterfaceValue};
 
 use super::{LocalEndpoint, PodAddress, gateway_of};
 use crate::link::{Link, Mac};
@@ -24,9 +24,9 @@ pub struct PodEnd {
     /// Name.
     pub ifname: String,
     /// Interface index there.
-    pub index: u32,
-    /// Interface index of the other end, where that is.
-    pub peer: u32,
+    pub index: IfIndex,
+    /// Interface index of the other end, where that is; `None`: it is gone.
+    pub peer: Option<IfIndex>,
     /// MAC.
     pub mac: Mac,
     /// Its addresses.
@@ -71,7 +71,7 @@ impl Evidence<'_> {
     /// Whether the two ends are of one veth. Interface indexes repeat from
     /// namespace to namespace, so both must fit, and the MAC where it is known.
     pub fn fits(&self) -> bool {
-        let ends = self.pod.peer == self.host.index && self.pod.index == self.host.peer;
+        let ends = self.pod.peer == Some(self.host.index) && Some(self.pod.index) == self.host.peer;
         ends && self.row().is_none_or(|row| row.mac == self.pod.mac)
     }
 
@@ -161,7 +161,7 @@ impl Evidence<'_> {
                 .and_then(|row| Identity::new(row.identity))
                 .unwrap_or(Identity::INIT),
             host_ifname: self.host.name.clone(),
-            ifindex: self.host.index,
+            ifindex: Some(self.host.index),
             mac: self.pod.mac,
             node_mac: self.host.mac,
             host_ports: kept.map(|k| k.host_ports.clone()),
@@ -237,13 +237,12 @@ mod tests {
 
     fn host() -> Link {
         Link {
-            index: 17,
-            peer: 2,
+            peer: IfIndex::new(2),
             name: host_ifname(&attachment()),
             mac: mac(&attachment(), true),
             kind: "veth".into(),
             up: true,
-            ..Link::default()
+            ..Link::new(IfIndex::from_kernel(17))
         }
     }
 
@@ -252,8 +251,8 @@ mod tests {
             netns: "/run/netns/cni-1".into(),
             inode: 4_026_532_000,
             ifname: "eth0".into(),
-            index: 2,
-            peer: 17,
+            index: IfIndex::from_kernel(2),
+            peer: IfIndex::new(17),
             mac: mac(&attachment(), false),
             addresses: ["10.0.1.7", "fd00::7"].map(ip).to_vec(),
             gateways: ["10.0.1.1", "fd00::1"].map(ip).to_vec(),
@@ -438,7 +437,10 @@ mod tests {
     #[test]
     fn an_index_that_repeats_in_another_namespace_does_not_fit() {
         let host = host();
-        let other = PodEnd { index: 3, ..pod() };
+        let other = PodEnd {
+            index: IfIndex::from_kernel(3),
+            ..pod()
+        };
         let of_another = PodEnd {
             mac: [2; 6],
             ..pod()

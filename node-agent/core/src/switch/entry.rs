@@ -169,7 +169,7 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
         revert_at: form.revert_at,
         tunnel_address: *tunnel.addr(),
         next_hop: next_hop.map_or([0; 16], |hop| *hop.addr()),
-        ifindex: v4.map_or(0, |leg| leg.path.index),
+        ifindex: v4.map_or(0, |leg| leg.path.index.get()),
         flags: if pair.accepts_native() {
             Remote::ACCEPT_NATIVE
         } else {
@@ -187,7 +187,7 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
         },
         next_hop_v6: v6.map_or([0; 16], |leg| *IpKey::from(leg.path.next_hop).addr()),
         address_v6: v6.map_or([0; 16], |leg| *IpKey::from(leg.to).addr()),
-        ifindex_v6: v6.map_or(0, |leg| leg.path.index),
+        ifindex_v6: v6.map_or(0, |leg| leg.path.index.get()),
         pad: 0,
     }
 }

@@ -12,6 +12,7 @@ use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
+    device::IfIndex,
     tables::{Configuration, Endpoints, Interfaces, Ipcache, Nodes, Remote, Remotes, Table},
 };
 
@@ -269,9 +270,9 @@ impl Tables {
     }
 
     /// The device of the local pod that the maps know at an address.
-    pub fn device_at(&self, address: IpAddr) -> Result<Option<u32>, Error> {
+    pub fn device_at(&self, address: IpAddr) -> Result<Option<IfIndex>, Error> {
         let known = self.endpoints.known(&IpKey::from(address))?;
-        Ok(known.map(|endpoint| endpoint.ifindex))
+        Ok(known.and_then(|endpoint| IfIndex::new(endpoint.ifindex)))
     }
 
     /// A round of one address. Without `complete` a row that nothing is known of stays.
@@ -279,7 +280,7 @@ impl Tables {
         let key = IpKey::from(wanted.address);
         let devices = || wanted.interfaces.into_iter().flatten();
         for (device, interface) in devices().filter(|(_, interface)| interface.is_some()) {
-            self.interfaces.bring(device, interface)?;
+            self.interfaces.bring(device.get(), interface)?;
         }
         if wanted.endpoint.is_some() {
             self.endpoints.bring(key, wanted.endpoint)?;
@@ -292,7 +293,7 @@ impl Tables {
             self.endpoints.bring(key, None)?;
         }
         for (device, _) in devices().filter(|(_, interface)| interface.is_none()) {
-            self.interfaces.bring(device, None)?;
+            self.interfaces.bring(device.get(), None)?;
         }
         Ok(())
     }

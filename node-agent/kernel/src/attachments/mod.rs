@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use veer_bpf_common::device::IfIndex;
 use veer_crds::v1alpha1::{UplinkStatus, XdpMode};
 
 use crate::{
@@ -44,7 +45,7 @@ pub struct ProgramsWanted<'a> {
 #[derive(Debug, Default)]
 pub struct Attachments {
     /// Devices and hooks that this agent has attached to or found in order.
-    done: BTreeSet<(String, u32, Hook)>,
+    done: BTreeSet<(String, Option<IfIndex>, Hook)>,
     /// XDP on uplinks.
     xdp: Xdp,
     /// Uplinks on which another program comes first.
@@ -72,7 +73,7 @@ impl Attachments {
             xdp,
         }: ProgramsWanted<'_>,
     ) -> Result<(), Error> {
-        let mut wanted: Vec<(String, u32, Hook)> = Vec::new();
+        let mut wanted: Vec<(String, Option<IfIndex>, Hook)> = Vec::new();
         let mut want = |name: &str, index, hooks: [Hook; 2]| {
             wanted.extend(hooks.map(|hook| (name.to_owned(), index, hook)));
         };
@@ -85,12 +86,14 @@ impl Attachments {
         for uplink in facts.uplinks.iter().filter(|u| u.ethernet) {
             want(
                 &uplink.name,
-                uplink.index,
+                Some(uplink.index),
                 [Hook::UplinkIngress, Hook::UplinkEgress],
             );
         }
-        let devices: HashSet<(&str, u32)> =
-            links.iter().map(|l| (l.name.as_str(), l.index)).collect();
+        let devices: HashSet<(&str, Option<IfIndex>)> = links
+            .iter()
+            .map(|l| (l.name.as_str(), Some(l.index)))
+            .collect();
         for e in pods {
             if devices.contains(&(e.host_ifname.as_str(), e.ifindex)) {
                 want(
@@ -132,7 +135,7 @@ impl Attachments {
         if xdp.is_some() {
             self.leave_former_uplinks(&datapath.lock(), facts);
         }
-        let wanted: HashSet<(String, u32, Hook)> = wanted.into_iter().collect();
+        let wanted: HashSet<(String, Option<IfIndex>, Hook)> = wanted.into_iter().collect();
         self.done.retain(|key| wanted.contains(key));
         self.xdp.converge(
             done,
@@ -203,7 +206,10 @@ impl Attachments {
             .map(|(device, ..)| device);
         let mut all: BTreeSet<String> = of_uplinks.chain(self.former.keys()).cloned().collect();
         for master in links {
-            let mut ports = links.iter().filter(|l| l.master == master.index).peekable();
+            let mut ports = links
+                .iter()
+                .filter(|l| l.master == Some(master.index))
+                .peekable();
             if ports.peek().is_some() && ports.all(|port| all.contains(&port.name)) {
                 all.insert(master.name.clone());
             }
@@ -251,9 +257,8 @@ mod tests {
     fn a_bridge_is_guarded_when_all_its_ports_are() {
         let port = |name: &str, index, master| Link {
             name: name.into(),
-            index,
-            master,
-            ..Link::default()
+            master: IfIndex::new(master),
+            ..Link::new(IfIndex::from_kernel(index))
         };
         let links = [
             port("eth0", 2, 5),
@@ -264,7 +269,7 @@ mod tests {
         ];
         let attachments = Attachments {
             done: ["eth0", "eth1"]
-                .map(|d| (d.to_owned(), 0, Hook::UplinkIngress))
+                .map(|d| (d.to_owned(), None, Hook::UplinkIngress))
                 .into(),
             ..Attachments::default()
         };

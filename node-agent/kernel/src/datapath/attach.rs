@@ -17,7 +17,7 @@ use aya::{
     util::KernelVersion,
 };
 use nix::net::if_::if_nametoindex;
-use veer_bpf_common::program;
+use veer_bpf_common::{device::IfIndex, program};
 
 use super::{Datapath, Error};
 use crate::netlink::{filter, message::Socket};
@@ -156,6 +156,7 @@ fn filter_program(
     let Ok(index) = if_nametoindex(device) else {
         return Ok(None);
     };
+    let index = IfIndex::from_kernel(index);
     filter::program(clsact, index, parent, PRIORITY, HANDLE.into())
 }
 

@@ -2,6 +2,8 @@
 
 use std::{io, net::IpAddr};
 
+use veer_bpf_common::device::IfIndex;
+
 use super::message::{CREATE, Message, REPLACE, Received, Socket, u32_at};
 
 const RTM_NEWADDR: u16 = 20;
@@ -31,7 +33,7 @@ const FOREVER: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The link.
-    pub index: u32,
+    pub index: IfIndex,
     /// The address.
     pub ip: IpAddr,
     /// Whether its scope is the whole network, and it is neither temporary nor another's.
@@ -44,13 +46,13 @@ pub struct Address {
     pub passing: bool,
 }
 
-fn header(ip: IpAddr, index: u32, scope: u8) -> [u8; HEADER] {
+fn header(ip: IpAddr, index: IfIndex, scope: u8) -> [u8; HEADER] {
     let (family, length) = match ip {
         IpAddr::V4(_) => (AF_INET, 32),
         IpAddr::V6(_) => (AF_INET6, 128),
     };
     let mut h = [family, length, 0, scope, 0, 0, 0, 0];
-    h[4..8].copy_from_slice(&index.to_ne_bytes());
+    h[4..8].copy_from_slice(&index.get().to_ne_bytes());
     h
 }
 
@@ -82,7 +84,7 @@ pub(super) fn parse(message: &Received) -> Option<Address> {
     let ip = from_octets(ip)?;
     let is = |flag| ip.is_ipv6() && flags & flag != 0;
     Some(Address {
-        index: u32_at(&message.body, 4)?,
+        index: IfIndex::new(u32_at(&message.body, 4)?)?,
         ip,
         global: scope == SCOPE_UNIVERSE && !is(TEMPORARY | DUPLICATE),
         host: scope == SCOPE_HOST || (scope == SCOPE_UNIVERSE && is(DEPRECATED)),
@@ -100,7 +102,7 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<Address>> {
 
 /// Gives a link an address with the full prefix length. Nobody is asked whether another
 /// has it.
-pub fn add(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
+pub fn add(socket: &mut Socket, index: IfIndex, ip: IpAddr) -> io::Result<()> {
     change(
         socket,
         RTM_NEWADDR,
@@ -112,12 +114,12 @@ pub fn add(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
 }
 
 /// Gives a link an address that only the node itself uses as a source.
-pub fn add_for_host(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
+pub fn add_for_host(socket: &mut Socket, index: IfIndex, ip: IpAddr) -> io::Result<()> {
     change(socket, RTM_NEWADDR, CREATE | REPLACE, ip, index, SCOPE_HOST)
 }
 
 /// Takes an address off a link.
-pub fn remove(socket: &mut Socket, index: u32, ip: IpAddr) -> io::Result<()> {
+pub fn remove(socket: &mut Socket, index: IfIndex, ip: IpAddr) -> io::Result<()> {
     change(socket, RTM_DELADDR, 0, ip, index, SCOPE_HOST)
 }
 
@@ -126,7 +128,7 @@ fn change(
     kind: u16,
     flags: u16,
     ip: IpAddr,
-    index: u32,
+    index: IfIndex,
     scope: u8,
 ) -> io::Result<()> {
     let mut message = Message::new(kind, flags, &header(ip, index, scope));

@@ -4,6 +4,7 @@
 use std::io;
 
 use nix::libc::{EINVAL, ENODEV, ENOENT};
+use veer_bpf_common::device::IfIndex;
 
 use super::message::{Attrs, Message, Received, Socket, u32_at};
 
@@ -30,14 +31,14 @@ pub enum Parent {
 /// filter, qdisc or device.
 pub fn program(
     socket: &mut Socket,
-    device: u32,
+    device: IfIndex,
     parent: Parent,
     priority: u16,
     handle: u32,
 ) -> io::Result<Option<u32>> {
     let mut fixed = [0; HEADER];
     let info = u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be());
-    fixed[4..8].copy_from_slice(&device.to_ne_bytes());
+    fixed[4..8].copy_from_slice(&device.get().to_ne_bytes());
     fixed[8..12].copy_from_slice(&handle.to_ne_bytes());
     fixed[12..16].copy_from_slice(&(parent as u32).to_ne_bytes());
     fixed[16..20].copy_from_slice(&info.to_ne_bytes());
@@ -55,7 +56,7 @@ fn program_of(answer: &Received) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::messages;
+    use super::super::{link::LOOPBACK, message::messages};
     use super::*;
 
     /// The kernel's answer for a filter with these options.
@@ -92,9 +93,10 @@ mod tests {
     #[test]
     fn a_device_without_the_qdisc_has_no_filter() {
         let mut socket = Socket::route().expect("a socket");
-        let found = program(&mut socket, 1, Parent::Ingress, 1, 1).expect("asked");
+        let found = program(&mut socket, LOOPBACK, Parent::Ingress, 1, 1).expect("asked");
         assert_eq!(found, None);
-        let nowhere = program(&mut socket, 99_999, Parent::Egress, 1, 1).expect("asked");
+        let gone = IfIndex::from_kernel(99_999);
+        let nowhere = program(&mut socket, gone, Parent::Egress, 1, 1).expect("asked");
         assert_eq!(nowhere, None);
     }
 }

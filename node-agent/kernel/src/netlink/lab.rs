@@ -12,6 +12,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
+use veer_bpf_common::device::IfIndex;
 
 use super::{
     address,
@@ -26,7 +27,7 @@ pub fn namespace() -> Netns {
     let made = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (as root)");
         let mut socket = Socket::route().expect("a socket");
-        link::set_up(&mut socket, 1).expect("lo up");
+        link::set_up(&mut socket, link::LOOPBACK).expect("lo up");
         for (key, value) in [
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
@@ -81,7 +82,7 @@ impl Netns {
 
     /// Gives a device an address, sets it up, and routes a block to it. Returns its
     /// index.
-    pub fn device(&self, name: &str, ip: &str, block: &str) -> u32 {
+    pub fn device(&self, name: &str, ip: &str, block: &str) -> IfIndex {
         let mut socket = self.socket().expect("a socket");
         let found = link::by_name(&mut socket, name).expect("links");
         let index = found.unwrap_or_else(|| panic!("{name}")).index;
@@ -108,7 +109,7 @@ pub fn pair(near: &Netns, far: &Netns, name: &str) {
 /// Sends frames as they are from a device inside.
 pub fn send_frames<'a>(
     from: &Netns,
-    device: u32,
+    device: IfIndex,
     frames: impl IntoIterator<Item = &'a [u8]> + Send,
 ) {
     from.run(|| {
@@ -122,7 +123,7 @@ pub fn send_frames<'a>(
         // SAFETY: of integers and arrays of them.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = u16::try_from(libc::AF_PACKET).expect("a family");
-        to.sll_ifindex = device.cast_signed();
+        to.sll_ifindex = device.get().cast_signed();
         let length = libc::socklen_t::try_from(size_of_val(&to)).expect("a length");
         for frame in frames {
             // SAFETY: the kernel reads a frame and an address of these lengths.

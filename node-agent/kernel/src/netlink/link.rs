@@ -2,6 +2,8 @@
 
 use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
+use veer_bpf_common::device::IfIndex;
+
 pub use veer_agent_core::link::{Link, Mac};
 
 use super::message::{Attrs, CREATE, EXCL, Message, Received, Socket, text, u16_at, u32_at};
@@ -39,8 +41,12 @@ const IFF_UP: u32 = 0x1;
 const IFF_NOARP: u32 = 0x80;
 const HEADER: usize = 16;
 
-fn header(index: u32, flags: u32, change: u32) -> [u8; HEADER] {
+/// `LOOPBACK_IFINDEX`: what every namespace's `lo` is, by which own addresses are reached.
+pub const LOOPBACK: IfIndex = IfIndex::from_kernel(1);
+
+fn header(index: Option<IfIndex>, flags: u32, change: u32) -> [u8; HEADER] {
     let mut h = [0; HEADER];
+    let index = index.map_or(0, IfIndex::get);
     h[4..8].copy_from_slice(&index.to_ne_bytes());
     h[8..12].copy_from_slice(&flags.to_ne_bytes());
     h[12..16].copy_from_slice(&change.to_ne_bytes());
@@ -53,18 +59,17 @@ fn parse(message: &Received) -> Option<Link> {
     }
     let flags = u32_at(&message.body, 8)?;
     let mut link = Link {
-        index: u32_at(&message.body, 4)?,
         up: flags & IFF_UP != 0,
         noarp: flags & IFF_NOARP != 0,
         ethernet: u16_at(&message.body, 2) == Some(ETHERNET),
-        ..Link::default()
+        ..Link::new(IfIndex::new(u32_at(&message.body, 4)?)?)
     };
     for (kind, value) in message.attrs(HEADER) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
-            IFLA_MASTER => link.master = u32_at(value, 0)?,
-            IFLA_LINK => link.peer = u32_at(value, 0)?,
+            IFLA_MASTER => link.master = IfIndex::new(u32_at(value, 0)?),
+            IFLA_LINK => link.peer = IfIndex::new(u32_at(value, 0)?),
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
             IFLA_XDP => {
                 let id = Attrs(value).find(IFLA_XDP_PROG_ID);
@@ -100,13 +105,13 @@ pub(super) fn name(message: &Received) -> Option<String> {
 
 /// All links of the socket's namespace.
 pub fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
-    let message = Message::new(RTM_GETLINK, 0, &header(0, 0, 0));
+    let message = Message::new(RTM_GETLINK, 0, &header(None, 0, 0));
     Ok(socket.dump(&message)?.iter().filter_map(parse).collect())
 }
 
 /// One link by name; `None` when there is none.
 pub fn by_name(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
-    let mut message = Message::new(RTM_GETLINK, 0, &header(0, 0, 0));
+    let mut message = Message::new(RTM_GETLINK, 0, &header(None, 0, 0));
     message.string(IFLA_IFNAME, name);
     match socket.get(message) {
         Ok(received) => Ok(parse(&received)),
@@ -118,7 +123,11 @@ pub fn by_name(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
 /// Makes the one VXLAN device: `external`, no learning, `arp off`, no address. Over IPv6
 /// it takes packets without a UDP checksum, as those that the programs send are.
 pub fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: u32) -> io::Result<()> {
-    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(0, IFF_NOARP, IFF_NOARP));
+    let mut message = Message::new(
+        RTM_NEWLINK,
+        CREATE | EXCL,
+        &header(None, IFF_NOARP, IFF_NOARP),
+    );
     message
         .string(IFLA_IFNAME, name)
         .u32(IFLA_MTU, mtu)
@@ -150,7 +159,7 @@ pub fn add_veth(
     mtu: u32,
     netns: BorrowedFd<'_>,
 ) -> io::Result<()> {
-    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(0, 0, 0));
+    let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(None, 0, 0));
     message
         .string(IFLA_IFNAME, host.name)
         .u32(IFLA_MTU, mtu)
@@ -158,7 +167,7 @@ pub fn add_veth(
         .nest(IFLA_LINKINFO, |m| {
             m.attr(IFLA_INFO_KIND, b"veth").nest(IFLA_INFO_DATA, |m| {
                 m.nest(VETH_INFO_PEER, |m| {
-                    m.raw(&header(0, 0, 0))
+                    m.raw(&header(None, 0, 0))
                         .string(IFLA_IFNAME, pod.name)
                         .u32(IFLA_MTU, mtu)
                         .attr(IFLA_ADDRESS, &pod.mac)
@@ -170,39 +179,43 @@ pub fn add_veth(
 }
 
 /// Sets a link up.
-pub fn set_up(socket: &mut Socket, index: u32) -> io::Result<()> {
-    socket.request(Message::new(RTM_SETLINK, 0, &header(index, IFF_UP, IFF_UP)))
+pub fn set_up(socket: &mut Socket, index: IfIndex) -> io::Result<()> {
+    socket.request(Message::new(
+        RTM_SETLINK,
+        0,
+        &header(Some(index), IFF_UP, IFF_UP),
+    ))
 }
 
 /// Switches ARP off on a link.
-pub fn set_noarp(socket: &mut Socket, index: u32) -> io::Result<()> {
-    let flags = header(index, IFF_NOARP, IFF_NOARP);
+pub fn set_noarp(socket: &mut Socket, index: IfIndex) -> io::Result<()> {
+    let flags = header(Some(index), IFF_NOARP, IFF_NOARP);
     socket.request(Message::new(RTM_SETLINK, 0, &flags))
 }
 
 /// Sets a link's MTU, in bytes.
-pub fn set_mtu(socket: &mut Socket, index: u32, mtu: u32) -> io::Result<()> {
-    let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
+pub fn set_mtu(socket: &mut Socket, index: IfIndex, mtu: u32) -> io::Result<()> {
+    let mut message = Message::new(RTM_SETLINK, 0, &header(Some(index), 0, 0));
     message.u32(IFLA_MTU, mtu);
     socket.request(message)
 }
 
 /// Sets a link's MAC.
-pub fn set_mac(socket: &mut Socket, index: u32, mac: Mac) -> io::Result<()> {
-    let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
+pub fn set_mac(socket: &mut Socket, index: IfIndex, mac: Mac) -> io::Result<()> {
+    let mut message = Message::new(RTM_SETLINK, 0, &header(Some(index), 0, 0));
     message.attr(IFLA_ADDRESS, &mac);
     socket.request(message)
 }
 
 /// Has the kernel make an IPv6 link-local address when the link comes up (of its MAC), or
 /// none, so that it sends no router solicitations. Fine on kernels without IPv6.
-pub fn set_link_local(socket: &mut Socket, index: u32, wanted: bool) -> io::Result<()> {
+pub fn set_link_local(socket: &mut Socket, index: IfIndex, wanted: bool) -> io::Result<()> {
     let mode = if wanted {
         ADDR_GEN_EUI64
     } else {
         ADDR_GEN_NONE
     };
-    let mut message = Message::new(RTM_SETLINK, 0, &header(index, 0, 0));
+    let mut message = Message::new(RTM_SETLINK, 0, &header(Some(index), 0, 0));
     message.nest(IFLA_AF_SPEC, |m| {
         m.nest(AF_INET6, |m| {
             m.attr(IFLA_INET6_ADDR_GEN_MODE, &[mode]);
@@ -232,7 +245,7 @@ pub fn delete_veth(socket: &mut Socket, name: &str) -> io::Result<()> {
 
 /// Removes a link by name; fine when there is none.
 pub fn delete(socket: &mut Socket, name: &str) -> io::Result<()> {
-    let mut message = Message::new(RTM_DELLINK, 0, &header(0, 0, 0));
+    let mut message = Message::new(RTM_DELLINK, 0, &header(None, 0, 0));
     message.string(IFLA_IFNAME, name);
     match socket.request(message) {
         Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),

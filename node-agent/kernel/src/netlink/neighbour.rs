@@ -3,6 +3,8 @@
 
 use std::{io, net::IpAddr};
 
+use veer_bpf_common::device::IfIndex;
+
 use super::{
     address::{from_octets, octets},
     link::Mac,
@@ -17,10 +19,10 @@ const NUD_PERMANENT: u16 = 0x80;
 const HEADER: usize = 12;
 
 /// Makes or changes a permanent entry.
-pub fn replace(socket: &mut Socket, index: u32, ip: IpAddr, mac: Mac) -> io::Result<()> {
+pub fn replace(socket: &mut Socket, index: IfIndex, ip: IpAddr, mac: Mac) -> io::Result<()> {
     let mut fixed = [0; HEADER];
     fixed[0] = if ip.is_ipv4() { 2 } else { 10 };
-    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[4..8].copy_from_slice(&index.get().to_ne_bytes());
     fixed[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
     let mut message = Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &fixed);
     message.attr(NDA_DST, &octets(ip)).attr(NDA_LLADDR, &mac);
@@ -28,7 +30,7 @@ pub fn replace(socket: &mut Socket, index: u32, ip: IpAddr, mac: Mac) -> io::Res
 }
 
 /// All permanent entries, as (device, address, MAC).
-pub fn list(socket: &mut Socket) -> io::Result<Vec<(u32, IpAddr, Mac)>> {
+pub fn list(socket: &mut Socket) -> io::Result<Vec<(IfIndex, IpAddr, Mac)>> {
     let message = Message::new(RTM_GETNEIGH, 0, &[0; HEADER]);
     Ok(socket
         .dump(&message)?
@@ -37,7 +39,7 @@ pub fn list(socket: &mut Socket) -> io::Result<Vec<(u32, IpAddr, Mac)>> {
             let attrs = m.attrs(HEADER);
             (u16_at(&m.body, 8)? & NUD_PERMANENT != 0).then_some(())?;
             Some((
-                u32_at(&m.body, 4)?,
+                IfIndex::new(u32_at(&m.body, 4)?)?,
                 from_octets(attrs.find(NDA_DST)?)?,
                 attrs.find(NDA_LLADDR)?.try_into().ok()?,
             ))

@@ -9,6 +9,7 @@
 use std::{collections::HashMap, io, net::IpAddr, os::fd::AsRawFd};
 
 use nix::sys::socket::{MsgFlags, recv};
+use veer_bpf_common::device::IfIndex;
 
 use super::{
     address::{self, Address},
@@ -26,7 +27,7 @@ const RTM_DELADDR: u16 = 21;
 /// Addresses as the last notification had them: a router's advertisement tells the same
 /// again, with other lifetimes.
 #[derive(Default)]
-struct Known(HashMap<(u32, IpAddr), Address>);
+struct Known(HashMap<(IfIndex, IpAddr), Address>);
 
 /// Calls `changed` whenever something did, until it returns false.
 pub fn listen(mut changed: impl FnMut() -> bool) -> io::Result<()> {

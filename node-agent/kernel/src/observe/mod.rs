@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 use crate::{
     clock::monotonic,
@@ -79,7 +80,7 @@ pub fn gather(socket: &mut Socket, wanted: FactsWanted<'_>, previous: &Facts) ->
         .filter(|(protocol, r)| *protocol != PROTOCOL && r.destination.prefix_len() == 0)
         .map(|(_, r)| r)
         .collect();
-    let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
+    let names: HashMap<IfIndex, &Link> = links.iter().map(|l| (l.index, l)).collect();
 
     let usable: Vec<(&Address, &str)> = addresses
         .iter()
@@ -130,7 +131,7 @@ pub fn gather(socket: &mut Socket, wanted: FactsWanted<'_>, previous: &Facts) ->
         };
         let path = path(*peer, found, wanted.direct, &defaults);
         let others = several.iter().filter(|r| r.destination.contains(peer));
-        let mut devices = std::iter::once(path.index).chain(others.map(|r| r.index));
+        let mut devices = std::iter::once(Some(path.index)).chain(others.map(|r| r.index));
         match devices.find_map(|index| obstacle(index, &uplinks, &names)) {
             None => {
                 paths.insert(*peer, path);
@@ -145,10 +146,7 @@ pub fn gather(socket: &mut Socket, wanted: FactsWanted<'_>, previous: &Facts) ->
         addresses: in_order(&own, primary, wanted.said),
         uplinks,
         ways_v6: ways_v6(&defaults, &names),
-        vxlan_index: links
-            .iter()
-            .find(|l| l.name == VXLAN)
-            .map_or(0, |l| l.index),
+        vxlan_index: links.iter().find(|l| l.name == VXLAN).map(|l| l.index),
         paths,
         unfit,
         misplaced,
@@ -163,7 +161,7 @@ fn uplinks(
     links: &[Link],
     wanted: FactsWanted<'_>,
     defaults: &[&Route],
-    (primary, holder): (IpAddr, Option<u32>),
+    (primary, holder): (IpAddr, Option<IfIndex>),
 ) -> Vec<Uplink> {
     let counts = |r: &Route| {
         let mut nets = wanted.pods.iter().map(IpNet::addr).chain([primary]);
@@ -172,7 +170,7 @@ fn uplinks(
     let is_uplink = |l: &Link| {
         if wanted.uplinks.is_empty() {
             let mut ways = defaults.iter().filter(|r| counts(r));
-            ways.any(|r| r.index == l.index) || holder == Some(l.index)
+            ways.any(|r| r.index == Some(l.index)) || holder == Some(l.index)
         } else {
             wanted.uplinks.contains(&l.name)
         }
@@ -190,10 +188,10 @@ fn uplinks(
 }
 
 /// The devices of default routes of IPv6.
-fn ways_v6(defaults: &[&Route], names: &HashMap<u32, &Link>) -> Vec<String> {
+fn ways_v6(defaults: &[&Route], names: &HashMap<IfIndex, &Link>) -> Vec<String> {
     let v6 = defaults.iter().filter(|r| r.destination.addr().is_ipv6());
     let devices: BTreeSet<&str> = v6
-        .filter_map(|r| Some(names.get(&r.index)?.name.as_str()))
+        .filter_map(|r| Some(names.get(&r.index?)?.name.as_str()))
         .collect();
     devices.into_iter().map(str::to_owned).collect()
 }
@@ -243,7 +241,7 @@ fn basis(
 /// Routes of others with more than one next hop: a packet may take any of them,
 /// and so may an answer.
 fn several(routes: &[(u8, Route)]) -> Vec<&Route> {
-    let mut devices: HashMap<(IpNet, u32), HashSet<u32>> = HashMap::new();
+    let mut devices: HashMap<(IpNet, u32), HashSet<Option<IfIndex>>> = HashMap::new();
     let foreign = || {
         routes
             .iter()
@@ -260,11 +258,15 @@ fn several(routes: &[(u8, Route)]) -> Vec<&Route> {
 }
 
 /// Why a bare packet with pods' addresses cannot go by a device; `None`: it can.
-fn obstacle(index: u32, uplinks: &[Uplink], names: &HashMap<u32, &Link>) -> Option<String> {
-    let name = names
-        .get(&index)
+fn obstacle(
+    index: Option<IfIndex>,
+    uplinks: &[Uplink],
+    names: &HashMap<IfIndex, &Link>,
+) -> Option<String> {
+    let name = index
+        .and_then(|index| names.get(&index))
         .map_or("a device that is gone", |l| l.name.as_str());
-    match uplinks.iter().find(|u| u.index == index) {
+    match uplinks.iter().find(|u| Some(u.index) == index) {
         Some(uplink) if uplink.ethernet => None,
         Some(_) => Some(format!(
             "it is reached by {name}, which is no Ethernet device, so none of veer's programs can \
@@ -295,7 +297,7 @@ fn of_family(route: &Route, address: IpAddr) -> bool {
 fn primary(own: &[&Address], hint: Option<IpAddr>, defaults: &[&Route]) -> Option<IpAddr> {
     let reaches = |a: &Address| {
         let mut ways = defaults.iter().filter(|r| of_family(r, a.ip));
-        ways.any(|r| r.index == a.index)
+        ways.any(|r| r.index == Some(a.index))
     };
     let first = |is_ipv4| {
         let family = || own.iter().filter(move |a| a.ip.is_ipv4() == is_ipv4);
@@ -321,7 +323,7 @@ fn path(peer: IpAddr, found: Lookup, direct: bool, defaults: &[&Route]) -> Path 
     let router = defaults
         .iter()
         .filter(|r| of_family(r, peer))
-        .find_map(|r| Some((r.index, r.gateway?)));
+        .find_map(|r| Some((r.index?, r.gateway?)));
     match (found.gateway, direct, router) {
         (None, false, Some((index, next_hop))) => Path {
             index,

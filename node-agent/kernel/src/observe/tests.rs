@@ -7,7 +7,7 @@ use crate::netlink::{lab, netns::Netns};
 
 fn at(index: u32, ip: &str) -> Address {
     Address {
-        index,
+        index: IfIndex::from_kernel(index),
         ip: ip.parse().unwrap(),
         global: true,
         host: false,
@@ -25,7 +25,7 @@ fn default(by: &str, index: u32) -> Route {
     };
     Route {
         gateway: Some(gateway),
-        ..Route::link(any.parse().unwrap(), index)
+        ..Route::link(any.parse().unwrap(), IfIndex::from_kernel(index))
     }
 }
 
@@ -79,7 +79,7 @@ fn a_kubelet_started_anew_with_another_address_of_the_node_is_followed() {
 #[test]
 fn a_node_on_the_link_is_its_own_next_hop_unless_a_router_is_asked_for() {
     let found = Lookup {
-        index: 2,
+        index: IfIndex::from_kernel(2),
         gateway: None,
         source: None,
     };
@@ -267,23 +267,26 @@ fn link_local_addresses_do_not_stand_for_the_node() {
 
 #[test]
 fn a_device_without_programs_is_named_also_behind_one_of_several_next_hops() {
+    let [eth, wg, tun] = [2, 3, 4].map(IfIndex::from_kernel);
     let link = |index, name: &str| Link {
-        index,
         name: name.into(),
-        ..Link::default()
+        ..Link::new(index)
     };
-    let links = [link(2, "eth0"), link(3, "wg0"), link(4, "tun0")];
-    let names: HashMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
+    let links = [link(eth, "eth0"), link(wg, "wg0"), link(tun, "tun0")];
+    let names: HashMap<IfIndex, &Link> = links.iter().map(|l| (l.index, l)).collect();
     let uplink = |index, ethernet| Uplink {
         index,
+        name: String::new(),
+        mtu: 1500,
+        kind: String::new(),
         ethernet,
-        ..Uplink::default()
     };
-    let uplinks = [uplink(2, true), uplink(4, false)];
-    assert_eq!(obstacle(2, &uplinks, &names), None);
+    let uplinks = [uplink(eth, true), uplink(tun, false)];
+    assert_eq!(obstacle(Some(eth), &uplinks, &names), None);
     let why = |index| obstacle(index, &uplinks, &names).unwrap();
-    assert!(why(3).contains("wg0") && why(3).contains("spec.uplinks"));
-    assert!(why(4).contains("tun0") && why(4).contains("no Ethernet"));
+    assert!(why(Some(wg)).contains("wg0") && why(Some(wg)).contains("spec.uplinks"));
+    assert!(why(Some(tun)).contains("tun0") && why(Some(tun)).contains("no Ethernet"));
+    assert!(why(None).contains("gone"));
 
     for (block, other) in [
         ("198.51.100.0/24", "203.0.113.0/24"),
@@ -291,13 +294,13 @@ fn a_device_without_programs_is_named_also_behind_one_of_several_next_hops() {
     ] {
         let [block, other]: [IpNet; 2] = [block, other].map(|b| b.parse().unwrap());
         let routes = [
-            (3, Route::link(block, 2)),
-            (3, Route::link(block, 3)),
-            (3, Route::link(other, 2)),
-            (PROTOCOL, Route::link(other, 3)),
+            (3, Route::link(block, eth)),
+            (3, Route::link(block, wg)),
+            (3, Route::link(other, eth)),
+            (PROTOCOL, Route::link(other, wg)),
         ];
-        let several: Vec<u32> = several(&routes).iter().map(|r| r.index).collect();
-        assert_eq!(several, [2, 3]);
+        let several: Vec<_> = several(&routes).iter().map(|r| r.index).collect();
+        assert_eq!(several, [Some(eth), Some(wg)]);
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 use crate::{
     error::{Error, netlink},
@@ -31,7 +32,7 @@ use veer_agent_core::{
 
 pub struct Host {
     routes: Last<IpNet, Route>,
-    neighbours: Last<(u32, IpAddr), Mac>,
+    neighbours: Last<(IfIndex, IpAddr), Mac>,
     sysctls: Sysctls,
     /// Keys that were as they should be after the last round.
     set: HashSet<String>,
@@ -64,13 +65,13 @@ impl Host {
             .filter(|(protocol, _)| *protocol == PROTOCOL)
             .map(|(_, r)| (r.destination, r))
             .collect();
-        let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
+        let devices: HashSet<IfIndex> = links.iter().map(|l| l.index).collect();
         let mut now: HashMap<IpNet, Route> = HashMap::new();
         for route in &wanted.routes {
             let to = route.destination;
             let found = own.get(&to);
             if found != Some(&route) {
-                if route.index != 0 && !devices.contains(&route.index) {
+                if route.index.is_some_and(|device| !devices.contains(&device)) {
                     continue;
                 }
                 if let Err(error) = route::replace(socket, route) {
@@ -115,19 +116,19 @@ impl Host {
         &mut self,
         done: &mut RoundLog,
         socket: &mut Socket,
-        present: &[(u32, IpAddr, Mac)],
+        present: &[(IfIndex, IpAddr, Mac)],
         links: &[Link],
         pods: &[Arc<LocalEndpoint>],
     ) {
-        let devices: HashSet<u32> = links.iter().map(|l| l.index).collect();
-        let present: HashMap<(u32, IpAddr), Mac> =
+        let devices: HashSet<IfIndex> = links.iter().map(|l| l.index).collect();
+        let present: HashMap<(IfIndex, IpAddr), Mac> =
             present.iter().map(|(i, a, m)| ((*i, *a), *m)).collect();
         let mut now = HashMap::new();
         for pod in pods {
-            let (index, mac) = (pod.ifindex, pod.mac);
-            if !devices.contains(&index) {
+            let Some(index) = pod.ifindex.filter(|device| devices.contains(device)) else {
                 continue;
-            }
+            };
+            let mac = pod.mac;
             for PodAddress { address, .. } in pod.addresses() {
                 let key = (index, address);
                 let found = present.get(&key);
@@ -298,12 +299,12 @@ fn key(family: &str, device: &str, (key, value): (&str, &'static str), remember:
 /// Sets up the host sides of local pods' devices, with the MAC that the pod sends
 /// to. A device that is down has no routes and no neighbours, so this comes first.
 pub fn up(done: &mut RoundLog, socket: &mut Socket, links: &[Link], pods: &[Arc<LocalEndpoint>]) {
-    let wired: HashMap<(&str, u32), Mac> = pods
+    let wired: HashMap<(&str, Option<IfIndex>), Mac> = pods
         .iter()
         .map(|e| ((e.host_ifname.as_str(), e.ifindex), e.node_mac))
         .collect();
     for link in links {
-        let Some(mac) = wired.get(&(link.name.as_str(), link.index)) else {
+        let Some(mac) = wired.get(&(link.name.as_str(), Some(link.index))) else {
             continue;
         };
         if link.mac != *mac {

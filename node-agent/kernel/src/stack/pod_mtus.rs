@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use veer_bpf_common::device::IfIndex;
+
 use crate::netlink::{
     link::{self, Link},
     message::Socket,
@@ -39,37 +41,38 @@ impl PodMtus {
         (link_mtu, route_mtu): (u32, u32),
     ) {
         let all = (self.link, self.route) != (link_mtu, route_mtu);
-        let ends: HashMap<(&str, u32), u32> = links
+        let ends: HashMap<(&str, IfIndex), u32> = links
             .iter()
             .map(|l| ((l.name.as_str(), l.index), l.mtu))
             .collect();
         let mut unseen = HashSet::new();
-        let mut endpoints: Vec<(&LocalEndpoint, u32)> = Vec::new();
+        let mut endpoints: Vec<(&LocalEndpoint, IfIndex, u32)> = Vec::new();
         for e in pods {
-            let Some(end) = ends.get(&(e.host_ifname.as_str(), e.ifindex)) else {
+            let device = e.ifindex.map(|index| (e.host_ifname.as_str(), index));
+            let Some((device, end)) = device.and_then(|d| Some((d.1, ends.get(&d)?))) else {
                 // Its ADD made it after the links were listed.
                 unseen.insert(e.host_ifname.clone());
                 continue;
             };
             let left = self.left.contains(&e.host_ifname);
             if all || left || *end != link_mtu {
-                endpoints.push((e, *end));
+                endpoints.push((e, device, *end));
             }
         }
         self.left = unseen;
-        for (e, end) in endpoints {
+        for (e, device, end) in endpoints {
             let mut host = |when: bool| {
                 if when {
-                    link::set_mtu(socket, e.ifindex, link_mtu)
+                    link::set_mtu(socket, device, link_mtu)
                 } else {
                     Ok(())
                 }
             };
             let result = host(end < link_mtu).and_then(|()| {
                 let netns = netns::open(&e.netns)?;
-                let device = &e.attachment.ifname;
+                let ifname = &e.attachment.ifname;
                 let addresses: Vec<_> = e.addresses().collect();
-                pod::set_mtus(&netns, device, &addresses, link_mtu, route_mtu)?;
+                pod::set_mtus(&netns, ifname, &addresses, link_mtu, route_mtu)?;
                 host(end > link_mtu)
             });
             match result {

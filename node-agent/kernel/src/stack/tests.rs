@@ -10,6 +10,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 use super::*;
 use crate::{
@@ -42,7 +43,10 @@ fn facts() -> Facts {
     Facts {
         uplinks: vec![Uplink {
             name: "eth0".into(),
-            ..Uplink::default()
+            index: IfIndex::from_kernel(2),
+            mtu: 1500,
+            kind: String::new(),
+            ethernet: true,
         }],
         ways_v6: vec!["mgmt0".into()],
         ..Facts::default()
@@ -292,7 +296,7 @@ fn neighbours_and_routes_of_both_families_are_put_back_one_by_one() {
     let mut socket = node.socket().unwrap();
     let index = link::by_name(&mut socket, "eth0").unwrap().unwrap().index;
     let mut pod = crate::nft::tests::host_ports::pod_with_port(5, "tcp", "", 80);
-    pod.ifindex = index;
+    pod.ifindex = Some(index);
     pod.mac = NEAR;
     pod.second = Some(veer_agent_core::endpoint::PodAddress {
         address: "fd00:1::5".parse().unwrap(),
@@ -306,10 +310,7 @@ fn neighbours_and_routes_of_both_families_are_put_back_one_by_one() {
         let route = veer_agent_core::route::host_route(index, *address, None);
         wanted.routes.push(route);
     }
-    let unreachable = blocks(&BLOCKS).into_iter().map(|block| route::Route {
-        unreachable: true,
-        ..route::Route::link(block, 0)
-    });
+    let unreachable = blocks(&BLOCKS).into_iter().map(route::Route::unreachable);
     wanted.routes.extend(unreachable);
     let mut round = || {
         let mut done = RoundLog::default();

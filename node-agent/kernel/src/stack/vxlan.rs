@@ -1,6 +1,7 @@
 //! The VXLAN device: made if missing, made again if another's, never down.
 
 use nix::libc::{EADDRINUSE, EEXIST};
+use veer_bpf_common::device::IfIndex;
 
 use crate::{
     error::{Error, netlink},
@@ -29,7 +30,7 @@ impl Vxlan {
         port: u16,
         mtu: u32,
         over_ipv6: bool,
-    ) -> Result<u32, Error> {
+    ) -> Result<IfIndex, Error> {
         let mut tell = |how: &str, known: bool| {
             if known {
                 done.repaired(Kind::Device, format!("{VXLAN} {how}"));

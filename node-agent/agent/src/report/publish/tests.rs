@@ -26,7 +26,7 @@ fn endpoint(name: &str, identity: u32) -> LocalEndpoint {
         serial: 3,
         identity: veer_bpf_common::identity::Identity::new(identity).unwrap(),
         host_ifname: String::new(),
-        ifindex: 1,
+        ifindex: veer_bpf_common::device::IfIndex::new(1),
         mac: [0; 6],
         node_mac: [0; 6],
         host_ports: None,

@@ -20,7 +20,7 @@ const NODES: [[&[&str]; 2]; 4] = [
 ];
 
 /// Interface index of the pod's veth.
-const DEVICE: u32 = 20;
+const DEVICE: IfIndex = IfIndex::from_kernel(20);
 
 fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -58,7 +58,7 @@ fn world([own, other]: [&[&str]; 2]) -> (World, Vec<PodAddress>) {
         serial: taken.serial,
         identity: Identity::new(300).unwrap(),
         host_ifname: String::new(),
-        ifindex: DEVICE,
+        ifindex: Some(DEVICE),
         mac: [2; 6],
         node_mac: [6; 6],
         host_ports: None,
@@ -88,13 +88,13 @@ fn every_block_and_address_has_its_rows_and_a_family_without_a_block_has_none() 
         let (mut v4, mut v6) = ([0; 4], [0; 16]);
         for PodAddress { address, .. } in &addresses {
             assert_eq!(get(host_prefix(*address)), Some((300, 1)), "{address}");
-            assert_eq!(d.endpoints[&IpKey::from(*address)].ifindex, DEVICE);
+            assert_eq!(d.endpoints[&IpKey::from(*address)].ifindex, DEVICE.get());
             match address {
                 IpAddr::V4(a) => v4 = a.octets(),
                 IpAddr::V6(a) => v6 = a.octets(),
             }
         }
-        let row = d.interfaces[&DEVICE];
+        let row = d.interfaces[&DEVICE.get()];
         assert_eq!((row.v4, row.v6), (v4, v6));
         assert_eq!(d.endpoints.len(), addresses.len());
         // Beside the blocks and pods of both nodes there are the nodes' own addresses.
@@ -130,7 +130,11 @@ fn a_pod_has_a_route_per_address_from_the_nodes_address_of_that_family() {
         let (mut world, addresses) = world(blocks);
         world.facts.addresses.push(ip("2001:db8::1"));
         let d = world.desired(None);
-        let to_pod: Vec<&Route> = d.routes.iter().filter(|r| r.index == DEVICE).collect();
+        let to_pod: Vec<&Route> = d
+            .routes
+            .iter()
+            .filter(|r| r.index == Some(DEVICE))
+            .collect();
         assert_eq!(to_pod.len(), addresses.len());
         for (route, of_pod) in to_pod.into_iter().zip(addresses) {
             let is_ipv4 = of_pod.address.is_ipv4();
@@ -158,7 +162,7 @@ fn a_round_of_one_address_gives_the_rows_that_a_round_of_all_gives() {
             let endpoint = d.endpoints.get(&IpKey::from(address)).copied();
             assert_eq!(rows.endpoint, endpoint, "{address}");
             for (device, interface) in rows.interfaces.into_iter().flatten() {
-                assert_eq!(interface, d.interfaces.get(&device).copied());
+                assert_eq!(interface, d.interfaces.get(&device.get()).copied());
             }
         }
     }
@@ -181,7 +185,7 @@ fn with_v6_underlay(world: &mut World) {
     world.index.handle(Event::Node(Change::Apply(b)));
     world.facts.addresses.push(ip(OWN_V6));
     let path = Path {
-        index: 8,
+        index: IfIndex::from_kernel(8),
         next_hop: ip(ROUTER_V6),
         same_link: false,
     };
@@ -286,7 +290,7 @@ fn packets_of_ipv4_take_the_way_of_ipv6_where_nodes_have_no_other() {
     b.addresses = vec![ip(PEER_V6)];
     world.index.handle(Event::Node(Change::Apply(b)));
     let hop = Path {
-        index: 8,
+        index: IfIndex::from_kernel(8),
         next_hop: ip(PEER_V6),
         same_link: true,
     };
@@ -329,7 +333,7 @@ fn the_routes_to_another_nodes_blocks_have_one_next_hop_in_each_family() {
                 (route.gateway, route.source),
                 (Some(ip(gateway)), Some(ip(source)))
             );
-            assert_eq!((route.index, route.mtu), (9, 1450));
+            assert_eq!((route.index, route.mtu), (Some(TUNNEL), 1450));
         }
         assert_eq!(routes.len(), blocks[1].len());
         // Of what this node has no addresses and no pods, it needs no routes.

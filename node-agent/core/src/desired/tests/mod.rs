@@ -46,9 +46,14 @@ fn epoch(number: i64, mode: RoutingMode, phase: Phase) -> Epoch {
     }
 }
 
+/// The node's uplink.
+const UPLINK: IfIndex = IfIndex::from_kernel(7);
+/// Its tunnel device.
+const TUNNEL: IfIndex = IfIndex::from_kernel(9);
+
 fn facts() -> Facts {
     let hop = |a| Path {
-        index: 7,
+        index: UPLINK,
         next_hop: ip(a),
         same_link: true,
     };
@@ -57,12 +62,12 @@ fn facts() -> Facts {
         addresses: vec![ip("192.0.2.1"), ip("198.51.100.1")],
         uplinks: vec![Uplink {
             name: "eth0".into(),
-            index: 7,
+            index: UPLINK,
             mtu: 1500,
+            kind: String::new(),
             ethernet: true,
-            ..Uplink::default()
         }],
-        vxlan_index: 9,
+        vxlan_index: Some(TUNNEL),
         paths: HashMap::from([(ip("192.0.2.2"), hop("192.0.2.2"))]),
         ..Facts::default()
     }
@@ -266,7 +271,7 @@ fn the_route_to_another_nodes_block_never_leaves_the_vxlan_device() {
             .iter()
             .find(|r| r.destination.to_string() == "10.1.1.0/24")
             .unwrap();
-        assert_eq!(route.index, 9);
+        assert_eq!(route.index, Some(TUNNEL));
         assert_eq!(route.gateway, Some(ip("192.0.2.2")));
         assert!(route.onlink);
         assert_eq!(route.mtu, mtu);
@@ -322,7 +327,7 @@ fn a_change_to_native_probes_accepts_sends_confirms_and_raises_the_mtu_last() {
     let mtus: Vec<u32> = seen.iter().map(|d| d.mtu).collect();
     assert_eq!(mtus, [1450, 1450, 1450, 1450, 1500, 1500]);
     // The next hop is there long before the form.
-    assert!(remotes.iter().all(|r| r.ifindex == 7));
+    assert!(remotes.iter().all(|r| r.ifindex == UPLINK.get()));
 }
 
 /// A cluster in Native, with its pair confirmed.

@@ -1,3 +1,5 @@
+use veer_bpf_common::device::IfIndex;
+
 use super::*;
 use crate::endpoint::former_ifname;
 use std::collections::HashSet;
@@ -37,7 +39,7 @@ fn endpoint(n: u32, r: Reservation) -> LocalEndpoint {
         serial: r.serial,
         identity: Identity::INIT,
         host_ifname: String::new(),
-        ifindex: n,
+        ifindex: IfIndex::new(n),
         mac: [0; 6],
         node_mac: [0; 6],
         host_ports: None,

@@ -130,7 +130,7 @@ impl Agent {
             facts: Facts {
                 primary: Some(OWN.into()),
                 addresses: vec![OWN.into()],
-                vxlan_index: 9,
+                vxlan_index: IfIndex::new(9),
                 ..Facts::default()
             },
             ids: Ids::default(),
@@ -196,7 +196,7 @@ impl Agent {
             return;
         };
         self.device += 1;
-        endpoint.ifindex = self.device;
+        endpoint.ifindex = IfIndex::new(self.device);
         self.store.insert(endpoint.clone());
         self.addresses_of(&endpoint);
     }
@@ -229,7 +229,7 @@ impl Agent {
             serial: reservation.serial,
             identity: Identity::new(300).unwrap(),
             host_ifname: format!("veer{pod}"),
-            ifindex: self.device,
+            ifindex: IfIndex::new(self.device),
             mac: [2; 6],
             node_mac: [6; 6],
             host_ports: None,

@@ -218,12 +218,13 @@ fn driver(device: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use veer_bpf_common::device::IfIndex;
 
     #[test]
     fn auto_stays_off_where_xdp_costs_offloads() {
         let uplink = Uplink {
             name: "no-such-device".into(),
-            index: 1,
+            index: IfIndex::from_kernel(1),
             mtu: 1500,
             kind: "veth".into(),
             ethernet: true,

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 use veer_agent_core::{endpoint::PodAddress, route::host_route};
 
@@ -24,8 +25,6 @@ use super::{
     sysctl,
 };
 
-/// `LOOPBACK_IFINDEX`: what every namespace's `lo` is, by which own addresses are reached.
-const LOOPBACK: u32 = 1;
 /// How long the kernel is given to make an address its own.
 const SETTLING: Duration = Duration::from_secs(1);
 
@@ -78,7 +77,7 @@ pub fn configure(
     host: &mut Socket,
     netns: &Netns,
     w: &Wiring<'_>,
-    host_index: u32,
+    host_index: IfIndex,
     proc_sys_net: &Path,
 ) -> io::Result<()> {
     let ipv6 = w.addresses.iter().any(|a| a.address.is_ipv6());
@@ -116,7 +115,7 @@ pub fn configure(
 fn settle(pod: &mut Socket, address: IpAddr) -> io::Result<()> {
     let begin = Instant::now();
     while begin.elapsed() < SETTLING {
-        if route::lookup(pod, address)?.is_some_and(|found| found.index == LOOPBACK) {
+        if route::lookup(pod, address)?.is_some_and(|found| found.index == link::LOOPBACK) {
             break;
         }
         thread::sleep(Duration::from_millis(1));
@@ -125,20 +124,20 @@ fn settle(pod: &mut Socket, address: IpAddr) -> io::Result<()> {
 }
 
 /// The pod's routes by a gateway.
-fn pod_routes(pod: &mut Socket, index: u32, gateway: IpAddr, mtu: u32) -> io::Result<()> {
+fn pod_routes(pod: &mut Socket, index: IfIndex, gateway: IpAddr, mtu: u32) -> io::Result<()> {
     route::replace(pod, &Route::link(IpNet::from(gateway), index))?;
     // Behind one of the pod's own (a VPN, a second network), which stays in force.
     let mut wanted = default_route(index, gateway, mtu);
     if gateway.is_ipv6() {
         let all = route::list(pod)?;
-        let own = |r: &&Route| r.destination == wanted.destination && r.index != index;
+        let own = |r: &&Route| r.destination == wanted.destination && r.index != Some(index);
         let own = all.iter().map(|(_, r)| r).filter(own);
         wanted.metric = own.map(|r| route::behind(r.metric)).max().unwrap_or(0);
     }
     route::append(pod, &wanted)
 }
 
-fn default_route(index: u32, gateway: IpAddr, mtu: u32) -> Route {
+fn default_route(index: IfIndex, gateway: IpAddr, mtu: u32) -> Route {
     let any = if gateway.is_ipv4() {
         IpNet::V4(ipnet::Ipv4Net::default())
     } else {
@@ -154,7 +153,7 @@ fn default_route(index: u32, gateway: IpAddr, mtu: u32) -> Route {
 /// What the host has for a pod: a route and a neighbour.
 pub fn host_side(
     host: &mut Socket,
-    index: u32,
+    index: IfIndex,
     address: IpAddr,
     mac: Mac,
     source: Option<IpAddr>,

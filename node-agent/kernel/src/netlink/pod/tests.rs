@@ -26,7 +26,7 @@ fn family(of_pod: &PodAddress) -> &'static str {
 
 /// A node's namespace and a wired pod's, with MTUs of 1400 and 1350 bytes. New devices of
 /// both have the host's worst settings.
-fn wired(all: &[PodAddress]) -> (Netns, Netns, u32) {
+fn wired(all: &[PodAddress]) -> (Netns, Netns, IfIndex) {
     let (node, pod) = (lab::namespace(), lab::namespace());
     // As a host that forwards by a switch of the node's, not of each device.
     node.sysctl("ipv4/conf/default/forwarding", "0");
@@ -41,7 +41,7 @@ fn wired(all: &[PodAddress]) -> (Netns, Netns, u32) {
     (node, pod, index)
 }
 
-fn wire(node: &Netns, pod: &Netns, all: &[PodAddress]) -> u32 {
+fn wire(node: &Netns, pod: &Netns, all: &[PodAddress]) -> IfIndex {
     let wiring = Wiring {
         host_ifname: DEVICE,
         host_mac: lab::NEAR,
@@ -95,7 +95,7 @@ fn a_pod_has_its_addresses_routes_and_neighbours_whatever_the_hosts_defaults_are
         assert!(!seen.contains("tentative"), "{seen}");
         let seen = node.command("ip", &format!("-o -6 addr show dev {DEVICE}"));
         assert_eq!(seen, "", "the host's end has none");
-        let of_pods = routes.iter().filter(|(_, r)| r.index == index);
+        let of_pods = routes.iter().filter(|(_, r)| r.index == Some(index));
         assert_eq!(of_pods.count(), all.len(), "{routes:?}");
         if v6 {
             for (key, value) in [("accept_ra", "0"), ("accept_dad", "0")] {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_bpf_common::device::IfIndex;
 
 pub use veer_agent_core::route::Route;
 
@@ -87,8 +88,8 @@ fn message(route: &Route, kind: u16, flags: u16) -> Message {
         }
         None => {}
     }
-    if route.index != 0 {
-        message.u32(RTA_OIF, route.index);
+    if let Some(device) = route.index {
+        message.u32(RTA_OIF, device.get());
     }
     if let Some(source) = route.source {
         message.attr(RTA_PREFSRC, &octets(source));
@@ -147,7 +148,7 @@ fn parse(message: &Received) -> Vec<Route> {
         };
         routes.push(Route {
             gateway: gateway(&Attrs(attrs)),
-            index,
+            index: IfIndex::new(index),
             ..route.clone()
         });
         hops = hops.get(length.next_multiple_of(4)..).unwrap_or(&[]);
@@ -182,9 +183,9 @@ fn parse_head(message: &Received) -> Option<Route> {
         destination: IpNet::new(destination, body[1]).ok()?,
         gateway: gateway(&attrs),
         index: if REFUSING.contains(&body[7]) {
-            0
+            None
         } else {
-            number(RTA_OIF)
+            IfIndex::new(number(RTA_OIF))
         },
         source: attrs.find(RTA_PREFSRC).and_then(from_octets),
         mtu: attrs
@@ -253,7 +254,7 @@ pub fn delete(socket: &mut Socket, route: &Route) -> io::Result<bool> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lookup {
     /// Device.
-    pub index: u32,
+    pub index: IfIndex,
     /// Router; `None` when the address is on the link.
     pub gateway: Option<IpAddr>,
     /// Source address.
@@ -279,7 +280,7 @@ pub fn lookup(socket: &mut Socket, destination: IpAddr) -> io::Result<Option<Loo
     let attrs = received.attrs(HEADER);
     Ok(attrs
         .find(RTA_OIF)
-        .and_then(|v| u32_at(v, 0))
+        .and_then(|v| IfIndex::new(u32_at(v, 0)?))
         .map(|index| Lookup {
             index,
             gateway: gateway(&attrs),

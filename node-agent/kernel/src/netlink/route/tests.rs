@@ -4,7 +4,7 @@ use super::*;
 use crate::netlink::{lab, netns::Netns};
 
 /// A namespace with two devices, `eth0` and `eth1`.
-fn node() -> (Netns, [u32; 2]) {
+fn node() -> (Netns, [IfIndex; 2]) {
     let node = lab::namespace();
     let devices = [
         ("eth0", "192.0.2.5", "2001:db8::5"),
@@ -61,13 +61,10 @@ fn a_route_is_read_as_it_was_written_and_replaced_in_its_place() {
         seen(&by_gateway);
         seen(&Route {
             mtu: 1400,
-            index: b,
+            index: Some(b),
             ..by_gateway.clone()
         });
-        seen(&Route {
-            unreachable: true,
-            ..Route::link(to, 0)
-        });
+        seen(&Route::unreachable(to));
         seen(&plain);
 
         // One of somebody else's beside it, of another metric, is not touched.
@@ -119,7 +116,7 @@ fn every_next_hop_of_a_route_is_read_and_what_routers_tell_of_is_as_any_other() 
             .iter()
             .filter(|(_, r)| r.destination.to_string() == to);
         let mut seen: Vec<_> = of_route
-            .map(|(_, r)| (r.index, r.gateway.unwrap()))
+            .map(|(_, r)| (r.index.unwrap(), r.gateway.unwrap()))
             .collect();
         seen.sort_unstable();
         let hops = hops.map(|h| h.trim_start_matches("inet6 ").parse().unwrap());

@@ -10,11 +10,13 @@ use std::{
 };
 
 use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep, ip_number};
+use veer_bpf_common::device::IfIndex;
 
 use super::{content::Ruleset, ruleset::RulesetInputs, *};
 use crate::netlink::{
     address,
     lab::{self, FAR, NEAR},
+    link,
     netns::Netns,
 };
 use veer_agent_core::{
@@ -108,7 +110,7 @@ struct Lab {
     node: Netns,
     outside: Netns,
     /// `far0`, outside.
-    device: u32,
+    device: IfIndex,
 }
 
 fn content(uplinks: &[&str]) -> Ruleset {
@@ -172,11 +174,10 @@ impl Lab {
     fn new() -> Self {
         let (node, outside) = (lab::namespace(), lab::namespace());
         lab::pair(&node, &outside, "far0");
-        let mut device = 0;
-        for e in &ENDS {
+        let [device, _] = ENDS.each_ref().map(|e| {
             node.device("far0", e.node, e.link);
-            device = outside.device("far0", e.other, e.link);
-        }
+            outside.device("far0", e.other, e.link)
+        });
         Self {
             node,
             outside,
@@ -210,7 +211,7 @@ impl Lab {
 /// Gives a namespace an address on `lo`.
 fn own(at: &Netns, address: &str) {
     let mut socket = at.socket().unwrap();
-    address::add(&mut socket, 1, parsed(address)).unwrap();
+    address::add(&mut socket, link::LOOPBACK, parsed(address)).unwrap();
 }
 
 fn listen(on: &Netns, any: &str) -> UdpSocket {
