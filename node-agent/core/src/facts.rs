@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr};
 use veer_bpf_common::device::IfIndex;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-use crate::family;
+use crate::{family, mtu::Mtu};
 
 /// An uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub struct Uplink {
     pub name: String,
     /// Interface index.
     pub index: IfIndex,
-    /// MTU in bytes.
-    pub mtu: u32,
+    /// MTU; `None`: IP packets do not fit.
+    pub mtu: Option<Mtu>,
     /// Kind of device; empty for hardware.
     pub kind: String,
     /// Its packets have Ethernet headers; else no program can run on it.
@@ -69,18 +69,15 @@ impl Facts {
         family::first(self.primary.iter().chain(&self.addresses), is_ipv4)
     }
 
-    /// Largest packet that all uplinks carry, in bytes; 0: not known.
-    pub fn path_mtu(&self) -> u32 {
-        self.uplinks.iter().map(|u| u.mtu).min().unwrap_or(0)
+    /// Largest packet that all uplinks carry; `None`: not known.
+    pub fn path_mtu(&self) -> Option<Mtu> {
+        self.uplinks.iter().filter_map(|u| u.mtu).min()
     }
 
-    /// MTU of the underlay in bytes: what the user says, or the smallest of the
+    /// MTU of the underlay: what the user says, or the smallest of the
     /// uplinks'.
-    pub fn underlay_mtu(&self, cluster: Option<&ClusterNetworkSpec>) -> u32 {
-        let wanted = cluster
-            .and_then(|c| u32::try_from(c.mtu).ok())
-            .filter(|m| *m > 0);
-        let found = self.uplinks.iter().map(|u| u.mtu).min();
-        wanted.or(found).unwrap_or(1500)
+    pub fn underlay_mtu(&self, cluster: Option<&ClusterNetworkSpec>) -> Mtu {
+        let wanted = cluster.and_then(|c| Mtu::new(u32::try_from(c.mtu).ok()?));
+        wanted.or(self.path_mtu()).unwrap_or_default()
     }
 }

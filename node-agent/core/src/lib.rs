@@ -15,6 +15,7 @@ pub mod facts;
 pub mod family;
 pub mod index;
 pub mod link;
+pub mod mtu;
 pub mod peers;
 pub mod prefix;
 pub mod repair;

@@ -2,6 +2,8 @@
 
 use veer_bpf_common::device::IfIndex;
 
+use crate::mtu::Mtu;
+
 /// Name of the one VXLAN device.
 pub const VXLAN: &str = "veer_vxlan";
 
@@ -40,8 +42,8 @@ pub struct Link {
     pub peer: Option<IfIndex>,
     /// Name.
     pub name: String,
-    /// MTU in bytes.
-    pub mtu: u32,
+    /// MTU; `None`: IP packets do not fit.
+    pub mtu: Option<Mtu>,
     /// Hardware address; zeros where it is not an Ethernet one.
     pub mac: Mac,
     /// Kind (`veth`, `vxlan`, …); empty for hardware.
@@ -71,7 +73,7 @@ impl Link {
             index,
             peer: None,
             name: String::new(),
-            mtu: 0,
+            mtu: None,
             mac: Mac::default(),
             kind: String::new(),
             ethernet: false,

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use veer_bpf_common::device::IfIndex;
 
+use crate::mtu::Mtu;
+
 /// A route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
@@ -16,8 +18,8 @@ pub struct Route {
     pub index: Option<IfIndex>,
     /// Source address for what starts here.
     pub source: Option<IpAddr>,
-    /// MTU in bytes; 0: the device's.
-    pub mtu: u32,
+    /// MTU; `None`: the device's.
+    pub mtu: Option<Mtu>,
     /// Of routes to one destination the one with the smallest counts.
     pub metric: u32,
     /// The next hop is on the link although no route says so.
@@ -43,7 +45,7 @@ impl Route {
             gateway: None,
             index: None,
             source: None,
-            mtu: 0,
+            mtu: None,
             metric: 0,
             onlink: false,
             unreachable: true,

@@ -4,20 +4,19 @@ use std::path::Path;
 
 use veer_agent_core::{
     family::Families,
+    mtu::Mtu,
     repair::{Kind, RoundLog},
 };
 
 use super::converge::Converger;
 
-/// The smallest MTU of a link with IPv6, in bytes (RFC 8200, section 5).
-const IPV6_MTU: u32 = 1280;
-
 /// Why pods' IPv6 packets get nowhere, if pods have it: their routes have this MTU.
-fn too_small(of_pods: Families, mtu: u32) -> Option<String> {
-    let lacks = IPV6_MTU.checked_sub(mtu).filter(|lacks| *lacks > 0)?;
+fn too_small(of_pods: Families, mtu: Mtu) -> Option<String> {
+    let (needed, mtu) = (Mtu::IPV6.get(), mtu.get());
+    let lacks = needed.checked_sub(mtu).filter(|lacks| *lacks > 0)?;
     of_pods.has(false).then(|| {
         format!(
-            "pods' packets may have {mtu} bytes, fewer than the {IPV6_MTU} that IPv6 needs: raise \
+            "pods' packets may have {mtu} bytes, fewer than the {needed} that IPv6 needs: raise \
              spec.mtu of the ClusterNetwork, or the MTU of the uplinks, by {lacks}"
         )
     })
@@ -87,8 +86,9 @@ mod tests {
     #[test]
     fn an_mtu_below_that_of_ipv6_is_named_where_pods_have_ipv6() {
         let [v4, v6] = [true, false].map(Families::one);
-        assert_eq!(too_small(v4, 1210), None);
-        assert_eq!(too_small(v6, 1280), None);
-        assert!(too_small(v6, 1210).unwrap().ends_with("by 70"));
+        let mtu = |bytes| Mtu::new(bytes).unwrap();
+        assert_eq!(too_small(v4, mtu(1210)), None);
+        assert_eq!(too_small(v6, mtu(1280)), None);
+        assert!(too_small(v6, mtu(1210)).unwrap().ends_with("by 70"));
     }
 }

@@ -30,6 +30,7 @@ use veer_agent_core::{
     facts::Facts,
     family::{self, Families},
     index::Index,
+    mtu::Mtu,
     peers::{self, Ids, Left, Peers},
     repair::{Kind, RoundLog},
     switch::{Answer, Ask, Now, RoutingStep, Switch},
@@ -183,7 +184,7 @@ impl Converger {
         self.switch
             .take_up(done, now, epoch, underlay, self.pod_mtus.route);
         let step = self.switch.step.clone();
-        let smaller_first = self.pod_mtus.route == 0 || step.mtu < self.pod_mtus.route;
+        let smaller_first = self.pod_mtus.route.is_none_or(|route| step.mtu < route);
         self.publish_plan(plan, &peers, &step, underlay);
         // Only now: an ADD that ends later finds the new MTUs in the plan.
         let pods = shared.settled_pods();
@@ -392,7 +393,7 @@ impl Converger {
         plan: &mut Writer<Plan>,
         peers: &Arc<Peers>,
         step: &RoutingStep,
-        underlay: u32,
+        underlay: Mtu,
     ) {
         let mut plan = plan.write();
         if plan.facts != self.facts {

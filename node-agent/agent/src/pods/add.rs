@@ -18,6 +18,7 @@ use crate::{
 use veer_agent_core::{
     endpoint::{self, LocalEndpoint, PodAddress, Reservation, StoreError, mac_text},
     index::Resolution,
+    mtu::Mtu,
 };
 use veer_agent_kernel::{
     clock,
@@ -323,8 +324,8 @@ fn wire(
     Ok(added(&endpoint, mtu))
 }
 
-/// Gives the pod the MTUs that the plan has now, and returns that of its route in
-/// bytes. Rounds pass an ADD by; so it is among the settled pods first and looks at the
+/// Gives the pod the MTUs that the plan has now, and returns that of its
+/// route. Rounds pass an ADD by; so it is among the settled pods first and looks at the
 /// plan then, until the plan is what was set.
 fn settle_mtus(
     shared: &Shared,
@@ -332,7 +333,7 @@ fn settle_mtus(
     netns: &Netns,
     wiring: &Wiring<'_>,
     host_index: IfIndex,
-) -> Result<u32, Error> {
+) -> Result<Mtu, Error> {
     shared.adding().remove(wiring.host_ifname);
     let mut have = (wiring.link_mtu, wiring.route_mtu);
     loop {
@@ -368,13 +369,13 @@ fn host_ports(shared: &Shared) -> Result<(), Error> {
         .map_err(Error::HostPorts)
 }
 
-fn added(endpoint: &LocalEndpoint, mtu: u32) -> Added {
+fn added(endpoint: &LocalEndpoint, mtu: Mtu) -> Added {
     Added {
         addresses: endpoint.addresses().map(|a| a.address).collect(),
         gateways: endpoint.addresses().map(|a| a.gateway).collect(),
         host_ifname: endpoint.host_ifname.clone(),
         host_mac: mac_text(endpoint.node_mac),
         container_mac: mac_text(endpoint.mac),
-        mtu,
+        mtu: mtu.get(),
     }
 }

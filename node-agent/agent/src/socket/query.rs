@@ -38,7 +38,7 @@ pub(crate) fn node_status(sources: &Sources) -> NodeStatus {
         gateways: store.health_addresses().collect(),
         addresses: plan.facts.addresses.clone(),
         uplinks: plan.facts.uplinks.iter().map(|u| u.name.clone()).collect(),
-        mtu: plan.step.mtu,
+        mtu: plan.step.mtu.get(),
         attach,
         endpoints: store.len(),
         lacking: store.lacking(),
@@ -254,7 +254,7 @@ mod tests {
         let uplinks = [(7, "eth0"), (8, "eth1")].map(|(index, name)| Uplink {
             name: name.into(),
             index: IfIndex::from_kernel(index),
-            mtu: 1500,
+            mtu: None,
             kind: String::new(),
             ethernet: true,
         });

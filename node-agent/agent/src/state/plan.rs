@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use veer_agent_core::{facts::Facts, peers::Peers, switch::RoutingStep};
+use veer_agent_core::{facts::Facts, mtu::Mtu, peers::Peers, switch::RoutingStep};
 
 /// The engine's last decisions.
 #[derive(Clone, Debug, Default)]
@@ -15,8 +15,8 @@ pub(crate) struct Plan {
     pub(crate) step: RoutingStep,
     /// Why pairs do not have the form that the epoch leads to, by the peer's name.
     pub(crate) troubles: BTreeMap<String, String>,
-    /// MTU of veths, in bytes.
-    pub(crate) link_mtu: u32,
+    /// MTU of veths.
+    pub(crate) link_mtu: Mtu,
     /// Why ADD cannot be served; empty: it can.
     pub(crate) not_ready: String,
     /// The node is being cleaned up or was.

@@ -29,8 +29,11 @@ use crate::{
     report::{events::Events, retry},
     state::input::Input,
 };
-use veer_agent_core::index::{
-    Change, Event, IdentityRecord, NodeRecord, OwnNode, OwnRow, PodEndpointRow, PodRecord,
+use veer_agent_core::{
+    index::{
+        Change, Event, IdentityRecord, NodeRecord, OwnNode, OwnRow, PodEndpointRow, PodRecord,
+    },
+    mtu::Mtu,
 };
 
 /// Annotation of a mirror pod: the UID under which the kubelet runs it.
@@ -267,7 +270,7 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
             .map(|k| k.number),
         silent,
         applied: status.applied,
-        path_mtu: u32::try_from(status.path_mtu).unwrap_or(0),
+        path_mtu: u32::try_from(status.path_mtu).ok().and_then(Mtu::new),
         decommission: mine && node.spec.decommission,
         gone: node.spec.node_uid.is_empty(),
         seen,
@@ -434,7 +437,10 @@ mod tests {
             record.addresses,
             ["192.0.2.2".parse::<std::net::IpAddr>().unwrap()]
         );
-        assert_eq!((record.path_mtu, record.keeps_form_to_us), (1400, Some(3)));
+        assert_eq!(
+            (record.path_mtu, record.keeps_form_to_us),
+            (Mtu::new(1400), Some(3))
+        );
         assert_eq!(record.seen, None, "of the own node only");
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     facts::Facts,
     family,
     index::{Index, NodeRecord},
+    mtu::Mtu,
     peers::Peers,
     prefix::{host_prefix, prefix},
     route::{Route, host_route},
@@ -47,8 +48,8 @@ pub struct Desired {
     pub interfaces: HashMap<u32, Interface>,
     /// Routes of the main table.
     pub routes: Vec<Route>,
-    /// MTU of pods' default routes, in bytes.
-    pub mtu: u32,
+    /// MTU of pods' default routes.
+    pub mtu: Mtu,
 }
 
 /// What the functions here look at.
@@ -208,7 +209,7 @@ pub fn desired(inputs: DesiredInputs<'_>) -> Desired {
             now,
         });
         let mtu = step.mtu.min(if remote.form == FORM_TUNNEL {
-            pair_mtu.saturating_sub(overhead(Some(*address)))
+            pair_mtu.less(overhead(Some(*address)))
         } else {
             pair_mtu
         });
@@ -216,7 +217,10 @@ pub fn desired(inputs: DesiredInputs<'_>) -> Desired {
         let cidrs = node.pod_cidrs.iter();
         let cidrs = cidrs.filter(|c| !blocks.contains(c) && serves(c.addr().is_ipv4()));
         let routes = cidrs.filter_map(|cidr| remote_route(*cidr, node, *id, facts, peers));
-        d.routes.extend(routes.map(|route| Route { mtu, ..route }));
+        d.routes.extend(routes.map(|route| Route {
+            mtu: Some(mtu),
+            ..route
+        }));
         d.remotes.insert(id.get(), remote);
     }
     for address in &facts.addresses {
@@ -321,8 +325,8 @@ fn config(facts: &Facts, index: &Index, blocks: &[IpNet], step: &RoutingStep) ->
     let denies = cluster.is_some_and(|c| !c.denied_prefixes.is_empty());
     let mut config = Config {
         vxlan_ifindex: facts.vxlan_index.map_or(0, IfIndex::get),
-        tunnel_mtu: step.tunnel_mtu,
-        native_mtu: step.native_mtu,
+        tunnel_mtu: step.tunnel_mtu.get(),
+        native_mtu: step.native_mtu.get(),
         flags: if denies { Config::DENIES } else { 0 },
         gateway_v4: [0; 4],
         gateway_v6: [0; 16],

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use veer_crds::v1alpha1::{Epoch, NodeNetworkStatus};
 
 use super::Change;
+use crate::mtu::Mtu;
 
 /// What counts of a NodeNetwork.
 #[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
@@ -35,8 +36,8 @@ pub struct NodeRecord {
     /// Number of the epoch in which the node reports that it keeps the old form
     /// to this node.
     pub keeps_form_to_us: Option<i64>,
-    /// `status.pathMtu` in bytes; 0: not known.
-    pub path_mtu: u32,
+    /// `status.pathMtu`; `None`: not known.
+    pub path_mtu: Option<Mtu>,
     /// `spec.decommission`; kept of the own node only.
     pub decommission: bool,
     /// The Node is deleted; pods may still run there.
@@ -322,7 +323,7 @@ mod tests {
             born: (1, "one".into()),
             applied: Some(Epoch::default()),
             keeps_form_to_us: Some(3),
-            path_mtu: 1400,
+            path_mtu: Mtu::new(1400),
             ..NodeRecord::default()
         };
         nodes.handle(Change::Apply(before.clone()), "a");
@@ -359,7 +360,7 @@ mod tests {
         assert_eq!(take(&node), Extent::Nothing);
         let applied = NodeRecord {
             applied: Some(Epoch::default()),
-            path_mtu: 1400,
+            path_mtu: Mtu::new(1400),
             ..node.clone()
         };
         assert_eq!(take(&applied), Extent::Pair);

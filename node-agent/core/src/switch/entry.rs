@@ -14,7 +14,7 @@ use super::{
     epoch::{RoutingStep, overhead, peer_accepts, peer_left_native, target},
     paths::Leg,
 };
-use crate::index::NodeRecord;
+use crate::{index::NodeRecord, mtu::Mtu};
 
 /// What decides the entry of one other node.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +27,8 @@ pub struct Pair<'a> {
     pub address: IpAddr,
     /// How bare packets reach it.
     pub paths: &'a Paths,
-    /// Largest packet of the underlay to it, in bytes.
-    pub mtu: u32,
+    /// Largest packet of the underlay to it.
+    pub mtu: Mtu,
     /// Its entry now.
     pub present: Option<&'a Remote>,
     /// What probes say.
@@ -163,7 +163,7 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
     let [v4, v6] = [true, false].map(|family| pair.leg(form, family));
     let tunnel = IpKey::from(pair.address);
     let next_hop = v4.map(|leg| IpKey::from(leg.path.next_hop));
-    let in_tunnel = pair.mtu.saturating_sub(overhead(Some(pair.address)));
+    let in_tunnel = pair.mtu.less(overhead(Some(pair.address)));
     let smaller = pair.mtu < pair.step.native_mtu || in_tunnel < pair.step.tunnel_mtu;
     Remote {
         revert_at: form.revert_at,
@@ -180,7 +180,7 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
         previous_form: form.previous,
         tunnel_family: tunnel.family(),
         next_hop_family: next_hop.map_or(0, |hop| hop.family()),
-        path_mtu: if smaller { pair.mtu } else { 0 },
+        path_mtu: if smaller { pair.mtu.get() } else { 0 },
         address_v4: match v4.map(|leg| leg.to) {
             Some(IpAddr::V4(address)) => address.octets(),
             Some(IpAddr::V6(_)) | None => [0; 4],

@@ -9,19 +9,19 @@ use veer_bpf_common::{
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
 use super::paths::Paths;
-use crate::{facts::Facts, index::NodeRecord};
+use crate::{facts::Facts, index::NodeRecord, mtu::Mtu};
 
 /// What the epoch asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoutingStep {
     /// The epoch; `None`: the operator has not said anything yet.
     pub epoch: Option<Epoch>,
-    /// MTU of pods' default routes, in bytes.
-    pub mtu: u32,
-    /// Largest inner packet of the tunnel, in bytes.
-    pub tunnel_mtu: u32,
-    /// Largest packet of the native form, in bytes.
-    pub native_mtu: u32,
+    /// MTU of pods' default routes.
+    pub mtu: Mtu,
+    /// Largest inner packet of the tunnel.
+    pub tunnel_mtu: Mtu,
+    /// Largest packet of the native form.
+    pub native_mtu: Mtu,
     /// Some pair keeps the form it had before this epoch.
     pub kept: bool,
     /// Nanoseconds that a switched pair has to be confirmed in.
@@ -47,39 +47,37 @@ impl RoutingStep {
 }
 
 /// What the epoch asks of this node. `overhead` is what the tunnel adds to a packet, in
-/// bytes; `present_mtu` is what pods have now; 0: nothing yet. `kept`: some pair keeps
+/// bytes; `present_mtu` is what pods have now; `None`: nothing yet. `kept`: some pair keeps
 /// its old form. `confirm` as in [`RoutingStep`].
 pub fn step(
     epoch: Option<&Epoch>,
-    underlay_mtu: u32,
+    underlay_mtu: Mtu,
     overhead: u32,
-    present_mtu: u32,
+    present_mtu: Option<Mtu>,
     kept: bool,
     confirm: u64,
 ) -> RoutingStep {
     let mut step = RoutingStep {
         epoch: epoch.cloned(),
         // The smaller of the two.
-        mtu: underlay_mtu.saturating_sub(overhead),
-        tunnel_mtu: underlay_mtu.saturating_sub(overhead),
+        mtu: underlay_mtu.less(overhead),
+        tunnel_mtu: underlay_mtu.less(overhead),
         native_mtu: underlay_mtu,
         kept,
         confirm,
     };
     if step.all_native() {
         step.mtu = underlay_mtu;
-    } else if step.phase() == Phase::Preflight && present_mtu != 0 {
-        step.mtu = present_mtu;
+    } else if step.phase() == Phase::Preflight {
+        step.mtu = present_mtu.unwrap_or(step.mtu);
     }
     step
 }
 
-/// Largest packet between this node and a peer, in bytes of the underlay: the
-/// smaller of what the two ends carry.
-pub fn pair_mtu(step: &RoutingStep, facts: &Facts, peer: &NodeRecord) -> u32 {
+/// Largest packet of the underlay between this node and a peer: the smaller of what the two ends carry.
+pub fn pair_mtu(step: &RoutingStep, facts: &Facts, peer: &NodeRecord) -> Mtu {
     let ends = [facts.path_mtu(), peer.path_mtu].into_iter();
-    let known = ends.filter(|mtu| *mtu != 0);
-    known.fold(step.native_mtu, u32::min)
+    ends.flatten().fold(step.native_mtu, Mtu::min)
 }
 
 /// The form that a mode leads to for a peer reached by `paths`; `None`: a bare

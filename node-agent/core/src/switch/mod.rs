@@ -12,7 +12,8 @@ use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{
-    endpoint::Store, facts::Facts, family::Families, index::Index, peers::Peers, repair::RoundLog,
+    endpoint::Store, facts::Facts, family::Families, index::Index, mtu::Mtu, peers::Peers,
+    repair::RoundLog,
 };
 
 pub use epoch::{RoutingStep, overhead, pair_mtu, peer_accepts, step, target};
@@ -28,8 +29,8 @@ pub struct Ask {
     pub to: IpAddr,
     /// `FORM_*`.
     pub form: u8,
-    /// Bytes of the largest IP packet that the form carries.
-    pub full: usize,
+    /// Largest IP packet that the form carries.
+    pub full: Mtu,
     /// Whether the pair has switched to the form and waits to be confirmed.
     pub confirms: bool,
 }
@@ -89,14 +90,14 @@ impl Switch {
     }
 
     /// Takes up the epoch: what it asks, and which pairs have fallen back.
-    /// `underlay` and `pods_mtu` are bytes.
+    /// `pods_mtu` is what pods have; `None`: nothing yet.
     pub fn take_up(
         &mut self,
         done: &mut RoundLog,
         now: Now<'_>,
         epoch: Option<&Epoch>,
-        underlay: u32,
-        pods_mtu: u32,
+        underlay: Mtu,
+        pods_mtu: Option<Mtu>,
     ) {
         let index = now.index;
         self.pairs.enter(epoch);

@@ -239,7 +239,7 @@ impl Attachments {
                 }
                 UplinkStatus {
                     name: u.name.clone(),
-                    mtu: i32::try_from(u.mtu).unwrap_or(i32::MAX),
+                    mtu: u.mtu.map_or(0, i32::from),
                     xdp,
                     xdp_reason,
                     first: !self.not_first.contains(&u.name),

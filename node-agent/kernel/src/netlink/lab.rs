@@ -12,6 +12,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
+use veer_agent_core::mtu::Mtu;
 use veer_bpf_common::device::IfIndex;
 
 use super::{
@@ -103,7 +104,14 @@ pub const FAR: Mac = [2, 0, 0, 0, 0, 2];
 pub fn pair(near: &Netns, far: &Netns, name: &str) {
     let end = |mac| VethEnd { name, mac };
     let mut socket = near.socket().expect("a socket");
-    link::add_veth(&mut socket, end(NEAR), end(FAR), 1500, far.file.as_fd()).expect("a veth pair");
+    link::add_veth(
+        &mut socket,
+        end(NEAR),
+        end(FAR),
+        Mtu::ETHERNET,
+        far.file.as_fd(),
+    )
+    .expect("a veth pair");
 }
 
 /// Sends frames as they are from a device inside.

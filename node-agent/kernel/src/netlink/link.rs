@@ -2,6 +2,7 @@
 
 use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
+use veer_agent_core::mtu::Mtu;
 use veer_bpf_common::device::IfIndex;
 
 pub use veer_agent_core::link::{Link, Mac};
@@ -67,7 +68,7 @@ fn parse(message: &Received) -> Option<Link> {
     for (kind, value) in message.attrs(HEADER) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
-            IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_MTU => link.mtu = Mtu::new(u32_at(value, 0)?),
             IFLA_MASTER => link.master = IfIndex::new(u32_at(value, 0)?),
             IFLA_LINK => link.peer = IfIndex::new(u32_at(value, 0)?),
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or_default(),
@@ -122,7 +123,7 @@ pub fn by_name(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
 
 /// Makes the one VXLAN device: `external`, no learning, `arp off`, no address. Over IPv6
 /// it takes packets without a UDP checksum, as those that the programs send are.
-pub fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: u32) -> io::Result<()> {
+pub fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: Mtu) -> io::Result<()> {
     let mut message = Message::new(
         RTM_NEWLINK,
         CREATE | EXCL,
@@ -130,7 +131,7 @@ pub fn add_vxlan(socket: &mut Socket, name: &str, port: u16, mtu: u32) -> io::Re
     );
     message
         .string(IFLA_IFNAME, name)
-        .u32(IFLA_MTU, mtu)
+        .u32(IFLA_MTU, mtu.get())
         .nest(IFLA_LINKINFO, |m| {
             m.attr(IFLA_INFO_KIND, b"vxlan").nest(IFLA_INFO_DATA, |m| {
                 m.attr(IFLA_VXLAN_COLLECT_METADATA, &[1])
@@ -156,20 +157,20 @@ pub fn add_veth(
     socket: &mut Socket,
     host: VethEnd<'_>,
     pod: VethEnd<'_>,
-    mtu: u32,
+    mtu: Mtu,
     netns: BorrowedFd<'_>,
 ) -> io::Result<()> {
     let mut message = Message::new(RTM_NEWLINK, CREATE | EXCL, &header(None, 0, 0));
     message
         .string(IFLA_IFNAME, host.name)
-        .u32(IFLA_MTU, mtu)
+        .u32(IFLA_MTU, mtu.get())
         .attr(IFLA_ADDRESS, &host.mac)
         .nest(IFLA_LINKINFO, |m| {
             m.attr(IFLA_INFO_KIND, b"veth").nest(IFLA_INFO_DATA, |m| {
                 m.nest(VETH_INFO_PEER, |m| {
                     m.raw(&header(None, 0, 0))
                         .string(IFLA_IFNAME, pod.name)
-                        .u32(IFLA_MTU, mtu)
+                        .u32(IFLA_MTU, mtu.get())
                         .attr(IFLA_ADDRESS, &pod.mac)
                         .u32(IFLA_NET_NS_FD, netns.as_raw_fd().cast_unsigned());
                 });
@@ -193,10 +194,10 @@ pub fn set_noarp(socket: &mut Socket, index: IfIndex) -> io::Result<()> {
     socket.request(Message::new(RTM_SETLINK, 0, &flags))
 }
 
-/// Sets a link's MTU, in bytes.
-pub fn set_mtu(socket: &mut Socket, index: IfIndex, mtu: u32) -> io::Result<()> {
+/// Sets a link's MTU.
+pub fn set_mtu(socket: &mut Socket, index: IfIndex, mtu: Mtu) -> io::Result<()> {
     let mut message = Message::new(RTM_SETLINK, 0, &header(Some(index), 0, 0));
-    message.u32(IFLA_MTU, mtu);
+    message.u32(IFLA_MTU, mtu.get());
     socket.request(message)
 }
 

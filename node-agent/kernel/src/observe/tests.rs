@@ -277,7 +277,7 @@ fn a_device_without_programs_is_named_also_behind_one_of_several_next_hops() {
     let uplink = |index, ethernet| Uplink {
         index,
         name: String::new(),
-        mtu: 1500,
+        mtu: None,
         kind: String::new(),
         ethernet,
     };

@@ -133,7 +133,7 @@ pub fn run(from: &[IpAddr], asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
                 let ask = &asks[echo.at];
                 let length = match echo.size {
                     Size::Small => SMALL,
-                    Size::Full => ask.full,
+                    Size::Full => ask.full.into(),
                 };
                 let sent = send(&sockets, from, ask, (id, *number), length);
                 echo.error = sent.err().map(|e| e.to_string());
@@ -399,7 +399,8 @@ fn cut(ask: &Ask, echo: &Open) -> String {
     format!(
         "{} answers small packets but none of {} bytes{why}: set spec.mtu to what the path \
          between the nodes carries",
-        ask.to, ask.full
+        ask.to,
+        ask.full.get()
     )
 }
 

@@ -1,5 +1,7 @@
 //! Probes of either family and of both.
 
+use veer_agent_core::mtu::Mtu;
+
 use super::*;
 use crate::netlink::{lab, netns::Netns};
 
@@ -21,12 +23,12 @@ fn header(to: IpAddr) -> usize {
     if to.is_ipv4() { 20 } else { 40 }
 }
 
-fn ask(to: IpAddr, form: u8, full: usize) -> Ask {
+fn ask(to: IpAddr, form: u8, full: u32) -> Ask {
     Ask {
         node: "b".into(),
         to,
         form,
-        full,
+        full: Mtu::new(full).unwrap(),
         confirms: false,
     }
 }

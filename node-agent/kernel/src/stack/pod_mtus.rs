@@ -14,16 +14,17 @@ use crate::netlink::{
 };
 use veer_agent_core::{
     endpoint::LocalEndpoint,
+    mtu::Mtu,
     repair::{Kind, RoundLog},
 };
 
 /// What running pods were given last.
 #[derive(Debug, Default)]
 pub struct PodMtus {
-    /// MTU of their default routes, in bytes; 0: not known.
-    pub route: u32,
-    /// MTU of both ends of their veths, in bytes; 0: not known.
-    link: u32,
+    /// MTU of their default routes; `None`: not known.
+    pub route: Option<Mtu>,
+    /// MTU of both ends of their veths; `None`: not known.
+    link: Option<Mtu>,
     /// Devices of pods that could not be given these.
     left: HashSet<String>,
 }
@@ -38,15 +39,15 @@ impl PodMtus {
         socket: &mut Socket,
         links: &[Link],
         pods: &[Arc<LocalEndpoint>],
-        (link_mtu, route_mtu): (u32, u32),
+        (link_mtu, route_mtu): (Mtu, Mtu),
     ) {
-        let all = (self.link, self.route) != (link_mtu, route_mtu);
-        let ends: HashMap<(&str, IfIndex), u32> = links
+        let all = (self.link, self.route) != (Some(link_mtu), Some(route_mtu));
+        let ends: HashMap<(&str, IfIndex), Option<Mtu>> = links
             .iter()
             .map(|l| ((l.name.as_str(), l.index), l.mtu))
             .collect();
         let mut unseen = HashSet::new();
-        let mut endpoints: Vec<(&LocalEndpoint, IfIndex, u32)> = Vec::new();
+        let mut endpoints: Vec<(&LocalEndpoint, IfIndex, Option<Mtu>)> = Vec::new();
         for e in pods {
             let device = e.ifindex.map(|index| (e.host_ifname.as_str(), index));
             let Some((device, end)) = device.and_then(|d| Some((d.1, ends.get(&d)?))) else {
@@ -55,7 +56,7 @@ impl PodMtus {
                 continue;
             };
             let left = self.left.contains(&e.host_ifname);
-            if all || left || *end != link_mtu {
+            if all || left || *end != Some(link_mtu) {
                 endpoints.push((e, device, *end));
             }
         }
@@ -68,15 +69,15 @@ impl PodMtus {
                     Ok(())
                 }
             };
-            let result = host(end < link_mtu).and_then(|()| {
+            let result = host(end < Some(link_mtu)).and_then(|()| {
                 let netns = netns::open(&e.netns)?;
                 let ifname = &e.attachment.ifname;
                 let addresses: Vec<_> = e.addresses().collect();
                 pod::set_mtus(&netns, ifname, &addresses, link_mtu, route_mtu)?;
-                host(end > link_mtu)
+                host(end > Some(link_mtu))
             });
             match result {
-                Ok(()) if !all && end != link_mtu => {
+                Ok(()) if !all && end != Some(link_mtu) => {
                     let what = format!("the MTU of {} was changed", e.host_ifname);
                     done.repaired(Kind::Device, what);
                 }
@@ -87,7 +88,7 @@ impl PodMtus {
                 }
             }
         }
-        self.link = link_mtu;
-        self.route = route_mtu;
+        self.link = Some(link_mtu);
+        self.route = Some(route_mtu);
     }
 }

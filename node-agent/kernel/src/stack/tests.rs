@@ -28,6 +28,7 @@ use crate::{
 use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::{Facts, Uplink},
+    mtu::Mtu,
     repair::RoundLog,
 };
 
@@ -44,7 +45,7 @@ fn facts() -> Facts {
         uplinks: vec![Uplink {
             name: "eth0".into(),
             index: IfIndex::from_kernel(2),
-            mtu: 1500,
+            mtu: Some(Mtu::ETHERNET),
             kind: String::new(),
             ethernet: true,
         }],
@@ -348,7 +349,7 @@ fn a_device_that_takes_no_ipv6_packets_without_checksum_is_made_again_only_where
         node.run(|| {
             let mut socket = Socket::route().unwrap();
             vxlan
-                .converge(&mut done, &mut socket, 8472, 1500, over_ipv6)
+                .converge(&mut done, &mut socket, 8472, Mtu::ETHERNET, over_ipv6)
                 .unwrap()
         })
     };

@@ -11,13 +11,16 @@ use crate::{
         message::Socket,
     },
 };
-use veer_agent_core::repair::{Kind, RoundLog};
+use veer_agent_core::{
+    mtu::Mtu,
+    repair::{Kind, RoundLog},
+};
 
 /// What the device was to be like in the last round.
 #[derive(Debug, Default)]
 pub struct Vxlan {
-    /// MTU in bytes; `None` before the first round and after a clean-up.
-    last: Option<u32>,
+    /// MTU; `None` before the first round and after a clean-up.
+    last: Option<Mtu>,
 }
 
 impl Vxlan {
@@ -28,7 +31,7 @@ impl Vxlan {
         done: &mut RoundLog,
         socket: &mut Socket,
         port: u16,
-        mtu: u32,
+        mtu: Mtu,
         over_ipv6: bool,
     ) -> Result<IfIndex, Error> {
         let mut tell = |how: &str, known: bool| {
@@ -62,7 +65,7 @@ impl Vxlan {
                 std::io::ErrorKind::NotFound.into(),
             ));
         };
-        if link.mtu != mtu {
+        if link.mtu != Some(mtu) {
             link::set_mtu(socket, link.index, mtu).map_err(netlink("set the MTU of veer_vxlan"))?;
             tell("had another MTU", self.last == Some(mtu));
         }
@@ -127,7 +130,7 @@ mod tests {
         };
         node.run(|| {
             let mut socket = Socket::route().unwrap();
-            link::add_vxlan(&mut socket, VXLAN, 8472, 1500).unwrap();
+            link::add_vxlan(&mut socket, VXLAN, 8472, Mtu::ETHERNET).unwrap();
         });
         let why = node.run(up).expect("the port is taken");
         assert!(why.contains("flannel.1") && why.contains("8472"), "{why}");

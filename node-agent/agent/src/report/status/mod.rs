@@ -27,6 +27,7 @@ use veer_agent_core::{
     checkpoint::Checkpoint,
     facts::Facts,
     index::{Index, OwnNode},
+    mtu::Mtu,
     repair::Kind,
     switch::Switch,
 };
@@ -70,8 +71,8 @@ pub(crate) struct ReportInputs<'a> {
     pub(crate) attachments: &'a Attachments,
     /// The epoch.
     pub(crate) switch: &'a Switch,
-    /// MTU of pods' routes in bytes.
-    pub(crate) mtu: u32,
+    /// MTU of pods' routes; `None`: they have none yet.
+    pub(crate) mtu: Option<Mtu>,
     /// Why the node is not as it should be, as a condition's reason and in words;
     /// empty: it is.
     pub(crate) degraded: (&'static str, &'a str),
@@ -162,8 +163,9 @@ struct Urgent {
     rest: NodeReportStatus,
 }
 
-fn signed(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
+/// Bytes of an MTU as the API has them; 0: not known.
+fn signed(mtu: Option<Mtu>) -> i32 {
+    mtu.map_or(0, i32::from)
 }
 
 /// `foreign`: the runtime calls another network's plugin; empty: it does not.
@@ -215,20 +217,22 @@ fn uniform(odd: Option<String>) -> Judgement {
 }
 
 /// Why this node is the odd one whose uplinks carry less than most others';
-/// `None`: it is not. `own` is bytes.
-fn odd(index: &Index, own: u32) -> Option<String> {
+/// `None`: it is not.
+fn odd(index: &Index, own: Option<Mtu>) -> Option<String> {
+    let own = own?;
     let others = index.nodes.iter().filter(|n| n.name != index.own());
-    let known: Vec<u32> = others
-        .filter(|n| !n.gone && n.path_mtu != 0)
-        .map(|n| n.path_mtu)
+    let known: Vec<Mtu> = others
+        .filter(|n| !n.gone)
+        .filter_map(|n| n.path_mtu)
         .collect();
     let larger = known.iter().filter(|mtu| **mtu > own).count();
-    (own != 0 && larger * 2 > known.len()).then(|| {
+    (larger * 2 > known.len()).then(|| {
         format!(
-            "the uplinks of this node carry packets of {own} bytes, those of {larger} of {} other \
+            "the uplinks of this node carry packets of {} bytes, those of {larger} of {} other \
              nodes larger ones: packets to and from this node are at most as large as it carries, \
              and larger ones are refused with the right size. Give the uplink the MTU of the \
              others, or set spec.mtu of the ClusterNetwork",
+            own.get(),
             known.len()
         )
     })

@@ -282,14 +282,14 @@ fn the_node_with_the_smaller_mtu_than_most_is_the_odd_one() {
     let mut index = Index::new("a");
     let others = [("b", 1500), ("c", 1500), ("d", 1400)].map(|(name, path_mtu)| NodeRecord {
         name: name.into(),
-        path_mtu,
+        path_mtu: Mtu::new(path_mtu),
         ..NodeRecord::default()
     });
     index.handle(Event::Node(Change::Snapshot(others.to_vec())));
-    assert_eq!(odd(&index, 1500), None, "one of the others is");
-    let message = odd(&index, 1400).unwrap();
+    assert_eq!(odd(&index, Mtu::new(1500)), None, "one of the others is");
+    let message = odd(&index, Mtu::new(1400)).unwrap();
     assert!(message.contains("1400 bytes, those of 2 of 3"), "{message}");
-    assert_eq!(odd(&index, 0), None, "not known");
+    assert_eq!(odd(&index, None), None, "not known");
 }
 
 #[test]

@@ -310,7 +310,7 @@ fn packets_of_ipv4_take_the_way_of_ipv6_where_nodes_have_no_other() {
         .routes
         .iter()
         .filter(|r| r.onlink)
-        .map(|r| r.mtu)
+        .filter_map(|r| r.mtu.map(Mtu::get))
         .collect();
     assert_eq!(mtus, [1430, 1430], "IPv6 outside is larger");
 }
@@ -333,7 +333,7 @@ fn the_routes_to_another_nodes_blocks_have_one_next_hop_in_each_family() {
                 (route.gateway, route.source),
                 (Some(ip(gateway)), Some(ip(source)))
             );
-            assert_eq!((route.index, route.mtu), (Some(TUNNEL), 1450));
+            assert_eq!((route.index, route.mtu), (Some(TUNNEL), Mtu::new(1450)));
         }
         assert_eq!(routes.len(), blocks[1].len());
         // Of what this node has no addresses and no pods, it needs no routes.

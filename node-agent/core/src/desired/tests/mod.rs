@@ -63,7 +63,7 @@ fn facts() -> Facts {
         uplinks: vec![Uplink {
             name: "eth0".into(),
             index: UPLINK,
-            mtu: 1500,
+            mtu: Some(Mtu::ETHERNET),
             kind: String::new(),
             ethernet: true,
         }],
@@ -145,7 +145,7 @@ impl World {
             node: "b".into(),
             to: ip(to),
             form,
-            full: 1450,
+            full: Mtu::new(1450).unwrap(),
             confirms,
         });
         let peer = Peer {
@@ -155,7 +155,7 @@ impl World {
             no_path: None,
             blind: None,
             entry: Remote::default(),
-            mtu: 1500,
+            mtu: Mtu::ETHERNET,
             accepts: true,
             applied: None,
         };
@@ -174,7 +174,14 @@ impl World {
     fn desired(&mut self, own: Option<&Epoch>) -> Desired {
         let peers = peers(&self.index, &self.facts, &mut self.ids);
         self.pairs.enter(own);
-        let step = step(own, 1500, 50, 0, self.pairs.any_kept(|_| true), CONFIRM);
+        let step = step(
+            own,
+            Mtu::ETHERNET,
+            50,
+            None,
+            self.pairs.any_kept(|_| true),
+            CONFIRM,
+        );
         let d = desired(DesiredInputs {
             index: &self.index,
             store: &self.store,
@@ -274,7 +281,7 @@ fn the_route_to_another_nodes_block_never_leaves_the_vxlan_device() {
         assert_eq!(route.index, Some(TUNNEL));
         assert_eq!(route.gateway, Some(ip("192.0.2.2")));
         assert!(route.onlink);
-        assert_eq!(route.mtu, mtu);
+        assert_eq!(route.mtu, Mtu::new(mtu));
     }
     let d = world.desired(None);
     let own = d.routes.iter().find(|r| r.unreachable).unwrap();
@@ -324,7 +331,7 @@ fn a_change_to_native_probes_accepts_sends_confirms_and_raises_the_mtu_last() {
         (N, 0, YES),
     ];
     assert_eq!(entries, expected);
-    let mtus: Vec<u32> = seen.iter().map(|d| d.mtu).collect();
+    let mtus: Vec<u32> = seen.iter().map(|d| d.mtu.get()).collect();
     assert_eq!(mtus, [1450, 1450, 1450, 1450, 1500, 1500]);
     // The next hop is there long before the form.
     assert!(remotes.iter().all(|r| r.ifindex == UPLINK.get()));
@@ -350,7 +357,7 @@ fn a_change_back_keeps_the_form_until_switch_and_accepts_until_finalize() {
         let e = epoch(3, RoutingMode::Tunnel, phase);
         world.answers(&e, T, false, Ok(()));
         let d = world.desired(Some(&e));
-        got.push((d.remotes[&2].form, d.remotes[&2].flags, d.mtu));
+        got.push((d.remotes[&2].form, d.remotes[&2].flags, d.mtu.get()));
     }
     assert_eq!(got, [(N, YES, 1450), (T, YES, 1450), (T, 0, 1450)]);
 }
@@ -378,7 +385,7 @@ fn a_pair_that_fails_keeps_its_form_and_the_smaller_mtu_and_is_accepted_so() {
     world.peer_applied(e.clone());
     world.answers(&e, N, false, Err("no answer".into()));
     let d = world.desired(Some(&e));
-    assert_eq!((d.remotes[&2].form, d.mtu), (T, 1450));
+    assert_eq!((d.remotes[&2].form, d.mtu.get()), (T, 1450));
     // The peer's probes fail on the way back: it goes on bare.
     let (mut world, _) = in_native();
     let e = epoch(3, RoutingMode::Tunnel, Phase::Ready);
@@ -401,7 +408,7 @@ fn a_peer_that_is_not_prepared_or_not_reachable_gets_the_tunnel() {
     let d = world.desired(Some(&own));
     assert_eq!(d.remotes[&2].form, T);
     let route = d.routes.iter().find(|r| r.onlink).unwrap();
-    assert_eq!((route.mtu, d.mtu), (1450, 1500));
+    assert_eq!((route.mtu, d.mtu), (Mtu::new(1450), Mtu::ETHERNET));
 }
 
 #[test]
@@ -427,5 +434,5 @@ fn hybrid_sends_bare_inside_a_link_and_by_tunnel_across() {
     world.answers(&hybrid, T, false, Ok(()));
     let d = world.desired(Some(&hybrid));
     assert_eq!((d.remotes[&2].form, d.remotes[&2].flags), (T, 0));
-    assert_eq!(d.mtu, 1450);
+    assert_eq!(d.mtu.get(), 1450);
 }

@@ -162,12 +162,13 @@ fn an_address_that_is_not_confirmed_any_more_has_no_row() {
 fn between_two_nodes_the_smaller_mtu_of_both_ends_counts_and_to_others_it_does_not() {
     let mut world = World::new();
     let mut c = node("c", "10.1.2.0/24", "192.0.2.3");
-    c.path_mtu = 1400;
+    c.path_mtu = Mtu::new(1400);
     world.index.handle(Event::Node(Change::Apply(c)));
     let mtus = |d: &Desired| {
         let of = |block: &str| {
             let to: IpNet = block.parse().unwrap();
-            d.routes.iter().find(|r| r.destination == to).unwrap().mtu
+            let route = d.routes.iter().find(|r| r.destination == to);
+            route.unwrap().mtu.unwrap().get()
         };
         (of("10.1.1.0/24"), of("10.1.2.0/24"))
     };
@@ -177,7 +178,7 @@ fn between_two_nodes_the_smaller_mtu_of_both_ends_counts_and_to_others_it_does_n
     assert_eq!(d.remotes[&id("192.0.2.2")].path_mtu, 0, "the usual one");
     assert_eq!(d.remotes[&id("192.0.2.3")].path_mtu, 1400);
     // The odd one is this node itself.
-    world.facts.uplinks[0].mtu = 1300;
+    world.facts.uplinks[0].mtu = Mtu::new(1300);
     assert_eq!(mtus(&world.desired(None)), (1250, 1250));
 }
 

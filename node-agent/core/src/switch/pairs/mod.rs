@@ -15,7 +15,10 @@ use veer_bpf_common::tables::{FORM_NATIVE, FORM_TUNNEL, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
 use super::{Answer, Ask, RoutingStep, paths::named};
-use crate::family::{self, Families};
+use crate::{
+    family::{self, Families},
+    mtu::Mtu,
+};
 
 /// Nanoseconds after which a pair that failed is probed again.
 const AGAIN: u64 = 30_000_000_000;
@@ -96,8 +99,8 @@ pub struct Peer {
     pub blind: Option<String>,
     /// Its entry in the maps.
     pub entry: Remote,
-    /// Largest packet of the underlay to it, in bytes.
-    pub mtu: u32,
+    /// Largest packet of the underlay to it.
+    pub mtu: Mtu,
     /// Whether it takes the target form from us now.
     pub accepts: bool,
     /// What it acknowledged.
@@ -387,14 +390,14 @@ fn ask(peer: &Peer, form: u8, step: &RoutingStep, confirms: bool) -> impl Iterat
     let full = if form == FORM_NATIVE {
         step.native_mtu.min(peer.mtu)
     } else {
-        let in_tunnel = peer.mtu.saturating_sub(peer.entry.overhead());
+        let in_tunnel = peer.mtu.less(peer.entry.overhead());
         step.tunnel_mtu.min(in_tunnel)
     };
     peer.health.iter().map(move |to| Ask {
         node: peer.name.clone(),
         to: *to,
         form,
-        full: usize::try_from(full).unwrap_or(usize::MAX),
+        full,
         confirms,
     })
 }

@@ -34,7 +34,7 @@ impl World {
                 form: FORM_TUNNEL,
                 ..Remote::default()
             },
-            mtu: 1500,
+            mtu: Mtu::ETHERNET,
             accepts: true,
             applied: None,
         };
@@ -42,8 +42,8 @@ impl World {
             pairs: Pairs::default(),
             peers: vec![peer("b"), peer("c")],
             step: RoutingStep {
-                tunnel_mtu: 1450,
-                native_mtu: 1500,
+                tunnel_mtu: Mtu::new(1450).unwrap(),
+                native_mtu: Mtu::ETHERNET,
                 ..RoutingStep::default()
             },
             now: 100 * SECOND,
@@ -127,9 +127,9 @@ fn preflight_is_done_when_every_peer_was_probed_whatever_came_of_it() {
     assert!(!world.settle());
     assert_eq!(world.report(), None);
     let asks = world.asks();
-    let asked: Vec<(&str, u8, usize)> = asks
+    let asked: Vec<(&str, u8, u32)> = asks
         .iter()
-        .map(|a| (a.node.as_str(), a.form, a.full))
+        .map(|a| (a.node.as_str(), a.form, a.full.get()))
         .collect();
     assert_eq!(asked, [("b", FORM_NATIVE, 1500), ("c", FORM_NATIVE, 1500)]);
     world.answer(asks, &["c"]);

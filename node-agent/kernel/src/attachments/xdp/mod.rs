@@ -225,7 +225,7 @@ mod tests {
         let uplink = Uplink {
             name: "no-such-device".into(),
             index: IfIndex::from_kernel(1),
-            mtu: 1500,
+            mtu: None,
             kind: "veth".into(),
             ethernet: true,
         };

@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::device::IfIndex;
 
-use veer_agent_core::{endpoint::PodAddress, route::host_route};
+use veer_agent_core::{endpoint::PodAddress, mtu::Mtu, route::host_route};
 
 use super::{
     address::{self, Address},
@@ -41,10 +41,10 @@ pub struct Wiring<'a> {
     pub pod_mac: Mac,
     /// The pod's addresses, with gateways that are on no device of the pod's link.
     pub addresses: &'a [PodAddress],
-    /// MTU of both ends, in bytes.
-    pub link_mtu: u32,
-    /// MTU of the pod's default route, in bytes.
-    pub route_mtu: u32,
+    /// MTU of both ends.
+    pub link_mtu: Mtu,
+    /// MTU of the pod's default route.
+    pub route_mtu: Mtu,
     /// The node's addresses: of each family the first is the source of what the host sends
     /// to the pod.
     pub host_sources: &'a [IpAddr],
@@ -124,7 +124,7 @@ fn settle(pod: &mut Socket, address: IpAddr) -> io::Result<()> {
 }
 
 /// The pod's routes by a gateway.
-fn pod_routes(pod: &mut Socket, index: IfIndex, gateway: IpAddr, mtu: u32) -> io::Result<()> {
+fn pod_routes(pod: &mut Socket, index: IfIndex, gateway: IpAddr, mtu: Mtu) -> io::Result<()> {
     route::replace(pod, &Route::link(IpNet::from(gateway), index))?;
     // Behind one of the pod's own (a VPN, a second network), which stays in force.
     let mut wanted = default_route(index, gateway, mtu);
@@ -137,7 +137,7 @@ fn pod_routes(pod: &mut Socket, index: IfIndex, gateway: IpAddr, mtu: u32) -> io
     route::append(pod, &wanted)
 }
 
-fn default_route(index: IfIndex, gateway: IpAddr, mtu: u32) -> Route {
+fn default_route(index: IfIndex, gateway: IpAddr, mtu: Mtu) -> Route {
     let any = if gateway.is_ipv4() {
         IpNet::V4(ipnet::Ipv4Net::default())
     } else {
@@ -145,7 +145,7 @@ fn default_route(index: IfIndex, gateway: IpAddr, mtu: u32) -> Route {
     };
     Route {
         gateway: Some(gateway),
-        mtu,
+        mtu: Some(mtu),
         ..Route::link(any, index)
     }
 }
@@ -162,20 +162,20 @@ pub fn host_side(
     route::replace(host, &host_route(index, address, source))
 }
 
-/// Sets the MTU of a running pod's default routes, in bytes, where they are veer's: a pod
+/// Sets the MTU of a running pod's default routes where they are veer's: a pod
 /// may have others (a VPN, a second network). Its own end of the veth gets `link_mtu`.
 pub fn set_mtus(
     netns: &Netns,
     ifname: &str,
     addresses: &[PodAddress],
-    link_mtu: u32,
-    route_mtu: u32,
+    link_mtu: Mtu,
+    route_mtu: Mtu,
 ) -> io::Result<()> {
     let mut pod = netns.socket()?;
     let eth =
         link::by_name(&mut pod, ifname)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     // A route counts whatever the device's MTU is, so it is never the larger one.
-    if eth.mtu < link_mtu {
+    if eth.mtu < Some(link_mtu) {
         link::set_mtu(&mut pod, eth.index, link_mtu)?;
     }
     for of_pod in addresses {
@@ -184,7 +184,7 @@ pub fn set_mtus(
             default_route(eth.index, of_pod.gateway, route_mtu),
         )?;
     }
-    if eth.mtu > link_mtu {
+    if eth.mtu > Some(link_mtu) {
         link::set_mtu(&mut pod, eth.index, link_mtu)?;
     }
     Ok(())

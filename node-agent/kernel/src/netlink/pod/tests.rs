@@ -41,6 +41,10 @@ fn wired(all: &[PodAddress]) -> (Netns, Netns, IfIndex) {
     (node, pod, index)
 }
 
+fn mtu(bytes: u32) -> Mtu {
+    Mtu::new(bytes).unwrap()
+}
+
 fn wire(node: &Netns, pod: &Netns, all: &[PodAddress]) -> IfIndex {
     let wiring = Wiring {
         host_ifname: DEVICE,
@@ -48,8 +52,8 @@ fn wire(node: &Netns, pod: &Netns, all: &[PodAddress]) -> IfIndex {
         pod_ifname: "eth0",
         pod_mac: lab::FAR,
         addresses: all,
-        link_mtu: 1400,
-        route_mtu: 1350,
+        link_mtu: mtu(1400),
+        route_mtu: mtu(1350),
         host_sources: &[],
         host_ports: true,
     };
@@ -130,7 +134,7 @@ fn both_mtus_of_a_running_pod_are_raised_and_lowered_again() {
     for all in EACH.map(addresses) {
         let (_node, pod, _) = wired(&all);
         for (link, route) in [(1500, 1450), (1500, 1500), (1300, 1290), (1400, 1300)] {
-            set_mtus(&pod, "eth0", &all, link, route).unwrap();
+            set_mtus(&pod, "eth0", &all, mtu(link), mtu(route)).unwrap();
             for of_pod in &all {
                 let seen = pod.command("ip", &format!("{} route show default", family(of_pod)));
                 assert!(seen.contains(&format!("mtu {route} ")), "{seen}");
@@ -161,7 +165,7 @@ fn a_default_route_of_the_pods_own_stays() {
             "-6 route add default dev tun9 metric 1"
         };
         pod.command("ip", before);
-        set_mtus(&pod, "eth0", &all, 1400, 1300).unwrap();
+        set_mtus(&pod, "eth0", &all, mtu(1400), mtu(1300)).unwrap();
         let seen = routes();
         assert_eq!(seen.len(), 2, "{seen:?}");
         assert!(seen[0].contains("tun9"), "{seen:?}");
@@ -173,7 +177,7 @@ fn a_default_route_of_the_pods_own_stays() {
             &format!("{} route del default dev eth0", family(&of_pod)),
         );
         let before = routes();
-        set_mtus(&pod, "eth0", &all, 1400, 1290).unwrap();
+        set_mtus(&pod, "eth0", &all, mtu(1400), mtu(1290)).unwrap();
         assert_eq!(routes(), before);
     }
 }
@@ -196,11 +200,11 @@ fn a_default_route_that_was_there_first_stays_in_force() {
         );
         pod.command("ip", &format!("route add default via {by} dev tun9"));
         wire(&node, &pod, &all);
-        for mtu in [1350, 1300] {
-            set_mtus(&pod, "eth0", &all, 1400, mtu).unwrap();
+        for route_mtu in [1350, 1300] {
+            set_mtus(&pod, "eth0", &all, mtu(1400), mtu(route_mtu)).unwrap();
             let seen = pod.command("ip", &format!("-o {} route show default", family(&of_pod)));
             assert!(!seen.contains("nexthop"), "{seen}");
-            assert!(seen.contains(&format!("mtu {mtu} ")), "{seen}");
+            assert!(seen.contains(&format!("mtu {route_mtu} ")), "{seen}");
             let found = route::lookup(&mut pod.socket().unwrap(), any.parse().unwrap());
             assert_eq!(found.unwrap().unwrap().gateway, Some(by.parse().unwrap()));
         }

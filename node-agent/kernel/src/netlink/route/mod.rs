@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_agent_core::mtu::Mtu;
 use veer_bpf_common::device::IfIndex;
 
 pub use veer_agent_core::route::Route;
@@ -100,9 +101,9 @@ fn message(route: &Route, kind: u16, flags: u16) -> Message {
         (0, IpNet::V6(_)) => drop(message.u32(RTA_PRIORITY, METRIC_V6)),
         (metric, _) => drop(message.u32(RTA_PRIORITY, metric)),
     }
-    if route.mtu != 0 {
+    if let Some(mtu) = route.mtu {
         message.nest(RTA_METRICS, |m| {
-            m.u32(RTAX_MTU, route.mtu);
+            m.u32(RTAX_MTU, mtu.get());
         });
     }
     message
@@ -191,8 +192,7 @@ fn parse_head(message: &Received) -> Option<Route> {
         mtu: attrs
             .find(RTA_METRICS)
             .and_then(|v| Attrs(v).find(RTAX_MTU))
-            .and_then(|v| u32_at(v, 0))
-            .unwrap_or(0),
+            .and_then(|v| Mtu::new(u32_at(v, 0)?)),
         metric: if any.is_ipv6() && metric == METRIC_V6 {
             0
         } else {

@@ -54,13 +54,13 @@ fn a_route_is_read_as_it_was_written_and_replaced_in_its_place() {
         let by_gateway = Route {
             gateway: Some(gateway.parse().unwrap()),
             source: Some(source.parse().unwrap()),
-            mtu: 1450,
+            mtu: Mtu::new(1450),
             onlink: true,
             ..plain.clone()
         };
         seen(&by_gateway);
         seen(&Route {
-            mtu: 1400,
+            mtu: Mtu::new(1400),
             index: Some(b),
             ..by_gateway.clone()
         });
