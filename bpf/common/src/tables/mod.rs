@@ -29,7 +29,7 @@ pub use heartbeat::Heartbeat;
 pub use interfaces::{Interface, Interfaces};
 pub use ipcache::{Ipcache, IpcacheEntry, Who};
 pub use nodes::Nodes;
-pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Remote, Remotes};
+pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Form, Remote, Remotes};
 pub use samples::{DropSample, SAMPLE_BYTES, Samples};
 
 /// A key of two addresses and eight bytes more, in memory words.

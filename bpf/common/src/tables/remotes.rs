@@ -26,6 +26,38 @@ pub const FORM_TUNNEL: u8 = 1;
 /// [`Remote::form`]: the bare packet by `bpf_redirect_neigh`.
 pub const FORM_NATIVE: u8 = 2;
 
+/// How packets go to another node: what user space knows the `FORM_*` of a row as. The
+/// programs compare the byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// [`FORM_TUNNEL`].
+    Tunnel,
+    /// [`FORM_NATIVE`].
+    Native,
+}
+
+impl Form {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Tunnel, Self::Native];
+
+    /// What a row's byte says; `None`: no form was decided, or none that is known here.
+    pub const fn of(byte: u8) -> Option<Self> {
+        match byte {
+            FORM_TUNNEL => Some(Self::Tunnel),
+            FORM_NATIVE => Some(Self::Native),
+            _ => None,
+        }
+    }
+
+    /// The byte in a row.
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::Tunnel => FORM_TUNNEL,
+            Self::Native => FORM_NATIVE,
+        }
+    }
+}
+
 /// Another node, by its id.
 ///
 /// Switching a pair is one write of this entry. The next hop is filled long
@@ -141,3 +173,17 @@ impl Remote {
 }
 
 plain!(Remote, 104);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_is_one_byte_and_other_bytes_are_none() {
+        for form in Form::ALL {
+            assert_eq!(Form::of(form.byte()), Some(form));
+        }
+        let known: usize = (0..=u8::MAX).filter_map(Form::of).count();
+        assert_eq!((Form::of(FORM_NONE), known), (None, Form::ALL.len()));
+    }
+}

@@ -11,7 +11,7 @@ use veer_bpf_common::{
     device::IfIndex,
     identity::Identity,
     node::NodeId,
-    tables::{FORM_NATIVE, FORM_TUNNEL, FlowKey, Remote},
+    tables::{FlowKey, Form, Remote},
 };
 
 use crate::report::sources::Sources;
@@ -165,10 +165,10 @@ pub(crate) fn remotes(sources: &Sources) -> Result<Vec<RemoteRow>, Error> {
     let mut rows = vec![own];
     for (name, id) in &plan.peers.by_name {
         let entry = entries.get(&id.get()).copied().unwrap_or_default();
-        let form = match entry.form_now(|| now) {
-            FORM_TUNNEL => "tunnel",
-            FORM_NATIVE => "native",
-            _ => "none",
+        let form = match Form::of(entry.form_now(|| now)) {
+            Some(Form::Tunnel) => "tunnel",
+            Some(Form::Native) => "native",
+            None => "none",
         };
         let [(next_hop, uplink), (next_hop_v6, uplink_v6)] = ways(&entry, &plan.facts.uplinks);
         rows.push(RemoteRow {

@@ -15,7 +15,7 @@ use veer_bpf_common::{
     device::IfIndex,
     identity::Identity,
     node::NodeId,
-    tables::{CONFIG_PAD, Config, Endpoint, FORM_TUNNEL, Interface, IpcacheEntry, Remote},
+    tables::{CONFIG_PAD, Config, Endpoint, Form, Interface, IpcacheEntry, Remote},
 };
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
@@ -208,11 +208,13 @@ pub fn desired(inputs: DesiredInputs<'_>) -> Desired {
             view: pairs.view(name),
             now,
         });
-        let mtu = step.mtu.min(if remote.form == FORM_TUNNEL {
-            pair_mtu.less(overhead(Some(*address)))
-        } else {
-            pair_mtu
-        });
+        let mtu = step
+            .mtu
+            .min(if Form::of(remote.form) == Some(Form::Tunnel) {
+                pair_mtu.less(overhead(Some(*address)))
+            } else {
+                pair_mtu
+            });
         let serves = |family| families.has(family) || facts.first(family).is_some();
         let cidrs = node.pod_cidrs.iter();
         let cidrs = cidrs.filter(|c| !blocks.contains(c) && serves(c.addr().is_ipv4()));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use veer_bpf_common::{
     address::IpKey,
-    tables::{FORM_NATIVE, FORM_TUNNEL, Remote},
+    tables::{FORM_NONE, Form, Remote},
 };
 use veer_crds::v1alpha1::{Phase, RoutingMode};
 
@@ -37,42 +37,43 @@ pub struct Pair<'a> {
     pub now: u64,
 }
 
-/// The form of a pair, and what the program is to know of the last change.
+/// The form of a pair, and what the program is to know of the last change. `None`: none
+/// was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Form {
-    now: u8,
-    previous: u8,
+struct PairForm {
+    now: Option<Form>,
+    previous: Option<Form>,
     revert_at: u64,
     epoch: u32,
 }
 
 impl Pair<'_> {
     /// The form as it is, a change that ran out or was confirmed done with.
-    fn present_form(&self) -> Form {
+    fn present_form(&self) -> PairForm {
         let Some(p) = self.present else {
             // A pair never probed uses the tunnel.
-            return Form {
-                now: FORM_TUNNEL,
-                previous: FORM_TUNNEL,
+            return PairForm {
+                now: Some(Form::Tunnel),
+                previous: Some(Form::Tunnel),
                 revert_at: 0,
                 epoch: 0,
             };
         };
         let now = || self.now;
-        let over = p.has_reverted(now) || self.view.confirmed == Some(p.form);
-        Form {
-            now: p.form_now(now),
-            previous: p.previous_form,
+        let over = p.has_reverted(now) || self.view.confirmed.is_some_and(|f| f.byte() == p.form);
+        PairForm {
+            now: Form::of(p.form_now(now)),
+            previous: Form::of(p.previous_form),
             revert_at: if over { 0 } else { p.revert_at },
             epoch: p.epoch,
         }
     }
 
-    fn form(&self) -> Form {
+    fn form(&self) -> PairForm {
         let (own, peer) = (self.step.epoch.as_ref(), self.node.applied.as_ref());
-        let tunnel = |previous| Form {
-            now: FORM_TUNNEL,
-            previous,
+        let tunnel = |previous| PairForm {
+            now: Some(Form::Tunnel),
+            previous: Some(previous),
             revert_at: 0,
             epoch: number(self.step),
         };
@@ -81,12 +82,12 @@ impl Pair<'_> {
         if let Some(target) = target
             && self.step.phase() >= Phase::Switch
             && form.revert_at == 0
-            && form.now != target
+            && form.now != Some(target)
             && self.view.passed.cover(self.paths.families)
             && peer_accepts(target, own, peer)
         {
-            form = Form {
-                now: target,
+            form = PairForm {
+                now: Some(target),
                 previous: form.now,
                 revert_at: self.now + self.step.confirm,
                 epoch: number(self.step),
@@ -95,8 +96,8 @@ impl Pair<'_> {
         // Also where a family came later and was not probed yet: there is one form for all.
         let lost = |family| self.paths.leg(family).is_none() || !self.was_probed(family);
         let lost = self.paths.families.iter().any(lost);
-        if form.now == FORM_NATIVE && (lost || peer_left_native(own, peer)) {
-            form = tunnel(FORM_NATIVE);
+        if form.now == Some(Form::Native) && (lost || peer_left_native(own, peer)) {
+            form = tunnel(Form::Native);
         }
         if form.revert_at == 0 {
             form.epoch = number(self.step);
@@ -107,7 +108,8 @@ impl Pair<'_> {
     /// Whether bare packets of a family were probed: an entry of that form has the ways of
     /// families that were.
     fn was_probed(&self, is_ipv4: bool) -> bool {
-        let bare = |p: &&Remote| goes_bare(p.form, p.previous_form, p.revert_at);
+        let bare =
+            |p: &&Remote| goes_bare(Form::of(p.form), Form::of(p.previous_form), p.revert_at);
         let present = self.present.filter(bare);
         let has_way = |p: &Remote| {
             if is_ipv4 {
@@ -121,7 +123,7 @@ impl Pair<'_> {
 
     /// The way of a family's packets that the entry is to have: long before they take it,
     /// but not where they might before it was probed.
-    fn leg(&self, form: Form, is_ipv4: bool) -> Option<Leg> {
+    fn leg(&self, form: PairForm, is_ipv4: bool) -> Option<Leg> {
         let bare = goes_bare(form.now, form.previous, form.revert_at);
         let may = |_: &Leg| !bare || self.was_probed(is_ipv4);
         self.paths.leg(is_ipv4).filter(may)
@@ -138,7 +140,7 @@ impl Pair<'_> {
             Phase::Prepare | Phase::Switch => true,
             Phase::Finalize | Phase::Ready => {
                 step.mode() == RoutingMode::Native
-                    || target(step.mode(), self.paths) == Some(FORM_NATIVE)
+                    || target(step.mode(), self.paths) == Some(Form::Native)
                     // It could not leave the form that we go on to accept.
                     || self.node.keeps_form_to_us == Some(own_number)
             }
@@ -153,14 +155,16 @@ fn number(step: &RoutingStep) -> u32 {
 }
 
 /// Whether packets go bare, or will once a change has run out.
-fn goes_bare(form: u8, previous: u8, revert_at: u64) -> bool {
-    form == FORM_NATIVE || (previous == FORM_NATIVE && revert_at != 0)
+fn goes_bare(form: Option<Form>, previous: Option<Form>, revert_at: u64) -> bool {
+    let native = Some(Form::Native);
+    form == native || (previous == native && revert_at != 0)
 }
 
 /// The entry of one other node.
 pub fn remote(pair: &Pair<'_>) -> Remote {
     let form = pair.form();
     let [v4, v6] = [true, false].map(|family| pair.leg(form, family));
+    let byte = |form: Option<Form>| form.map_or(FORM_NONE, Form::byte);
     let tunnel = IpKey::from(pair.address);
     let next_hop = v4.map(|leg| IpKey::from(leg.path.next_hop));
     let in_tunnel = pair.mtu.less(overhead(Some(pair.address)));
@@ -176,8 +180,8 @@ pub fn remote(pair: &Pair<'_>) -> Remote {
             0
         },
         epoch: form.epoch,
-        form: form.now,
-        previous_form: form.previous,
+        form: byte(form.now),
+        previous_form: byte(form.previous),
         tunnel_family: tunnel.family(),
         next_hop_family: next_hop.map_or(0, |hop| hop.family()),
         path_mtu: if smaller { pair.mtu.get() } else { 0 },

@@ -2,10 +2,7 @@
 
 use std::net::IpAddr;
 
-use veer_bpf_common::{
-    VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6,
-    tables::{FORM_NATIVE, FORM_TUNNEL},
-};
+use veer_bpf_common::{VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, tables::Form};
 use veer_crds::v1alpha1::{Epoch, Phase, RoutingMode};
 
 use super::paths::Paths;
@@ -82,18 +79,18 @@ pub fn pair_mtu(step: &RoutingStep, facts: &Facts, peer: &NodeRecord) -> Mtu {
 
 /// The form that a mode leads to for a peer reached by `paths`; `None`: a bare
 /// packet that has no path.
-pub fn target(mode: RoutingMode, paths: &Paths) -> Option<u8> {
+pub fn target(mode: RoutingMode, paths: &Paths) -> Option<Form> {
     match mode {
-        _ if paths.are_native(mode) => Some(FORM_NATIVE),
+        _ if paths.are_native(mode) => Some(Form::Native),
         RoutingMode::Native => None,
-        RoutingMode::Tunnel | RoutingMode::Hybrid => Some(FORM_TUNNEL),
+        RoutingMode::Tunnel | RoutingMode::Hybrid => Some(Form::Tunnel),
     }
 }
 
 /// Whether a peer takes a form from us now, by its own report. The tunnel
 /// everybody takes always.
-pub fn peer_accepts(form: u8, own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
-    if form == FORM_TUNNEL {
+pub fn peer_accepts(form: Form, own: Option<&Epoch>, peer: Option<&Epoch>) -> bool {
+    if form == Form::Tunnel {
         return true;
     }
     let (Some(own), Some(peer)) = (own, peer) else {

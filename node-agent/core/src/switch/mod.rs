@@ -8,7 +8,7 @@ mod paths;
 
 use std::{collections::HashMap, net::IpAddr};
 
-use veer_bpf_common::tables::Remote;
+use veer_bpf_common::tables::{Form, Remote};
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{
@@ -27,8 +27,8 @@ pub struct Ask {
     pub node: String,
     /// The peer's health address in the family.
     pub to: IpAddr,
-    /// `FORM_*`.
-    pub form: u8,
+    /// The form.
+    pub form: Form,
     /// Largest IP packet that the form carries.
     pub full: Mtu,
     /// Whether the pair has switched to the form and waits to be confirmed.

@@ -29,7 +29,7 @@ use nix::{
         sockopt::{Mark, RcvBuf, SetStruct},
     },
 };
-use veer_bpf_common::{mark, tables::FORM_NATIVE};
+use veer_bpf_common::{mark, tables::Form};
 
 use veer_agent_core::switch::{Answer, Ask};
 
@@ -270,7 +270,7 @@ fn send(
     let (from, sockets) = from
         .zip(sockets)
         .ok_or_else(|| io::Error::other("this node has no health address of that family"))?;
-    let socket = if ask.form == FORM_NATIVE {
+    let socket = if ask.form == Form::Native {
         &sockets.native
     } else {
         &sockets.tunnel
@@ -375,7 +375,7 @@ fn silent(ask: &Ask, echo: &Open) -> String {
     if let Some(error) = &echo.error {
         return format!("a probe cannot be sent: {error}");
     }
-    if ask.form == FORM_NATIVE {
+    if ask.form == Form::Native {
         format!(
             "no answer from {} to bare packets: does the underlay carry pod addresses (routes, \
              security groups, source checks), and do they enter both nodes by a device with \

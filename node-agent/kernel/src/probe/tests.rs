@@ -23,7 +23,7 @@ fn header(to: IpAddr) -> usize {
     if to.is_ipv4() { 20 } else { 40 }
 }
 
-fn ask(to: IpAddr, form: u8, full: u32) -> Ask {
+fn ask(to: IpAddr, form: Form, full: u32) -> Ask {
     Ask {
         node: "b".into(),
         to,
@@ -81,12 +81,15 @@ fn what_is_not_answered_says_what_to_look_at() {
             let mut all = answers(vec![ask(to, form, 1500)], open);
             all.pop().unwrap().outcome.unwrap_err()
         };
-        assert!(text(FORM_NATIVE, &open(Size::Small)).contains("underlay"));
-        assert!(text(1, &open(Size::Small)).contains("UDP port"));
-        assert!(text(FORM_NATIVE, &open(Size::Full)).contains("1500 bytes"));
-        assert!(text(1, &open(Size::Full)).contains(&to.to_string()));
+        assert!(text(Form::Native, &open(Size::Small)).contains("underlay"));
+        assert!(text(Form::Tunnel, &open(Size::Small)).contains("UDP port"));
+        assert!(text(Form::Native, &open(Size::Full)).contains("1500 bytes"));
+        assert!(text(Form::Tunnel, &open(Size::Full)).contains(&to.to_string()));
         let none = HashMap::new();
-        assert_eq!(answers(vec![ask(to, 1, 1500)], &none)[0].outcome, Ok(()));
+        assert_eq!(
+            answers(vec![ask(to, Form::Tunnel, 1500)], &none)[0].outcome,
+            Ok(())
+        );
     }
 }
 
@@ -111,9 +114,9 @@ fn both_families_are_asked_at_once_and_each_says_what_became_of_it() {
     let from = parsed(FROM);
     let asks = || {
         vec![
-            ask(v4, FORM_NATIVE, 1500),
-            ask(v6, 1, 1500),
-            ask(v6, FORM_NATIVE, 1400),
+            ask(v4, Form::Native, 1500),
+            ask(v6, Form::Tunnel, 1500),
+            ask(v6, Form::Native, 1400),
         ]
     };
     let outcomes = |from: &[IpAddr], asks: Vec<Ask>| {
@@ -136,7 +139,10 @@ fn both_families_are_asked_at_once_and_each_says_what_became_of_it() {
         assert!(cut.as_ref().unwrap_err().contains("1500 bytes"), "{seen:?}");
     }
     // More than the own device takes is known at once.
-    let seen = outcomes(&from, vec![ask(v4, 1, 1600), ask(v6, 1, 1600)]);
+    let seen = outcomes(
+        &from,
+        vec![ask(v4, Form::Tunnel, 1600), ask(v6, Form::Tunnel, 1600)],
+    );
     assert!(
         seen.iter()
             .all(|s| s.as_ref().is_err_and(|t| t.contains("1600 bytes ("))),
@@ -145,13 +151,19 @@ fn both_families_are_asked_at_once_and_each_says_what_became_of_it() {
 
     // One family alone fails.
     peer.sysctl("ipv6/conf/all/disable_ipv6", "1");
-    let seen = outcomes(&from, vec![ask(v4, 1, 1400), ask(v6, 1, 1400)]);
+    let seen = outcomes(
+        &from,
+        vec![ask(v4, Form::Tunnel, 1400), ask(v6, Form::Tunnel, 1400)],
+    );
     assert!(seen[0].is_ok(), "{seen:?}");
     assert!(
         seen[1].as_ref().unwrap_err().contains(&v6.to_string()),
         "{seen:?}"
     );
-    let seen = outcomes(&from[..1], vec![ask(v4, 1, 1400), ask(v6, 1, 1400)]);
+    let seen = outcomes(
+        &from[..1],
+        vec![ask(v4, Form::Tunnel, 1400), ask(v6, Form::Tunnel, 1400)],
+    );
     assert!(seen[0].is_ok(), "{seen:?}");
     assert!(
         seen[1].as_ref().unwrap_err().contains("no health address"),

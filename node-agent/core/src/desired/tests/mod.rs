@@ -144,14 +144,14 @@ impl World {
         let asks = health.iter().map(|to| Ask {
             node: "b".into(),
             to: ip(to),
-            form,
+            form: Form::of(form).unwrap(),
             full: Mtu::new(1450).unwrap(),
             confirms,
         });
         let peer = Peer {
             name: "b".into(),
             health: health.iter().map(|to| ip(to)).collect(),
-            target: Some(form),
+            target: Form::of(form),
             no_path: None,
             blind: None,
             entry: Remote::default(),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use veer_bpf_common::tables::{FORM_NATIVE, FORM_TUNNEL, Remote};
+use veer_bpf_common::tables::{Form, Remote};
 use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
 use super::{Answer, Ask, RoutingStep, paths::named};
@@ -58,7 +58,7 @@ pub struct Pairs {
     complete: bool,
     /// Pairs that answered in the form they have switched to.
     #[serde(skip)]
-    confirmed: HashSet<(String, u8)>,
+    confirmed: HashSet<(String, Form)>,
     /// When a peer that failed was last asked, and what it had acknowledged.
     #[serde(skip)]
     tried: HashMap<String, (u64, Option<Epoch>)>,
@@ -92,7 +92,7 @@ pub struct Peer {
     /// Its health addresses, one of each family that both nodes have pods in.
     pub health: Vec<IpAddr>,
     /// The form that the epoch leads to; `None`: there is no path for it.
-    pub target: Option<u8>,
+    pub target: Option<Form>,
     /// Why there is no path for bare packets, where more is known than that.
     pub no_path: Option<String>,
     /// Why an answer would say nothing, so that none is asked for.
@@ -114,7 +114,8 @@ impl Peer {
     }
 
     fn arrived(&self) -> bool {
-        self.target == Some(self.entry.form)
+        self.target
+            .is_some_and(|form| form.byte() == self.entry.form)
     }
 
     /// The families that both nodes have pods in.
@@ -139,8 +140,8 @@ pub struct PairInputs<'a> {
 pub struct PairState {
     /// The families in which the peer answers in the target form.
     pub passed: Families,
-    /// The peer answers in the form that the pair has switched to: `FORM_*`.
-    pub confirmed: Option<u8>,
+    /// The peer answers in the form that the pair has switched to.
+    pub confirmed: Option<Form>,
 }
 
 impl Pairs {
@@ -207,7 +208,7 @@ impl Pairs {
         let is = |form| self.confirmed.contains(&(name.to_owned(), form));
         PairState {
             passed: self.passed(name),
-            confirmed: [FORM_TUNNEL, FORM_NATIVE].into_iter().find(|f| is(*f)),
+            confirmed: Form::ALL.into_iter().find(|f| is(*f)),
         }
     }
 
@@ -246,7 +247,7 @@ impl Pairs {
                 fell.push(peer.name.clone());
             }
             if peer.entry.revert_at == 0 || late {
-                for form in [FORM_TUNNEL, FORM_NATIVE] {
+                for form in Form::ALL {
                     self.confirmed.remove(&(peer.name.clone(), form));
                 }
             }
@@ -265,7 +266,8 @@ impl Pairs {
                 continue;
             }
             if peer.pending(inputs.now) {
-                asks.extend(ask(peer, peer.entry.form, inputs.step, true));
+                let form = Form::of(peer.entry.form).into_iter();
+                asks.extend(form.flat_map(|form| ask(peer, form, inputs.step, true)));
                 if phase != Phase::Preflight {
                     continue;
                 }
@@ -386,8 +388,8 @@ impl Pairs {
 }
 
 /// One for each family.
-fn ask(peer: &Peer, form: u8, step: &RoutingStep, confirms: bool) -> impl Iterator<Item = Ask> {
-    let full = if form == FORM_NATIVE {
+fn ask(peer: &Peer, form: Form, step: &RoutingStep, confirms: bool) -> impl Iterator<Item = Ask> {
+    let full = if form == Form::Native {
         step.native_mtu.min(peer.mtu)
     } else {
         let in_tunnel = peer.mtu.less(peer.entry.overhead());

@@ -27,11 +27,11 @@ impl World {
         let peer = |name: &str| Peer {
             name: name.into(),
             health: vec!["10.1.1.1".parse().unwrap()],
-            target: Some(FORM_NATIVE),
+            target: Some(Form::Native),
             no_path: None,
             blind: None,
             entry: Remote {
-                form: FORM_TUNNEL,
+                form: Form::Tunnel.byte(),
                 ..Remote::default()
             },
             mtu: Mtu::ETHERNET,
@@ -112,8 +112,8 @@ impl World {
     /// The pair has been switched and waits to be confirmed.
     fn switched(&mut self, peer: usize) {
         self.peers[peer].entry = Remote {
-            form: FORM_NATIVE,
-            previous_form: FORM_TUNNEL,
+            form: Form::Native.byte(),
+            previous_form: Form::Tunnel.byte(),
             revert_at: self.now + 30 * SECOND,
             epoch: 2,
             ..Remote::default()
@@ -127,11 +127,14 @@ fn preflight_is_done_when_every_peer_was_probed_whatever_came_of_it() {
     assert!(!world.settle());
     assert_eq!(world.report(), None);
     let asks = world.asks();
-    let asked: Vec<(&str, u8, u32)> = asks
+    let asked: Vec<(&str, Form, u32)> = asks
         .iter()
         .map(|a| (a.node.as_str(), a.form, a.full.get()))
         .collect();
-    assert_eq!(asked, [("b", FORM_NATIVE, 1500), ("c", FORM_NATIVE, 1500)]);
+    assert_eq!(
+        asked,
+        [("b", Form::Native, 1500), ("c", Form::Native, 1500)]
+    );
     world.answer(asks, &["c"]);
     assert!(world.settle());
     let report = world.report().unwrap();
@@ -202,7 +205,7 @@ fn a_switched_pair_is_asked_until_it_answers_and_then_confirmed() {
         assert!(asks.iter().all(|a| a.confirms));
         world.answer(asks, silent);
     }
-    assert_eq!(world.pairs.view("b").confirmed, Some(FORM_NATIVE));
+    assert_eq!(world.pairs.view("b").confirmed, Some(Form::Native));
     for peer in &mut world.peers {
         peer.entry.revert_at = 0;
     }
@@ -223,7 +226,7 @@ fn a_pair_not_confirmed_in_time_fell_back_and_stays_so_until_the_next_attempt() 
     world.now += 31 * SECOND;
     assert_eq!(world.expire(), ["b"]);
     world.peers[0].entry = Remote {
-        form: FORM_TUNNEL,
+        form: Form::Tunnel.byte(),
         ..Remote::default()
     };
     assert!(world.settle());
@@ -345,7 +348,7 @@ fn a_switched_pair_is_confirmed_when_it_answers_in_all_families() {
     assert_eq!(world.pairs.view("b").confirmed, None);
     let asks = world.asks();
     world.answer(asks, &[]);
-    assert_eq!(world.pairs.view("b").confirmed, Some(FORM_NATIVE));
+    assert_eq!(world.pairs.view("b").confirmed, Some(Form::Native));
 }
 
 #[test]
@@ -366,7 +369,7 @@ fn a_pair_that_passed_is_probed_again_when_a_family_comes() {
     let asks = world.asks();
     world.answer(asks, &[]);
     world.enter(epoch(2, 0, Phase::Ready));
-    world.peers[1].entry.form = FORM_NATIVE;
+    world.peers[1].entry.form = Form::Native.byte();
     assert!(world.asks().is_empty());
     world.peers[0].health.push(V6.parse().unwrap());
     assert!(!world.settle());
