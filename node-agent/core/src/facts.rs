@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr};
 use veer_bpf_common::device::IfIndex;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
-use crate::{family, mtu::Mtu};
+use crate::{family::Family, mtu::Mtu};
 
 /// An uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,12 +61,12 @@ pub struct Facts {
 impl Facts {
     /// The own address from which packets to a destination start: the first of its family.
     pub fn source(&self, destination: IpAddr) -> Option<IpAddr> {
-        self.first(destination.is_ipv4())
+        self.first(Family::of(destination))
     }
 
     /// The first own address of a family: the one that stands for the node, if it is one.
-    pub fn first(&self, is_ipv4: bool) -> Option<IpAddr> {
-        family::first(self.primary.iter().chain(&self.addresses), is_ipv4)
+    pub fn first(&self, family: Family) -> Option<IpAddr> {
+        family.first(self.primary.iter().chain(&self.addresses))
     }
 
     /// Largest packet that all uplinks carry; `None`: not known.

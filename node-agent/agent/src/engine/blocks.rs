@@ -1,6 +1,7 @@
 //! Blocks that are assigned, against those in use.
 
 use ipnet::IpNet;
+use veer_agent_core::family::Family;
 use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 /// Those of the assigned blocks that new pods get addresses of: not of a family that the
@@ -22,7 +23,7 @@ pub(super) fn for_new_pods(
 /// need not. They do not wait for a block of a family that is not assigned any more.
 pub(super) fn waits_for_pods(assigned: &[IpNet], in_use: &[IpNet]) -> String {
     let held = in_use.iter().find_map(|held| {
-        let same_family = |block: &&IpNet| block.addr().is_ipv4() == held.addr().is_ipv4();
+        let same_family = |block: &&IpNet| Family::of_net(block) == Family::of_net(held);
         let block = assigned.iter().find(same_family)?;
         (block != held).then_some((block, held))
     });

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use veer_agent_core::{
-    family::Families,
+    family::{Families, Family},
     mtu::Mtu,
     repair::{Kind, RoundLog},
 };
@@ -14,7 +14,7 @@ use super::converge::Converger;
 fn too_small(of_pods: Families, mtu: Mtu) -> Option<String> {
     let (needed, mtu) = (Mtu::IPV6.get(), mtu.get());
     let lacks = needed.checked_sub(mtu).filter(|lacks| *lacks > 0)?;
-    of_pods.has(false).then(|| {
+    of_pods.has(Family::V6).then(|| {
         format!(
             "pods' packets may have {mtu} bytes, fewer than the {needed} that IPv6 needs: raise \
              spec.mtu of the ClusterNetwork, or the MTU of the uplinks, by {lacks}"
@@ -32,7 +32,7 @@ impl Converger {
         known: Vec<(&'static str, String)>,
     ) {
         self.concerns = known;
-        match self.forward.converge(of_pods.has(false)) {
+        match self.forward.converge(of_pods.has(Family::V6)) {
             Ok(changes) => {
                 for chain in changes.opened {
                     let note = format!(
@@ -51,12 +51,12 @@ impl Converger {
         let blocked = self.forward.concerns();
         self.concerns.extend(blocked.map(|c| ("ForwardBlocked", c)));
         let deaf = [
-            (true, "ipv4/icmp_echo_ignore_all"),
-            (false, "ipv6/icmp/echo_ignore_all"),
+            (Family::V4, "ipv4/icmp_echo_ignore_all"),
+            (Family::V6, "ipv6/icmp/echo_ignore_all"),
         ];
-        let is_deaf = |(is_ipv4, path): &(bool, &str)| {
+        let is_deaf = |(family, path): &(Family, &str)| {
             let value = std::fs::read_to_string(proc_sys_net.join(path));
-            of_pods.has(*is_ipv4) && value.is_ok_and(|v| v.trim() == "1")
+            of_pods.has(*family) && value.is_ok_and(|v| v.trim() == "1")
         };
         for (_, path) in deaf.into_iter().filter(is_deaf) {
             let key = format!("net.{}", path.replace('/', "."));
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn an_mtu_below_that_of_ipv6_is_named_where_pods_have_ipv6() {
-        let [v4, v6] = [true, false].map(Families::one);
+        let [v4, v6] = Family::ALL.map(Families::one);
         let mtu = |bytes| Mtu::new(bytes).unwrap();
         assert_eq!(too_small(v4, mtu(1210)), None);
         assert_eq!(too_small(v6, mtu(1280)), None);

@@ -28,7 +28,7 @@ use veer_agent_core::{
     checkpoint::Checkpoint,
     desired::{self, Desired, DesiredInputs},
     facts::Facts,
-    family::{self, Families},
+    family::{self, Families, Family},
     index::Index,
     mtu::Mtu,
     peers::{self, Ids, Left, Peers},
@@ -154,10 +154,10 @@ impl Converger {
         let underlay = self.facts.underlay_mtu(cluster);
         let port = desired::tunnel_port(cluster);
         // One part that cannot be put right must not keep the others from it.
-        let over_ipv6 = self.facts.primary.is_some_and(|own| own.is_ipv6());
+        let outside = self.facts.primary.map_or(Family::V4, Family::of);
         let device = self
             .vxlan
-            .converge(done, &mut socket, port, underlay, over_ipv6);
+            .converge(done, &mut socket, port, underlay, outside);
         if let Ok(index) = device {
             self.facts.vxlan_index = Some(index);
         }
@@ -307,9 +307,9 @@ impl Converger {
     ) -> Result<(), Error> {
         // Of a new agent nothing is known yet, and what its pairs use stays.
         let primary = self.facts.primary;
-        let asked: Families = [true, false]
+        let asked: Families = Family::ALL
             .into_iter()
-            .filter(|f| of_pods.has(*f) || primary.is_none_or(|own| own.is_ipv4() == *f))
+            .filter(|f| of_pods.has(*f) || primary.is_none_or(|own| f.has(own)))
             .collect();
         let own = index.nodes.get(index.own());
         let said = own.map_or(&[][..], |own| &own.addresses);
@@ -325,9 +325,9 @@ impl Converger {
                 .flat_map(|n| {
                     let recovered = self.ids.recovered(&n.name);
                     let all = || n.addresses.iter().chain(recovered);
-                    let wanted = [true, false].into_iter().filter(|f| asked.has(*f));
-                    wanted
-                        .filter_map(|f| family::first(all(), f))
+                    asked
+                        .iter()
+                        .filter_map(|f| f.first(all()))
                         .collect::<Vec<_>>()
                 })
                 .collect();

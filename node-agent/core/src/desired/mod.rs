@@ -22,7 +22,7 @@ use veer_crds::v1alpha1::ClusterNetworkSpec;
 use crate::{
     endpoint::{LocalEndpoint, Store, gateway_of},
     facts::Facts,
-    family,
+    family::{self, Family},
     index::{Index, NodeRecord},
     mtu::Mtu,
     peers::Peers,
@@ -215,9 +215,9 @@ pub fn desired(inputs: DesiredInputs<'_>) -> Desired {
             } else {
                 pair_mtu
             });
-        let serves = |family| families.has(family) || facts.first(family).is_some();
+        let serves = |family: Family| families.has(family) || facts.first(family).is_some();
         let cidrs = node.pod_cidrs.iter();
-        let cidrs = cidrs.filter(|c| !blocks.contains(c) && serves(c.addr().is_ipv4()));
+        let cidrs = cidrs.filter(|c| !blocks.contains(c) && serves(Family::of_net(c)));
         let routes = cidrs.filter_map(|cidr| remote_route(*cidr, node, *id, facts, peers));
         d.routes.extend(routes.map(|route| Route {
             mtu: Some(mtu),
@@ -303,7 +303,7 @@ fn remote_route(
     let gateway = match cidr.addr() {
         // Nodes that have no IPv4 between them have their gateways for pods.
         IpAddr::V4(_) => peers
-            .address_of(&node.name, true)
+            .address_of(&node.name, Family::V4)
             .or_else(|| gateway_of(&cidr))?,
         IpAddr::V6(_) => on_device(id),
     };

@@ -8,7 +8,10 @@ use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::{device::IfIndex, identity::Identity, tables::Interface as InterfaceValue};
 
 use super::{LocalEndpoint, PodAddress, gateway_of};
-use crate::link::{Link, Mac};
+use crate::{
+    family::Family,
+    link::{Link, Mac},
+};
 
 /// Begins the container id of a record whose sandbox has no known one. Its DEL
 /// finds it by the device all the same.
@@ -113,7 +116,7 @@ impl Evidence<'_> {
         let told = self.kept().iter().find(|(kept, _)| *kept == address);
         let used = self.pod.gateways.iter().copied();
         let blocks = self.blocks.iter().filter_map(gateway_of);
-        let same_family = |gateway: &IpAddr| gateway.is_ipv4() == address.is_ipv4();
+        let same_family = |gateway: &IpAddr| Family::of(address).has(*gateway);
         told.and_then(|(_, gateway)| *gateway)
             .or_else(|| used.chain(blocks).find(same_family))
     }
@@ -124,7 +127,7 @@ impl Evidence<'_> {
         let mut addresses = self.addresses();
         let primary = self.kept().first().map(|(address, _)| *address);
         let primary = primary.or(self.blocks.first().map(IpNet::addr));
-        addresses.sort_by_key(|a| primary.is_some_and(|p| p.is_ipv4() != a.is_ipv4()));
+        addresses.sort_by_key(|a| primary.is_some_and(|p| !Family::of(p).has(*a)));
         addresses.into_iter().filter_map(|address| {
             let gateway = self.gateway(address)?;
             Some(PodAddress { address, gateway })
@@ -136,7 +139,7 @@ impl Evidence<'_> {
     pub fn rebuild(&self) -> Option<LocalEndpoint> {
         let mut addresses = self.pod_addresses();
         let PodAddress { address, gateway } = addresses.next()?;
-        let second = addresses.find(|a| a.address.is_ipv4() != address.is_ipv4());
+        let second = addresses.find(|a| !Family::of(address).has(a.address));
         let (row, kept) = (self.row(), self.kept);
         Some(LocalEndpoint {
             attachment: kept.map_or_else(
@@ -180,7 +183,7 @@ impl LocalEndpoint {
         let found = named.iter().find_map(|other| {
             let block = blocks.iter().find(|block| block.contains(other))?;
             let gateway = gateway_of(block)?;
-            (other.is_ipv4() != address.is_ipv4()).then_some(PodAddress {
+            (!Family::of(address).has(*other)).then_some(PodAddress {
                 address: *other,
                 gateway,
             })

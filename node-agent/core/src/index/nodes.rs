@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use veer_crds::v1alpha1::{Epoch, NodeNetworkStatus};
 
 use super::Change;
-use crate::mtu::Mtu;
+use crate::{family::Family, mtu::Mtu};
 
 /// What counts of a NodeNetwork.
 #[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
@@ -76,7 +76,7 @@ pub(super) enum Extent {
 pub struct Networks {
     count: HashMap<IpNet, usize>,
     /// How many networks there are of each length and family (`true`: IPv4).
-    lengths: BTreeMap<(bool, u8), usize>,
+    lengths: BTreeMap<(Family, u8), usize>,
 }
 
 impl Networks {
@@ -105,9 +105,9 @@ impl Networks {
 
     /// Whether a network lies in one of these. An address is a network too.
     pub fn cover(&self, net: &IpNet) -> bool {
-        let v4 = net.addr().is_ipv4();
+        let family = Family::of_net(net);
         self.lengths
-            .range((v4, 0)..=(v4, net.prefix_len()))
+            .range((family, 0)..=(family, net.prefix_len()))
             .filter_map(|((_, length), _)| IpNet::new(net.addr(), *length).ok())
             .any(|wider| self.count.contains_key(&wider.trunc()))
     }
@@ -123,8 +123,8 @@ impl FromIterator<IpNet> for Networks {
     }
 }
 
-fn family_and_length(net: &IpNet) -> (bool, u8) {
-    (net.addr().is_ipv4(), net.prefix_len())
+fn family_and_length(net: &IpNet) -> (Family, u8) {
+    (Family::of_net(net), net.prefix_len())
 }
 
 /// All nodes.

@@ -13,7 +13,7 @@ use veer_bpf_common::node::NodeId;
 use crate::{
     endpoint::gateway_of,
     facts::Facts,
-    family,
+    family::Family,
     index::{Index, NodeRecord},
 };
 
@@ -39,8 +39,8 @@ pub struct Peers {
 
 impl Peers {
     /// The first believed address of a node in a family.
-    pub fn address_of(&self, name: &str, is_ipv4: bool) -> Option<IpAddr> {
-        family::first(self.firsts.get(name)?, is_ipv4)
+    pub fn address_of(&self, name: &str, family: Family) -> Option<IpAddr> {
+        family.first(self.firsts.get(name)?)
     }
 }
 
@@ -48,17 +48,17 @@ impl Peers {
 /// which stands for the other node: of the family of the one that stands for this node,
 /// IPv4 while that is not known. Packets between two nodes need a family that both have.
 pub fn firsts(addresses: &[IpAddr], facts: &Facts) -> impl Iterator<Item = IpAddr> {
-    let tunnel = facts.primary.is_none_or(|own| own.is_ipv4());
-    let usable = move |f: &bool| *f == tunnel || facts.first(*f).is_some();
-    let families = [tunnel, !tunnel].into_iter().filter(usable);
-    families.filter_map(move |is_ipv4| family::first(addresses, is_ipv4))
+    let tunnel = facts.primary.map_or(Family::V4, Family::of);
+    let usable = move |f: &Family| *f == tunnel || facts.first(*f).is_some();
+    let families = [tunnel, tunnel.other()].into_iter().filter(usable);
+    families.filter_map(move |family| family.first(addresses))
 }
 
 /// The health addresses of a node, one of each family that it has a block of.
 fn healths(node: &NodeRecord) -> impl Iterator<Item = IpAddr> {
     let all: Vec<IpAddr> = node.pod_cidrs.iter().filter_map(gateway_of).collect();
-    let families = [true, false].into_iter();
-    families.filter_map(move |is_ipv4| family::first(&all, is_ipv4))
+    let families = Family::ALL.into_iter();
+    families.filter_map(move |family| family.first(&all))
 }
 
 /// A node's claim of an address. Of two, the stronger counts, field by field.

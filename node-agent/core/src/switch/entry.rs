@@ -14,7 +14,7 @@ use super::{
     epoch::{RoutingStep, overhead, peer_accepts, peer_left_native, target},
     paths::Leg,
 };
-use crate::{index::NodeRecord, mtu::Mtu};
+use crate::{family::Family, index::NodeRecord, mtu::Mtu};
 
 /// What decides the entry of one other node.
 #[derive(Clone, Copy, Debug)]
@@ -107,26 +107,20 @@ impl Pair<'_> {
 
     /// Whether bare packets of a family were probed: an entry of that form has the ways of
     /// families that were.
-    fn was_probed(&self, is_ipv4: bool) -> bool {
+    fn was_probed(&self, family: Family) -> bool {
         let bare =
             |p: &&Remote| goes_bare(Form::of(p.form), Form::of(p.previous_form), p.revert_at);
         let present = self.present.filter(bare);
-        let has_way = |p: &Remote| {
-            if is_ipv4 {
-                p.next_hop_family != 0
-            } else {
-                p.ifindex_v6 != 0
-            }
-        };
-        self.view.passed.has(is_ipv4) || present.is_some_and(has_way)
+        let has_way = |p: &Remote| family.pick([p.next_hop_family != 0, p.ifindex_v6 != 0]);
+        self.view.passed.has(family) || present.is_some_and(has_way)
     }
 
     /// The way of a family's packets that the entry is to have: long before they take it,
     /// but not where they might before it was probed.
-    fn leg(&self, form: PairForm, is_ipv4: bool) -> Option<Leg> {
+    fn leg(&self, form: PairForm, family: Family) -> Option<Leg> {
         let bare = goes_bare(form.now, form.previous, form.revert_at);
-        let may = |_: &Leg| !bare || self.was_probed(is_ipv4);
-        self.paths.leg(is_ipv4).filter(may)
+        let may = |_: &Leg| !bare || self.was_probed(family);
+        self.paths.leg(family).filter(may)
     }
 
     /// Whether bare packets with a source on the peer are accepted.
@@ -163,7 +157,7 @@ fn goes_bare(form: Option<Form>, previous: Option<Form>, revert_at: u64) -> bool
 /// The entry of one other node.
 pub fn remote(pair: &Pair<'_>) -> Remote {
     let form = pair.form();
-    let [v4, v6] = [true, false].map(|family| pair.leg(form, family));
+    let [v4, v6] = Family::ALL.map(|family| pair.leg(form, family));
     let byte = |form: Option<Form>| form.map_or(FORM_NONE, Form::byte);
     let tunnel = IpKey::from(pair.address);
     let next_hop = v4.map(|leg| IpKey::from(leg.path.next_hop));

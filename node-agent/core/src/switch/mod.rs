@@ -12,7 +12,12 @@ use veer_bpf_common::tables::{Form, Remote};
 use veer_crds::v1alpha1::{Epoch, KeptForm, Phase, ProbeReport};
 
 use crate::{
-    endpoint::Store, facts::Facts, family::Families, index::Index, mtu::Mtu, peers::Peers,
+    endpoint::Store,
+    facts::Facts,
+    family::{Families, Family},
+    index::Index,
+    mtu::Mtu,
+    peers::Peers,
     repair::RoundLog,
 };
 
@@ -218,7 +223,7 @@ fn seen(now: Now<'_>, step: &RoutingStep) -> Vec<Peer> {
             let paths = Paths::to(node, address, families, facts, peers);
             let target = target(step.mode(), &paths);
             let health = peers.health.get(name)?.iter().copied();
-            let in_common = |health: &IpAddr| paths.families.has(health.is_ipv4());
+            let in_common = |health: &IpAddr| paths.families.has(Family::of(*health));
             let health: Vec<IpAddr> = health.filter(in_common).collect();
             if health.is_empty() {
                 return None;

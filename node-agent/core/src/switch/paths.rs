@@ -6,7 +6,7 @@ use veer_crds::v1alpha1::RoutingMode;
 
 use crate::{
     facts::{Facts, Path},
-    family::{self, Families},
+    family::{self, Families, Family},
     index::NodeRecord,
     peers::Peers,
 };
@@ -27,7 +27,7 @@ pub struct Paths {
     pub families: Families,
     legs: [Option<Leg>; 2],
     /// The first family that has no way, and what is known of the reason.
-    missing: Option<(bool, Option<String>)>,
+    missing: Option<(Family, Option<String>)>,
 }
 
 impl Paths {
@@ -43,7 +43,7 @@ impl Paths {
     ) -> Self {
         let common = own.in_both(family::of_nets(&node.pod_cidrs));
         let families = if common.is_empty() {
-            Families::one(tunnel.is_ipv4())
+            Families::one(Family::of(tunnel))
         } else {
             common
         };
@@ -51,22 +51,22 @@ impl Paths {
             families,
             ..Self::default()
         };
-        for is_ipv4 in families.iter() {
-            let to = way(&node.name, is_ipv4, facts, peers);
+        for family in families.iter() {
+            let to = way(&node.name, family, facts, peers);
             let path = to.and_then(|to| facts.paths.get(&to).copied());
             let leg = to.zip(path).map(|(to, path)| Leg { to, path });
-            paths.legs[usize::from(is_ipv4)] = leg;
+            *family.pick(paths.legs.each_mut()) = leg;
             if leg.is_none() {
                 let why = to.and_then(|to| facts.unfit.get(&to).cloned());
-                paths.missing.get_or_insert((is_ipv4, why));
+                paths.missing.get_or_insert((family, why));
             }
         }
         paths
     }
 
     /// The way of a family's packets.
-    pub fn leg(&self, is_ipv4: bool) -> Option<Leg> {
-        self.legs[usize::from(is_ipv4)]
+    pub fn leg(&self, family: Family) -> Option<Leg> {
+        family.pick(self.legs)
     }
 
     /// Whether every packet goes bare in this mode.
@@ -81,18 +81,18 @@ impl Paths {
 
     /// Why there is no way for some packets.
     pub fn obstacle(&self, node: &str) -> Option<String> {
-        let (is_ipv4, why) = self.missing.as_ref()?;
+        let (family, why) = self.missing.as_ref()?;
         let why = why.clone();
         let why =
             why.unwrap_or_else(|| format!("this node has no path to {node} for bare packets"));
-        Some(named(self.families, *is_ipv4, &why))
+        Some(named(self.families, *family, &why))
     }
 }
 
 /// What failed, with its family where there are two.
-pub(super) fn named(families: Families, is_ipv4: bool, why: &str) -> String {
+pub(super) fn named(families: Families, family: Family, why: &str) -> String {
     if families.iter().count() > 1 {
-        format!("{}: {why}", family::name(is_ipv4))
+        format!("{}: {why}", family.name())
     } else {
         why.to_owned()
     }
@@ -100,10 +100,10 @@ pub(super) fn named(families: Families, is_ipv4: bool, why: &str) -> String {
 
 /// The address of a node that packets of a family are sent to: IPv4 packets may have an
 /// IPv6 next hop, where the two nodes have no IPv4 between them.
-fn way(node: &str, is_ipv4: bool, facts: &Facts, peers: &Peers) -> Option<IpAddr> {
-    let between = |is_ipv4| {
-        facts.first(is_ipv4)?;
-        peers.address_of(node, is_ipv4)
+fn way(node: &str, family: Family, facts: &Facts, peers: &Peers) -> Option<IpAddr> {
+    let between = |family| {
+        facts.first(family)?;
+        peers.address_of(node, family)
     };
-    between(is_ipv4).or_else(|| between(false))
+    between(family).or_else(|| between(Family::V6))
 }

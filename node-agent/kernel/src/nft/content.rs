@@ -6,11 +6,12 @@ use std::{
 };
 
 use ipnet::IpNet;
+use veer_agent_core::family::Family;
 
 use super::{
     DELETE_ELEMENT, DELETE_TABLE, NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
     TABLE, TABLE_NAME,
-    expr::{COUNTER, Expr, Family, padded},
+    expr::{COUNTER, Expr, OfPackets, padded},
     message, table,
 };
 use crate::netlink::{
@@ -153,7 +154,7 @@ impl Elements {
     }
 
     fn shape(&self, family: Family) -> Shape {
-        let address = family.of(TYPES_ADDRESS);
+        let address = family.pick(TYPES_ADDRESS);
         let (flags, key) = match self {
             Self::Addresses(_) => (0, vec![address]),
             Self::Blocks(_) => (INTERVAL, vec![address]),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use veer_agent_core::family::Family;
 
 use crate::netlink::{address::octets, message::Message};
 
@@ -13,38 +14,16 @@ const REGISTERS: u32 = 8;
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
 
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
 /// Names of a set or a map for IPv4 and for IPv6.
 pub(super) type Names = [&'static str; 2];
 
-impl Family {
-    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// Whether an address is of the family.
-    pub(super) fn has(self, address: IpAddr) -> bool {
-        address.is_ipv4() == (self == Self::V4)
-    }
-
-    /// That of the two which is for the family.
-    pub(super) fn of<T: Copy>(self, both: [T; 2]) -> T {
-        both[usize::from(self == Self::V6)]
-    }
-
+/// What packets of a family look like to the kernel.
+pub(super) trait OfPackets: Sized {
     /// `NFPROTO_*`.
-    fn number(self) -> u8 {
-        self.of([2, 10])
-    }
+    fn number(self) -> u8;
 
     /// Bytes of an address.
-    pub(super) fn length(self) -> u32 {
-        self.of([4, 16])
-    }
+    fn length(self) -> u32;
 
     /// Registers that an address takes.
     fn registers(self) -> u32 {
@@ -52,11 +31,25 @@ impl Family {
     }
 
     /// Where the source is in the header (RFC 791, section 3.1; RFC 8200, section 3).
-    fn source(self) -> u32 {
-        self.of([12, 8])
-    }
+    fn source(self) -> u32;
 
     /// Where the destination is.
+    fn destination(self) -> u32;
+}
+
+impl OfPackets for Family {
+    fn number(self) -> u8 {
+        self.pick([2, 10])
+    }
+
+    fn length(self) -> u32 {
+        self.pick([4, 16])
+    }
+
+    fn source(self) -> u32 {
+        self.pick([12, 8])
+    }
+
     fn destination(self) -> u32 {
         self.source() + self.length()
     }
@@ -323,7 +316,7 @@ impl Expr {
             }
             Self::SourceIn(set) => {
                 source(m);
-                lookup(m, family.of(*set));
+                lookup(m, family.pick(*set));
             }
             Self::NoWayBack => fib(m, FIB_RESULT_DEVICE, FIB_SOURCE_BY_DEVICE, [0; 4]),
             Self::ToOwn => fib(m, FIB_RESULT_TYPE, FIB_DESTINATION, LOCAL.to_ne_bytes()),
@@ -331,13 +324,13 @@ impl Expr {
                 source(m);
                 let second = REGISTERS + family.registers();
                 payload_to(m, second, NETWORK_HEADER, family.destination(), length);
-                lookup(m, family.of(*set));
+                lookup(m, family.pick(*set));
             }
-            Self::Target(map) => target(m, family, false, family.of(*map)),
-            Self::TargetAt(map) => target(m, family, true, family.of(*map)),
+            Self::Target(map) => target(m, family, false, family.pick(*map)),
+            Self::TargetAt(map) => target(m, family, true, family.pick(*map)),
             Self::DestinationIn(set) => {
                 payload(m, NETWORK_HEADER, family.destination(), length);
-                lookup(m, family.of(*set));
+                lookup(m, family.pick(*set));
             }
             Self::UdpTo(port) => {
                 protocol(m, UDP);

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     content::{Chain, Elements, HookPoint, Place, Set},
-    expr::{Expr, Family, Names},
+    expr::{Expr, Names},
     ruleset::{OWN_DEVICES, joined},
 };
 use crate::netlink::conntrack::Flow;
@@ -18,6 +18,7 @@ use veer_agent_api::HostAddress;
 use veer_agent_core::{
     endpoint::{LocalEndpoint, PodAddress},
     facts::Facts,
+    family::Family,
 };
 
 /// Ports of all of the node's addresses.
@@ -61,14 +62,15 @@ impl HostPorts {
         let mut all = Self::default();
         for endpoint in having {
             for PodAddress { address, .. } in endpoint.addresses() {
-                all.each[usize::from(address.is_ipv6())].add(endpoint, address);
+                let of_family = Family::of(address).pick(all.each.each_mut());
+                of_family.add(endpoint, address);
             }
         }
         all
     }
 
     fn of_family(&self, address: IpAddr) -> &OfFamily {
-        &self.each[usize::from(address.is_ipv6())]
+        Family::of(address).pick(self.each.each_ref())
     }
 
     /// Where a flow goes whose destination is the node.
@@ -107,12 +109,12 @@ impl HostPorts {
         let own = facts.addresses.iter().map(|a| (*a).into());
         let own = joined(family, own.chain([LOOPBACK, LOOPBACK6]));
         let set = |names, elements| Set {
-            name: family.of(names),
+            name: family.pick(names),
             family,
             elements,
         };
         let [v4, v6] = &self.each;
-        let all = family.of([v4, v6]);
+        let all = family.pick([v4, v6]);
         [
             set(ANYWHERE, Elements::Targets(all.anywhere.clone())),
             set(AT, Elements::TargetsAt(all.at.clone())),

@@ -30,6 +30,7 @@ use crate::{
 use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::Facts,
+    family::Family,
     index::Index,
     repair::{Kind, RoundLog},
     switch::RoutingStep,
@@ -37,7 +38,6 @@ use veer_agent_core::{
 
 pub use content::Count;
 use content::{Ruleset, Set};
-use expr::Family;
 pub use forward::Forward;
 use host_ports::HostPorts;
 use ruleset::RulesetInputs;

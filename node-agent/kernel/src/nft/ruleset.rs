@@ -7,11 +7,13 @@ use veer_bpf_common::mark;
 
 use super::{
     content::{Chain, Elements, HookPoint, Ruleset, Set},
-    expr::{Expr, Family, Names},
+    expr::{Expr, Names},
     host_ports::{self, HostPorts},
 };
 use crate::netlink::{VXLAN, conntrack::Flow};
-use veer_agent_core::{desired::tunnel_port, facts::Facts, index::Index, switch::RoutingStep};
+use veer_agent_core::{
+    desired::tunnel_port, facts::Facts, family::Family, index::Index, switch::RoutingStep,
+};
 
 /// Addresses of nodes.
 const NODES: Names = ["nodes4", "nodes6"];
@@ -121,7 +123,7 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
     };
     let postrouting = |chain, family: Family| {
         let block = blocks.iter().find(|b| family.has(b.addr()));
-        let own = facts.first(family == Family::V4);
+        let own = facts.first(family);
         let Some((block, own)) = block.copied().zip(own) else {
             return chain;
         };
@@ -191,7 +193,7 @@ fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
     });
     let excluded = joined(family, excluded);
     let set = |names: Names, elements| Set {
-        name: family.of(names),
+        name: family.pick(names),
         family,
         elements,
     };

@@ -21,7 +21,10 @@ use crate::{
         route::{self, Lookup, PROTOCOL, Route},
     },
 };
-use veer_agent_core::facts::{Facts, Path, Uplink};
+use veer_agent_core::{
+    facts::{Facts, Path, Uplink},
+    family::Family,
+};
 
 /// Nanoseconds after which the next share of the known paths is asked for again.
 const TURN: u64 = 2_000_000_000;
@@ -56,9 +59,9 @@ pub struct FactsWanted<'a> {
 /// the first choice is none, and among those of the family that was first.
 pub fn hint(said: &[IpAddr], known: &[IpAddr], at_start: Option<IpAddr>) -> Option<IpAddr> {
     let left = at_start.is_none_or(|at_start| !said.contains(&at_start));
-    let first = at_start.is_none_or(|a| a.is_ipv4());
+    let first = at_start.map_or(Family::V4, Family::of);
     let usable = |a: &&IpAddr| known.contains(a);
-    let mut same = said.iter().filter(usable).filter(|a| a.is_ipv4() == first);
+    let mut same = said.iter().filter(usable).filter(|a| first.has(**a));
     let other = same.next().or_else(|| said.iter().find(usable));
     other.filter(|_| left).copied().or(at_start)
 }
@@ -289,7 +292,7 @@ fn is_usable(ip: IpAddr) -> bool {
 
 /// Whether a route is for packets to addresses like this.
 fn of_family(route: &Route, address: IpAddr) -> bool {
-    route.destination.addr().is_ipv4() == address.is_ipv4()
+    Family::of_net(&route.destination).has(address)
 }
 
 /// The kubelet's address, or the first that the world is reached from, or just the first;
@@ -299,12 +302,14 @@ fn primary(own: &[&Address], hint: Option<IpAddr>, defaults: &[&Route]) -> Optio
         let mut ways = defaults.iter().filter(|r| of_family(r, a.ip));
         ways.any(|r| r.index == Some(a.index))
     };
-    let first = |is_ipv4| {
-        let family = || own.iter().filter(move |a| a.ip.is_ipv4() == is_ipv4);
-        family().find(|a| reaches(a)).or_else(|| family().next())
+    let first = |family: Family| {
+        let all = || own.iter().filter(move |a| family.has(a.ip));
+        all().find(|a| reaches(a)).or_else(|| all().next())
     };
     let hinted = own.iter().find(|a| Some(a.ip) == hint);
-    let found = hinted.or_else(|| first(true)).or_else(|| first(false));
+    let found = hinted
+        .or_else(|| first(Family::V4))
+        .or_else(|| first(Family::V6));
     found.map(|a| a.ip)
 }
 

@@ -31,7 +31,10 @@ use nix::{
 };
 use veer_bpf_common::{mark, tables::Form};
 
-use veer_agent_core::switch::{Answer, Ask};
+use veer_agent_core::{
+    family::Family,
+    switch::{Answer, Ask},
+};
 
 /// How often a packet that was not answered is sent again.
 const TRIES: u32 = 5;
@@ -108,8 +111,8 @@ struct Open {
 ///
 /// The sockets cannot be opened (`CAP_NET_RAW`, `CAP_NET_ADMIN`).
 pub fn run(from: &[IpAddr], asks: Vec<Ask>) -> io::Result<Vec<Answer>> {
-    let asked = |is_ipv4: &bool| asks.iter().any(|ask| ask.to.is_ipv4() == *is_ipv4);
-    let families = [true, false].into_iter().filter(asked);
+    let asked = |family: &Family| asks.iter().any(|ask| family.has(ask.to));
+    let families = Family::ALL.into_iter().filter(asked);
     let sockets: Vec<Sockets> = families.map(Sockets::open).collect::<io::Result<_>>()?;
     // Two echoes of an ask have numbers 2n and 2n + 1.
     let mut open: HashMap<u16, Open> = HashMap::new();
@@ -162,55 +165,46 @@ fn identifier() -> u16 {
 /// The sockets of one family.
 #[derive(Debug)]
 struct Sockets {
-    is_ipv4: bool,
+    family: Family,
     receiver: OwnedFd,
     tunnel: OwnedFd,
     native: OwnedFd,
 }
 
 impl Sockets {
-    fn open(is_ipv4: bool) -> io::Result<Self> {
-        let protocol = if is_ipv4 {
-            SockProtocol::Icmp
-        } else {
-            SockProtocol::IcmpV6
-        };
-        let receiver = raw(is_ipv4, protocol)?;
+    fn open(family: Family) -> io::Result<Self> {
+        let protocol = family.pick([SockProtocol::Icmp, SockProtocol::IcmpV6]);
+        let receiver = raw(family, protocol)?;
         setsockopt(&receiver, RcvBuf, &BUFFER)?;
-        if !is_ipv4 {
+        if family == Family::V6 {
             // Neighbours' messages would fill it.
             let mut unwanted = [u32::MAX; 8];
             unwanted[usize::from(REPLIES[1] / 32)] ^= 1 << (REPLIES[1] % 32);
             setsockopt(&receiver, Unwanted, &unwanted)?;
         }
         Ok(Self {
-            is_ipv4,
+            family,
             receiver,
-            tunnel: sender(is_ipv4, mark::PROBE_TUNNEL)?,
-            native: sender(is_ipv4, mark::PROBE_NATIVE)?,
+            tunnel: sender(family, mark::PROBE_TUNNEL)?,
+            native: sender(family, mark::PROBE_NATIVE)?,
         })
     }
 }
 
-fn raw(is_ipv4: bool, protocol: SockProtocol) -> io::Result<OwnedFd> {
-    let family = if is_ipv4 {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+fn raw(family: Family, protocol: SockProtocol) -> io::Result<OwnedFd> {
+    let family = family.pick([AddressFamily::Inet, AddressFamily::Inet6]);
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket(family, SockType::Raw, flags, protocol)?)
 }
 
 /// A socket that takes whole IP packets and holds them against the device's
 /// MTU, not the route's, which may be the smaller one of another form.
-fn sender(is_ipv4: bool, mark: u32) -> io::Result<OwnedFd> {
-    let socket = raw(is_ipv4, SockProtocol::Raw)?;
+fn sender(family: Family, mark: u32) -> io::Result<OwnedFd> {
+    let socket = raw(family, SockProtocol::Raw)?;
     setsockopt(&socket, Mark, &mark)?;
-    if is_ipv4 {
-        setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE)?;
-    } else {
-        setsockopt(&socket, MtuDiscoverV6, &libc::IPV6_PMTUDISC_PROBE)?;
+    match family {
+        Family::V4 => setsockopt(&socket, MtuDiscover, &libc::IP_PMTUDISC_PROBE)?,
+        Family::V6 => setsockopt(&socket, MtuDiscoverV6, &libc::IPV6_PMTUDISC_PROBE)?,
     }
     Ok(socket)
 }
@@ -264,9 +258,9 @@ fn send(
     number: (u16, u16),
     length: usize,
 ) -> io::Result<()> {
-    let is_ipv4 = ask.to.is_ipv4();
-    let from = from.iter().find(|from| from.is_ipv4() == is_ipv4);
-    let sockets = sockets.iter().find(|s| s.is_ipv4 == is_ipv4);
+    let family = Family::of(ask.to);
+    let from = family.first(from);
+    let sockets = sockets.iter().find(|s| s.family == family);
     let (from, sockets) = from
         .zip(sockets)
         .ok_or_else(|| io::Error::other("this node has no health address of that family"))?;
@@ -275,7 +269,7 @@ fn send(
     } else {
         &sockets.tunnel
     };
-    let packet = packet(*from, ask.to, number, length)?;
+    let packet = packet(from, ask.to, number, length)?;
     let to = SockaddrStorage::from(SocketAddr::new(ask.to, 0));
     sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
     Ok(())

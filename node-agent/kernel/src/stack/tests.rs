@@ -28,6 +28,7 @@ use crate::{
 use veer_agent_core::{
     endpoint::LocalEndpoint,
     facts::{Facts, Uplink},
+    family::Family,
     mtu::Mtu,
     repair::RoundLog,
 };
@@ -344,12 +345,12 @@ fn neighbours_and_routes_of_both_families_are_put_back_one_by_one() {
 fn a_device_that_takes_no_ipv6_packets_without_checksum_is_made_again_only_where_they_come() {
     let node = lab::namespace();
     let mut vxlan = Vxlan::default();
-    let mut round = |over_ipv6| {
+    let mut round = |outside| {
         let mut done = RoundLog::default();
         node.run(|| {
             let mut socket = Socket::route().unwrap();
             vxlan
-                .converge(&mut done, &mut socket, 8472, Mtu::ETHERNET, over_ipv6)
+                .converge(&mut done, &mut socket, 8472, Mtu::ETHERNET, outside)
                 .unwrap()
         })
     };
@@ -358,11 +359,11 @@ fn a_device_that_takes_no_ipv6_packets_without_checksum_is_made_again_only_where
         "ip",
         "link add veer_vxlan type vxlan external nolearning dstport 8472",
     );
-    let old = round(false);
-    assert_eq!(round(false), old);
-    let new = round(true);
+    let old = round(Family::V4);
+    assert_eq!(round(Family::V4), old);
+    let new = round(Family::V6);
     assert_ne!(old, new);
-    assert_eq!(round(true), new);
+    assert_eq!(round(Family::V6), new);
     let seen = node.command("ip", "-d link show veer_vxlan");
     assert!(
         seen.contains(" udp6zerocsumrx") && seen.contains("addrgenmode none"),

@@ -12,6 +12,7 @@ use crate::{
     },
 };
 use veer_agent_core::{
+    family::Family,
     mtu::Mtu,
     repair::{Kind, RoundLog},
 };
@@ -24,7 +25,8 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
-    /// Makes the device so and returns its interface index. Only over IPv6 one without
+    /// Makes the device so and returns its interface index; `outside` is the family of the
+    /// packets that carry the tunnel. Only over IPv6 one without
     /// `udp6zerocsumrx`, which is set when it is made, is made again: an earlier release's.
     pub fn converge(
         &mut self,
@@ -32,7 +34,7 @@ impl Vxlan {
         socket: &mut Socket,
         port: u16,
         mtu: Mtu,
-        over_ipv6: bool,
+        outside: Family,
     ) -> Result<IfIndex, Error> {
         let mut tell = |how: &str, known: bool| {
             if known {
@@ -45,7 +47,7 @@ impl Vxlan {
             && (link.kind != "vxlan"
                 || !link.vxlan_external
                 || link.vxlan_port != port
-                || (over_ipv6 && !link.vxlan_zero_csum6))
+                || (outside == Family::V6 && !link.vxlan_zero_csum6))
         {
             tracing::warn!(?link, "veer_vxlan is not as veer makes it; making it again");
             link::delete(socket, VXLAN).map_err(netlink("remove a foreign veer_vxlan"))?;

@@ -12,6 +12,7 @@ use veer_bpf_common::identity::Identity;
 use veer_bpf_common::tables::FlowSlots;
 
 use super::{Claims, LocalEndpoint, PodAddress, Pool, gateway_of, is_device_of, pool::Released};
+use crate::family::Family;
 
 /// Why no address could be reserved.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -115,13 +116,13 @@ impl Store {
     /// Whether a pod holds an address of another block of the family.
     fn holds_beside(&self, block: &IpNet) -> bool {
         let mut held = self.endpoints.values().flat_map(|e| e.addresses());
-        held.any(|a| a.gateway.is_ipv4() == is_ipv4(block) && !block.contains(&a.gateway))
+        held.any(|a| Family::of_net(block).has(a.gateway) && !block.contains(&a.gateway))
     }
 
     fn new_pool(&mut self, block: IpNet) -> Pool {
         let waiting = std::mem::take(&mut self.waiting).into_iter();
         let (released, others): (Vec<_>, Vec<_>) =
-            waiting.partition(|r| r.address.is_ipv4() == is_ipv4(&block));
+            waiting.partition(|r| Family::of_net(&block).has(r.address));
         self.waiting = others;
         let used = self.endpoints.values().flat_map(|e| e.addresses());
         Pool::new(block, used.map(|a| a.address), released)
@@ -414,7 +415,7 @@ impl Store {
     pub fn lacking(&self) -> usize {
         let of = |pod: &&LocalEndpoint, block: &IpNet| {
             let mut addresses = pod.addresses();
-            addresses.any(|a| a.address.is_ipv4() == is_ipv4(block))
+            addresses.any(|a| Family::of_net(block).has(a.address))
         };
         let assigned = &self.pools[..self.assigned];
         let lacks = |pod: &&LocalEndpoint| !assigned.iter().all(|pool| of(pod, &pool.block()));
@@ -433,12 +434,8 @@ impl Store {
     }
 }
 
-fn is_ipv4(block: &IpNet) -> bool {
-    block.addr().is_ipv4()
-}
-
 fn same_family(pool: &Pool, block: &IpNet) -> bool {
-    is_ipv4(&pool.block()) == is_ipv4(block)
+    Family::of_net(&pool.block()) == Family::of_net(block)
 }
 
 #[cfg(test)]

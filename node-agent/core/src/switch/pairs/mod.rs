@@ -16,7 +16,7 @@ use veer_crds::v1alpha1::{Epoch, NodeReason, Phase, ProbeReport, RoutingMode};
 
 use super::{Answer, Ask, RoutingStep, paths::named};
 use crate::{
-    family::{self, Families},
+    family::{self, Families, Family},
     mtu::Mtu,
 };
 
@@ -424,13 +424,13 @@ fn of_pairs(answers: Vec<Answer>) -> Vec<(Ask, Families, Result<(), String>)> {
         }
     }
     let merged = pairs.into_iter().filter_map(|pair| {
-        let families: Families = pair.iter().map(|a| a.ask.to.is_ipv4()).collect();
+        let families: Families = pair.iter().map(|a| Family::of(a.ask.to)).collect();
         let failed: Vec<String> = pair
             .iter()
             .filter_map(|a| {
                 Some(named(
                     families,
-                    a.ask.to.is_ipv4(),
+                    Family::of(a.ask.to),
                     a.outcome.as_ref().err()?,
                 ))
             })

@@ -326,7 +326,7 @@ fn a_pair_passes_in_all_its_families_and_a_failure_says_which_failed() {
         assert!(world.settle());
         assert_eq!(world.pairs.trouble("b"), expected);
         let passed = world.pairs.view("b").passed;
-        let both: Families = [true, false].into_iter().collect();
+        let both: Families = Family::ALL.into_iter().collect();
         assert_eq!(passed.cover(both), expected.is_none());
         let text = serde_json::to_string(&world.pairs).unwrap();
         let again: Pairs = serde_json::from_str(&text).unwrap();

@@ -21,6 +21,7 @@ use crate::{
     desired::{DesiredInputs, address_rows_of, desired},
     endpoint::{Claims, LocalEndpoint, Store},
     facts::Facts,
+    family::Family,
     index::{Change, Event, Index, NodeRecord, PodEndpointRow},
     peers::{Ids, Left, Peers, peers},
     switch::{Pairs, RoutingStep},
@@ -71,7 +72,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 /// One node with its agent.
 struct Agent {
-    families: &'static [bool],
+    families: &'static [Family],
     kernel: Kernel,
     tables: Tables,
     index: Index,
@@ -101,7 +102,7 @@ fn name(node: u8) -> String {
 }
 
 impl Agent {
-    fn new(families: &'static [bool]) -> Self {
+    fn new(families: &'static [Family]) -> Self {
         let kernel = Kernel::new();
         let mut index = Index::new("a");
         let own = NodeRecord {

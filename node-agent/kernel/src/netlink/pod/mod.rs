@@ -13,7 +13,7 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::device::IfIndex;
 
-use veer_agent_core::{endpoint::PodAddress, mtu::Mtu, route::host_route};
+use veer_agent_core::{endpoint::PodAddress, family::Family, mtu::Mtu, route::host_route};
 
 use super::{
     address::{self, Address},
@@ -101,7 +101,7 @@ pub fn configure(
     for PodAddress { address, gateway } in w.addresses {
         pod_routes(&mut pod, eth.index, *gateway, w.route_mtu)?;
         let mut sources = w.host_sources.iter().copied();
-        let source = sources.find(|s| s.is_ipv4() == address.is_ipv4());
+        let source = sources.find(|s| Family::of(*address).has(*s));
         host_side(host, host_index, *address, w.pod_mac, source)?;
     }
     for of_pod in w.addresses.iter().filter(|a| a.address.is_ipv6()) {
