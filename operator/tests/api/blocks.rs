@@ -344,7 +344,9 @@ async fn a_family_comes_to_nodes_with_pods_and_goes_once_no_pod_has_an_address_o
     goes["state"] = json!("Draining");
     report(&[of_v4, of_v6]).await;
     server.change(json!({ "podCIDRs": [goes, v4] })).await;
-    server.await_network("Draining", "True", "InUse").await;
+    let said = server.await_network("Draining", "True", "InUse").await;
+    assert!(said.contains("kubectl rollout restart"), "{said}");
+    assert!(!said.contains("kubectl drain"), "{said}");
     // A new node gets none of it, and lacks nothing.
     server.add_node("b").await;
     assert!(server.block_of("b").await.addr().is_ipv4());

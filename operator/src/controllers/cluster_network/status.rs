@@ -150,23 +150,38 @@ fn draining(
         let message = "no block drains, or what drained is free".to_owned();
         return report(false, "NothingToDrain", message);
     }
-    let claims = seen.claims.iter().map(|claim| &claim.spec);
-    let mut nodes: Vec<String> = claims
-        .filter(|claim| open.iter().any(|entry| entry.contains(&claim.cidr)))
-        .map(|claim| claim.node_name.clone())
-        .collect();
-    nodes.sort();
-    nodes.dedup();
-    let open: Vec<String> = open.into_iter().map(IpNet::to_string).collect();
-    let message = format!(
-        "{} is in use on {} node(s): {}; move their pods away (kubectl drain NODE, then kubectl \
-         uncordon NODE): a node without pods takes a part of an Active block by itself, and one \
-         that is deleted gives its part back after the quarantine",
-        open.join(", "),
-        nodes.len(),
-        names(&nodes)
-    );
-    report(true, "InUse", message)
+    let in_use = |blocks: &[&IpNet]| {
+        let claims = seen.claims.iter().map(|claim| &claim.spec);
+        let mut nodes: Vec<String> = claims
+            .filter(|claim| blocks.iter().any(|block| block.contains(&claim.cidr)))
+            .map(|claim| claim.node_name.clone())
+            .collect();
+        nodes.sort();
+        nodes.dedup();
+        let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+        let (blocks, count, nodes) = (blocks.join(", "), nodes.len(), names(&nodes));
+        format!("{blocks} is in use on {count} node(s): {nodes}")
+    };
+    let (given_up, open): (Vec<&IpNet>, Vec<&IpNet>) = open
+        .into_iter()
+        .partition(|block| network.spec.gives_up(block.addr().is_ipv4()));
+    let mut messages = Vec::new();
+    if !open.is_empty() {
+        messages.push(format!(
+            "{}; move their pods away (kubectl drain NODE, then kubectl uncordon NODE): a node \
+             without pods takes a part of an Active block by itself, and one that is deleted gives \
+             its part back after the quarantine",
+            in_use(&open)
+        ));
+    }
+    if !given_up.is_empty() {
+        messages.push(format!(
+            "{}; new pods get no address of it: recreate those that have one (kubectl rollout \
+             restart), and each part is free with its last pod",
+            in_use(&given_up)
+        ));
+    }
+    report(true, "InUse", messages.join(". "))
 }
 
 fn available(
