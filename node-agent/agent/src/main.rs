@@ -11,7 +11,6 @@ mod pods;
 mod report;
 mod run;
 mod runtime;
-mod shared;
 mod socket;
 mod state;
 mod watch;

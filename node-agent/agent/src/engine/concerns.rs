@@ -1,7 +1,5 @@
 //! Faults on the node that veer cannot repair but can work with.
 
-use std::path::Path;
-
 use veer_agent_core::{
     family::{Families, Family},
     mtu::Mtu,
@@ -27,7 +25,6 @@ impl Converger {
     pub(super) fn look_around(
         &mut self,
         done: &mut RoundLog,
-        proc_sys_net: &Path,
         of_pods: Families,
         known: Vec<(&'static str, String)>,
     ) {
@@ -55,7 +52,7 @@ impl Converger {
             (Family::V6, "ipv6/icmp/echo_ignore_all"),
         ];
         let is_deaf = |(family, path): &(Family, &str)| {
-            let value = std::fs::read_to_string(proc_sys_net.join(path));
+            let value = std::fs::read_to_string(self.options.proc_sys_net.join(path));
             of_pods.has(*family) && value.is_ok_and(|v| v.trim() == "1")
         };
         for (_, path) in deaf.into_iter().filter(is_deaf) {

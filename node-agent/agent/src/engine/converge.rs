@@ -18,11 +18,10 @@ use ipnet::IpNet;
 use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::Epoch;
 
+use super::error::Error;
 use crate::{
-    engine::Error,
-    pods::{recover, rewire},
-    shared::Shared,
-    state::{handles::Writer, plan::Plan},
+    pods::{Pods, local::Local, recover, rewire},
+    state::{handles::Writer, options::Options, plan::Plan},
 };
 use veer_agent_core::{
     checkpoint::Checkpoint,
@@ -39,7 +38,9 @@ use veer_agent_core::{
 use veer_agent_kernel::{
     attachments::{Attachments, ProgramsWanted},
     clock::monotonic,
+    datapath::Datapath,
     error::{self, netlink},
+    lock::Lock,
     netlink::{
         link::{self, Link},
         message::Socket,
@@ -64,13 +65,17 @@ struct Basis {
 }
 
 /// State that lives from round to round.
-pub(crate) struct Converger {
+pub(super) struct Converger {
+    pub(super) options: Arc<Options>,
+    pub(super) datapath: Arc<Lock<Datapath>>,
+    pub(super) local: Arc<Local>,
+    pods: Arc<Pods>,
     ids: Ids,
     /// Entries of the remotes' map as last written. A pair's form is what it is
     /// here: the map is read for it when the agent starts, and only then.
     pub(super) present: HashMap<u32, Remote>,
     /// The epoch, and what probes found.
-    pub(crate) switch: Switch,
+    pub(super) switch: Switch,
     pub(super) health: Health,
     pub(super) vxlan: Vxlan,
     pub(super) host: Host,
@@ -87,20 +92,26 @@ pub(crate) struct Converger {
     strays: recover::Strays,
     /// Faults on the node that veer cannot repair but can work with: the reason of
     /// a condition, and a message.
-    pub(crate) concerns: Vec<(&'static str, String)>,
+    pub(super) concerns: Vec<(&'static str, String)>,
     /// Why the node is not as it should be; empty: it is.
-    pub(crate) degraded: String,
+    pub(super) degraded: String,
     /// The same as the reason of a condition.
-    pub(crate) degraded_reason: &'static str,
+    pub(super) degraded_reason: &'static str,
     /// Everything of veer is gone from the node.
-    pub(crate) decommissioned: bool,
+    pub(super) decommissioned: bool,
 }
 
 impl Converger {
     /// Over what is in the maps and on disk.
-    pub(crate) fn new(shared: &Shared, held: &Checkpoint) -> Result<Self, Error> {
+    pub(super) fn new(
+        options: Arc<Options>,
+        datapath: Arc<Lock<Datapath>>,
+        local: Arc<Local>,
+        pods: Arc<Pods>,
+        held: &Checkpoint,
+    ) -> Result<Self, Error> {
         let (present, nodes, rows) = {
-            let tables = &mut shared.datapath().maps.tables;
+            let tables = &mut datapath.lock().maps.tables;
             (
                 tables.remotes.read()?,
                 tables.nodes.read()?,
@@ -118,8 +129,8 @@ impl Converger {
             health: Health::default(),
             vxlan: Vxlan::default(),
             host: Host::new(Sysctls::open(
-                &shared.options.proc_sys_net,
-                &shared.options.state.join("sysctl.json"),
+                &options.proc_sys_net,
+                &options.state.join("sysctl.json"),
             )),
             attachments: Attachments::default(),
             nft: nft::Table::default(),
@@ -134,13 +145,16 @@ impl Converger {
             degraded: String::new(),
             degraded_reason: "",
             decommissioned: false,
+            options,
+            datapath,
+            local,
+            pods,
         })
     }
 
     /// One round. With `full` the maps are compared entry by entry.
     pub(super) fn run(
         &mut self,
-        shared: &Shared,
         index: &Index,
         plan: &mut Writer<Plan>,
         done: &mut RoundLog,
@@ -149,8 +163,8 @@ impl Converger {
     ) -> Result<(), Error> {
         let cluster = index.cluster.as_ref().map(|(_, c)| c);
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
-        let families = families(shared);
-        self.observe(index, shared.options.node_ip, families, &mut socket)?;
+        let families = families(&self.local);
+        self.observe(index, self.options.node_ip, families, &mut socket)?;
         let underlay = self.facts.underlay_mtu(cluster);
         let port = desired::tunnel_port(cluster);
         // One part that cannot be put right must not keep the others from it.
@@ -162,14 +176,14 @@ impl Converger {
             self.facts.vxlan_index = Some(index);
         }
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
-        let strays = self.strays.converge(shared, &mut socket, &links);
+        let strays = self.strays.converge(&self.pods, done, &mut socket, &links);
         let mut concerns: Vec<_> = strays.map(|s| ("PodWithoutRecord", s.clone())).collect();
-        stack::up(done, &mut socket, &links, &shared.settled_pods());
+        stack::up(done, &mut socket, &links, &self.local.settled());
         let (blocks, health): (Vec<_>, Vec<_>) = {
-            let store = shared.store();
+            let store = self.local.store();
             (store.blocks().collect(), store.health_addresses().collect())
         };
-        let ipv6 = self.host.enable_ipv6(done, &shared.settled_pods(), &blocks);
+        let ipv6 = self.host.enable_ipv6(done, &self.local.settled(), &blocks);
         let of_pods = |address| index.nodes.in_any_block(address);
         let health = self
             .health
@@ -180,16 +194,16 @@ impl Converger {
 
         let complete = index.complete.nodes;
         let peers = self.peers(index);
-        let now = now_of(shared, index, &peers, &self.facts, &self.present);
+        let now = now_of(&self.local, index, &peers, &self.facts, &self.present);
         self.switch
             .take_up(done, now, epoch, underlay, self.pod_mtus.route);
         let step = self.switch.step.clone();
         let smaller_first = self.pod_mtus.route.is_none_or(|route| step.mtu < route);
         self.publish_plan(plan, &peers, &step, underlay);
         // Only now: an ADD that ends later finds the new MTUs in the plan.
-        let pods = shared.settled_pods();
+        let pods = self.local.settled();
 
-        let wanted = self.desired(shared, index, &peers, &step, false);
+        let wanted = self.desired(index, &peers, &step, false);
         let mtus = (underlay, wanted.mtu);
         if smaller_first {
             self.host
@@ -197,13 +211,13 @@ impl Converger {
             self.pod_mtus
                 .converge(done, &mut socket, &links, &pods, mtus);
         }
-        let filled = self.maps(shared, index, done, &peers, &step, full)?;
-        if !shared.datapath().may_attach(full && filled) {
+        let filled = self.maps(index, done, &peers, &step, full)?;
+        if !self.datapath.lock().may_attach(full && filled) {
             return Err(Error::OtherLayout);
         }
         let attached = self.attachments.converge(
             done,
-            shared.datapath_lock(),
+            &self.datapath,
             ProgramsWanted {
                 links: &links,
                 facts: &self.facts,
@@ -211,7 +225,7 @@ impl Converger {
                 xdp: cluster.map(|c| c.xdp),
             },
         );
-        let stranded = rewire::lost_devices(shared, &mut socket, &links);
+        let stranded = rewire::lost_devices(&self.pods, done, &mut socket, &links);
         concerns.extend(stranded.into_iter().map(|s| ("PodWithoutDevice", s)));
         if !smaller_first {
             self.host
@@ -222,31 +236,35 @@ impl Converger {
         self.host
             .neighbours(done, &mut socket, &neighbours, &links, &pods);
         let sysctls = self.host.sysctls(done, &self.facts, &pods, &blocks);
-        let nft = self.nftables(shared, index, done, &links);
-        self.look_around(done, &shared.options.proc_sys_net, families, concerns);
+        let nft = self.nftables(index, done, &links);
+        self.look_around(done, families, concerns);
         if attached.is_ok() {
-            shared.datapath().all_attached();
+            self.datapath.lock().all_attached();
         }
         ipv6.and(device.map(drop))
             .and(health)
             .and(attached)
             .and(sysctls)
             .and(nft)?;
-        self.switch
-            .acknowledge(now_of(shared, index, &peers, &self.facts, &self.present));
+        self.switch.acknowledge(now_of(
+            &self.local,
+            index,
+            &peers,
+            &self.facts,
+            &self.present,
+        ));
         Ok(())
     }
 
     fn nftables(
         &mut self,
-        shared: &Shared,
         index: &Index,
         done: &mut RoundLog,
         links: &[Link],
     ) -> Result<(), error::Error> {
         let guarded = self.attachments.guarded(links);
         let (blocks, pods) = {
-            let store = shared.store();
+            let store = self.local.store();
             (store.blocks().collect::<Vec<_>>(), store.wired_now())
         };
         let wanted = nft::TableInputs {
@@ -263,38 +281,23 @@ impl Converger {
     }
 
     /// Writes what changed of pods' hostPorts, between two rounds.
-    pub(super) fn host_ports(
-        &mut self,
-        shared: &Shared,
-        index: &Index,
-        done: &mut RoundLog,
-    ) -> Result<(), Error> {
+    pub(super) fn host_ports(&mut self, index: &Index, done: &mut RoundLog) -> Result<(), Error> {
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
-        Ok(self.nftables(shared, index, done, &links)?)
+        Ok(self.nftables(index, done, &links)?)
     }
 
     /// The probes to send now, see [`Switch::asks`].
-    pub(super) fn asks(
-        &mut self,
-        shared: &Shared,
-        index: &Index,
-    ) -> Option<(Vec<IpAddr>, u64, Vec<Ask>)> {
+    pub(super) fn asks(&mut self, index: &Index) -> Option<(Vec<IpAddr>, u64, Vec<Ask>)> {
         let peers = Arc::clone(&self.peers);
-        let now = now_of(shared, index, &peers, &self.facts, &self.present);
-        self.switch.asks(&shared.store(), now)
+        let now = now_of(&self.local, index, &peers, &self.facts, &self.present);
+        self.switch.asks(&self.local.store(), now)
     }
 
     /// Takes in what probes found.
-    pub(super) fn probed(
-        &mut self,
-        shared: &Shared,
-        index: &Index,
-        round: u64,
-        answers: Vec<Answer>,
-    ) {
+    pub(super) fn probed(&mut self, index: &Index, round: u64, answers: Vec<Answer>) {
         let peers = Arc::clone(&self.peers);
-        let now = now_of(shared, index, &peers, &self.facts, &self.present);
+        let now = now_of(&self.local, index, &peers, &self.facts, &self.present);
         self.switch.probed(now, round, answers);
     }
 
@@ -405,15 +408,8 @@ impl Converger {
         plan.link_mtu = underlay;
     }
 
-    fn desired(
-        &self,
-        shared: &Shared,
-        index: &Index,
-        peers: &Peers,
-        step: &RoutingStep,
-        rows: bool,
-    ) -> Desired {
-        let store = shared.store();
+    fn desired(&self, index: &Index, peers: &Peers, step: &RoutingStep, rows: bool) -> Desired {
+        let store = self.local.store();
         desired::desired(DesiredInputs {
             index,
             store: &store,
@@ -432,14 +428,13 @@ impl Converger {
     /// Returns whether it was made of complete lists.
     fn maps(
         &mut self,
-        shared: &Shared,
         index: &Index,
         done: &mut RoundLog,
         peers: &Peers,
         step: &RoutingStep,
         full: bool,
     ) -> Result<bool, Error> {
-        let mut datapath = shared.datapath();
+        let mut datapath = self.datapath.lock();
         for path in datapath.repin()? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             done.repaired(Kind::Pin, format!("the pin of map {name} was removed"));
@@ -448,7 +443,7 @@ impl Converger {
         let found = tables.remotes.read()?;
         self.present = tables.own_remotes(&found);
         let complete = index.complete;
-        let wanted = self.desired(shared, index, peers, step, full);
+        let wanted = self.desired(index, peers, step, full);
         let scope = Scope {
             nodes: complete.nodes,
             rows: complete.nodes && complete.endpoints,
@@ -468,13 +463,13 @@ impl Converger {
 }
 
 /// The families of this node's pods.
-fn families(shared: &Shared) -> Families {
-    let blocks: Vec<IpNet> = shared.store().blocks().collect();
+fn families(local: &Local) -> Families {
+    let blocks: Vec<IpNet> = local.store().blocks().collect();
     family::of_nets(&blocks)
 }
 
 fn now_of<'a>(
-    shared: &Shared,
+    local: &Local,
     index: &'a Index,
     peers: &'a Peers,
     facts: &'a Facts,
@@ -484,7 +479,7 @@ fn now_of<'a>(
         index,
         peers,
         facts,
-        families: families(shared),
+        families: families(local),
         present,
         clock: monotonic(),
     }

@@ -22,7 +22,7 @@ impl Engine {
                 && complete.pods
                 && complete.endpoints_listed
         };
-        let config = self.shared.datapath().maps.tables.config.get(&0);
+        let config = self.datapath.lock().maps.tables.config.get(&0);
         let wired = config.is_ok_and(|c| c.is_some_and(|c| c.gateway_v4 != [0; 4]));
         let forgotten = !told && wired;
         if forgotten {

@@ -14,10 +14,8 @@ impl Engine {
             return;
         }
         let mut done = RoundLog::default();
-        let outcome = self
-            .converger
-            .host_ports(&self.shared, &self.index.read(), &mut done);
-        self.shared.repairs.take_in(done);
+        let outcome = self.converger.host_ports(&self.index.read(), &mut done);
+        self.repairs.take_in(done);
         let outcome = outcome.map_err(|error| chain(&error));
         if let Err(error) = &outcome {
             tracing::error!(%error, "cannot write hostPorts; the next round will");

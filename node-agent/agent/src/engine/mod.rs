@@ -13,8 +13,8 @@ mod error;
 mod files;
 mod forgotten;
 mod host_ports;
-mod pods;
 mod probing;
+mod reporting;
 
 use std::{
     collections::HashSet,
@@ -34,22 +34,22 @@ use veer_monitoring::Pulse;
 
 use crate::{
     engine::{checkpoint_file::CheckpointFile, converge::Converger},
-    pods::{gc, portmap, recover},
-    report::status::{ReportInputs, StatusReport},
-    runtime::conflist::{self, Chain},
-    shared::Shared,
-    state::{handles::Writer, input::Input, plan::Plan},
+    pods::{
+        Pods, gc, identities, local::Local, noticed::Noticed, objects::Objects, portmap, recover,
+    },
+    report::{events::Events, repairs::Repairs, status::StatusReport},
+    runtime::conflist::Chain,
+    state::{handles::Writer, input::Input, options::Options, plan::Plan},
 };
 pub(crate) use error::Error;
 use files::NodeFiles;
-use pods::Noticed;
-use probing::Probing;
 use veer_agent_core::{
     checkpoint::Checkpoint,
     index::{Index, Stale},
     repair::RoundLog,
     switch::{self, Answer},
 };
+use veer_agent_kernel::{datapath::Datapath, lock::Lock};
 
 /// Time between repair rounds.
 const ROUND: Duration = Duration::from_secs(2);
@@ -84,13 +84,56 @@ struct News {
     waiting: Vec<Sender<Result<(), String>>>,
 }
 
+/// Whether a job of probes may be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probing {
+    Idle,
+    Running,
+    /// The last could not be done: until the next repair round.
+    Resting,
+}
+
+/// What the engine works on.
+pub(crate) struct Parts {
+    /// Where things are.
+    pub(crate) options: Arc<Options>,
+    /// veer's part of the conflist.
+    pub(crate) chain: Chain,
+    /// The node's boot id as the operator compares it.
+    pub(crate) boot_id: String,
+    /// The maps and programs.
+    pub(crate) datapath: Arc<Lock<Datapath>>,
+    /// What the API server said.
+    pub(crate) index: Writer<Index>,
+    /// The engine's decisions.
+    pub(crate) plan: Writer<Plan>,
+    /// Wired pods.
+    pub(crate) local: Arc<Local>,
+    /// What repairs them.
+    pub(crate) pods: Arc<Pods>,
+    /// What was put back.
+    pub(crate) repairs: Arc<Repairs>,
+    /// Tells what happens on this node as Kubernetes Events.
+    pub(crate) events: Events,
+    /// Whether the engine still goes round.
+    pub(crate) pulse: Arc<Pulse>,
+    /// What the engine is told: by itself, too.
+    pub(crate) inbox: (Sender<Input>, Receiver<Input>),
+    /// What it reports.
+    pub(crate) report: watch::Sender<StatusReport>,
+}
+
 pub(crate) struct Engine {
-    shared: Arc<Shared>,
+    boot_id: String,
+    datapath: Arc<Lock<Datapath>>,
     index: Writer<Index>,
     plan: Writer<Plan>,
-    /// The node's boot id as the operator compares it.
-    boot_id: String,
+    local: Arc<Local>,
+    pods: Arc<Pods>,
+    repairs: Arc<Repairs>,
+    events: Events,
     pulse: Arc<Pulse>,
+    inbox: Sender<Input>,
     from: Receiver<Input>,
     report: watch::Sender<StatusReport>,
     held: CheckpointFile,
@@ -101,6 +144,7 @@ pub(crate) struct Engine {
     probing: Probing,
     files: NodeFiles,
     noticed: Noticed,
+    objects: Objects,
     /// Nothing is touched yet, see [`Engine::has_forgotten`].
     waiting: bool,
     /// The agent is to end, so that the kubelet starts another.
@@ -109,27 +153,45 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// An engine over what is on disk and in the kernel.
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        (mut index, plan): (Writer<Index>, Writer<Plan>),
-        boot_id: String,
-        pulse: Arc<Pulse>,
-        chain: Chain,
-        from: Receiver<Input>,
-        report: watch::Sender<StatusReport>,
-    ) -> Result<Self, Error> {
-        let held = CheckpointFile::open(&shared.options.state);
+    pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
+        let Parts {
+            options,
+            chain,
+            boot_id,
+            datapath,
+            mut index,
+            plan,
+            local,
+            pods,
+            repairs,
+            events,
+            pulse,
+            inbox: (inbox, from),
+            report,
+        } = parts;
+        let held = CheckpointFile::open(&options.state);
         if let Some(cluster) = held.get().cluster.clone() {
             index.write().cluster = Some(cluster);
         }
-        let converger = Converger::new(&shared, held.get())?;
-        let files = NodeFiles::new(&shared.options, chain, shared.events.clone());
+        let files = NodeFiles::new(&options, chain, events.clone());
+        let converger = Converger::new(
+            options,
+            Arc::clone(&datapath),
+            Arc::clone(&local),
+            Arc::clone(&pods),
+            held.get(),
+        )?;
         Ok(Self {
-            shared,
+            boot_id,
+            datapath,
             index,
             plan,
-            boot_id,
+            local,
+            pods,
+            repairs,
+            events,
             pulse,
+            inbox,
             from,
             report,
             held,
@@ -139,6 +201,7 @@ impl Engine {
             probing: Probing::Idle,
             files,
             noticed: Noticed::default(),
+            objects: Objects::default(),
             waiting: true,
             ending: false,
         })
@@ -152,11 +215,11 @@ impl Engine {
             // The pool remembers whose addresses they were.
             let blocks = self.wanted_blocks();
             if !blocks.is_empty() {
-                self.shared.store().set_blocks(&blocks);
+                self.local.store().set_blocks(&blocks);
             }
-            gc::collect(&self.shared);
+            gc::collect(&self.pods);
         }
-        portmap::adopt(&self.shared);
+        portmap::adopt(&self.pods);
         self.round(true);
         let mut last = Instant::now();
         let mut next = last + ROUND;
@@ -214,12 +277,12 @@ impl Engine {
                     break;
                 }
                 if !stale.all {
-                    self.rows_or_tell(&stale.addresses);
+                    self.rows(&stale.addresses);
                 }
                 last = Instant::now();
                 next = last + ROUND;
             } else {
-                self.rows_or_tell(&stale.addresses);
+                self.rows(&stale.addresses);
                 if kernel {
                     next = next.min((Instant::now() + SETTLE).max(last + GAP));
                 }
@@ -232,14 +295,16 @@ impl Engine {
     /// A round without a trigger.
     fn repair(&mut self) {
         self.rounds = self.rounds.wrapping_add(1);
+        let mut done = RoundLog::default();
         if self.rounds.is_multiple_of(COLLECT_EVERY) {
-            gc::collect(&self.shared);
-            gc::work_queue(&self.shared);
-            self.strangers();
+            gc::collect(&self.pods);
+            gc::work_queue(&self.pods);
+            self.noticed.strangers(&self.pods, &mut done);
         }
-        recover::absent_records(&self.shared);
-        portmap::adopt(&self.shared);
-        let rows = self.shared.datapath().maps.tables.ipcache.len();
+        recover::absent_records(&self.local, &mut done);
+        self.repairs.take_in(done);
+        portmap::adopt(&self.pods);
+        let rows = self.datapath.lock().maps.tables.ipcache.len();
         let every = u32::try_from(rows / ROWS_PER_ROUND).unwrap_or(u32::MAX);
         self.round(self.rounds.is_multiple_of(every.max(1)));
     }
@@ -344,34 +409,20 @@ impl Engine {
         self.converger.degraded = degraded;
         self.converger.degraded_reason = why;
         if ready && !self.started {
-            gc::collect(&self.shared);
-            gc::work_queue(&self.shared);
+            gc::collect(&self.pods);
+            gc::work_queue(&self.pods);
             tracing::info!("ready");
         }
         let mut done = RoundLog::default();
         self.ending |= self.files.converge(&mut done, ready, self.started);
-        self.shared.repairs.take_in(done);
         self.started |= ready;
-        self.sync_objects();
-        self.shared.repairs.tell();
-        if let Err(error) = self.shared.persist_released() {
+        self.objects.converge(&self.pods, &mut done);
+        self.repairs.take_in(done);
+        self.repairs.tell();
+        if let Err(error) = self.local.persist_released() {
             tracing::warn!(%error, "cannot record released addresses");
         }
         self.report();
-    }
-
-    /// Tells of the beginning and the end of a time in which not all is well.
-    fn tell_degraded(&self, reason: &str) {
-        let before = &self.converger.degraded;
-        if !self.started || before == reason {
-            return;
-        }
-        if reason.is_empty() {
-            let note = "devices, programs, maps and routes are as they should be again";
-            self.shared.events.normal("AsDesired", note);
-        } else {
-            self.shared.events.warn("Degraded", reason);
-        }
     }
 
     /// Returns why ADD cannot be served; empty: it can.
@@ -387,7 +438,7 @@ impl Engine {
             self.run_round(epoch.as_ref(), full)?;
             return Ok("the node has no pod CIDR yet: is veer-operator running?".into());
         }
-        let blocks = self.shared.store().set_blocks(&wanted);
+        let blocks = self.local.store().set_blocks(&wanted);
         self.hold(blocks.clone(), None)?;
         self.run_round(epoch.as_ref(), full)?;
         self.hold(blocks.clone(), epoch)?;
@@ -398,11 +449,11 @@ impl Engine {
     fn run_round(&mut self, epoch: Option<&Epoch>, full: bool) -> Result<(), Error> {
         let mut done = RoundLog::default();
         let index = self.index.read();
-        let outcome =
-            self.converger
-                .run(&self.shared, &index, &mut self.plan, &mut done, epoch, full);
+        let outcome = self
+            .converger
+            .run(&index, &mut self.plan, &mut done, epoch, full);
         drop(index);
-        self.shared.repairs.take_in(done);
+        self.repairs.take_in(done);
         outcome
     }
 
@@ -420,100 +471,18 @@ impl Engine {
         self.held.set(held).map_err(Error::State)
     }
 
-    fn rows_or_tell(&self, addresses: &HashSet<IpAddr>) {
-        if let Err(error) = self.rows(addresses) {
-            tracing::error!(error = %chain(&error), "cannot write rows; the next round will");
-        }
+    /// Gives local pods the identities that their labels have now.
+    fn identities(&mut self) {
+        identities::name_the_nameless(&self.pods);
+        self.noticed.bandwidth(&self.pods, &self.events);
+        identities::converge(&self.pods);
     }
 
     /// Writes the ipcache rows of these addresses.
-    fn rows(&self, addresses: &HashSet<IpAddr>) -> Result<(), Error> {
-        if addresses.is_empty() {
-            return Ok(());
+    fn rows(&self, addresses: &HashSet<IpAddr>) {
+        if let Err(error) = self.pods.converge_rows(addresses) {
+            let error = Error::from(error);
+            tracing::error!(error = %chain(&error), "cannot write rows; the next round will");
         }
-        let mut datapath = self.shared.datapath();
-        let complete = self.index.read().complete;
-        let complete = complete.nodes && complete.endpoints;
-        for address in addresses {
-            self.shared
-                .converge_address(&mut datapath, *address, None, complete)?;
-        }
-        Ok(())
-    }
-
-    /// The node is wanted again: maps and folders that a start makes are gone, so
-    /// the kubelet is to start the agent again.
-    fn start_again(&mut self) {
-        let held = Checkpoint {
-            decommissioned: false,
-            ..self.held.get().clone()
-        };
-        match self.held.set(held) {
-            Ok(()) => {
-                tracing::info!("the node is wanted again: ending, to start from the beginning");
-                self.ending = true;
-            }
-            Err(error) => tracing::error!(%error, "cannot record that the node is wanted again"),
-        }
-    }
-
-    /// Removes everything of veer from the node, once the operator says so.
-    fn decommission(&mut self) {
-        {
-            let mut plan = self.plan.write();
-            plan.decommission = true;
-            plan.not_ready = "veer is being removed from this node".into();
-        }
-        let outcome = self.converger.decommission_node(&self.shared);
-        let done = outcome.is_ok();
-        if let Err(error) = outcome {
-            tracing::error!(error = %chain(&error), "clean-up is not complete; trying again");
-        }
-        let held = Checkpoint {
-            decommissioned: done,
-            ..self.held.get().clone()
-        };
-        if let Err(error) = self.held.set(held) {
-            tracing::error!(%error, "cannot record the clean-up");
-        }
-        self.files.leave();
-        conflist::remove_with_the_last(&self.shared);
-        self.converger.decommissioned = done;
-        self.report();
-    }
-
-    /// Reports, but not before everything that a report says is known: a status
-    /// without addresses would take the node off its peers' maps.
-    fn report(&self) {
-        if self.waiting {
-            return;
-        }
-        let complete = self.index.read().complete;
-        if !(complete.nodes_listed && complete.identities) {
-            return;
-        }
-        let not_ready = self.plan.read().not_ready.clone();
-        let report = StatusReport::new(ReportInputs {
-            index: &self.index.read(),
-            not_ready,
-            foreign: self.files.foreign().to_owned(),
-            repairs: self.shared.repairs.counts(),
-            endpoints: self.shared.store().len(),
-            boot_id: &self.boot_id,
-            held: self.held.get(),
-            facts: &self.converger.facts,
-            attachments: &self.converger.attachments,
-            switch: &self.converger.switch,
-            mtu: self.converger.pod_mtus.route,
-            degraded: (self.converger.degraded_reason, &self.converger.degraded),
-            decommissioned: self.converger.decommissioned,
-        });
-        self.report.send_if_modified(|old| {
-            let changed = *old != report;
-            if changed {
-                *old = report;
-            }
-            changed
-        });
     }
 }

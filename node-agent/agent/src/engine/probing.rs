@@ -2,19 +2,10 @@
 
 use std::thread;
 
-use super::Engine;
+use super::{Engine, Probing};
 use crate::state::input::Input;
 use veer_agent_core::switch::Answer;
 use veer_agent_kernel::probe;
-
-/// Whether a job of probes may be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Probing {
-    Idle,
-    Running,
-    /// The last could not be done: until the next repair round.
-    Resting,
-}
 
 impl Engine {
     /// Takes in what a job of probes found. Returns whether there is anything.
@@ -24,8 +15,7 @@ impl Engine {
             return false;
         };
         self.probing = Probing::Idle;
-        self.converger
-            .probed(&self.shared, &self.index.read(), round, answers);
+        self.converger.probed(&self.index.read(), round, answers);
         true
     }
 
@@ -37,11 +27,10 @@ impl Engine {
         if self.probing != Probing::Idle || self.converger.decommissioned {
             return;
         }
-        let Some((from, round, asks)) = self.converger.asks(&self.shared, &self.index.read())
-        else {
+        let Some((from, round, asks)) = self.converger.asks(&self.index.read()) else {
             return;
         };
-        let engine = self.shared.engine.clone();
+        let engine = self.inbox.clone();
         let job = move || {
             let answers = probe::run(&from, asks)
                 .inspect_err(|error| tracing::error!(%error, "cannot probe other nodes"))

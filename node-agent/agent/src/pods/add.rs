@@ -2,7 +2,7 @@
 //! never held over netlink or the disk.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -11,8 +11,7 @@ use veer_api_client::chain;
 use veer_bpf_common::{device::IfIndex, identity::Identity};
 
 use crate::{
-    pods::{del, internal},
-    shared::Shared,
+    pods::{Pods, del, internal},
     state::input::Input,
 };
 use veer_agent_core::{
@@ -43,7 +42,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes back what an ADD that fails has done, armed from the first step on.
 struct Undo<'a> {
-    shared: &'a Shared,
+    pods: &'a Pods,
     add: &'a Add,
     host_ifname: String,
     reservation: Option<Reservation>,
@@ -56,14 +55,17 @@ impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if self.armed {
             // The DEL that follows removes what cannot be undone here.
-            if let Err(error) = del::forget(self.shared, &self.add.attachment) {
+            if let Err(error) = del::forget(self.pods, &self.add.attachment) {
                 tracing::warn!(device = self.host_ifname, %error, "cannot undo an ADD");
             }
             if let (Some(reservation), false) = (&self.reservation, self.inserted) {
-                self.shared.store().cancel(reservation, &self.add.pod_uid);
+                self.pods
+                    .local
+                    .store()
+                    .cancel(reservation, &self.add.pod_uid);
             }
         }
-        self.shared.adding().remove(&self.host_ifname);
+        self.pods.local.adding().remove(&self.host_ifname);
     }
 }
 
@@ -88,9 +90,9 @@ fn step(what: &'static str) -> impl Fn(std::io::Error) -> Error {
 }
 
 /// Wires a sandbox.
-pub(crate) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
+pub(crate) fn add(pods: &Pods, add: &Add) -> Result<Added, Failure> {
     let pod = format!("{}/{}", add.pod_namespace, add.pod_name);
-    if let Some(reason) = not_ready(shared) {
+    if let Some(reason) = not_ready(pods) {
         return Err(Failure {
             code: code::TRY_AGAIN,
             msg: format!("pod {pod} cannot be wired yet: {reason}"),
@@ -105,25 +107,26 @@ pub(crate) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
         ),
         details: String::new(),
     })?;
-    replace_earlier(shared, add, &netns)?;
+    replace_earlier(pods, add, &netns)?;
     let mut undo = Undo {
-        shared,
+        pods,
         add,
         host_ifname: endpoint::host_ifname(&add.attachment),
         reservation: None,
         inserted: false,
         armed: true,
     };
-    shared.adding().insert(undo.host_ifname.clone());
-    let (identity, object_uid) = identity(shared, add);
-    let claims = shared.index().claims();
-    let reservation = shared
+    pods.local.adding().insert(undo.host_ifname.clone());
+    let (identity, object_uid) = identity(pods, add);
+    let claims = pods.index.read().claims();
+    let reservation = pods
+        .local
         .store()
         .reserve(&add.pod_uid, &claims, clock::unix_millis())
         .map_err(|e| no_address(&pod, &e))?;
     undo.reservation = Some(reservation);
     let result = wire(
-        shared,
+        pods,
         add,
         &netns,
         &mut undo,
@@ -148,8 +151,8 @@ pub(crate) fn add(shared: &Arc<Shared>, add: &Add) -> Result<Added, Failure> {
     }
 }
 
-fn not_ready(shared: &Shared) -> Option<String> {
-    let plan = shared.plan();
+fn not_ready(pods: &Pods) -> Option<String> {
+    let plan = pods.plan.read();
     (!plan.not_ready.is_empty()).then(|| plan.not_ready.clone())
 }
 
@@ -164,8 +167,9 @@ fn no_address(pod: &str, error: &StoreError) -> Failure {
 /// An ADD for a sandbox that is wired already is a repetition; one for a pod
 /// whose earlier sandbox is dead takes its place, address included. Nor does a dead
 /// sandbox of another pod keep a port.
-fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(), Failure> {
-    let earlier: Vec<LocalEndpoint> = shared
+fn replace_earlier(pods: &Pods, add: &Add, netns: &Netns) -> Result<(), Failure> {
+    let earlier: Vec<LocalEndpoint> = pods
+        .local
         .store()
         .iter()
         .filter(|e| {
@@ -184,7 +188,7 @@ fn replace_earlier(shared: &Arc<Shared>, add: &Add, netns: &Netns) -> Result<(),
         .cloned()
         .collect();
     for e in earlier {
-        del::unwire(shared, &e.attachment).map_err(|error| {
+        del::unwire(pods, &e.attachment).map_err(|error| {
             internal(format!(
                 "pod {}: cannot remove its earlier sandbox: {error}",
                 e.pod()
@@ -202,10 +206,10 @@ pub(crate) fn alive(endpoint: &LocalEndpoint) -> bool {
 /// Waits briefly for the pod's identity; what comes later is put right later.
 /// The Pod itself is known to the kubelet, so it can only be some milliseconds
 /// away; its number is a matter of the operator.
-pub(crate) async fn await_identity(shared: &Shared, add: &Add) {
+pub(crate) async fn await_identity(pods: &Pods, add: &Add) {
     let begun = Instant::now();
     loop {
-        let patience = match look_up(shared, add) {
+        let patience = match look_up(pods, add) {
             Resolution::Known(..) => return,
             Resolution::NoNumber(_) => NUMBER_WAIT,
             Resolution::NoPod => POD_WAIT,
@@ -217,15 +221,15 @@ pub(crate) async fn await_identity(shared: &Shared, add: &Add) {
     }
 }
 
-fn look_up(shared: &Shared, add: &Add) -> Resolution {
-    shared
-        .index()
+fn look_up(pods: &Pods, add: &Add) -> Resolution {
+    pods.index
+        .read()
         .resolve(&add.pod_namespace, &add.pod_name, &add.pod_uid)
 }
 
 /// The pod's identity and the UID of its API object, as far as known.
-fn identity(shared: &Shared, add: &Add) -> (Identity, Option<String>) {
-    match look_up(shared, add) {
+fn identity(pods: &Pods, add: &Add) -> (Identity, Option<String>) {
+    match look_up(pods, add) {
         Resolution::Known(number, uid) => (number, Some(uid)),
         Resolution::NoNumber(uid) => (Identity::INIT, Some(uid)),
         Resolution::NoPod => (Identity::INIT, None),
@@ -233,7 +237,7 @@ fn identity(shared: &Shared, add: &Add) -> (Identity, Option<String>) {
 }
 
 fn wire(
-    shared: &Arc<Shared>,
+    pods: &Pods,
     add: &Add,
     netns: &Netns,
     undo: &mut Undo<'_>,
@@ -242,7 +246,7 @@ fn wire(
     object_uid: Option<String>,
 ) -> Result<Added, Error> {
     let (link_mtu, route_mtu, host_sources) = {
-        let plan = shared.plan();
+        let plan = pods.plan.read();
         (plan.link_mtu, plan.step.mtu, plan.facts.addresses.clone())
     };
     let PodAddress { address, gateway } = reservation.first;
@@ -284,42 +288,41 @@ fn wire(
         host_ports: add.host_ports.clone(),
     };
     {
-        let mut datapath = shared.datapath();
+        let mut datapath = pods.datapath.lock();
         for hook in [Hook::PodEgress, Hook::PodIngress] {
             datapath.attach(wiring.host_ifname, hook)?;
         }
         {
-            let mut store = shared.store();
+            let mut store = pods.local.store();
             if let Some((port, holder)) = store.holder_of_ports(&endpoint) {
                 return Err(Error::PortHeld { port, holder });
             }
             store.insert(endpoint.clone());
             undo.inserted = true;
         }
-        shared.converge_pod(&mut datapath, &endpoint, None)?;
+        pods.converge_pod(&mut datapath, &endpoint, None)?;
     }
     pod::configure(
         &mut socket,
         netns,
         &wiring,
         host.index,
-        &shared.options.proc_sys_net,
+        &pods.options.proc_sys_net,
     )
     .map_err(step("give the pod its address and routes"))?;
     if !endpoint.host_ports().is_empty() {
-        host_ports(shared)?;
+        host_ports(pods)?;
     }
-    shared.store().record(&add.attachment);
-    shared
+    pods.local.store().record(&add.attachment);
+    pods.local
         .persist(&add.attachment)
         .map_err(step("write the endpoint's record"))?;
-    let mtu = settle_mtus(shared, &mut socket, netns, &wiring, host.index)?;
-    shared
-        .publisher
-        .publish(&shared.index().endpoints, &endpoint);
+    let mtu = settle_mtus(pods, &mut socket, netns, &wiring, host.index)?;
+    pods.publisher
+        .publish(&pods.index.read().endpoints, &endpoint);
     if endpoint.is_init() || endpoint.object_uid.is_none() {
         // The number may have come between the last look and the record.
-        let _ = shared.engine.send(Input::Identities);
+        let _ = pods.engine.send(Input::Identities);
     }
     Ok(added(&endpoint, mtu))
 }
@@ -328,17 +331,17 @@ fn wire(
 /// route. Rounds pass an ADD by; so it is among the settled pods first and looks at the
 /// plan then, until the plan is what was set.
 fn settle_mtus(
-    shared: &Shared,
+    pods: &Pods,
     socket: &mut Socket,
     netns: &Netns,
     wiring: &Wiring<'_>,
     host_index: IfIndex,
 ) -> Result<Mtu, Error> {
-    shared.adding().remove(wiring.host_ifname);
+    pods.local.adding().remove(wiring.host_ifname);
     let mut have = (wiring.link_mtu, wiring.route_mtu);
     loop {
         let wanted = {
-            let plan = shared.plan();
+            let plan = pods.plan.read();
             (plan.link_mtu, plan.step.mtu)
         };
         if wanted == have {
@@ -361,9 +364,9 @@ fn settle_mtus(
 }
 
 /// Has the engine write the rules of hostPorts, and waits for it.
-fn host_ports(shared: &Shared) -> Result<(), Error> {
+fn host_ports(pods: &Pods) -> Result<(), Error> {
     let (tell, told) = mpsc::channel();
-    let _ = shared.engine.send(Input::HostPorts(Some(tell)));
+    let _ = pods.engine.send(Input::HostPorts(Some(tell)));
     told.recv_timeout(RULES_WAIT)
         .unwrap_or_else(|_| Err("the agent is busy or ending".to_owned()))
         .map_err(Error::HostPorts)

@@ -6,16 +6,16 @@ use veer_agent_api::{Check, Failure, code};
 use veer_agent_core::endpoint::PodAddress;
 use veer_bpf_common::address::IpKey;
 
-use crate::{pods::internal, shared::Shared};
+use crate::pods::{Pods, internal};
 use veer_agent_kernel::{
     datapath::Hook,
     netlink::{link, message::Socket, netns, pod},
 };
 
 /// Says what differs, in one line.
-pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
+pub(crate) fn check(pods: &Pods, check: &Check) -> Result<(), Failure> {
     let endpoint = {
-        let store = shared.store();
+        let store = pods.local.store();
         store.get(&store.known_as(&check.attachment)).cloned()
     };
     let Some(endpoint) = endpoint else {
@@ -59,7 +59,7 @@ pub(crate) fn check(shared: &Shared, check: &Check) -> Result<(), Failure> {
         Err(e) => wrong.push(format!("cannot look into {}: {e}", check.netns)),
     }
     {
-        let mut datapath = shared.datapath();
+        let mut datapath = pods.datapath.lock();
         for hook in [Hook::PodEgress, Hook::PodIngress] {
             if datapath.runs(&endpoint.host_ifname, hook).is_none() {
                 wrong.push(format!(

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use veer_agent_api::Attachment;
 
-use crate::{report::publish::place, shared::Shared, state::input::Input};
+use crate::{pods::Pods, report::publish::place, state::input::Input};
 use veer_agent_core::endpoint::{LocalEndpoint, former_ifname, host_ifname};
 use veer_agent_kernel::{
     datapath,
@@ -25,11 +25,11 @@ pub(crate) enum Error {
 
 /// Unwires a sandbox's interface: its device (both ends go together, with their
 /// routes and neighbours), its record, its rows, its pins, the pod's object.
-pub(crate) fn unwire(shared: &Shared, attachment: &Attachment) -> Result<(), Error> {
-    let removed = forget(shared, attachment)?;
+pub(crate) fn unwire(pods: &Pods, attachment: &Attachment) -> Result<(), Error> {
+    let removed = forget(pods, attachment)?;
     if let Some(endpoint) = removed.filter(|e| !e.is_nameless()) {
-        let key = place::key(&shared.index().endpoints, &endpoint);
-        shared.publisher.withdraw(key);
+        let key = place::key(&pods.index.read().endpoints, &endpoint);
+        pods.publisher.withdraw(key);
     }
     Ok(())
 }
@@ -37,12 +37,12 @@ pub(crate) fn unwire(shared: &Shared, attachment: &Attachment) -> Result<(), Err
 /// The part of [`unwire`] that concerns this node alone. The address is free
 /// again when nothing on disk or in the maps has it.
 pub(crate) fn forget(
-    shared: &Shared,
+    pods: &Pods,
     attachment: &Attachment,
 ) -> Result<Option<Arc<LocalEndpoint>>, Error> {
-    let known_as = shared.store().known_as(attachment);
+    let known_as = pods.local.store().known_as(attachment);
     // Before the device goes: one that a record lacks is made again.
-    let endpoint = shared.store().leave(&known_as);
+    let endpoint = pods.local.store().leave(&known_as);
     let devices = match &endpoint {
         Some(known) => vec![known.host_ifname.clone()],
         None => vec![host_ifname(attachment), former_ifname(attachment)],
@@ -51,20 +51,20 @@ pub(crate) fn forget(
     for device in &devices {
         link::delete_veth(&mut socket, device)?;
     }
-    shared.persist(&known_as)?;
-    let mut datapath = shared.datapath();
+    pods.local.persist(&known_as)?;
+    let mut datapath = pods.datapath.lock();
     if let Some(endpoint) = &endpoint {
-        shared.converge_pod(&mut datapath, endpoint, endpoint.ifindex)?;
+        pods.converge_pod(&mut datapath, endpoint, endpoint.ifindex)?;
     }
     for device in &devices {
         datapath.detach(device)?;
     }
-    shared.store().remove(&known_as);
+    pods.local.store().remove(&known_as);
     if endpoint
         .as_ref()
         .is_some_and(|e| !e.host_ports().is_empty())
     {
-        let _ = shared.engine.send(Input::HostPorts(None));
+        let _ = pods.engine.send(Input::HostPorts(None));
     }
     Ok(endpoint)
 }

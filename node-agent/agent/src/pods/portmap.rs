@@ -4,35 +4,37 @@
 //! of their ADD. Both lead to the same. portmap is not in the chain any more, and it
 //! removes nothing without being told the ports; so its DEL is left for veer-cni.
 
+use std::path::Path;
+
 use serde_json::json;
 use veer_agent_api::{Attachment, HostPort, PORTMAP_RULES, file};
 
-use crate::{
-    pods::results::{self, NETWORK},
-    shared::Shared,
+use crate::pods::{
+    Pods,
+    results::{self, NETWORK},
 };
 
 /// Learns the hostPorts of pods whose ADD did not say them.
-pub(crate) fn adopt(shared: &Shared) {
+pub(crate) fn adopt(pods: &Pods) {
     let unknown: Vec<Attachment> = {
-        let store = shared.store();
+        let store = pods.local.store();
         let all = store.iter().filter(|e| e.host_ports.is_none());
         all.map(|e| e.attachment.clone()).collect()
     };
     for attachment in unknown {
         // An ADD under way has no result yet.
-        let Some(kept) = results::of(&shared.options.cni_results, &attachment) else {
+        let Some(kept) = results::of(&pods.options.cni_results, &attachment) else {
             continue;
         };
         let ports = kept.host_ports;
         if ports.is_empty() {
-            shared.store().set_host_ports(&attachment, ports);
+            pods.local.store().set_host_ports(&attachment, ports);
             continue;
         }
         // First, since it is looked at only while the record does not know them.
-        let noted = note(shared, &attachment, &ports).and_then(|()| {
-            shared.store().set_host_ports(&attachment, ports);
-            shared.persist(&attachment)
+        let noted = note(&pods.options.socket, &attachment, &ports).and_then(|()| {
+            pods.local.store().set_host_ports(&attachment, ports);
+            pods.local.persist(&attachment)
         });
         match noted {
             Ok(()) => tracing::info!(
@@ -44,13 +46,10 @@ pub(crate) fn adopt(shared: &Shared) {
     }
 }
 
-/// Leaves the input of portmap's DEL for veer-cni.
-fn note(shared: &Shared, attachment: &Attachment, ports: &[HostPort]) -> std::io::Result<()> {
-    let folder = std::path::Path::new(PORTMAP_RULES).file_name();
-    let folder = shared
-        .options
-        .socket
-        .with_file_name(folder.unwrap_or_default());
+/// Leaves the input of portmap's DEL for veer-cni, beside the agent's socket.
+fn note(socket: &Path, attachment: &Attachment, ports: &[HostPort]) -> std::io::Result<()> {
+    let folder = Path::new(PORTMAP_RULES).file_name();
+    let folder = socket.with_file_name(folder.unwrap_or_default());
     std::fs::create_dir_all(&folder)?;
     let mappings: Vec<_> = ports
         .iter()

@@ -22,7 +22,7 @@ const LANES: usize = 16;
 
 /// Folder of the records.
 #[derive(Debug)]
-pub(crate) struct Records {
+pub(super) struct Records {
     folder: PathBuf,
     /// Released addresses, the longest-free one first.
     released: PathBuf,
@@ -36,7 +36,7 @@ impl Records {
     /// # Errors
     ///
     /// The folder cannot be made or listed.
-    pub(crate) fn open(state: &Path) -> io::Result<(Self, Store)> {
+    pub(super) fn open(state: &Path) -> io::Result<(Self, Store)> {
         let folder = state.join("endpoints");
         fs::create_dir_all(&folder)?;
         let mut endpoints: Vec<LocalEndpoint> = Vec::new();
@@ -67,7 +67,7 @@ impl Records {
     }
 
     /// Path of an interface's record.
-    pub(crate) fn path(&self, attachment: &Attachment) -> PathBuf {
+    pub(super) fn path(&self, attachment: &Attachment) -> PathBuf {
         self.folder.join(attachment.file_name())
     }
 
@@ -76,7 +76,7 @@ impl Records {
     /// # Errors
     ///
     /// The file cannot be written or removed.
-    pub(crate) fn persist(&self, store: &Lock<Store>, attachment: &Attachment) -> io::Result<()> {
+    pub(super) fn persist(&self, store: &Lock<Store>, attachment: &Attachment) -> io::Result<()> {
         let _order = self.lane(&attachment.container_id);
         let record = store.lock().record_of(attachment);
         let path = self.path(attachment);
@@ -91,7 +91,7 @@ impl Records {
     /// # Errors
     ///
     /// The file cannot be written; it is due again.
-    pub(crate) fn persist_released(&self, store: &Lock<Store>) -> io::Result<()> {
+    pub(super) fn persist_released(&self, store: &Lock<Store>) -> io::Result<()> {
         let _order = self.lane("released");
         let Some(released) = store.lock().released_to_write() else {
             return Ok(());

@@ -16,10 +16,13 @@ use std::{
 use ipnet::IpNet;
 use veer_bpf_common::device::IfIndex;
 
-use crate::{pods::results, shared::Shared, state::input::Input};
+use crate::{
+    pods::{Pods, local::Local, results},
+    state::input::Input,
+};
 use veer_agent_core::{
     endpoint::{Evidence, LocalEndpoint, PodEnd},
-    repair::Kind,
+    repair::{Kind, RoundLog},
 };
 use veer_agent_kernel::{
     clock,
@@ -54,26 +57,27 @@ impl Strays {
     /// what cannot be put right, in words.
     pub(crate) fn converge(
         &mut self,
-        shared: &Shared,
+        pods: &Pods,
+        done: &mut RoundLog,
         socket: &mut Socket,
         links: &[Link],
     ) -> impl Iterator<Item = &String> {
-        let unknown = unknown(shared, links);
+        let unknown = unknown(&pods.local, links);
         self.left
             .retain(|name, _| unknown.iter().any(|l| l.name == *name));
         let lately = self.looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN);
         if !(lately && unknown.iter().all(|l| self.left.contains_key(&l.name))) {
-            self.left = look(shared, socket, &unknown);
+            self.left = look(pods, done, socket, &unknown);
             self.looked = Some(Instant::now());
         }
         self.left.values()
     }
 }
 
-fn unknown<'a>(shared: &Shared, links: &'a [Link]) -> Vec<&'a Link> {
+fn unknown<'a>(local: &Local, links: &'a [Link]) -> Vec<&'a Link> {
     let known: HashSet<String> = {
-        let adding = shared.adding().clone();
-        let store = shared.store();
+        let adding = local.adding().clone();
+        let store = local.store();
         adding
             .into_iter()
             .chain(store.iter().map(|e| e.host_ifname.clone()))
@@ -84,13 +88,18 @@ fn unknown<'a>(shared: &Shared, links: &'a [Link]) -> Vec<&'a Link> {
 }
 
 /// Finds the pods of devices. Returns why, by device, where that cannot be.
-fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<String, String> {
+fn look(
+    pods: &Pods,
+    done: &mut RoundLog,
+    socket: &mut Socket,
+    unknown: &[&Link],
+) -> BTreeMap<String, String> {
     let mut left = BTreeMap::new();
     if unknown.is_empty() {
         return left;
     }
-    let kept = results::read(&shared.options.cni_results);
-    let ends = match pod_ends(&shared.options.netns) {
+    let kept = results::read(&pods.options.cni_results);
+    let ends = match pod_ends(&pods.options.netns) {
         Ok(ends) => ends,
         Err(error) => {
             tracing::error!(%error, "cannot look for the pods of devices without a record");
@@ -106,7 +115,7 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
         if !there {
             continue;
         }
-        let (row, blocks) = in_maps(shared, host.index);
+        let (row, blocks) = in_maps(pods, host.index);
         let evidence = ends
             .found
             .iter()
@@ -120,7 +129,7 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
             .find(Evidence::fits);
         match evidence.and_then(|e| e.rebuild()) {
             Some(endpoint) => {
-                if let Err(why) = adopt(shared, endpoint) {
+                if let Err(why) = adopt(pods, done, endpoint) {
                     left.insert(host.name.clone(), why);
                 }
             }
@@ -140,17 +149,17 @@ fn look(shared: &Shared, socket: &mut Socket, unknown: &[&Link]) -> BTreeMap<Str
 
 /// What the maps say of a device, and the node's blocks.
 fn in_maps(
-    shared: &Shared,
+    pods: &Pods,
     index: IfIndex,
 ) -> (Option<veer_bpf_common::tables::Interface>, Vec<IpNet>) {
     let (row, config) = {
-        let tables = &shared.datapath().maps.tables;
+        let tables = &pods.datapath.lock().maps.tables;
         (
             tables.interfaces.get(&index.get()).ok().flatten(),
             tables.config.get(&0).ok().flatten(),
         )
     };
-    let known: Vec<IpNet> = shared.store().blocks().collect();
+    let known: Vec<IpNet> = pods.local.store().blocks().collect();
     let configured = || {
         let gateways = config.map(|c| {
             [
@@ -175,10 +184,10 @@ fn in_maps(
 /// # Errors
 ///
 /// Why not, in words.
-fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
+fn adopt(pods: &Pods, done: &mut RoundLog, mut endpoint: LocalEndpoint) -> Result<(), String> {
     {
         // What other nodes use and the kubelet says, if the API server has said it already.
-        let (index, store) = (shared.index(), shared.store());
+        let (index, store) = (pods.index.read(), pods.local.store());
         let mut objects = index.endpoints.own();
         let object = objects.find(|row| row.addresses.iter().any(|a| endpoint.has(*a)));
         endpoint.serial = object.map_or(0, |row| row.serial);
@@ -190,7 +199,10 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
             endpoint.complete(&free.copied().collect::<Vec<_>>(), &blocks);
         }
     }
-    let adopted = shared.store().adopt(endpoint.clone(), clock::unix_millis());
+    let adopted = pods
+        .local
+        .store()
+        .adopt(endpoint.clone(), clock::unix_millis());
     let endpoint = adopted.ok_or_else(|| {
         format!(
             "device {} has address {} of another pod: delete one of the two pods",
@@ -198,31 +210,29 @@ fn adopt(shared: &Shared, mut endpoint: LocalEndpoint) -> Result<(), String> {
             endpoint.address_text()
         )
     })?;
-    if let Err(error) = shared.persist(&endpoint.attachment) {
+    if let Err(error) = pods.local.persist(&endpoint.attachment) {
         tracing::error!(%error, "cannot write a rebuilt record; it is written again later");
     }
     // The number that its labels have now, and its name.
-    let _ = shared.engine.send(Input::Identities);
+    let _ = pods.engine.send(Input::Identities);
     let who = if endpoint.is_nameless() {
         format!("the pod with address {}", endpoint.address_text())
     } else {
         format!("pod {} ({})", endpoint.pod(), endpoint.address_text())
     };
-    shared
-        .repairs
-        .enter(Kind::Record, format!("the record of {who} was missing"));
+    done.repaired(Kind::Record, format!("the record of {who} was missing"));
     Ok(())
 }
 
 /// Writes again the records that are not on disk any more.
-pub(crate) fn absent_records(shared: &Shared) {
+pub(crate) fn absent_records(local: &Local, done: &mut RoundLog) {
     let absent: Vec<LocalEndpoint> = {
         let all: Vec<_> = {
-            let store = shared.store();
+            let store = local.store();
             store
                 .iter()
                 .filter(|e| store.is_recorded(&e.attachment))
-                .map(|e| (shared.records.path(&e.attachment), e.clone()))
+                .map(|e| (local.path(&e.attachment), e.clone()))
                 .collect()
         };
         all.into_iter()
@@ -231,10 +241,10 @@ pub(crate) fn absent_records(shared: &Shared) {
             .collect()
     };
     for endpoint in absent {
-        match shared.persist(&endpoint.attachment) {
+        match local.persist(&endpoint.attachment) {
             Ok(()) => {
                 let what = format!("the record of pod {} was removed", endpoint.pod());
-                shared.repairs.enter(Kind::Record, what);
+                done.repaired(Kind::Record, what);
             }
             Err(error) => {
                 tracing::error!(pod = endpoint.pod(), %error, "cannot write its record");

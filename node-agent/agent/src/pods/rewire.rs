@@ -8,8 +8,11 @@ use std::{collections::HashSet, io};
 use veer_api_client::chain;
 use veer_bpf_common::device::IfIndex;
 
-use crate::{pods::add::alive, shared::Shared};
-use veer_agent_core::{endpoint::LocalEndpoint, repair::Kind};
+use crate::pods::{Pods, add::alive};
+use veer_agent_core::{
+    endpoint::LocalEndpoint,
+    repair::{Kind, RoundLog},
+};
 use veer_agent_kernel::{
     datapath::{self, Hook},
     netlink::{
@@ -36,11 +39,16 @@ enum Error {
 
 /// Gives pods whose device is not among `links` a new one. Returns what cannot be
 /// done, in words.
-pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link]) -> Vec<String> {
+pub(crate) fn lost_devices(
+    pods: &Pods,
+    done: &mut RoundLog,
+    socket: &mut Socket,
+    links: &[Link],
+) -> Vec<String> {
     let present: HashSet<_> = links.iter().map(|l| (&*l.name, Some(l.index))).collect();
     let lost: Vec<LocalEndpoint> = {
-        let adding = shared.adding().clone();
-        let store = shared.store();
+        let adding = pods.local.adding().clone();
+        let store = pods.local.store();
         let gone = |e: &&LocalEndpoint| !present.contains(&(&*e.host_ifname, e.ifindex));
         store
             .iter()
@@ -52,12 +60,10 @@ pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link])
     let mut left = Vec::new();
     for endpoint in lost {
         let pod = endpoint.pod();
-        match rewire(shared, socket, endpoint) {
+        match rewire(pods, socket, endpoint) {
             Ok(false) => {}
             Ok(true) => {
-                shared
-                    .repairs
-                    .enter(Kind::Device, format!("the device of pod {pod} was removed"));
+                done.repaired(Kind::Device, format!("the device of pod {pod} was removed"));
             }
             Err(error) => left.push(format!("pod {pod} has no network: {}", chain(&error))),
         }
@@ -66,11 +72,7 @@ pub(crate) fn lost_devices(shared: &Shared, socket: &mut Socket, links: &[Link])
 }
 
 /// Makes the pair again; `false`: there is nothing to do.
-fn rewire(
-    shared: &Shared,
-    socket: &mut Socket,
-    mut endpoint: LocalEndpoint,
-) -> Result<bool, Error> {
+fn rewire(pods: &Pods, socket: &mut Socket, mut endpoint: LocalEndpoint) -> Result<bool, Error> {
     // The links were read before the records: this one may be from an ADD since.
     let there = link::by_name(socket, &endpoint.host_ifname)?;
     if there
@@ -89,7 +91,7 @@ fn rewire(
         return Err(Error::HalfThere(ifname));
     }
     let (link_mtu, route_mtu, host_sources) = {
-        let plan = shared.plan();
+        let plan = pods.plan.read();
         (plan.link_mtu, plan.step.mtu, plan.facts.addresses.clone())
     };
     let wiring = Wiring {
@@ -105,11 +107,11 @@ fn rewire(
     };
     let host = pod::create(socket, &netns, &wiring)?;
     let before = endpoint.ifindex.replace(host.index);
-    let wired = enter(shared, &endpoint, before).and_then(|wanted| {
+    let wired = enter(pods, &endpoint, before).and_then(|wanted| {
         if wanted {
-            let proc_sys_net = &shared.options.proc_sys_net;
+            let proc_sys_net = &pods.options.proc_sys_net;
             pod::configure(socket, &netns, &wiring, host.index, proc_sys_net)?;
-            shared.persist(&endpoint.attachment)?;
+            pods.local.persist(&endpoint.attachment)?;
         }
         Ok(wanted)
     });
@@ -123,14 +125,10 @@ fn rewire(
 /// Attaches the programs and writes the rows; `false`: the pod is being deleted. A
 /// DEL forgets the record first and removes the device then, so one that came before
 /// the new device is seen here, and a later one removes it.
-fn enter(
-    shared: &Shared,
-    endpoint: &LocalEndpoint,
-    before: Option<IfIndex>,
-) -> Result<bool, Error> {
-    let mut datapath = shared.datapath();
+fn enter(pods: &Pods, endpoint: &LocalEndpoint, before: Option<IfIndex>) -> Result<bool, Error> {
+    let mut datapath = pods.datapath.lock();
     {
-        let mut store = shared.store();
+        let mut store = pods.local.store();
         if !store.is_recorded(&endpoint.attachment) {
             return Ok(false);
         }
@@ -141,6 +139,6 @@ fn enter(
     for hook in [Hook::PodEgress, Hook::PodIngress] {
         datapath.attach(&endpoint.host_ifname, hook)?;
     }
-    shared.converge_pod(&mut datapath, endpoint, before)?;
+    pods.converge_pod(&mut datapath, endpoint, before)?;
     Ok(true)
 }

@@ -23,8 +23,8 @@ use veer_bpf_common::{identity::Identity, node::NodeId};
 use veer_monitoring::Pulse;
 
 use crate::{
-    engine::Engine,
-    pods::records::Records,
+    engine::{Engine, Parts},
+    pods::{Pods, local::Local},
     report::{
         events::Events,
         http,
@@ -34,15 +34,8 @@ use crate::{
         status::{self, StatusReport},
     },
     runtime::conflist::Chain,
-    shared::Shared,
-    socket::server,
-    state::{
-        handles::{View, Writer},
-        input::Input,
-        maps::Maps,
-        options::Options,
-        plan::Plan,
-    },
+    socket::server::{self, Served},
+    state::{handles::Writer, input::Input, maps::Maps, options::Options, plan::Plan},
     watch::{self as watches, Earlier},
 };
 use veer_agent_core::{index::Index, prefix::host_prefix};
@@ -69,7 +62,7 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
         .await
         .context("loading the programs was cut off")??;
-    let (records, store) = Records::open(&options.state)
+    let local = Local::open(&options.state)
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
     let (publisher, wishes) = Publisher::new();
@@ -77,63 +70,60 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let listener = server::listen(&options.socket)
         .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
     let node = options.node.clone();
-    let options = Arc::new(options);
+    let (options, local) = (Arc::new(options), Arc::new(local));
     let index = Writer::new(Index::new(&node));
     let plan = Writer::new(Plan {
         not_ready: "the agent is starting".into(),
         ..Plan::default()
     });
     let datapath = Arc::new(Lock::new(datapath));
-    let store = Arc::new(Lock::new(store));
     let repairs = Arc::new(Repairs::new(events.clone()));
     let pulse = Arc::<Pulse>::default();
     let sources = Sources {
         maps: Maps::of(&datapath),
         index: index.reader(),
         plan: plan.reader(),
-        store: View::of(&store),
+        store: local.view(),
         repairs: Arc::clone(&repairs),
     };
-    let shared = Arc::new(Shared {
-        options: Arc::clone(&options),
-        datapath,
-        index: index.reader(),
-        plan: plan.reader(),
-        store,
-        records,
-        adding: Lock::default(),
-        repairs: Arc::clone(&repairs),
-        events: events.clone(),
+    let pods = Arc::new(Pods::new(
+        Arc::clone(&options),
+        Arc::clone(&datapath),
+        (index.reader(), plan.reader()),
+        Arc::clone(&local),
         publisher,
-        engine: to_engine.clone(),
-    });
+        to_engine.clone(),
+    ));
 
     let earlier = earlier(&sources.maps).context("cannot read the maps")?;
     watches::start(&client, &node, &to_engine, &events, earlier);
-    listen_to_kernel(to_engine)?;
+    listen_to_kernel(to_engine.clone())?;
     let (report, reports) = watch::channel(StatusReport::default());
-    let engine = Engine::new(
-        shared.clone(),
-        (index, plan),
-        boot_id,
-        Arc::clone(&pulse),
+    let engine = Engine::new(Parts {
+        options: Arc::clone(&options),
         chain,
-        from_engine,
+        boot_id,
+        datapath,
+        index,
+        plan,
+        local,
+        pods: Arc::clone(&pods),
+        repairs: Arc::clone(&repairs),
+        events,
+        pulse: Arc::clone(&pulse),
+        inbox: (to_engine, from_engine),
         report,
-    )
+    })
     .context("cannot take over what is in the kernel")?;
-    let (ended, engine_ends) = oneshot::channel();
-    thread::Builder::new()
-        .name("engine".into())
-        .spawn(move || {
-            engine.run();
-            // The receiver is gone only if the agent ends by a signal.
-            let _ = ended.send(());
-        })
-        .context("cannot start the engine")?;
+    let engine_ends = start(engine)?;
     tokio::spawn(wishes.run(client.clone()));
     tokio::spawn(event_writer.run(client.clone(), node.clone()));
-    let server = tokio::spawn(server::run(shared, sources.clone(), listener));
+    let requests = Served {
+        pods,
+        sources: sources.clone(),
+    };
+    let path = options.socket.clone();
+    let server = tokio::spawn(server::run(requests, path, listener));
     tokio::spawn(http::run(sources.clone(), pulse, metrics));
     tokio::spawn(async move { status::run(client, &node, &repairs, reports).await });
 
@@ -160,6 +150,21 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     // The engine's thread may be in the middle of a round; every state it can
     // be stopped in is one that the next agent takes over.
     std::process::exit(0);
+}
+
+/// Starts the engine's thread. The receiver gets a word when it ends, and an error if it
+/// fails.
+fn start(engine: Engine) -> anyhow::Result<oneshot::Receiver<()>> {
+    let (ended, engine_ends) = oneshot::channel();
+    thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || {
+            engine.run();
+            // The receiver is gone only if the agent ends by a signal.
+            let _ = ended.send(());
+        })
+        .context("cannot start the engine")?;
+    Ok(engine_ends)
 }
 
 /// How much an earlier agent knew of other nodes.

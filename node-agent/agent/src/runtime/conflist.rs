@@ -12,8 +12,6 @@ use std::{fs, io, path::Path};
 use serde_json::{Map, Value, json};
 use veer_agent_api::{CONF_DIR, CONFLIST, file};
 
-use crate::shared::Shared;
-
 /// `type` of veer's own plugin.
 pub(crate) const PLUGIN: &str = "veer-cni";
 /// File in the state folder with the chart's entries that are in the conflist. It
@@ -188,17 +186,9 @@ pub(crate) fn chains(folder: &Path, plugin: &str) -> bool {
         .is_some_and(|plugins| plugins.iter().any(|e| kind(e) == Some(plugin)))
 }
 
-/// Removes it, and veer-cni, once no pod of veer is left on a node that is
-/// cleaned up: until then the runtime needs both for DEL.
-pub(crate) fn remove_with_the_last(shared: &Shared) {
-    crate::pods::gc::collect(shared);
-    if !shared.store().is_empty() {
-        return;
-    }
-    for path in [
-        shared.options.cni_conf_dir.join(CONFLIST),
-        shared.options.cni_bin_dir.join(PLUGIN),
-    ] {
+/// Removes it from its folder, and veer-cni from the folder of plugins.
+pub(crate) fn remove(folder: &Path, plugins: &Path) {
+    for path in [folder.join(CONFLIST), plugins.join(PLUGIN)] {
         if let Err(error) = file::remove(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove it");
         }

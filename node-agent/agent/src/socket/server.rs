@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -19,9 +19,8 @@ use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
 use veer_api_client::chain;
 
 use crate::{
-    pods::{add, check, del, gc, internal},
+    pods::{Pods, add, check, del, gc, internal},
     report::{counters::counters, sources::Sources},
-    shared::Shared,
     socket::{drops, query},
 };
 use veer_agent_core::repair::Kind;
@@ -31,6 +30,14 @@ use veer_agent_core::repair::Kind;
 const PARALLEL: usize = 8;
 /// Time between looks whether the socket still has its name.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What requests work on.
+pub(crate) struct Served {
+    /// For the CNI verbs.
+    pub(crate) pods: Arc<Pods>,
+    /// For all others.
+    pub(crate) sources: Sources,
+}
 
 /// Listens at a path, mode 0600.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -52,21 +59,21 @@ fn is_missing(path: &Path) -> bool {
     )
 }
 
-/// Serves until the process ends.
-pub(crate) async fn run(shared: Arc<Shared>, sources: Sources, mut listener: UnixListener) {
+/// Serves at `path`, where `listener` listens, until the process ends.
+pub(crate) async fn run(served: Served, path: PathBuf, mut listener: UnixListener) {
+    let served = Arc::new(served);
     let slots = Arc::new(Semaphore::new(PARALLEL));
     let mut look = tokio::time::interval(LOOK);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = look.tick() => {
-                let path = &shared.options.socket;
-                if is_missing(path) {
-                    match listen(path) {
+                if is_missing(&path) {
+                    match listen(&path) {
                         Ok(new) => {
                             listener = new;
                             let what = format!("the socket {} was removed", path.display());
-                            shared.repairs.enter(Kind::Socket, what);
+                            served.sources.repairs.enter(Kind::Socket, what);
                         }
                         Err(error) => tracing::error!(%error, "cannot listen again"),
                     }
@@ -82,9 +89,9 @@ pub(crate) async fn run(shared: Arc<Shared>, sources: Sources, mut listener: Uni
                 continue;
             }
         };
-        let (shared, sources, slots) = (shared.clone(), sources.clone(), slots.clone());
+        let (served, slots) = (served.clone(), slots.clone());
         tokio::spawn(async move {
-            if let Err(error) = serve(shared, sources, slots, stream).await {
+            if let Err(error) = serve(served, slots, stream).await {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
@@ -105,12 +112,7 @@ enum Cut {
     Work(#[from] JoinError),
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    sources: Sources,
-    slots: Arc<Semaphore>,
-    stream: UnixStream,
-) -> Result<(), Cut> {
+async fn serve(served: Arc<Served>, slots: Arc<Semaphore>, stream: UnixStream) -> Result<(), Cut> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(MAX_MESSAGE as u64))
@@ -119,10 +121,10 @@ async fn serve(
     let request = serde_json::from_str::<Request>(&line);
     if let Ok(Request::Add(add)) = &request {
         // Waits without a slot, so that pods whose identity is known go first.
-        add::await_identity(&shared, add).await;
+        add::await_identity(&served.pods, add).await;
     }
     let slot = slots.acquire_owned().await?;
-    let answer = tokio::task::spawn_blocking(move || answer(&shared, &sources, request)).await?;
+    let answer = tokio::task::spawn_blocking(move || answer(&served, request)).await?;
     drop(slot);
     write.write_all(answer.as_bytes()).await?;
     Ok(write.shutdown().await?)
@@ -141,7 +143,7 @@ fn encode<T: Serialize>(result: Result<T, Failure>) -> String {
 }
 
 /// Works one request off.
-fn answer(shared: &Arc<Shared>, sources: &Sources, request: serde_json::Result<Request>) -> String {
+fn answer(Served { pods, sources }: &Served, request: serde_json::Result<Request>) -> String {
     let request = match request {
         Ok(request) => request,
         Err(e) => {
@@ -158,7 +160,7 @@ fn answer(shared: &Arc<Shared>, sources: &Sources, request: serde_json::Result<R
     match request {
         Request::Add(request) => {
             let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
-            let result = add::add(shared, &request);
+            let result = add::add(pods, &request);
             match &result {
                 Ok(added) => tracing::info!(pod, address = ?added.addresses, "wired"),
                 Err(failure) => tracing::error!("{}", failure.msg),
@@ -166,7 +168,7 @@ fn answer(shared: &Arc<Shared>, sources: &Sources, request: serde_json::Result<R
             encode(result)
         }
         Request::Del(request) => {
-            let result = del::unwire(shared, &request.attachment).map_err(|e| {
+            let result = del::unwire(pods, &request.attachment).map_err(|e| {
                 internal(format!(
                     "sandbox {} cannot be unwired: {e}",
                     request.attachment.container_id
@@ -178,17 +180,17 @@ fn answer(shared: &Arc<Shared>, sources: &Sources, request: serde_json::Result<R
                 }
                 Err(failure) => tracing::error!("{}", failure.msg),
             }
-            if shared.plan().decommission {
-                crate::runtime::conflist::remove_with_the_last(shared);
+            if sources.plan.read().decommission {
+                gc::collect_the_last(pods);
             }
             encode(result)
         }
-        Request::Check(request) => encode(check::check(shared, &request)),
+        Request::Check(request) => encode(check::check(pods, &request)),
         Request::Gc { valid } => {
-            gc::retain(shared, &valid);
+            gc::retain(pods, &valid);
             encode(Ok(()))
         }
-        Request::Status => encode(status(shared)),
+        Request::Status => encode(status(sources)),
         Request::NodeStatus => encode(Ok(query::node_status(sources))),
         Request::Endpoints => encode(Ok(query::endpoints(sources))),
         Request::Identities => encode(Ok(query::identities(sources))),
@@ -204,8 +206,8 @@ fn unreadable(error: &veer_agent_kernel::datapath::Error) -> Failure {
     internal(format!("cannot read a map: {}", chain(error)))
 }
 
-fn status(shared: &Shared) -> Result<(), Failure> {
-    let reason = shared.plan().not_ready.clone();
+fn status(sources: &Sources) -> Result<(), Failure> {
+    let reason = sources.plan.read().not_ready.clone();
     if reason.is_empty() {
         return Ok(());
     }
