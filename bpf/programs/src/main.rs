@@ -5,7 +5,7 @@
 //! the code for the kernel, the counter and the decision record, and [`event`] keeps
 //! samples of drops. Shared code is below the hooks: [`path`] sends a packet on its way, [`state`] is the maps, [`ctx`] is the packet as the kernel hands
 //! it over. A module uses its own folder and those below: hooks → path → state → ctx,
-//! and hooks → exit → event → state. `bpf/net/tests/layers.rs` checks that.
+//! and hooks → exit → event → state. `.ci/layers` checks that.
 //!
 //! The host build exists for the linter alone: nothing here runs there, and `main`
 //! only satisfies the compiler.
