@@ -73,7 +73,7 @@ fn bound(any: &str, port: u16) -> UdpSocket {
 fn answer(listener: UdpSocket) {
     thread::spawn(move || {
         let mut buffer = [0; 8];
-        while let Ok((_, from)) = listener.recv_from(&mut buffer) {
+        while let Ok((_, from)) = receive(&listener, &mut buffer) {
             let _ = listener.send_to(from.ip().to_string().as_bytes(), from);
         }
     });
@@ -91,8 +91,8 @@ fn ask(socket: &UdpSocket, to: &str, port: u16) -> Option<String> {
     socket.connect(to).unwrap();
     socket.send(b"?").unwrap();
     let mut buffer = [0; 64];
-    match socket.recv(&mut buffer) {
-        Ok(length) => Some(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+    match receive(socket, &mut buffer) {
+        Ok((length, _)) => Some(String::from_utf8_lossy(&buffer[..length]).into_owned()),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => None,
         Err(e) => panic!("{to}: {e}"),
     }

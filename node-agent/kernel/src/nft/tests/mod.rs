@@ -257,10 +257,21 @@ fn udp(source: &str, destination: &str, tagged: bool) -> Vec<u8> {
     frame
 }
 
+/// The next datagram: its length and where it came from. The kernel does not resume a
+/// wait with a timeout that a signal ended (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
 /// What the first datagram that arrives says of its source.
 fn first(socket: &UdpSocket) -> String {
     let mut payload = [0; 64];
-    let length = socket.recv(&mut payload).expect("a datagram");
+    let (length, _) = receive(socket, &mut payload).expect("a datagram");
     String::from_utf8_lossy(&payload[..length]).into_owned()
 }
 

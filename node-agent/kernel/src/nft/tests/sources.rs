@@ -38,7 +38,7 @@ fn a_flow_that_began_without_the_table_is_translated_once_it_is_back() {
         let seen_from = || {
             let to = SocketAddr::new(parsed(world), 53);
             from_pod.send_to(b"?", to).unwrap();
-            let (_, from) = listener.recv_from(&mut [0; 8]).expect("a datagram");
+            let (_, from) = receive(&listener, &mut [0; 8]).expect("a datagram");
             from.ip()
         };
         // Something else has conntrack at work.
@@ -98,7 +98,7 @@ fn what_leaves_by_the_tunnels_device_has_an_address_that_other_nodes_know() {
                 assert!(begin.elapsed() < PATIENCE, "no datagram from {from}");
                 socket.send_to(&[label], to).unwrap();
                 let mut got = [0];
-                let received = listener.recv_from(&mut got);
+                let received = receive(&listener, &mut got);
                 if let Some((_, found)) = received.ok().filter(|_| got == [label]) {
                     break found.ip();
                 }
