@@ -10,7 +10,7 @@ use veer_api_client::{chain, version};
 use veer_crds::v1alpha1::NodeNetwork;
 
 use super::{
-    StatusReport,
+    content::StatusReport,
     keep::{self, Todo, Written, own_part, todo},
 };
 use crate::report::retry;

@@ -11,7 +11,7 @@ use veer_api_client::chain;
 use veer_crds::v1alpha1::{NodeReport, NodeReportStatus};
 
 use super::{
-    StatusReport, Urgent,
+    content::{StatusReport, Urgent},
     keep::{self, Todo, Written, own_part, todo},
 };
 use crate::report::retry;

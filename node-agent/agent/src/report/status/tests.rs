@@ -9,9 +9,13 @@ use std::{
 
 use kube::client::Body;
 use serde_json::{Value, json};
+use veer_agent_core::index::OwnNode;
 use veer_crds::v1alpha1::{Epoch, Phase};
 
-use super::*;
+use super::{
+    content::{degraded_of, ready, uniform},
+    *,
+};
 
 /// An API server of one NodeNetwork and one NodeReport.
 #[derive(Default)]
@@ -274,36 +278,4 @@ async fn without_news_nothing_is_written_for_hours() {
     }
     assert_eq!(scene.writes(), (1, 1));
     assert!(scene.repaired.lock().unwrap().is_empty());
-}
-
-#[test]
-fn the_node_with_the_smaller_mtu_than_most_is_the_odd_one() {
-    use veer_agent_core::index::{Change, Event, NodeRecord};
-    let mut index = Index::new("a");
-    let others = [("b", 1500), ("c", 1500), ("d", 1400)].map(|(name, path_mtu)| NodeRecord {
-        name: name.into(),
-        path_mtu: Mtu::new(path_mtu),
-        ..NodeRecord::default()
-    });
-    index.handle(Event::Node(Change::Snapshot(others.to_vec())));
-    assert_eq!(odd(&index, Mtu::new(1500)), None, "one of the others is");
-    let message = odd(&index, Mtu::new(1400)).unwrap();
-    assert!(message.contains("1400 bytes, those of 2 of 3"), "{message}");
-    assert_eq!(odd(&index, None), None, "not known");
-}
-
-#[test]
-fn a_node_that_is_not_as_it_should_be_says_for_which_reason() {
-    let blocked = degraded_of(("ForwardBlocked", "chain FORWARD of table ip filter"));
-    assert!(blocked.status && blocked.message.contains("FORWARD"));
-    assert_eq!(blocked.reason, "ForwardBlocked");
-    assert_eq!(degraded_of(("", "")).reason, "AsDesired");
-}
-
-#[test]
-fn a_node_whose_runtime_calls_another_network_is_not_ready_for_that_reason() {
-    let said = ready(String::new(), "04-old.conflist".into(), false);
-    assert_eq!((said.status, said.reason), (false, FOREIGN_CONFLIST));
-    assert!(said.message.contains("04-old.conflist"));
-    assert!(ready(String::new(), String::new(), false).status);
 }
