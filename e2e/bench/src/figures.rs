@@ -54,11 +54,21 @@ impl Figures {
 
     /// Median of the ratios of each round to the same round of another subject.
     pub(crate) fn ratio(&self, subject: &str, to: &str, quantity: &str) -> Option<f64> {
-        let own = self
-            .series
-            .get(&(subject.to_owned(), quantity.to_owned()))?;
-        let base = self.series.get(&(to.to_owned(), quantity.to_owned()))?;
-        let mut ratios: Vec<f64> = own.iter().zip(base).map(|(a, b)| a / b).collect();
+        self.round_by_round((subject, quantity), (to, quantity))
+    }
+
+    /// Median of the ratios of each round of one quantity to another's of the same round.
+    pub(crate) fn ratio_of(&self, subject: &str, quantity: &str, to: &str) -> Option<f64> {
+        self.round_by_round((subject, quantity), (subject, to))
+    }
+
+    fn round_by_round(&self, one: (&str, &str), other: (&str, &str)) -> Option<f64> {
+        let series = |(subject, quantity): (&str, &str)| {
+            let key = (subject.to_owned(), quantity.to_owned());
+            self.series.get(&key)
+        };
+        let pairs = series(one)?.iter().zip(series(other)?);
+        let mut ratios: Vec<f64> = pairs.map(|(a, b)| a / b).collect();
         ratios.sort_by(f64::total_cmp);
         ratios.get(ratios.len() / 2).copied()
     }
@@ -87,8 +97,10 @@ mod tests {
         for (a, b) in [(10.0, 5.0), (30.0, 10.0), (100.0, 50.0)] {
             figures.add("a", "time", a);
             figures.add("b", "time", b);
+            figures.add("a", "other time", a / 3.0);
         }
         assert_eq!(figures.ratio("a", "b", "time"), Some(2.0));
+        assert_eq!(figures.ratio_of("a", "time", "other time"), Some(3.0));
         assert_eq!(figures.median("a", "time"), Some(30.0));
         assert_eq!(figures.spread("a", "time"), Some((10.0, 100.0)));
         assert_eq!(figures.median("c", "time"), None);

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "its table is its result")]
 
+mod families;
 mod figures;
 mod gaps;
 mod measure;
@@ -23,7 +24,7 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::Parser;
 use figures::Figures;
-use veer_e2e_cluster::{Cluster, Config, Progress, own_name};
+use veer_e2e_cluster::{Cluster, Config, Families, Progress, own_name};
 use veer_e2e_tests::lab::{Lab, NAMESPACE};
 
 #[derive(Parser)]
@@ -80,7 +81,11 @@ fn bench(cli: &Cli) -> Result<()> {
         Cluster::attach(name)?
     } else {
         Cluster::remove_abandoned(KIND)?;
-        Cluster::up_with(Config::new(&own), Progress::start())?
+        let config = Config {
+            families: Families::V4V6,
+            ..Config::new(&own)
+        };
+        Cluster::up_with(config, Progress::start())?
     };
     let lab = Lab::new(cluster);
     let measured = measure_all(cli, &lab);

@@ -17,6 +17,7 @@ use veer_e2e_tests::{
 };
 
 use crate::{
+    families,
     figures::Figures,
     places::{BarePair, Bridged, PlainVxlan, RedirectedPair},
 };
@@ -65,7 +66,8 @@ impl Servers {
                 "taskset", "-c", "0", "sockperf", "sr", "--tcp", "-p", RR_PORT,
             ];
             let streams = ["taskset", "-c", "0", "iperf3", "-s", "-p", STREAM_PORT];
-            for words in [&round_trips[..], &streams[..]] {
+            let both = ["taskset", "-c", "0", "qperf", "-lp", families::CONTROL_PORT];
+            for words in [&round_trips[..], &streams[..], &both[..]] {
                 let child = site
                     .command(words)
                     .stdout(Stdio::null())
@@ -74,7 +76,7 @@ impl Servers {
                     .with_context(|| format!("start {} in {}", words[3], site.name))?;
                 servers.0.push(child);
             }
-            for port in [RR_PORT, STREAM_PORT] {
+            for port in [RR_PORT, STREAM_PORT, families::CONTROL_PORT] {
                 let what = format!("port {port} of {} is served", site.name);
                 let filter = format!("sport = :{port}");
                 await_condition(&what, Duration::from_secs(10), || {
@@ -172,8 +174,19 @@ pub(crate) fn network(
             if let Some(mode) = mode {
                 lab.set_mode(mode)?;
             }
-            let measured = path(from, to, seconds, name, figures);
-            measured.with_context(|| format!("{name}, round {round}"))?;
+            let what = || format!("{name}, round {round}");
+            path(from, to, seconds, name, figures).with_context(what)?;
+            let server = match name {
+                subject::NODE => None,
+                subject::SAME => Some(&near),
+                subject::TUNNEL | subject::NATIVE => Some(&far),
+                _ => continue,
+            };
+            let address = |family| match server {
+                Some(pod) => pod.address_in(family),
+                None => lab.address("worker2", family),
+            };
+            families::measure(from, address, seconds, name, figures).with_context(what)?;
         }
         progress.done(&format!("round {} of {rounds}", round + 1));
     }
@@ -185,7 +198,7 @@ pub(crate) fn network(
 }
 
 fn path(from: &Site, to: &str, seconds: u32, name: &str, figures: &mut Figures) -> Result<()> {
-    let seconds = seconds.to_string();
+    let time = seconds.to_string();
     let out = from.exec(&[
         "taskset",
         "-c",
@@ -198,12 +211,19 @@ fn path(from: &Site, to: &str, seconds: u32, name: &str, figures: &mut Figures) 
         "-p",
         RR_PORT,
         "-t",
-        &seconds,
+        &time,
         "--full-rtt",
     ])?;
     let (p50, p99) = percentiles(&out.stdout).context("sockperf printed no percentiles")?;
     figures.add(name, P50, p50);
     figures.add(name, P99, p99);
+    figures.add(name, STREAM, stream(from, to, seconds)?);
+    Ok(())
+}
+
+/// A TCP stream to an address of either family, in gigabits per second.
+pub(crate) fn stream(from: &Site, to: &str, seconds: u32) -> Result<f64> {
+    let seconds = seconds.to_string();
     let out = from.exec(&[
         "taskset",
         "-c",
@@ -219,12 +239,7 @@ fn path(from: &Site, to: &str, seconds: u32, name: &str, figures: &mut Figures) 
     ])?;
     let report: Value = serde_json::from_str(&out.stdout).context("iperf3 -J")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    figures.add(
-        name,
-        STREAM,
-        bits.context("iperf3 reports no stream")? / 1e9,
-    );
-    Ok(())
+    Ok(bits.context("iperf3 reports no stream")? / 1e9)
 }
 
 /// The median and the 99th percentile that sockperf prints, in microseconds.

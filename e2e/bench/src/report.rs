@@ -3,6 +3,7 @@
 use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
 
 use crate::{
+    families,
     figures::Figures,
     gaps::{self, GAP},
     measure::{
@@ -51,6 +52,7 @@ fn two(value: Option<f64>) -> String {
 pub(crate) fn tables(figures: &Figures) -> String {
     [
         network(figures),
+        both_families(figures),
         goals(figures),
         rest(figures),
         programs(figures),
@@ -97,6 +99,28 @@ fn network(figures: &Figures) -> String {
     table.to_string()
 }
 
+/// The same paths in both families.
+fn both_families(figures: &Figures) -> String {
+    let [rtt4, rtt6] = families::MEAN;
+    let [stream4, stream6] = families::STREAM;
+    let (to_v4, stream_to_v4) = ("round trip, IPv6 to IPv4", "stream, IPv6 to IPv4");
+    let mut table = table(&["path", rtt4, rtt6, to_v4, stream4, stream6, stream_to_v4]);
+    for name in families::SUBJECTS {
+        let median = |quantity| two(figures.median(name, quantity));
+        let ratio = |a, b| two(figures.ratio_of(name, a, b));
+        table.add_row([
+            name.to_owned(),
+            median(rtt4),
+            median(rtt6),
+            ratio(rtt6, rtt4),
+            median(stream4),
+            median(stream6),
+            ratio(stream6, stream4),
+        ]);
+    }
+    table.to_string()
+}
+
 fn goals(figures: &Figures) -> String {
     let mut table = table(&["goal", "measured", "verdict"]);
     let mut row = |what: &str, value: Option<f64>, bound: &Bound| {
@@ -128,6 +152,11 @@ fn goals(figures: &Figures) -> String {
         ratio(TUNNEL, NODE, STREAM),
         &AtLeast(0.85),
     );
+    for name in families::SUBJECTS {
+        let [v4, v6] = families::MEAN;
+        let what = format!("{name}, round trip, IPv6 × IPv4");
+        row(&what, figures.ratio_of(name, v6, v4), &AtMost(1.03));
+    }
     for (what, subject) in [
         (
             "change of mode, longest gap × the load's own",
