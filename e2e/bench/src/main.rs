@@ -51,6 +51,9 @@ struct Cli {
     /// Only nanoseconds per packet of each program: needs no cluster
     #[arg(long)]
     programs: bool,
+    /// Only round trips and streams
+    #[arg(long, conflicts_with = "programs")]
+    network: bool,
     /// Where the JSON goes
     #[arg(long, default_value = "build/bench.json")]
     json: PathBuf,
@@ -93,7 +96,11 @@ fn bench(cli: &Cli) -> Result<()> {
         Cluster::down_by_name(&own)?;
     }
     let figures = measured?;
-    println!("{}", report::tables(&figures));
+    if cli.network {
+        println!("{}", report::networks(&figures));
+    } else {
+        println!("{}", report::tables(&figures));
+    }
     if let Some(folder) = cli.json.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
@@ -111,6 +118,9 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     let progress = Progress::start();
     let mut figures = Figures::default();
     measure::network(lab, cli.rounds, cli.seconds, &progress, &mut figures)?;
+    if cli.network {
+        return Ok(figures);
+    }
     wiring::memory(lab, &mut figures)?;
     progress.done("resident memory");
     wiring::attach(lab, &mut figures)?;

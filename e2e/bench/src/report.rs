@@ -51,13 +51,17 @@ fn two(value: Option<f64>) -> String {
 /// All tables.
 pub(crate) fn tables(figures: &Figures) -> String {
     [
-        network(figures),
-        both_families(figures),
+        networks(figures),
         goals(figures),
         rest(figures),
         programs(figures),
     ]
     .join("\n\n")
+}
+
+/// Round trips and streams.
+pub(crate) fn networks(figures: &Figures) -> String {
+    [network(figures), both_families(figures)].join("\n\n")
 }
 
 fn network(figures: &Figures) -> String {
