@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
@@ -59,8 +59,6 @@ pub(crate) struct Cached<K: Resource<DynamicType = ()> + 'static> {
     /// How many lists were read. The store's own signal is not enough: it wakes one
     /// waiter only, which is the applier.
     filled: watch::Receiver<u64>,
-    /// How many objects came since that the store did not have.
-    arrived: Arc<AtomicU64>,
     /// The watch cannot go on, and what is known is of before until a new list is read.
     outdated: Arc<AtomicBool>,
     unreadable: Arc<Unreadable>,
@@ -208,8 +206,6 @@ where
         let (fill, filled) = watch::channel(0);
         let outdated = Arc::new(AtomicBool::new(false));
         let missed = Arc::clone(&outdated);
-        let arrived = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&arrived);
         let run = async move {
             let kind = K::kind(&());
             let events = follow(api, watcher::Config::default())
@@ -240,9 +236,6 @@ where
                     Event::Delete(_) | Event::Init | Event::InitApply(_) | Event::InitDone => None,
                 };
                 writer.apply_watcher_event(&event);
-                if before.is_none() && matches!(event, Event::Apply(_)) {
-                    count.fetch_add(1, Ordering::AcqRel);
-                }
                 let change = match event {
                     Event::Apply(object) if before.is_some_and(|b| says_the_same(&object, &b)) => {
                         continue;
@@ -250,8 +243,10 @@ where
                     Event::Apply(object) => Change::Set(Arc::new(object)),
                     Event::Delete(object) => Change::Gone(Arc::new(object)),
                     Event::InitDone => {
-                        missed.store(false, Ordering::Release);
+                        // In this order: who finds nothing outdated finds the new list
+                        // counted.
                         fill.send_modify(|lists| *lists += 1);
+                        missed.store(false, Ordering::Release);
                         Change::All
                     }
                     Event::Init | Event::InitApply(_) => continue,
@@ -265,7 +260,6 @@ where
                 store: reader,
                 changes,
                 filled,
-                arrived,
                 outdated,
                 unreadable,
             },
@@ -303,12 +297,6 @@ where
     /// and that what was known before may be outdated.
     pub(crate) fn lists(&self) -> u64 {
         *self.filled.borrow()
-    }
-
-    /// A number that changes whenever there may be objects that were not there before:
-    /// with each list, and with each object that the store did not have.
-    pub(crate) fn arrivals(&self) -> u64 {
-        self.lists() + self.arrived.load(Ordering::Acquire)
     }
 
     /// Returns once the first list is in.

@@ -1,8 +1,8 @@
 //! What the controllers of a leader's term share.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use kube::core::DeserializeGuard;
@@ -24,6 +24,10 @@ use crate::slim::{SlimNode, SlimReport};
 /// How many different events are remembered; then the memory is cleared.
 const EVENTS_REMEMBERED: usize = 1000;
 
+/// How long a node is new. The agent of one that served pods before reports within
+/// seconds of its registration.
+const NEW: Duration = Duration::from_mins(2);
+
 /// A ClusterNetwork, or why it cannot be read.
 pub(crate) type GuardedNetwork = DeserializeGuard<ClusterNetwork>;
 
@@ -43,8 +47,8 @@ pub(crate) struct Context {
     pub(crate) ledger: tokio::sync::Mutex<Ledger>,
     /// Which label sets pods use.
     pub(crate) usage: Usage,
-    /// Every agent had reported when as many lists were read and nodes came.
-    heard: AtomicU64,
+    /// After how many lists, and with which selection, no agent was waited for.
+    heard: Mutex<Option<(u64, Selection)>>,
     /// Events already published in this term.
     published: Mutex<BTreeSet<(String, &'static str, String)>>,
 }
@@ -76,7 +80,7 @@ impl Context {
             identities,
             ledger: tokio::sync::Mutex::new(Ledger::default()),
             usage: Usage::default(),
-            heard: AtomicU64::new(0),
+            heard: Mutex::default(),
             published: Mutex::default(),
         };
         let watches: Vec<BoxFuture<'static, ()>> = vec![
@@ -129,33 +133,37 @@ impl Context {
         self.nodes.is_outdated() || self.node_networks.is_outdated() || self.claims.is_outdated()
     }
 
-    /// Names of Ready nodes whose agent has not reported which blocks it holds. This
-    /// protects against what this leader cannot have seen, such as blocks held on
-    /// disk that a restored etcd does not know.
+    /// Names of Ready nodes whose agent has not reported which blocks it holds, and that
+    /// others have to wait for. This protects against what this leader cannot have seen,
+    /// such as blocks held on disk that a restored etcd does not know.
     ///
-    /// Once every node's agent was heard, the answer stays empty until a node comes or
-    /// something is listed again. A node that is not Ready delays no other, but is looked
-    /// at again: it may be one that served pods before and registers anew.
+    /// After each list, and each change of the selection, all are waited for. Once all
+    /// were heard, a node that comes later is waited for until it is [`NEW`] no more: it
+    /// may be one that a restored etcd forgot and that registers again, or one whose agent
+    /// never comes.
     pub(crate) fn unheard(&self) -> Vec<String> {
-        let seen = self.nodes.arrivals() + self.node_networks.lists() + self.claims.lists();
-        if self.heard.load(Ordering::Acquire) == seen {
-            return Vec::new();
-        }
-        let selection = self.selection();
-        let mut silent = self.nodes.all();
-        silent.retain(|node| {
-            let network = self.node_networks.get(node.name());
-            // An unreadable NodeNetwork delays no other node.
-            selection.part(node, network.is_some()) == Part::Takes
-                && self.node_networks.unreadable(node.name()).is_none()
-                && network.is_none_or(|network| network.status.is_none())
-        });
-        if silent.is_empty() {
-            self.heard.store(seen, Ordering::Release);
-        }
-        silent.retain(|node| node.is_ready());
-        let mut names: Vec<String> = silent.iter().map(|node| node.name().to_owned()).collect();
+        let lists = self.nodes.lists() + self.node_networks.lists() + self.claims.lists();
+        let now = (lists, self.selection());
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let all_were_heard = heard.as_ref() == Some(&now);
+        let mut names: Vec<String> = self
+            .nodes
+            .all()
+            .iter()
+            .filter(|node| node.is_ready() && (!all_were_heard || node.age() < NEW))
+            .filter(|node| {
+                let network = self.node_networks.get(node.name());
+                // An unreadable NodeNetwork delays no other node.
+                now.1.part(node, network.is_some()) == Part::Takes
+                    && self.node_networks.unreadable(node.name()).is_none()
+                    && network.is_none_or(|network| network.status.is_none())
+            })
+            .map(|node| node.name().to_owned())
+            .collect();
         names.sort();
+        if names.is_empty() {
+            *heard = Some(now);
+        }
         names
     }
 

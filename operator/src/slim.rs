@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
@@ -85,6 +87,13 @@ impl SlimNode {
             .conditions
             .iter()
             .any(|c| c.type_ == "Ready" && c.status == "True")
+    }
+
+    /// Since when it is registered; none where the clocks disagree.
+    pub(crate) fn age(&self) -> Duration {
+        let made = self.metadata.creation_timestamp.as_ref();
+        made.and_then(|made| Duration::try_from(Timestamp::now().duration_since(made.0)).ok())
+            .unwrap_or_default()
     }
 
     /// Its labels.
@@ -265,5 +274,26 @@ pub(crate) fn strip<K: Resource>(object: &mut K) {
     meta.finalizers = None;
     if let Some(annotations) = &mut meta.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_as_old_as_its_registration_unless_the_clocks_disagree() {
+        let age = |seconds: Option<i64>| {
+            let made = seconds.map(|s| Timestamp::now() - SignedDuration::from_secs(s));
+            let mut node = SlimNode::default();
+            node.metadata.creation_timestamp = made.map(Time);
+            node.age().as_secs()
+        };
+        assert!((60..90).contains(&age(Some(60))));
+        assert_eq!(age(Some(-60)), 0);
+        assert_eq!(age(None), 0);
     }
 }

@@ -138,9 +138,15 @@ impl Layers {
             .filter(|name| Some(*name) != own && !below.contains(name))
             .map(str::to_owned)
             .collect();
-        // The `super` of a file's tests is the file.
-        let outside_tests = code.split("#[cfg(test)]").next().unwrap_or_default();
-        if code.contains("super::super") || ((at_root || apart) && goes_up(outside_tests)) {
+        // The `super` of a file's tests is the file. They are its last item.
+        let (outside_tests, tests) = code
+            .split_once("\n#[cfg(test)]\nmod ")
+            .unwrap_or((&code, ""));
+        let last = tests.find("\n}\n").map_or("", |end| &tests[end + 3..]);
+        let declared = tests.lines().next().is_some_and(|line| line.ends_with(';'));
+        let others = if declared { tests } else { last };
+        let up = [outside_tests, others].into_iter().any(goes_up);
+        if code.contains("super::super") || ((at_root || apart) && up) {
             wrong.push("super".into());
         }
         // Other names for the root, and files in other places, would hide what is used.
@@ -217,12 +223,22 @@ mod tests {
             ("state", "use super as root;", vec!["super"]),
             (
                 "state",
-                "#[cfg(test)]\nmod tests {\n    use super::*;\n}",
+                "\n#[cfg(test)]\nmod tests {\n    use super::*;\n}\n",
                 vec![],
             ),
             (
                 "state",
                 "#[cfg(test)]\nmod tests {\n    use super::super::path;\n}",
+                vec!["super"],
+            ),
+            (
+                "state",
+                "\n#[cfg(test)]\nmod tests;\nuse super::path;\n",
+                vec!["super"],
+            ),
+            (
+                "state",
+                "\n#[cfg(test)]\nmod tests {\n    use super::*;\n}\nuse super::path;\n",
                 vec!["super"],
             ),
         ] {

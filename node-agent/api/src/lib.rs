@@ -212,7 +212,7 @@ pub struct NodeStatus {
     pub addresses: Vec<IpAddr>,
     /// Uplinks.
     pub uplinks: Vec<String>,
-    /// MTU of routes to pods of other nodes, in bytes.
+    /// MTU of routes to pods of other nodes, in bytes; 1500 before the first round.
     pub mtu: u32,
     /// `tcx` or `clsact`.
     pub attach: String,

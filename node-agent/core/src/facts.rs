@@ -69,9 +69,10 @@ impl Facts {
         family.first(self.primary.iter().chain(&self.addresses))
     }
 
-    /// Largest packet that all uplinks carry; `None`: not known.
+    /// Largest packet that all uplinks carry; `None`: not known of one of them.
     pub fn path_mtu(&self) -> Option<Mtu> {
-        self.uplinks.iter().filter_map(|u| u.mtu).min()
+        // `None` is less than all others.
+        self.uplinks.iter().map(|u| u.mtu).min().flatten()
     }
 
     /// MTU of the underlay: what the user says, or the smallest of the

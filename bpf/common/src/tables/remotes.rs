@@ -26,7 +26,7 @@ pub const FORM_TUNNEL: u8 = 1;
 /// [`Remote::form`]: the bare packet by `bpf_redirect_neigh`.
 pub const FORM_NATIVE: u8 = 2;
 
-/// How packets go to another node: what user space knows the `FORM_*` of a row as. The
+/// How packets go to another node: a `FORM_*` that is decided, for user space. The
 /// programs compare the byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {

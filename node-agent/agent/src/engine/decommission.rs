@@ -45,11 +45,9 @@ impl Converger {
         }
         self.host.restore().map_err(netlink("restore sysctls"))?;
         self.vxlan.forget();
+        let health: Vec<_> = self.local.store().health_addresses().collect();
         self.health
-            .remove(
-                &mut socket,
-                &self.local.store().health_addresses().collect::<Vec<_>>(),
-            )
+            .remove(&mut socket, &health)
             .map_err(netlink("take the health address off lo"))?;
         self.pod_mtus = PodMtus::default();
         self.present.clear();

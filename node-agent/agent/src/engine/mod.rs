@@ -207,7 +207,7 @@ impl Engine {
         })
     }
 
-    /// Works until all senders are gone, or only another agent can go on.
+    /// Works until the node is cleaned up, or only another agent can go on.
     pub(crate) fn run(mut self) {
         // Records from before the last boot: their device numbers may belong to other
         // devices now.

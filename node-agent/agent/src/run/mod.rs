@@ -142,7 +142,8 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let (state, socket) = (&options.state, &options.socket);
     let directory = socket.parent().unwrap_or(Path::new("/run/veer"));
     let plugins = &options.cni_bin_dir;
-    match farewell::leave(state, directory, plugins, sources.store.read().len()) {
+    let wired = sources.store.read().len();
+    match farewell::leave(state, directory, plugins, wired) {
         Ok(true) => tracing::info!("stopping; veer is gone from this node"),
         Ok(false) => tracing::info!("stopping; programs, maps and routes stay"),
         Err(error) => tracing::error!(%error, "stopping; some files of veer stay"),

@@ -75,7 +75,7 @@ pub(super) enum Extent {
 #[derive(Clone, Debug, Default)]
 pub struct Networks {
     count: HashMap<IpNet, usize>,
-    /// How many networks there are of each length and family (`true`: IPv4).
+    /// How many networks there are of each family and length.
     lengths: BTreeMap<(Family, u8), usize>,
 }
 

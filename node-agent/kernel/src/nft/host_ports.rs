@@ -96,7 +96,8 @@ impl HostPorts {
     /// Whether a flow still goes where `before` or nobody sent it. The ends of a
     /// TCP connection notice.
     pub(super) fn is_stale(&self, before: &Self, facts: &Facts, flow: &Flow) -> bool {
-        if flow.protocol == TCP {
+        // A client that is `::1` is led nowhere, see `led`.
+        if flow.protocol == TCP || flow.source == IpAddr::V6(Ipv6Addr::LOCALHOST) {
             return false;
         }
         let (now, was) = (self.target(flow), before.target(flow));
@@ -262,6 +263,12 @@ mod tests {
                 ..flow(here, 53, old_pod)
             };
             assert!(!new.is_stale(&old, &facts, &tcp));
+            let by_loopback = Flow {
+                source: loopback.parse().unwrap(),
+                ..flow(loopback, 53, loopback)
+            };
+            let led = by_loopback.source.is_ipv4();
+            assert_eq!(new.is_stale(&none, &facts, &by_loopback), led);
         }
         assert!(new.outlive_pods() && !none.outlive_pods());
     }

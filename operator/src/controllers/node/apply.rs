@@ -122,7 +122,6 @@ pub(crate) async fn settle(
             continue;
         }
         if kept.is_some_and(|block| node.leaves(&block))
-            && context.unheard().is_empty()
             && let Ok(block) = allocate(context, &mut ledger, node, spec, *family).await?
         {
             outcome.blocks.push(block);
@@ -141,11 +140,6 @@ pub(crate) async fn settle(
             outcome
                 .blocks
                 .extend(node.told.contains(block).then_some(*block));
-            continue;
-        }
-        let unheard = context.unheard();
-        if !unheard.is_empty() {
-            outcome.problem = Some(Problem::Unheard(unheard));
             continue;
         }
         match allocate(context, &mut ledger, node, spec, *family).await? {
@@ -259,6 +253,11 @@ async fn allocate(
         for block in held.counts.iter().chain(&other.spec.pod_cidrs) {
             taken.insert(block);
         }
+    }
+    // Asked after what is free was read: a list that came in between counts.
+    let unheard = context.unheard();
+    if !unheard.is_empty() {
+        return Ok(Err(Problem::Unheard(unheard)));
     }
     for _ in 0..TRIES {
         let free = entries
