@@ -74,11 +74,11 @@ test-conformance: image ## Kubernetes' own network suite, in both modes
 test-conformance-wide: image ## all of it that needs no cloud, second family or policies, on seven nodes in three zones
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --scope wide
 
-test-conformance-matrix: image ## Kubernetes' own network suite on a cluster of each choice of families, in both modes (hours)
+test-conformance-matrix: image ## Kubernetes' own network suite on a cluster of each choice of families, in both modes (half an hour)
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --family all
 
-test-conformance-switching: image ## the same while the mode changes to and fro, once a minute
-	@$(E2E) veer-e2e-tests --bin veer-conformance -- --switching
+test-conformance-switching: image ## the same on a dual-stack cluster while the mode changes to and fro, once a minute
+	@$(E2E) veer-e2e-tests --bin veer-conformance -- --family dual --switching
 
 bench: image ## round trips, streams, ns per packet, memory; as ratios (BEFORE=<git revision>: its programs too)
 	@$(E2E) veer-e2e-bench -- $(if $(BEFORE),--before $(BEFORE))
