@@ -96,7 +96,9 @@ impl Path {
 /// The place in the world.
 const WORLD: &str = "world";
 
-/// What flows on every path.
+/// What flows on every path, of all families of the cluster together: each has its share
+/// of the rates. The load is of a priority above the cluster's own, which starves where the
+/// load alone wants all processors.
 const KINDS: [(&str, u16, Kind); 3] = [
     (
         "udp",
@@ -109,6 +111,18 @@ const KINDS: [(&str, u16, Kind); 3] = [
     ("echo", ECHO, Kind::Echo { rate: 1000 }),
     ("bulk", BULK, Kind::Bulk { rate: 1_000_000 }),
 ];
+
+/// One of so many equal shares of what a flow carries.
+fn share(kind: Kind, of: u32) -> Kind {
+    match kind {
+        Kind::Datagrams { rate, size } => Kind::Datagrams {
+            rate: rate / of,
+            size,
+        },
+        Kind::Echo { rate } => Kind::Echo { rate: rate / of },
+        Kind::Bulk { rate } => Kind::Bulk { rate: rate / of },
+    }
+}
 
 /// A flow of the load.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,13 +274,15 @@ pub(super) fn connect(lab: &Lab, wanted: &[Path]) -> Result<(Vec<Place>, Vec<Pla
     names.push(WORLD);
     places.push(Place::connect(&lab.world()?)?);
     let mut plan = Vec::new();
+    let families = lab.cluster.families().all();
+    let count = u32::try_from(families.len())?;
     for path in wanted {
         let (from, to) = path.ends();
         let from = names.iter().position(|n| *n == from);
         let from = from.with_context(|| format!("no place for {}", path.name()))?;
         let pod = pods.iter().find(|p| p.name == to);
         let pod = pod.with_context(|| format!("no pod {to}"))?;
-        for family in lab.cluster.families().all() {
+        for family in families {
             for (kind, port, carries) in KINDS {
                 let to = address(lab, (*path, *family), pod, kind, port)?;
                 let flow = u32::try_from(plan.len() + 1).unwrap_or_default();
@@ -276,7 +292,7 @@ pub(super) fn connect(lab: &Lab, wanted: &[Path]) -> Result<(Vec<Place>, Vec<Pla
                     kind,
                     spec: FlowSpec {
                         flow,
-                        kind: carries,
+                        kind: share(carries, count),
                         to: to.into(),
                     },
                     from,
