@@ -81,6 +81,24 @@ numbered! {
         /// A pod, or a share of clients elsewhere, has as many flow entries as one may
         /// have: a new one replaced another of its own that would have expired soon.
         NoteGivenUp = 65, "note-given-up";
+        /// Somebody listens to the programs' decisions, and the ring of events was full.
+        EventLost = 66, "event-lost";
+    }
+}
+
+numbered! {
+    /// What a program found in the table of flows, [`crate::tables::Flows`].
+    FlowState {
+        /// It did not look: the decision does not depend on it.
+        NotAsked = 0, "not-asked";
+        /// No entry: the stack does not translate the flow.
+        NoEntry = 1, "no-entry";
+        /// None, and it made one.
+        New = 2, "new";
+        /// The packet goes in the direction of the one that opened the flow.
+        Established = 3, "established";
+        /// The packet answers one of an entry, or is an ICMP error about it.
+        Reply = 4, "reply";
     }
 }
 

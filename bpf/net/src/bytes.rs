@@ -24,13 +24,6 @@ pub trait Bytes {
     /// As [`Self::anywhere`], in memory words.
     fn words_anywhere<const N: usize>(&self, offset: usize) -> Option<[u64; N]>;
 
-    /// Copies the first `N` bytes.
-    #[inline(always)]
-    fn copy_start<const N: usize>(&self, to: &mut [u8; N]) -> Option<()> {
-        *to = self.head(0)?;
-        Some(())
-    }
-
     /// [`Chain::read`], in the way that suits this kind of packet.
     #[inline(always)]
     fn extension_headers(&self, offset: u32, next: u8, available: u32) -> Chain

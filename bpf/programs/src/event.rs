@@ -1,26 +1,60 @@
-//! Samples of drops: the first bytes of some packets, with the program's decision
-//! record.
+//! Events: the first bytes of a packet, with the program's decision record.
 //!
-//! For each reason the first drop in each window of time is kept and replaces an older
-//! one. This bounds the cost of a drop under a flood, and frequent reasons do not push
-//! out rare ones. It needs no listener, and an agent that starts later still finds the
-//! samples.
+//! Samples of drops are kept always. For each reason the first drop in each window of
+//! time is kept and replaces an older one. This bounds the cost of a drop under a flood,
+//! and frequent reasons do not push out rare ones. It needs no listener, and an agent
+//! that starts later still finds the samples.
+//!
+//! Every decision goes to the ring of events while somebody listens.
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use veer_bpf_common::{
     device::IfIndex,
-    outcome::{DropReason, Program},
-    tables::{Decision, DropSample, SAMPLE_BYTES, Samples},
-};
-use veer_bpf_net::{
-    bytes::{Bytes, HEAD, HEAD_V6},
-    ethernet,
+    outcome::{DropReason, Observation, Outcome, Program},
+    tables::{Decision, Event, Listen, Samples},
 };
 
-use crate::{ctx::clock::now, state::maps::SAMPLES};
+use crate::{
+    ctx::{captured::Captured, clock::now},
+    state::{
+        counters,
+        maps::{EVENTS, LISTEN, SAMPLES},
+    },
+};
+
+/// Who listens, if anybody does.
+#[inline(always)]
+pub(crate) fn listener() -> Option<&'static Listen> {
+    let listen = LISTEN.get(0)?;
+    (listen.until != 0).then_some(listen)
+}
+
+/// Tells those who listen of a decision, if they want it.
+#[inline(always)]
+pub(crate) fn tell<P: Captured>(
+    listen: &Listen,
+    program: Program,
+    outcome: Outcome,
+    packet: &P,
+    ifindex: IfIndex,
+    decision: &Decision,
+) {
+    let now = now();
+    if !listen.wants(outcome) || now > listen.until {
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        counters::observe(program, packet.length(), Observation::EventLost);
+        return;
+    };
+    fill(entry.as_mut_ptr(), now, program, packet, ifindex, decision);
+    // The agent looks often enough; waking it would cost more than the event.
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
 
 /// Keeps a sample of a dropped packet, unless its window already has one.
 #[inline(always)]
-pub(crate) fn keep<P: Bytes>(
+pub(crate) fn keep<P: Captured>(
     program: Program,
     reason: DropReason,
     packet: &P,
@@ -34,36 +68,30 @@ pub(crate) fn keep<P: Bytes>(
     };
     // SAFETY: a slot of this CPU in a preallocated array, which no other program
     // uses; BPF programs do not migrate while they run.
-    let sample: &mut DropSample = unsafe { &mut *sample };
-    if Samples::window(sample.at) == window {
+    if Samples::window(unsafe { (*sample).at }) == window {
         return;
     }
-    sample.decision = *decision;
-    sample.ifindex = ifindex.get();
-    sample.length = packet.length();
-    let head = &mut sample.head;
-    sample.captured = capture::<_, SAMPLE_BYTES>(packet, head)
-        .or_else(|| capture::<_, TCP_V6>(packet, head))
-        .or_else(|| capture::<_, UDP_V6>(packet, head))
-        .or_else(|| capture::<_, TCP>(packet, head))
-        .or_else(|| capture::<_, UDP>(packet, head))
-        .or_else(|| capture::<_, { ethernet::HEADER_LENGTH }>(packet, head))
-        .unwrap_or(0);
-    sample.at = now;
+    fill(sample, now, program, packet, ifindex, decision);
 }
 
-/// Up to the end of a UDP or ICMP header behind IPv4 without options, and of ARP.
-const UDP: usize = 42;
-/// Up to the end of a TCP header behind IPv4, both without options.
-const TCP: usize = HEAD;
-/// Up to the end of a UDP or `ICMPv6` header behind IPv6 without extension headers.
-const UDP_V6: usize = HEAD_V6 - (TCP - UDP);
-/// Up to the end of a TCP header there.
-const TCP_V6: usize = HEAD_V6;
-
-/// The first `N` bytes, where the packet has them.
+/// Writes an event where it belongs.
 #[inline(always)]
-fn capture<P: Bytes, const N: usize>(packet: &P, to: &mut [u8; SAMPLE_BYTES]) -> Option<u32> {
-    packet.copy_start(to.first_chunk_mut::<N>()?)?;
-    Some(N as u32)
+fn fill<P: Captured>(
+    event: *mut Event,
+    now: u64,
+    program: Program,
+    packet: &P,
+    ifindex: IfIndex,
+    decision: &Decision,
+) {
+    // SAFETY: a slot of a preallocated array or of the ring that is this CPU's alone;
+    // each field is written before it is read, and any bytes make integers.
+    let event = unsafe { &mut *event };
+    event.decision = *decision;
+    event.ifindex = ifindex.get();
+    event.length = packet.length();
+    event.program = program as u32;
+    event.pad = 0;
+    event.captured = packet.capture(&mut event.head);
+    event.at = now;
 }

@@ -73,6 +73,9 @@ fn family<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
     if let Err(reason) = outcome {
         event::keep(H::PROGRAM, reason, &skb, skb.ifindex(), skb.decision);
     }
+    if let Some(listen) = event::listener() {
+        event::tell(listen, H::PROGRAM, outcome, &skb, skb.ifindex(), skb.decision);
+    }
     // Read last: until then it would take a place on the stack. No program changes the
     // length of what it does not answer.
     end_tc(H::PROGRAM, skb.length(), outcome)
@@ -95,6 +98,10 @@ pub(crate) fn xdp(
         // SAFETY: the kernel hands a valid context to the program.
         let ifindex = IfIndex::from_kernel(unsafe { (*ctx.ctx).ingress_ifindex });
         event::keep(program, reason, &frame, ifindex, decision);
+        // What passes is judged, and told of, by the tc program of the device.
+        if let Some(listen) = event::listener() {
+            event::tell(listen, program, outcome, &frame, ifindex, decision);
+        }
     }
     end_xdp(program, frame.length(), outcome)
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie},
     programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
 use nix::{
@@ -18,9 +18,9 @@ use veer_bpf_common::{
     node::NodeId,
     outcome::{DropReason, Program, outcome_name},
     tables::{
-        Config, Configuration, Counter, Counters, Decision, Decisions, DropSample, Endpoint,
-        Endpoints, FlowEntry, FlowKey, Flows, Heartbeat, Interface, Interfaces, Ipcache,
-        IpcacheEntry, Nodes, Remote, Remotes, Samples, Table,
+        Config, Configuration, Counter, Counters, Decision, Decisions, Endpoint, Endpoints, Event,
+        Events, FlowEntry, FlowKey, Flows, Heartbeat, Interface, Interfaces, Ipcache, IpcacheEntry,
+        Listen, Listening, Nodes, Remote, Remotes, Samples, Table,
     },
 };
 
@@ -218,12 +218,28 @@ impl Datapath {
     }
 
     /// What is kept of the packets that a program dropped for a reason.
-    pub fn samples(&mut self, program: Program, reason: DropReason) -> Result<Vec<DropSample>> {
+    pub fn samples(&mut self, program: Program, reason: DropReason) -> Result<Vec<Event>> {
         let map = self.per_cpu::<Samples>()?;
         let mut found = Vec::new();
         for window in 0..u64::from(Samples::PER_REASON) {
             let values = map.get(&Samples::index(program, reason, window), 0)?;
             found.extend(values.iter().filter(|sample| sample.at != 0).copied());
+        }
+        Ok(found)
+    }
+
+    /// Says which decisions are wanted, and until when.
+    pub fn listen(&mut self, listen: Listen) -> Result<()> {
+        Ok(self.array::<Listening>()?.set(0, listen, 0)?)
+    }
+
+    /// Takes all events out of the ring.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        let map = self.ebpf().map_mut(Events::NAME).context("no ring")?;
+        let mut ring = RingBuf::try_from(map)?;
+        let mut found = Vec::new();
+        while let Some(item) = ring.next() {
+            found.push(Event::from_bytes(&item).context("an event of another length")?);
         }
         Ok(found)
     }

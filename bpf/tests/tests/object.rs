@@ -23,7 +23,8 @@ fn every_map_is_as_common_lists_it() -> Result<()> {
             | aya::maps::Map::HashMap(d)
             | aya::maps::Map::LruHashMap(d)
             | aya::maps::Map::LpmTrie(d)
-            | aya::maps::Map::PerCpuArray(d) => d,
+            | aya::maps::Map::PerCpuArray(d)
+            | aya::maps::Map::RingBuf(d) => d,
             other => anyhow::bail!("{} is of a kind that is not listed: {other:?}", spec.name),
         };
         let info = data.info()?;

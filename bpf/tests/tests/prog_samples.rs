@@ -12,8 +12,9 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result};
 use veer_bpf_common::{
     outcome::{DropReason, Program},
-    tables::{DropSample, SAMPLE_BYTES, Samples},
+    tables::{EVENT_BYTES, Event, Samples},
 };
+use veer_bpf_net::bytes::HEAD_V6;
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
     family::Family,
@@ -25,7 +26,7 @@ use veer_bpf_tests::{
 in_both_families! {
     a_dropped_packet_leaves_its_beginning_and_what_was_found_out,
     a_multicast_packet_of_a_pod_is_shown_with_its_reason,
-    short_frames_are_kept_as_far_as_their_headers_go,
+    short_frames_are_kept_whole,
     of_a_flood_one_packet_per_window_is_kept,
     packets_that_go_on_leave_nothing,
     what_xdp_drops_is_kept_too,
@@ -37,7 +38,7 @@ fn spoofed(family: Family, payload: usize) -> Vec<u8> {
     from_a(packet.payload(vec![7; payload])).frame_of(family)
 }
 
-fn only(node: &mut Datapath, program: Program, reason: DropReason) -> Result<DropSample> {
+fn only(node: &mut Datapath, program: Program, reason: DropReason) -> Result<Event> {
     let samples = node.samples(program, reason)?;
     anyhow::ensure!(samples.len() == 1, "{samples:?}");
     samples.into_iter().next().context("none")
@@ -55,8 +56,8 @@ fn a_dropped_packet_leaves_its_beginning_and_what_was_found_out(family: Family) 
         (sample.ifindex, sample.length as usize),
         (A_IFINDEX.get(), frame.len())
     );
-    assert_eq!(sample.captured as usize, SAMPLE_BYTES);
-    assert_eq!(sample.head[..], frame[..SAMPLE_BYTES]);
+    assert_eq!(sample.captured as usize, EVENT_BYTES);
+    assert_eq!(sample.head[..], frame[..EVENT_BYTES]);
     assert!((before..=now()?).contains(&sample.at));
     Ok(())
 }
@@ -77,43 +78,30 @@ fn a_multicast_packet_of_a_pod_is_shown_with_its_reason(family: Family) -> Resul
     Ok(())
 }
 
-fn short_frames_are_kept_as_far_as_their_headers_go(family: Family) -> Result<()> {
+fn short_frames_are_kept_whole(family: Family) -> Result<()> {
     let ip = 14 + family.header_length();
     let cut = |length: usize| spoofed(family, 0)[..length].to_vec();
     let tcp = from_a(Packet::tcp((Ipv4Addr::new(10, 0, 1, 99), 1), (B, 2), SYN)).frame_of(family);
-    for (what, frame, reason, captured) in [
-        (
-            "an IP header alone",
-            cut(ip),
-            DropReason::Malformed,
-            family.pick(14, 54),
-        ),
+    for (what, frame, reason) in [
+        ("an IP header alone", cut(ip), DropReason::Malformed),
         (
             "UDP without payload",
             cut(ip + 8),
             DropReason::SpoofedAddress,
-            family.pick(42, 62),
         ),
-        (
-            "TCP without options",
-            tcp,
-            DropReason::SpoofedAddress,
-            family.pick(54, 74),
-        ),
+        ("TCP without options", tcp, DropReason::SpoofedAddress),
         (
             "ARP",
             arp(1, (B_MAC, A), ([0; 6], GATEWAY)),
             DropReason::SpoofedMac,
-            42,
         ),
     ] {
         let mut node = world::load(&[Program::PodEgress])?;
         node.run(Program::PodEgress, &frame, Context::default())?;
         let sample = only(&mut node, Program::PodEgress, reason).context(what)?;
-        assert_eq!(sample.captured, captured, "{what}");
-        let captured = captured as usize;
-        assert_eq!(sample.head[..captured], frame[..captured], "{what}");
-        assert!(sample.head[captured..].iter().all(|b| *b == 0), "{what}");
+        assert_eq!(sample.frame(), frame, "{what}");
+        let rest = &sample.head[frame.len()..];
+        assert!(rest.iter().all(|b| *b == 0), "{what}");
     }
     Ok(())
 }
@@ -166,7 +154,8 @@ fn what_xdp_drops_is_kept_too(family: Family) -> Result<()> {
         Program::UplinkXdp,
         DropReason::TunnelSourceNotNode,
     )?;
-    assert_eq!(sample.head[..], frame[..SAMPLE_BYTES]);
+    assert_eq!(sample.captured as usize, HEAD_V6);
+    assert_eq!(sample.frame(), &frame[..HEAD_V6]);
     assert_eq!(sample.length as usize, frame.len());
     Ok(())
 }

@@ -32,6 +32,8 @@ pub struct Decision {
     pub source_identity: u32,
     /// Identity of the destination as derived here.
     pub destination_identity: u32,
+    /// [`crate::outcome::FlowState`] as a number.
+    pub flow: u32,
 }
 
-plain!(Decision, 24);
+plain!(Decision, 28);

@@ -8,12 +8,14 @@ mod config;
 mod counters;
 mod decisions;
 mod endpoints;
+mod events;
 mod flow_slots;
 mod flows;
 mod fragments;
 mod heartbeat;
 mod interfaces;
 mod ipcache;
+mod listen;
 mod nodes;
 mod remotes;
 mod samples;
@@ -22,15 +24,17 @@ pub use config::{CONFIG_PAD, Config, Configuration};
 pub use counters::{Counter, Counters};
 pub use decisions::{Decision, Decisions};
 pub use endpoints::{Endpoint, Endpoints};
+pub use events::{EVENT_BYTES, Event, Events};
 pub use flow_slots::{FlowSlot, FlowSlots};
 pub use flows::{FlowEntry, FlowKey, Flows};
 pub use fragments::{FragmentKey, FragmentPorts, Fragments};
 pub use heartbeat::Heartbeat;
 pub use interfaces::{Interface, Interfaces};
 pub use ipcache::{Ipcache, IpcacheEntry, Who};
+pub use listen::{Listen, Listening};
 pub use nodes::Nodes;
 pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Form, Remote, Remotes};
-pub use samples::{DropSample, SAMPLE_BYTES, Samples};
+pub use samples::Samples;
 
 /// A key of two addresses and eight bytes more, in memory words.
 #[repr(C)]
@@ -55,6 +59,8 @@ pub enum MapKind {
     LruHash = 9,
     /// `BPF_MAP_TYPE_LPM_TRIE`.
     LpmTrie = 11,
+    /// `BPF_MAP_TYPE_RINGBUF`, since 5.8.
+    RingBuf = 27,
 }
 
 /// `BPF_F_NO_PREALLOC` (`include/uapi/linux/bpf.h`): memory by use, not by capacity.
@@ -66,7 +72,7 @@ impl MapKind {
     pub const fn flags(self) -> u32 {
         match self {
             Self::Hash | Self::LpmTrie => NO_PREALLOC,
-            Self::Array | Self::PerCpuArray | Self::LruHash => 0,
+            Self::Array | Self::PerCpuArray | Self::LruHash | Self::RingBuf => 0,
         }
     }
 }
@@ -128,7 +134,7 @@ pub struct MapSpec {
 }
 
 /// All maps.
-pub const ALL: [MapSpec; 13] = [
+pub const ALL: [MapSpec; 15] = [
     Configuration::SPEC,
     Endpoints::SPEC,
     Interfaces::SPEC,
@@ -142,6 +148,8 @@ pub const ALL: [MapSpec; 13] = [
     Decisions::SPEC,
     Samples::SPEC,
     Heartbeat::SPEC,
+    Listening::SPEC,
+    Events::SPEC,
 ];
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! `SAMPLES`: the beginnings of packets that were dropped lately.
+//! `SAMPLES`: events of packets that were dropped lately.
 
-use super::{Decision, MapKind, Table};
+use super::{Event, MapKind, Table};
 use crate::outcome::{DropReason, FIRST_REASON, Program, REASONS_PER_PROGRAM};
 
 /// Samples of drops, by [`Samples::index`].
@@ -9,7 +9,7 @@ pub enum Samples {}
 
 impl Table for Samples {
     type Key = u32;
-    type Value = DropSample;
+    type Value = Event;
     const NAME: &'static str = "SAMPLES";
     const KIND: MapKind = MapKind::PerCpuArray;
     const CAPACITY: usize =
@@ -38,32 +38,6 @@ impl Samples {
         reason * Self::PER_REASON + window as u32 % Self::PER_REASON
     }
 }
-
-/// Bytes of a dropped packet that are kept at most.
-pub const SAMPLE_BYTES: usize = 80;
-
-/// A packet that was dropped. Programs write these as they go, so a reader may see
-/// parts of two.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DropSample {
-    /// Nanoseconds as `bpf_ktime_get_ns` counts; 0: no packet yet.
-    pub at: u64,
-    /// What the program had found out.
-    pub decision: Decision,
-    /// Interface index of the program's device.
-    pub ifindex: u32,
-    /// `skb->len` or XDP frame length.
-    pub length: u32,
-    /// How many bytes of `head` are the packet's.
-    pub captured: u32,
-    /// Zero.
-    pub pad: u32,
-    /// How the frame begins, Ethernet header first.
-    pub head: [u8; SAMPLE_BYTES],
-}
-
-plain!(DropSample, 48 + SAMPLE_BYTES);
 
 #[cfg(test)]
 mod tests {

@@ -423,13 +423,6 @@ impl Bytes for Skb {
         apart::load_words(self.raw, offset as u32)
     }
 
-    /// The helper writes where the bytes belong; copied by the program they would pass
-    /// through its stack.
-    #[inline(always)]
-    fn copy_start<const N: usize>(&self, to: &mut [u8; N]) -> Option<()> {
-        apart::load_into(self.raw, 0, to).then_some(())
-    }
-
     #[inline(always)]
     fn extension_headers(&self, offset: u32, next: u8, available: u32) -> Chain {
         // SAFETY: a valid context.

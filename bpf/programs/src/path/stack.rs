@@ -37,8 +37,8 @@ fn header<I: Ip>(skb: &Skb) -> Option<I> {
 /// Sends the packet to the stack, with [`mark::TO_STACK`], if the stack translated its
 /// flow.
 #[inline(always)]
-pub(crate) fn translated(skb: &Skb, flow: &Flow) -> Option<Verdict> {
-    if !flows::answers(flow) {
+pub(crate) fn translated(skb: &mut Skb, flow: &Flow) -> Option<Verdict> {
+    if !flows::answers(skb, flow) {
         return None;
     }
     skb.set_mark(mark::TO_STACK);

@@ -16,7 +16,7 @@
 //! [`FlowSlots::PER_ENDPOINT`]: veer_bpf_common::tables::FlowSlots::PER_ENDPOINT
 
 use veer_bpf_common::{
-    outcome::{DropReason, Observation, Verdict},
+    outcome::{DropReason, FlowState, Observation, Verdict},
     tables::{FlowEntry, FlowKey},
 };
 use veer_bpf_net::{
@@ -54,7 +54,7 @@ pub(crate) fn is_recorded(key: &FlowKey) -> bool {
 /// A connection that a pod opens directly on a recorded tuple proves the entry
 /// outdated, and deletes it.
 #[inline(always)]
-pub(crate) fn answers(flow: &Flow) -> bool {
+pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> bool {
     if flow.opens() {
         // Usually there is none.
         let _ = FLOWS.remove(flow.key);
@@ -64,14 +64,20 @@ pub(crate) fn answers(flow: &Flow) -> bool {
     } else {
         flow.key.reversed()
     };
-    refresh(&recorded_as, flow, true).is_some()
+    let found = refresh(&recorded_as, flow, true).is_some();
+    skb.decision.flow = if found {
+        FlowState::Reply
+    } else {
+        FlowState::NoEntry
+    } as u32;
+    found
 }
 
 /// Records the flow of a packet that came down from the stack.
 ///
 /// Later fragments are ignored: the first one recorded the flow, or was lost.
 #[inline(always)]
-pub(crate) fn record<I: Ip>(skb: &Skb, ip: &I) -> Verdict {
+pub(crate) fn record<I: Ip>(skb: &mut Skb, ip: &I) -> Verdict {
     if ip.is_later_fragment() {
         return Verdict::Pass;
     }
@@ -83,7 +89,10 @@ pub(crate) fn record<I: Ip>(skb: &Skb, ip: &I) -> Verdict {
     if flow.is_error {
         return Verdict::Pass;
     }
-    if refresh(&flow.key, &flow, false).is_none() {
+    if refresh(&flow.key, &flow, false).is_some() {
+        skb.decision.flow = FlowState::Established as u32;
+    } else {
+        skb.decision.flow = FlowState::New as u32;
         let now = now();
         if make_room(opener(ip), &flow.key, now) {
             counters::observe(skb.program, skb.length(), Observation::NoteGivenUp);

@@ -2,14 +2,14 @@
 //! with that.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use veer_bpf_common::{
     address::IpKey,
     tables::{
-        Configuration, Counters, Decisions, Endpoints, FlowSlots, Flows, Fragments, Heartbeat,
-        Interfaces, Ipcache, Nodes, Remotes, Samples, Table,
+        Configuration, Counters, Decisions, Endpoints, Events, FlowSlots, Flows, Fragments,
+        Heartbeat, Interfaces, Ipcache, Listening, Nodes, Remotes, Samples, Table,
     },
 };
 
@@ -44,6 +44,8 @@ map!(COUNTERS: Counters as PerCpuArray<V<Counters>>);
 map!(DECISIONS: Decisions as PerCpuArray<V<Decisions>>);
 map!(SAMPLES: Samples as PerCpuArray<V<Samples>>);
 map!(HEARTBEAT: Heartbeat as Array<V<Heartbeat>>);
+map!(LISTEN: Listening as Array<V<Listening>>);
+map!(EVENTS: Events as RingBuf<V<Events>>);
 
 // A trie's key is packed there, and has the same fields in the same places.
 const _: () = assert!(size_of::<K<Ipcache>>() == size_of::<Key<IpKey>>());
