@@ -43,7 +43,7 @@ pub(crate) fn tell<P: Captured>(
     if !listen.wants(outcome) || now > listen.until {
         return;
     }
-    let Some(mut entry) = EVENTS.reserve(0) else {
+    let Some(mut entry) = EVENTS.reserve_untyped::<Event>(0) else {
         counters::observe(program, packet.length(), Observation::EventLost);
         return;
     };

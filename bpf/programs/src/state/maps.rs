@@ -45,7 +45,7 @@ map!(DECISIONS: Decisions as PerCpuArray<V<Decisions>>);
 map!(SAMPLES: Samples as PerCpuArray<V<Samples>>);
 map!(HEARTBEAT: Heartbeat as Array<V<Heartbeat>>);
 map!(LISTEN: Listening as Array<V<Listening>>);
-map!(EVENTS: Events as RingBuf<V<Events>>);
+map!(EVENTS: Events as RingBuf<()>);
 
 // A trie's key is packed there, and has the same fields in the same places.
 const _: () = assert!(size_of::<K<Ipcache>>() == size_of::<Key<IpKey>>());
