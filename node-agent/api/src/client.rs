@@ -55,17 +55,29 @@ pub fn ask<T: DeserializeOwned>(
     request: &Request,
     deadline: Duration,
 ) -> Result<T, AskError> {
+    open(socket, request, deadline).map(|(value, _)| value)
+}
+
+/// The same, and what follows the answer.
+pub fn open<T: DeserializeOwned>(
+    socket: &Path,
+    request: &Request,
+    deadline: Duration,
+) -> Result<(T, BufReader<UnixStream>), AskError> {
     let mut question = serde_json::to_vec(request).map_err(AskError::NotUnderstood)?;
     question.push(b'\n');
-    let line = within(deadline, socket.to_owned(), question).map_err(AskError::Absent)?;
+    let (line, rest) = within(deadline, socket.to_owned(), question).map_err(AskError::Absent)?;
     match serde_json::from_slice(&line) {
-        Ok(Answer::Ok(value)) => Ok(value),
+        Ok(Answer::Ok(value)) => Ok((value, rest)),
         Ok(Answer::Error(failure)) => Err(AskError::Refused(failure)),
         Err(error) => Err(AskError::NotUnderstood(error)),
     }
 }
 
-fn within(deadline: Duration, socket: PathBuf, question: Vec<u8>) -> io::Result<Vec<u8>> {
+/// An answer's line, and the connection behind it.
+type Exchanged = (Vec<u8>, BufReader<UnixStream>);
+
+fn within(deadline: Duration, socket: PathBuf, question: Vec<u8>) -> io::Result<Exchanged> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {
         // The receiver is gone once the deadline has passed.
@@ -77,13 +89,15 @@ fn within(deadline: Duration, socket: PathBuf, question: Vec<u8>) -> io::Result<
     })
 }
 
-fn exchange(socket: &Path, question: &[u8]) -> io::Result<Vec<u8>> {
+fn exchange(socket: &Path, question: &[u8]) -> io::Result<Exchanged> {
     let mut stream = UnixStream::connect(socket)?;
     stream.write_all(question)?;
+    let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
-    BufReader::new(stream.take(MAX_MESSAGE as u64)).read_until(b'\n', &mut line)?;
+    let mut bounded = (&mut stream).take(MAX_MESSAGE as u64);
+    bounded.read_until(b'\n', &mut line)?;
     if line.last() == Some(&b'\n') {
-        return Ok(line);
+        return Ok((line, stream));
     }
     let text = format!("connection ended after {} bytes of an answer", line.len());
     Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))

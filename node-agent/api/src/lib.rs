@@ -1,13 +1,15 @@
 //! The questions of veer-cni and the `veer` command to the agent over its socket.
 //!
 //! One request per connection: a JSON object on one line, answered by a JSON
-//! object on one line. The socket is root's alone (mode 0600).
+//! object on one line; to one who listens ([`Request::Monitor`]) events follow until
+//! either end closes ([`stream`]). The socket is root's alone (mode 0600).
 
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod file;
 pub mod host_port;
+pub mod stream;
 
 use std::net::IpAddr;
 
@@ -81,6 +83,13 @@ pub enum Request {
     Flows,
     /// Samples of dropped packets.
     Drops,
+    /// Decisions of the programs from now on, as [`stream`].
+    Monitor {
+        /// The wanted verdicts: bit n is number n.
+        verdicts: u64,
+        /// The wanted reasons of drops: bit n is the n-th.
+        reasons: u32,
+    },
 }
 
 /// One interface of one sandbox.
@@ -229,6 +238,19 @@ pub struct NodeStatus {
     pub identities: usize,
     /// How often something that another program changed was put back, by what.
     pub repairs: Vec<(String, u64)>,
+}
+
+/// Answer of [`Request::Monitor`], before the stream.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct MonitorStart {
+    /// The node.
+    pub node: String,
+    /// Nanoseconds since 1970 at which the clock of the events had zero.
+    pub clock_zero_ns: i64,
+    /// Bytes of one event.
+    pub event_bytes: usize,
+    /// Version of the layout of maps and events.
+    pub layout: u32,
 }
 
 /// A local pod.

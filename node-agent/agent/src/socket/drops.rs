@@ -11,7 +11,7 @@ use veer_agent_api::DropRow;
 use veer_bpf_common::{
     device::IfIndex,
     outcome::{DropReason, Program},
-    tables::DropSample,
+    tables::Event,
 };
 
 use super::query::protocol;
@@ -34,13 +34,12 @@ pub(crate) fn drops(sources: &Sources) -> Result<Vec<DropRow>, Error> {
     let pods: HashMap<IfIndex, &LocalEndpoint> =
         store.iter().filter_map(|e| Some((e.ifindex?, e))).collect();
     let now = veer_agent_kernel::clock::monotonic();
-    let row = |(program, reason, sample): &(Program, DropReason, DropSample)| {
-        let head = sample.head.get(..sample.captured as usize);
+    let row = |(program, reason, sample): &(Program, DropReason, Event)| {
         let PacketSummary {
             protocol,
             source,
             destination,
-        } = seen(head.unwrap_or(&sample.head));
+        } = seen(sample.frame());
         let node = nodes.get(&sample.decision.node_id);
         let pod = IfIndex::new(sample.ifindex).and_then(|device| pods.get(&device));
         DropRow {

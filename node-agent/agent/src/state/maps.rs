@@ -8,8 +8,8 @@ use veer_agent_kernel::{
     lock::Lock,
 };
 use veer_bpf_common::{
-    outcome::{DropReason, Program},
-    tables::{Counter, DropSample, Endpoints, FlowEntry, FlowKey, Ipcache, Remotes},
+    outcome::{DropReason, Observation, Program},
+    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes},
 };
 
 /// Packets and bytes of one outcome of a program, with the outcome's number and name.
@@ -51,8 +51,18 @@ impl Maps {
     }
 
     /// Samples of drops.
-    pub(crate) fn samples(&self) -> Result<Vec<(Program, DropReason, DropSample)>, Error> {
+    pub(crate) fn samples(&self) -> Result<Vec<(Program, DropReason, Event)>, Error> {
         self.0.lock().maps.samples()
+    }
+
+    /// How many events the programs lost, as the ring was full.
+    pub(crate) fn lost_events(&self) -> Result<u64, Error> {
+        let maps = &self.0.lock().maps;
+        let lost = |program: &Program| {
+            let counter = maps.counter(*program, Observation::EventLost as u32);
+            counter.map(|counter| counter.packets)
+        };
+        Program::ALL.iter().map(lost).sum()
     }
 
     /// What is counted, each as far as it can be read.

@@ -8,13 +8,14 @@ use veer_agent_core::tables::Tables;
 use veer_bpf_common::{
     outcome::{DropReason, Program, outcomes},
     tables::{
-        Configuration, Counter, Counters, DropSample, Endpoints, FlowEntry, FlowKey, Flows,
-        Heartbeat, Interfaces, Ipcache, Nodes, Remotes, Samples, Table,
+        Configuration, Counter, Counters, Endpoints, Event, Events, FlowEntry, FlowKey, Flows,
+        Heartbeat, Interfaces, Ipcache, Listening, Nodes, Remotes, Samples, Table,
     },
 };
 
 use super::{
     Error,
+    ring::Ring,
     rows::{ArrayRows, HashRows, TrieRows},
 };
 
@@ -24,8 +25,10 @@ pub struct Maps {
     pub tables: Tables,
     flows: BpfHashMap<MapData, FlowKey, FlowEntry>,
     counters: PerCpuArray<MapData, Counter>,
-    samples: PerCpuArray<MapData, DropSample>,
+    samples: PerCpuArray<MapData, Event>,
     heartbeat: Array<MapData, u64>,
+    /// Until somebody takes it.
+    pub(super) ring: Option<Ring>,
 }
 
 /// Takes the map of a [`Table`] out of an object, as the handle that is wanted.
@@ -59,6 +62,10 @@ impl Maps {
             counters: take::<Counters, _>(object)?,
             samples: take::<Samples, _>(object)?,
             heartbeat: take::<Heartbeat, _>(object)?,
+            ring: Some(Ring {
+                events: take::<Events, _>(object)?,
+                listening: take::<Listening, _>(object)?,
+            }),
         })
     }
 
@@ -88,7 +95,7 @@ impl Maps {
     }
 
     /// All samples of drops, of all CPUs.
-    pub fn samples(&self) -> Result<Vec<(Program, DropReason, DropSample)>, Error> {
+    pub fn samples(&self) -> Result<Vec<(Program, DropReason, Event)>, Error> {
         let mut found = Vec::new();
         for program in Program::ALL {
             for reason in DropReason::ALL {
@@ -116,7 +123,7 @@ impl Maps {
     }
 }
 
-fn error<T: Table>(source: aya::maps::MapError) -> Error {
+pub(super) fn error<T: Table>(source: aya::maps::MapError) -> Error {
     Error::Map {
         name: T::NAME,
         source,

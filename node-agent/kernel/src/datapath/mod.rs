@@ -9,6 +9,7 @@ mod attach;
 mod handover;
 mod maps;
 mod raw;
+mod ring;
 mod rows;
 
 use std::{
@@ -32,6 +33,7 @@ use crate::netlink::message::Socket;
 
 pub use attach::{Hook, XdpAttach, remove_clsact};
 pub use maps::Maps;
+pub use ring::Ring;
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +168,11 @@ impl Datapath {
             root,
             clsact,
         })
+    }
+
+    /// The ring of events; `None` where somebody took it before.
+    pub fn take_ring(&mut self) -> Option<Ring> {
+        self.maps.ring.take()
     }
 
     /// Whether programs are attached by links that can be pinned.
