@@ -38,6 +38,20 @@ pub fn pod_endpoint_name_of_node(pod_name: &str, pod_uid: &str, node: &str) -> O
     })
 }
 
+/// The pod that an endpoint's name was made of: cut where it was too long, and with
+/// dashes for dots where the name is one node's.
+pub fn pod_of_endpoint(name: &str) -> &str {
+    let usual = match name.strip_suffix(OF_NODE) {
+        Some(_) => name.split('.').next().unwrap_or(name),
+        None => name,
+    };
+    let digits = |end: &str| end.len() <= DIGITS && end.chars().all(|c| c.is_ascii_hexdigit());
+    match usual.rsplit_once('-') {
+        Some((pod, end)) if digits(end) => pod,
+        _ => usual,
+    }
+}
+
 fn cut_name(pod_name: &str, pod_uid: &str, max: usize) -> String {
     let digits: String = pod_uid
         .chars()
@@ -54,6 +68,17 @@ fn cut_name(pod_name: &str, pod_uid: &str, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoints_name_leads_back_to_its_pod() {
+        let uid = "1a2b3c4d-5e6f-7081-92a3-b4c5d6e7f809";
+        for (pod, found) in [("cart-0", "cart-0"), ("a.b", "a-b")] {
+            assert_eq!(pod_of_endpoint(&pod_endpoint_name(pod, uid)), pod);
+            let name = pod_endpoint_name_of_node(pod, uid, "worker-1.example").unwrap();
+            assert_eq!(pod_of_endpoint(&name), found);
+        }
+        assert_eq!(pod_of_endpoint("made-by-hand"), "made-by-hand");
+    }
 
     #[test]
     fn claims_of_both_families_have_valid_names() {

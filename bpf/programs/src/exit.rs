@@ -74,7 +74,14 @@ fn family<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
         event::keep(H::PROGRAM, reason, &skb, skb.ifindex(), skb.decision);
     }
     if let Some(listen) = event::listener() {
-        event::tell(listen, H::PROGRAM, outcome, &skb, skb.ifindex(), skb.decision);
+        event::tell(
+            listen,
+            H::PROGRAM,
+            outcome,
+            &skb,
+            skb.ifindex(),
+            skb.decision,
+        );
     }
     // Read last: until then it would take a place on the stack. No program changes the
     // length of what it does not answer.

@@ -150,7 +150,12 @@ fn the_flows_state_is_told(family: Family) -> Result<()> {
             from_a(Packet::tcp((A, 7), (B, 8), SYN)),
             FlowState::NoEntry,
         ),
-        ("to the world", Program::PodEgress, a_to(WORLD), FlowState::NotAsked),
+        (
+            "to the world",
+            Program::PodEgress,
+            a_to(WORLD),
+            FlowState::NotAsked,
+        ),
         (
             "down from the stack",
             Program::PodIngress,

@@ -9,6 +9,8 @@
 pub mod client;
 pub mod file;
 pub mod host_port;
+#[cfg(feature = "packet")]
+pub mod packet;
 pub mod stream;
 
 use std::net::IpAddr;
@@ -33,6 +35,9 @@ pub const CONF_DIR: &str = "/etc/cni/net.d";
 pub const CONFLIST: &str = "05-veer.conflist";
 /// Longest request or answer, in bytes, the newline included.
 pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// Addresses that one [`Request::Who`] may ask for.
+pub const MAX_ADDRESSES: usize = 1024;
 
 /// CNI error codes (CNI specification 1.1, "Error").
 pub mod code {
@@ -73,6 +78,11 @@ pub enum Request {
     Endpoints,
     /// Identities known.
     Identities,
+    /// Whose these addresses are, of pods of other nodes.
+    Who {
+        /// At most [`MAX_ADDRESSES`]; the rest stays unanswered.
+        addresses: Vec<IpAddr>,
+    },
     /// Rows of the ipcache map.
     Ipcache,
     /// Other nodes.
@@ -90,6 +100,11 @@ pub enum Request {
         /// The wanted reasons of drops: bit n is the n-th.
         reasons: u32,
     },
+}
+
+/// A MAC for people.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
 }
 
 /// One interface of one sandbox.
@@ -272,6 +287,17 @@ pub struct EndpointRow {
     pub mac: String,
     /// MAC of the host side.
     pub node_mac: String,
+}
+
+/// A pod of another node.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct PodName {
+    /// Its address.
+    pub address: IpAddr,
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// Its node.
+    pub node: String,
 }
 
 /// A security identity.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::monitor::Options;
+
 /// Shows what veer knows and does on a node.
 #[derive(Debug, Parser)]
 #[command(name = "veer", version, disable_help_subcommand = true)]
@@ -16,12 +18,12 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, value_name = "NODE")]
     pub(crate) node: Option<String>,
 
-    /// With --node: the kubeconfig file that kubectl is to use.
-    #[arg(long, global = true, value_name = "FILE", requires = "node")]
+    /// With --node or --all-nodes: the kubeconfig file that kubectl is to use.
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
 
-    /// With --node: the context that kubectl is to use.
-    #[arg(long, global = true, value_name = "NAME", requires = "node")]
+    /// With --node or --all-nodes: the context that kubectl is to use.
+    #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
 
     /// Where this machine's agent listens.
@@ -42,6 +44,19 @@ pub(crate) enum Format {
     Json,
     /// For both.
     Yaml,
+}
+
+impl Arguments {
+    /// What contradicts itself, in words; the parser sees one command at a time.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        let all_nodes = matches!(&self.command, Command::Monitor(options) if options.all_nodes);
+        if all_nodes && self.node.is_some() {
+            return Some("--node and --all-nodes exclude each other");
+        }
+        let kubectl = self.kubeconfig.is_some() || self.context.is_some();
+        (kubectl && !all_nodes && self.node.is_none())
+            .then_some("--kubeconfig and --context need --node NODE, or monitor --all-nodes")
+    }
 }
 
 impl Format {
@@ -84,6 +99,8 @@ pub(crate) enum Command {
     /// Flows that the host's stack translates (Services, hostPorts).
     #[command(subcommand)]
     Flow(List),
+    /// Every packet's decision as it is made: who, where to, why not.
+    Monitor(Box<Options>),
     /// The BPF maps, by the names that other tools of this kind use.
     #[command(subcommand)]
     Bpf(Bpf),
@@ -125,6 +142,20 @@ pub(crate) enum Bpf {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn options_of_kubectl_need_another_node() {
+        for (words, allowed) in [
+            (&["--context", "c", "status"][..], false),
+            (&["--context", "c", "--node", "n", "status"], true),
+            (&["--context", "c", "monitor"], false),
+            (&["--context", "c", "monitor", "--all-nodes"], true),
+            (&["--node", "n", "monitor", "--all-nodes"], false),
+        ] {
+            let parsed = Arguments::try_parse_from([&["veer"], words].concat()).unwrap();
+            assert_eq!(parsed.contradiction().is_none(), allowed, "{words:?}");
+        }
+    }
 
     #[test]
     fn definition_is_consistent() {

@@ -10,6 +10,7 @@
 
 mod arguments;
 mod command;
+mod monitor;
 mod output;
 mod remote;
 
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use veer_agent_api::client::{self, AskError};
 use veer_agent_api::{Request, SOCKET};
 
@@ -47,7 +48,13 @@ fn run() -> anyhow::Result<()> {
     {
         definition = definition.bin_name("kubectl veer");
     }
-    let arguments = Arguments::from_arg_matches(&definition.get_matches())?;
+    let arguments = Arguments::from_arg_matches(&definition.get_matches_mut())?;
+    if let Some(why) = arguments.contradiction() {
+        definition.error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    if let Command::Monitor(options) = &arguments.command {
+        return monitor::run(&arguments, options);
+    }
     let text = if let Some(view) = View::of(&arguments.command) {
         if let Some(node) = &arguments.node {
             return remote::run(node, &arguments, view);
@@ -63,21 +70,25 @@ fn run() -> anyhow::Result<()> {
 
 /// Asks this node's agent.
 fn ask(arguments: &Arguments, request: &Request) -> anyhow::Result<serde_json::Value> {
-    match client::ask(&arguments.socket, request, DEADLINE) {
-        Ok(value) => Ok(value),
-        Err(AskError::Absent(error)) if !arguments.socket.exists() => Err(error).context(format!(
+    client::ask(&arguments.socket, request, DEADLINE).map_err(|error| explain(arguments, error))
+}
+
+/// Why there is no answer, and what to do.
+fn explain(arguments: &Arguments, error: AskError) -> anyhow::Error {
+    match error {
+        AskError::Absent(error) if !arguments.socket.exists() => anyhow::Error::new(error).context(format!(
             "there is no agent at {}: from another machine name a node (veer --node NODE status), \
              on the node look at its agent (kubectl get pods -A -o wide -l {})",
             arguments.socket.display(),
             remote::SELECTOR
         )),
-        Err(AskError::Absent(error)) => Err(error).context(format!(
+        AskError::Absent(error) => anyhow::Error::new(error).context(format!(
             "veer-agent does not answer on {}: run as root, or look at its log (kubectl logs -n \
              kube-system -l {})",
             arguments.socket.display(),
             remote::SELECTOR
         )),
-        Err(error) => Err(error.into()),
+        error => error.into(),
     }
 }
 

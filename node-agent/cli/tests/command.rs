@@ -98,7 +98,7 @@ fn with_node_kubectl_runs_the_command_in_the_agents_pod() {
     let directory = tempfile::tempdir().unwrap();
     let kubectl = directory.path().join("kubectl");
     // Takes the place of kubectl: names the pod, and prints how it was called.
-    let script = "#!/bin/sh\ncase \"$*\" in\n*'get pods'*) echo kube-system veer-agent-x ;;\n\
+    let script = "#!/bin/sh\ncase \"$*\" in\n*'get pods'*) echo worker-1 kube-system veer-agent-x ;;\n\
                   *) echo \"$*\" ;;\nesac\n";
     let written = directory.path().join("script");
     std::fs::write(&written, script).unwrap();

@@ -74,7 +74,9 @@ impl Event {
 
     /// The captured part of the frame, whatever `captured` says.
     pub fn frame(&self) -> &[u8] {
-        self.head.get(..self.captured as usize).unwrap_or(&self.head)
+        self.head
+            .get(..self.captured as usize)
+            .unwrap_or(&self.head)
     }
 }
 

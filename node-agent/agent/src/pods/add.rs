@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use veer_agent_api::{Add, Added, Failure, HostPort, code};
+use veer_agent_api::{Add, Added, Failure, HostPort, code, mac_text};
 use veer_api_client::chain;
 use veer_bpf_common::{device::IfIndex, identity::Identity};
 
@@ -15,7 +15,7 @@ use crate::{
     state::input::Input,
 };
 use veer_agent_core::{
-    endpoint::{self, LocalEndpoint, PodAddress, Reservation, StoreError, mac_text},
+    endpoint::{self, LocalEndpoint, PodAddress, Reservation, StoreError},
     index::Resolution,
     mtu::Mtu,
 };

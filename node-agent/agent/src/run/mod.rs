@@ -34,7 +34,10 @@ use crate::{
         status::{self, StatusReport},
     },
     runtime::conflist::Chain,
-    socket::server::{self, Served},
+    socket::{
+        monitor::Monitor,
+        server::{self, Served},
+    },
     state::{handles::Writer, input::Input, maps::Maps, options::Options, plan::Plan},
     watch::{self as watches, Earlier},
 };
@@ -59,9 +62,12 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let client = veer_api_client::connect().await?;
     let boot_id = boot_id(&client, &options.node).await;
     let bpffs = options.bpffs.clone();
-    let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
+    let mut datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
         .await
         .context("loading the programs was cut off")??;
+    let ring = datapath
+        .take_ring()
+        .context("the ring of events is taken")?;
     let local = Local::open(&options.state)
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
@@ -118,9 +124,12 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let engine_ends = start(engine)?;
     tokio::spawn(wishes.run(client.clone()));
     tokio::spawn(event_writer.run(client.clone(), node.clone()));
+    let monitor = Arc::<Monitor>::default();
+    tokio::spawn(Arc::clone(&monitor).run(ring, sources.maps.clone()));
     let requests = Served {
         pods,
         sources: sources.clone(),
+        monitor,
     };
     let path = options.socket.clone();
     let server = tokio::spawn(server::run(requests, path, listener));

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use veer_agent_api::{EndpointRow, FlowRow, IdentityRow, IpcacheRow, NodeStatus, RemoteRow};
+use veer_agent_api::{
+    EndpointRow, FlowRow, IdentityRow, IpcacheRow, MAX_ADDRESSES, NodeStatus, PodName, RemoteRow,
+    mac_text, packet::protocol,
+};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, PrefixKey, to_ip},
     device::IfIndex,
@@ -15,8 +18,9 @@ use veer_bpf_common::{
 };
 
 use crate::report::sources::Sources;
-use veer_agent_core::{endpoint::mac_text, facts::Uplink};
+use veer_agent_core::facts::Uplink;
 use veer_agent_kernel::datapath::Error;
+use veer_crds::names::pod_of_endpoint;
 
 pub(crate) fn node_status(sources: &Sources) -> NodeStatus {
     let (attach, index) = (sources.maps.attach_kind().to_owned(), sources.index.read());
@@ -92,6 +96,25 @@ pub(crate) fn identities(sources: &Sources) -> Vec<IdentityRow> {
             .collect(),
     });
     reserved.chain(others).collect()
+}
+
+/// The pods of other nodes that have these addresses.
+pub(crate) fn who(sources: &Sources, addresses: &[IpAddr]) -> Vec<PodName> {
+    let index = sources.index.read();
+    let name = |address: &IpAddr| {
+        let pod = index.remote_pod(*address)?;
+        let (namespace, name) = pod.key.split_once('/')?;
+        Some(PodName {
+            address: *address,
+            pod: format!("{namespace}/{}", pod_of_endpoint(name)),
+            node: pod.node.to_owned(),
+        })
+    };
+    addresses
+        .iter()
+        .take(MAX_ADDRESSES)
+        .filter_map(name)
+        .collect()
 }
 
 /// Addresses of nodes by the agent's numbers for them.
@@ -230,17 +253,6 @@ fn end(key: &FlowKey, bytes: [u8; 16], port: [u8; 2]) -> String {
     let address = to_ip(key.family, bytes);
     let end = address.map(|a| SocketAddr::new(a, u16::from_be_bytes(port)).to_string());
     end.unwrap_or_else(|| String::from("?"))
-}
-
-/// A protocol's name, or its number.
-pub(crate) fn protocol(number: u8) -> String {
-    match number {
-        1 => "icmp".into(),
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        58 => "icmpv6".into(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The socket: one request per connection, a line in, a line out.
+//! The socket: one request per connection, a line in, a line out; behind it, to those
+//! who listen, a stream.
 
 use std::{
     fs, io,
@@ -15,13 +16,22 @@ use tokio::{
     sync::{AcquireError, Semaphore},
     task::JoinError,
 };
-use veer_agent_api::{Answer, Failure, MAX_MESSAGE, Request, code};
+use veer_agent_api::{Answer, Failure, MAX_MESSAGE, MonitorStart, Request, code};
+use veer_agent_kernel::clock;
 use veer_api_client::chain;
+use veer_bpf_common::{
+    LAYOUT_VERSION,
+    tables::{Event, Listen},
+};
 
 use crate::{
     pods::{Pods, add, check, del, gc, internal},
     report::{counters::counters, sources::Sources},
-    socket::{drops, query},
+    socket::{
+        drops,
+        monitor::{self, Monitor},
+        query,
+    },
 };
 use veer_agent_core::repair::Kind;
 
@@ -37,6 +47,8 @@ pub(crate) struct Served {
     pub(crate) pods: Arc<Pods>,
     /// For all others.
     pub(crate) sources: Sources,
+    /// Who listens.
+    pub(crate) monitor: Arc<Monitor>,
 }
 
 /// Listens at a path, mode 0600.
@@ -115,10 +127,35 @@ enum Cut {
 async fn serve(served: Arc<Served>, slots: Arc<Semaphore>, stream: UnixStream) -> Result<(), Cut> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_MESSAGE as u64))
+    let mut read = BufReader::new(read);
+    (&mut read)
+        .take(MAX_MESSAGE as u64)
         .read_line(&mut line)
         .await?;
     let request = serde_json::from_str::<Request>(&line);
+    if let Ok(Request::Monitor { verdicts, reasons }) = request {
+        let wanted = Listen {
+            verdicts,
+            reasons,
+            ..Listen::default()
+        };
+        let (answer, told) = match served.monitor.subscribe(wanted) {
+            Ok(told) => (encode(Ok(monitor_start(&served.sources))), Some(told)),
+            Err(error) => {
+                let failure = Failure {
+                    code: code::TRY_AGAIN,
+                    msg: error.to_string(),
+                    details: String::new(),
+                };
+                (encode::<()>(Err(failure)), None)
+            }
+        };
+        write.write_all(answer.as_bytes()).await?;
+        if let Some(told) = told {
+            monitor::serve(told, read, write).await?;
+        }
+        return Ok(());
+    }
     if let Ok(Request::Add(add)) = &request {
         // Waits without a slot, so that pods whose identity is known go first.
         add::await_identity(&served.pods, add).await;
@@ -128,6 +165,15 @@ async fn serve(served: Arc<Served>, slots: Arc<Semaphore>, stream: UnixStream) -
     drop(slot);
     write.write_all(answer.as_bytes()).await?;
     Ok(write.shutdown().await?)
+}
+
+fn monitor_start(sources: &Sources) -> MonitorStart {
+    MonitorStart {
+        node: sources.index.read().own().to_owned(),
+        clock_zero_ns: clock::zero_since_epoch(),
+        event_bytes: Event::SIZE,
+        layout: LAYOUT_VERSION,
+    }
 }
 
 fn encode<T: Serialize>(result: Result<T, Failure>) -> String {
@@ -143,7 +189,7 @@ fn encode<T: Serialize>(result: Result<T, Failure>) -> String {
 }
 
 /// Works one request off.
-fn answer(Served { pods, sources }: &Served, request: serde_json::Result<Request>) -> String {
+fn answer(Served { pods, sources, .. }: &Served, request: serde_json::Result<Request>) -> String {
     let request = match request {
         Ok(request) => request,
         Err(e) => {
@@ -194,11 +240,14 @@ fn answer(Served { pods, sources }: &Served, request: serde_json::Result<Request
         Request::NodeStatus => encode(Ok(query::node_status(sources))),
         Request::Endpoints => encode(Ok(query::endpoints(sources))),
         Request::Identities => encode(Ok(query::identities(sources))),
+        Request::Who { addresses } => encode(Ok(query::who(sources, &addresses))),
         Request::Ipcache => encode(query::ipcache(sources).map_err(|e| unreadable(&e))),
         Request::Remotes => encode(query::remotes(sources).map_err(|e| unreadable(&e))),
         Request::Counters => encode(counters(&sources.maps).map_err(|e| unreadable(&e))),
         Request::Drops => encode(drops::drops(sources).map_err(|e| unreadable(&e))),
         Request::Flows => encode(query::flows(sources).map_err(|e| unreadable(&e))),
+        // Its answer is the beginning of a stream, which `serve` gives.
+        Request::Monitor { .. } => encode(Ok(monitor_start(sources))),
     }
 }
 

@@ -47,7 +47,7 @@ impl View {
             Command::Metrics(_) | Command::Bpf(Bpf::Metrics(_)) => Some(Self::Metrics),
             Command::Drops(_) => Some(Self::Drops),
             Command::Flow(_) => Some(Self::Flow),
-            Command::Version | Command::Completion { .. } => None,
+            Command::Monitor(_) | Command::Version | Command::Completion { .. } => None,
         }
     }
 
@@ -109,7 +109,8 @@ pub(crate) fn show(view: View, format: Format, ask: Ask<'_>) -> anyhow::Result<S
     }
 }
 
-fn answer<T: DeserializeOwned>(ask: Ask<'_>, request: &Request) -> anyhow::Result<T> {
+/// The agent's answer to a question.
+pub(crate) fn answer<T: DeserializeOwned>(ask: Ask<'_>, request: &Request) -> anyhow::Result<T> {
     serde_json::from_value(ask(request)?).context(
         "the answer of veer-agent is not understood: command and agent may differ in version \
          (veer version, kubectl get nodenetworks -o yaml)",

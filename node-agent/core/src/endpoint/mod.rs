@@ -243,11 +243,6 @@ pub fn mac(attachment: &Attachment, host_side: bool) -> Mac {
     [(s[2] & 0xfe) | 0x02, s[3], s[4], s[5], s[6], s[7]]
 }
 
-/// A MAC for people.
-pub fn mac_text(mac: Mac) -> String {
-    mac.map(|b| format!("{b:02x}")).join(":")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +262,6 @@ mod tests {
         assert!(!is_device_of(&host_ifname(&one), &two));
         assert_ne!(mac(&one, true), mac(&one, false));
         assert_eq!(mac(&one, true)[0] & 3, 2);
-        assert_eq!(mac_text([2, 0, 0, 0, 0, 255]), "02:00:00:00:00:ff");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct OwnRow {
 /// Who has an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemotePod<'a> {
+    /// The object, `namespace/name`.
+    pub key: &'a str,
     /// Its node.
     pub node: &'a str,
     /// Its identity; `init` where the object names none that a pod can have.
@@ -140,6 +142,7 @@ impl Endpoints {
             .filter(|row| may(&row.node, address))
             .max_by(|a, b| (a.serial, &a.key).cmp(&(b.serial, &b.key)))
             .map(|row| RemotePod {
+                key: &row.key,
                 node: &row.node,
                 identity: u32::try_from(row.identity)
                     .ok()

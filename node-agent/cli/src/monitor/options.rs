@@ -1,0 +1,296 @@
+//! What is wanted of the decisions: the options of `veer monitor`.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use veer_bpf_common::{
+    outcome::{DropReason, Verdict},
+    tables::Listen,
+};
+
+use super::row::{Decision, End};
+
+/// Options of `veer monitor`. Values of one option are alternatives; different options
+/// must all hold. Pods, namespaces, identities, addresses and ports may be of either end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    /// Only packets from or to this pod.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
+    pub(crate) pod: Vec<String>,
+
+    /// Only packets from or to pods of this namespace.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) namespace: Vec<String>,
+
+    /// Only packets from or to this security identity.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) identity: Vec<u32>,
+
+    /// Only packets from or to this address or prefix.
+    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = prefix)]
+    pub(crate) address: Vec<IpNet>,
+
+    /// Only packets from or to this port.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Vec<u16>,
+
+    /// Only packets of this protocol: tcp, udp, icmp, icmpv6, arp or a number.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) protocol: Vec<String>,
+
+    /// Only packets that go on in this way.
+    #[arg(long, value_name = "VERDICT", value_parser = verdict)]
+    pub(crate) verdict: Vec<u32>,
+
+    /// Only packets that are dropped for this reason.
+    #[arg(long, value_name = "REASON", value_parser = reason)]
+    pub(crate) reason: Vec<u32>,
+
+    /// Only packets that are dropped.
+    #[arg(long)]
+    pub(crate) drops: bool,
+
+    /// Write a capture with the decisions as comments (pcapng), and print none.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
+
+    /// All nodes, through `kubectl exec` into each agent's pod, in the order of time.
+    #[arg(long)]
+    pub(crate) all_nodes: bool,
+
+    /// More lines per packet: labels, what the table of flows said, headers.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+
+    /// End after as many packets.
+    #[arg(short, long, value_name = "PACKETS")]
+    pub(crate) count: Option<u64>,
+
+    /// End with standard input: for this command started on another node by itself.
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_ends: bool,
+}
+
+fn pod(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(text.into()),
+        _ => Err("as NAMESPACE/NAME, for example default/web-0".into()),
+    }
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse()
+        .or_else(|_| address())
+        .map_err(|_| "neither an address nor a prefix like 10.0.0.0/8".into())
+}
+
+fn verdict(text: &str) -> Result<u32, String> {
+    let found = Verdict::ALL.iter().find(|v| v.name() == text);
+    let names = || Verdict::ALL.iter().map(|v| v.name()).collect::<Vec<_>>();
+    found
+        .map(|v| *v as u32)
+        .ok_or_else(|| format!("one of {}", names().join(", ")))
+}
+
+fn reason(text: &str) -> Result<u32, String> {
+    let found = DropReason::ALL.iter().find(|r| r.name() == text);
+    let names = || DropReason::ALL.iter().map(|r| r.name()).collect::<Vec<_>>();
+    found
+        .map(|r| *r as u32)
+        .ok_or_else(|| format!("one of {}", names().join(", ")))
+}
+
+impl Options {
+    /// What the programs are asked for.
+    pub(crate) fn listen(&self) -> Listen {
+        let mut listen = Listen::default();
+        let all = self.verdict.is_empty() && self.reason.is_empty() && !self.drops;
+        for verdict in Verdict::ALL {
+            if all || self.verdict.contains(&(*verdict as u32)) {
+                listen.add_verdict(*verdict);
+            }
+        }
+        for reason in DropReason::ALL {
+            if all || self.drops || self.reason.contains(&(*reason as u32)) {
+                listen.add_reason(*reason);
+            }
+        }
+        listen
+    }
+
+    /// Whether a decision is wanted.
+    pub(crate) fn wants(&self, decision: &Decision) -> bool {
+        let ends = [&decision.source, &decision.destination];
+        let either = |holds: &dyn Fn(&End) -> bool| ends.iter().any(|end| holds(end));
+        let namespace = |end: &End, wanted: &str| end.namespace() == Some(wanted);
+        (self.pod.is_empty() || self.pod.iter().any(|p| either(&|end| end.pod == *p)))
+            && (self.namespace.is_empty()
+                || self
+                    .namespace
+                    .iter()
+                    .any(|n| either(&|end| namespace(end, n))))
+            && (self.identity.is_empty()
+                || either(&|end| end.identity != 0 && self.identity.contains(&end.identity)))
+            && (self.address.is_empty()
+                || either(&|end| {
+                    end.address
+                        .is_some_and(|a| self.address.iter().any(|net| net.contains(&a)))
+                }))
+            && (self.port.is_empty()
+                || either(&|end| end.port.is_some_and(|port| self.port.contains(&port))))
+            && (self.protocol.is_empty() || self.protocol.contains(&decision.protocol))
+    }
+
+    /// The same options as words of a command line, but for how and where to print.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut put = |name: &str, values: Vec<String>| {
+            for value in values {
+                words.extend([format!("--{name}"), value]);
+            }
+        };
+        put("pod", self.pod.clone());
+        put("namespace", self.namespace.clone());
+        put("identity", texts(&self.identity));
+        put("address", texts(&self.address));
+        put("port", texts(&self.port));
+        put("protocol", self.protocol.clone());
+        let name = |n: &u32| veer_bpf_common::outcome::outcome_name(*n).map(str::to_owned);
+        put("verdict", self.verdict.iter().filter_map(name).collect());
+        put("reason", self.reason.iter().filter_map(name).collect());
+        if self.drops {
+            words.push("--drops".into());
+        }
+        words
+    }
+}
+
+fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(words: &[&str]) -> Options {
+        Line::try_parse_from([&["monitor"], words].concat())
+            .unwrap()
+            .options
+    }
+
+    fn decision() -> Decision {
+        let end = |address: &str, port, identity, pod: &str, namespace: &str| End {
+            address: Some(address.parse().unwrap()),
+            port: Some(port),
+            identity,
+            pod: pod.into(),
+            labels: vec![format!("io.kubernetes.pod.namespace={namespace}")],
+            ..End::default()
+        };
+        Decision {
+            protocol: "tcp".into(),
+            source: end("10.0.1.5", 4000, 1000, "shop/cart-0", "shop"),
+            destination: end("fd00::7", 80, 2000, "", "bank"),
+            ..Decision::default()
+        }
+    }
+
+    #[test]
+    fn each_filter_holds_for_either_end_and_all_must_hold() {
+        for (words, wanted) in [
+            (&[][..], true),
+            (&["--pod", "shop/cart-0"], true),
+            (&["--pod", "shop/cart"], false),
+            (&["--namespace", "shop"], true),
+            (&["--namespace", "bank"], true),
+            (&["--namespace", "default"], false),
+            (&["--identity", "2000"], true),
+            (&["--identity", "3"], false),
+            (&["--identity", "3", "--identity", "1000"], true),
+            (&["--address", "10.0.0.0/16"], true),
+            (&["--address", "fd00::7"], true),
+            (&["--address", "10.0.1.6"], false),
+            (&["--port", "80"], true),
+            (&["--port", "81"], false),
+            (&["--protocol", "tcp"], true),
+            (&["--protocol", "udp"], false),
+            (&["--port", "80", "--protocol", "udp"], false),
+            (&["--port", "80", "--pod", "shop/cart-0"], true),
+        ] {
+            assert_eq!(options(words).wants(&decision()), wanted, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn programs_are_asked_for_no_more_than_is_wanted() {
+        let drops = DropReason::ALL.len() as u32;
+        let verdicts = Verdict::ALL.len() as u32;
+        for (words, expected) in [
+            (&[][..], (verdicts, drops)),
+            (&["--drops"], (0, drops)),
+            (&["--reason", "malformed"], (0, 1)),
+            (&["--verdict", "deliver"], (1, 0)),
+            (&["--verdict", "deliver", "--drops"], (1, drops)),
+        ] {
+            let listen = options(words).listen();
+            let counted = (listen.verdicts.count_ones(), listen.reasons.count_ones());
+            assert_eq!(counted, expected, "{words:?}");
+        }
+        assert!(
+            options(&["--verdict", "deliver"])
+                .listen()
+                .wants(Ok(Verdict::Deliver))
+        );
+    }
+
+    #[test]
+    fn the_words_for_another_node_mean_the_same() {
+        let words = [
+            "--pod",
+            "a/b",
+            "--namespace",
+            "c",
+            "--identity",
+            "7",
+            "--address",
+            "10.0.0.0/8",
+            "--port",
+            "53",
+            "--protocol",
+            "udp",
+            "--verdict",
+            "deliver",
+            "--reason",
+            "malformed",
+            "--drops",
+        ];
+        let first = options(&words);
+        let again = first.words();
+        let again: Vec<&str> = again.iter().map(String::as_str).collect();
+        assert_eq!(options(&again), first);
+        assert_eq!(again, words);
+    }
+
+    #[test]
+    fn what_is_misspelt_is_refused_with_what_there_is() {
+        for (words, hint) in [
+            (["--verdict", "delivered"], "to-overlay"),
+            (["--reason", "spoofed"], "spoofed-address"),
+            (["--address", "10.0.0"], "10.0.0.0/8"),
+            (["--pod", "cart-0"], "NAMESPACE/NAME"),
+        ] {
+            let error = Line::try_parse_from(["monitor", words[0], words[1]]).unwrap_err();
+            assert!(error.to_string().contains(hint), "{error}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! A decision as it is printed, and as one `veer monitor` tells another (`-o json`).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use veer_agent_api::packet::{self, Packet, Stage};
+use veer_bpf_common::{
+    outcome::{DropReason, FlowState, Program, Verdict, outcome_name},
+    tables::Event,
+};
+
+use super::names::Names;
+
+/// One line of `-o json`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Row {
+    /// A program decided on a packet.
+    Decision(Box<Decision>),
+    /// Decisions that nobody saw: agent or reader was too slow.
+    Lost {
+        /// The node.
+        node: String,
+        /// How many.
+        count: u64,
+    },
+}
+
+/// What a program decided on a packet.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub(crate) struct Decision {
+    /// RFC 3339, in UTC, with nanoseconds.
+    pub(crate) time: String,
+    /// The node.
+    pub(crate) node: String,
+    /// The program.
+    pub(crate) program: String,
+    /// The device that it is attached to.
+    pub(crate) device: String,
+    /// Where the packet comes from.
+    pub(crate) source: End,
+    /// Where it goes.
+    pub(crate) destination: End,
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `arp`, another protocol's number, or an
+    /// `EtherType`.
+    pub(crate) protocol: String,
+    /// What the table of flows said: see [`FlowState`].
+    pub(crate) lookup: String,
+    /// `New`, `Reply` or `Established`; empty: neither the table nor the packet says.
+    pub(crate) state: String,
+    /// Who translates the flow; empty: nobody.
+    pub(crate) translation: String,
+    /// Whether the packet ends here.
+    pub(crate) dropped: bool,
+    /// The verdict's name, or the reason of the drop.
+    pub(crate) outcome: String,
+    /// The same in words, with the target.
+    pub(crate) delivery: String,
+    /// TTL or hop limit as the packet leaves; 0: it has none.
+    pub(crate) hops: u8,
+    /// The rest of the headers in words.
+    pub(crate) detail: String,
+    /// Bytes of the frame.
+    pub(crate) bytes: u32,
+    /// The beginning of the frame, in hex.
+    pub(crate) frame: String,
+}
+
+/// One end of a packet.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Address and port, or a MAC.
+    pub(crate) text: String,
+    /// IP address, where there is one.
+    pub(crate) address: Option<IpAddr>,
+    /// Port, where there is one.
+    pub(crate) port: Option<u16>,
+    /// Security identity; 0: the program did not look it up.
+    pub(crate) identity: u32,
+    /// Its labels.
+    pub(crate) labels: Vec<String>,
+    /// `namespace/name` of the pod; empty: none, or not known here.
+    pub(crate) pod: String,
+}
+
+impl End {
+    fn of(end: &packet::End, identity: u32, names: &mut Names) -> Self {
+        Self {
+            text: end.to_string(),
+            address: end.address,
+            port: end.port,
+            identity,
+            labels: names.labels(identity),
+            pod: end
+                .address
+                .map(|a| names.pod(a, identity))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// The namespace of the pod, by its name or its labels.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        let by_name = self.pod.split_once('/').map(|(namespace, _)| namespace);
+        let mut labels = self.labels.iter();
+        by_name.or_else(|| labels.find_map(|label| label.strip_prefix(NAMESPACE)))
+    }
+}
+
+/// The label of an identity that says its namespace (`veer_crds::labels`).
+const NAMESPACE: &str = "io.kubernetes.pod.namespace=";
+
+impl Decision {
+    /// What an event says, with the names of this node. `time` is RFC 3339.
+    pub(crate) fn of(event: &Event, time: String, names: &mut Names) -> Self {
+        let packet = Packet::of(event.frame());
+        let decision = &event.decision;
+        let outcome = outcome_name(decision.outcome).map_or_else(
+            || format!("outcome {}", decision.outcome),
+            ToOwned::to_owned,
+        );
+        let program = Program::ALL.iter().find(|p| **p as u32 == event.program);
+        let flow = FlowState::ALL.iter().find(|f| **f as u32 == decision.flow);
+        let verdict = Verdict::ALL.iter().find(|v| **v as u32 == decision.outcome);
+        let reason = DropReason::ALL
+            .iter()
+            .find(|r| **r as u32 == decision.outcome);
+        let translation = match verdict {
+            Some(Verdict::ToStackNoted | Verdict::PassNoted) => "by the host's stack",
+            _ => "",
+        };
+        Self {
+            time,
+            node: names.node().to_owned(),
+            program: program.map_or_else(|| event.program.to_string(), |p| p.name().into()),
+            device: names.device(event.ifindex),
+            source: End::of(&packet.source, decision.source_identity, names),
+            destination: End::of(&packet.destination, decision.destination_identity, names),
+            protocol: packet.protocol,
+            lookup: flow.map_or_else(|| decision.flow.to_string(), |f| f.name().into()),
+            state: state(flow.copied(), packet.stage).into(),
+            translation: translation.into(),
+            dropped: reason.is_some(),
+            delivery: verdict.map_or_else(
+                || format!("dropped: {outcome}"),
+                |verdict| delivery(*verdict, event, names),
+            ),
+            outcome,
+            hops: packet.hops.unwrap_or_default(),
+            detail: packet.detail,
+            bytes: event.length,
+            frame: hex(event.frame()),
+        }
+    }
+}
+
+/// New, Reply or Established: by the entry, else by the packet itself.
+fn state(flow: Option<FlowState>, stage: Stage) -> &'static str {
+    match (flow, stage) {
+        (Some(FlowState::New), _) => "New",
+        (Some(FlowState::Established), _) => "Established",
+        (Some(FlowState::Reply), _) => "Reply",
+        (_, Stage::Opens) => "New",
+        (_, Stage::Answers) => "Reply",
+        (_, Stage::GoesOn) => "Established",
+        (_, Stage::Unknown) => "",
+    }
+}
+
+/// Where the packet goes, in words.
+fn delivery(verdict: Verdict, event: &Event, names: &mut Names) -> String {
+    let decision = &event.decision;
+    let target = |names: &Names| names.device(decision.ifindex);
+    match verdict {
+        Verdict::Deliver => {
+            let to = names.endpoint(decision.ifindex);
+            format!(
+                "local delivery to {to} from identity {}",
+                decision.source_identity
+            )
+        }
+        Verdict::Overlay => {
+            let node = names.remote(decision.node_id);
+            format!("to overlay, VNI {}, to node {node}", decision.vni)
+        }
+        Verdict::Native => {
+            let (node, device) = (names.remote(decision.node_id), target(names));
+            format!("to network by {device}, to node {node}")
+        }
+        Verdict::ToStack => "to the host's stack".into(),
+        Verdict::ToStackNoted => "to the host's stack, which translated the flow".into(),
+        Verdict::ToStackException => "to the host's stack, which answers or fragments".into(),
+        Verdict::Answer => "answered for the gateway".into(),
+        Verdict::Pass => "passed".into(),
+        Verdict::PassNoted => "passed from the host's stack, which translated the flow".into(),
+        Verdict::Ignore => "ends here quietly".into(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// The bytes of [`Decision::frame`]; `None` where it is no hex.
+pub(crate) fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = hex
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
+        .collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty()
+        .then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_the_same_from_its_text() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes(&hex(&all)), Some(all));
+        for wrong in ["0", "0g", "é"] {
+            assert_eq!(bytes(wrong), None);
+        }
+    }
+
+    #[test]
+    fn the_entry_says_what_a_packet_is_before_the_packet_does() {
+        for (flow, stage, expected) in [
+            (FlowState::Reply, Stage::Opens, "Reply"),
+            (FlowState::New, Stage::GoesOn, "New"),
+            (FlowState::NoEntry, Stage::Opens, "New"),
+            (FlowState::NotAsked, Stage::Answers, "Reply"),
+            (FlowState::NoEntry, Stage::GoesOn, "Established"),
+            (FlowState::NoEntry, Stage::Unknown, ""),
+        ] {
+            assert_eq!(state(Some(flow), stage), expected, "{flow:?} {stage:?}");
+        }
+    }
+}
