@@ -1,5 +1,5 @@
 //! veer's pinned maps as bpftool dumps them, decoded by the documented layout
-//! (maps-v3): addresses, ports and MACs in network byte order, integers in the
+//! (maps-v4): addresses, ports and MACs in network byte order, integers in the
 //! machine's. Nothing of the product's code is used, so a mistake there cannot
 //! hide here.
 
@@ -15,8 +15,8 @@ const LINKS: &str = "/sys/fs/bpf/veer/links";
 /// have no name.
 const TCX: u64 = 11;
 
-/// Where the maps of layout 3 are pinned.
-pub const PINS: &str = "/sys/fs/bpf/veer/maps-v3";
+/// Where the maps of layout 4 are pinned.
+pub const PINS: &str = "/sys/fs/bpf/veer/maps-v4";
 /// Outcomes of one program in COUNTERS; drop reasons begin at 128.
 const OUTCOMES: u32 = 192;
 /// First number of a drop reason.
@@ -237,6 +237,14 @@ pub fn counter(node: &Machine, program: &str, outcome: u32) -> Result<u64> {
     let entry = bpftool(node, &words)?;
     let cpus = entry["values"].as_array().context("no values per CPU")?;
     cpus.iter().map(|c| u64_of(&octets(&c["value"])?, 0)).sum()
+}
+
+/// Until when the programs tell their decisions, by their clock in nanoseconds (map
+/// LISTEN); 0: nobody listens.
+pub fn listens_until(node: &Machine) -> Result<u64> {
+    let entries = dump(node, "LISTEN")?;
+    let (_, value) = entries.first().context("LISTEN has no entry")?;
+    u64_of(value, 0)
 }
 
 /// Packets that one program of a node dropped, for whatever reason.

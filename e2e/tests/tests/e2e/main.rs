@@ -19,6 +19,7 @@ mod gitops;
 mod judge;
 mod lifecycle;
 mod light;
+mod monitor;
 mod neighbours;
 mod paths;
 mod removal;
@@ -44,6 +45,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
     let native = Needs::mode(Mode::Native);
     group("tunnel::wiring", tunnel, &wiring::TESTS);
     group("tunnel::paths", tunnel, &paths::IN_TUNNEL);
+    group("tunnel::monitor", tunnel, &monitor::IN_TUNNEL);
     group("tunnel::services", tunnel, &services::TESTS);
     group(
         "tunnel::services_strict_rp_filter",
@@ -60,6 +62,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
     group("tunnel::judge", tunnel, &judge::TESTS);
     group("native::wiring", native, &wiring::EITHER);
     group("native::paths", native, &paths::IN_NATIVE);
+    group("native::monitor", native, &monitor::IN_NATIVE);
     group("native::services", native, &services::TESTS);
     group(
         "native::services_strict_rp_filter",

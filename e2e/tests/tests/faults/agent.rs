@@ -244,15 +244,15 @@ fn other_layout(scene: &Scene) -> Result<Held> {
         scene,
         |lab| {
             upgrade(lab, &tag)?;
-            pinned(lab, "maps-v4")?;
+            pinned(lab, "maps-v5")?;
             lab.helm(&["rollback", RELEASE, "-n", NAMESPACE])?;
             lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?;
-            pinned(lab, "maps-v3")?;
+            pinned(lab, "maps-v4")?;
             Ok(())
         },
         |time| {
             format!(
-                "{before:?}, then maps-v4, then maps-v3 again, in {}",
+                "{before:?}, then maps-v5, then maps-v4 again, in {}",
                 seconds(time)
             )
         },
