@@ -20,7 +20,10 @@ use clap::{Parser, Subcommand};
 use scenes::{Cast, Scene};
 use steps::Steps;
 use veer_e2e_cluster::{Cluster, Config, Families, Progress};
-use veer_e2e_tests::lab::{Lab, Mode, RELEASE};
+use veer_e2e_tests::{
+    lab::{Lab, Mode, RELEASE},
+    monitor,
+};
 
 /// Name of the demo's cluster and namespace.
 const NAME: &str = "demo";
@@ -153,5 +156,23 @@ fn act(steps: &Steps, lab: &Lab, cast: &Cast, mode: Mode) -> Result<usize> {
         Ok(scenes)
     })?;
     println!("{}", tables::scenes(mode, families, &scenes));
+    watched(steps, lab, cast)?;
     Ok(scenes.iter().filter(|s| !s.good).count())
 }
+
+/// One ping to another node, as the programs on its way tell it.
+fn watched(steps: &Steps, lab: &Lab, cast: &Cast) -> Result<()> {
+    let (source, target) = cast.pair()?;
+    println!(
+        "$ kubectl veer monitor --all-nodes --address {}    # and one ping from {}",
+        target.address, source.name
+    );
+    let told = steps.run("what each program decided on a ping", || {
+        monitor::one_ping(lab, source, target, DECISIONS)
+    })?;
+    println!("{}\n", told.join("\n"));
+    Ok(())
+}
+
+/// Of a ping to another node: where it leaves and where it arrives, there and back.
+const DECISIONS: usize = 4;

@@ -73,6 +73,12 @@ impl Cast {
         Ok(cast)
     }
 
+    /// Pods on two nodes.
+    pub(crate) fn pair(&self) -> Result<(&Pod, &Pod)> {
+        let source = Self::on(&self.demo, "worker1")?;
+        Ok((source, Self::on(&self.other, "worker2")?))
+    }
+
     fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
         pods.iter()
             .find(|p| p.node == node)

@@ -22,6 +22,7 @@ pub mod lab;
 pub mod light;
 pub mod load;
 pub mod maps;
+pub mod monitor;
 pub mod picture;
 pub mod pods;
 pub mod processes;

@@ -15,6 +15,10 @@ impl Table for Events {
     /// Bytes, a power of two and a multiple of the page size (`ringbuf_map_alloc`,
     /// `kernel/bpf/ringbuf.c`): the events of 10 ms at 290,000 a second.
     const CAPACITY: usize = 512 << 10;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the capacity is a small constant"
+    )]
     const SPEC: MapSpec = MapSpec {
         name: Self::NAME,
         kind: Self::KIND,

@@ -2,21 +2,20 @@
 //! their reasons, and the end of listening.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use veer_e2e_cluster::{Family, await_condition, decode::VXLAN_PORT};
-use veer_e2e_tests::{agents, client, lab::Lab, maps, pods::Pod, site::Site};
+use veer_e2e_tests::{
+    client,
+    lab::Mode,
+    maps,
+    monitor::{Listening, SOON, Workstation, ping},
+    pods::Pod,
+};
 
 use crate::scene::{Scene, Test};
 
@@ -49,118 +48,6 @@ pub(crate) const IN_NATIVE: [(&str, Test); 1] = [(
     "one_ping_is_told_where_it_goes_on_each_path",
     Test::Each(one_ping),
 )];
-
-/// For a command on other nodes to start, and for decisions to arrive.
-const SOON: Duration = Duration::from_secs(60);
-/// For the decisions on one packet.
-const ONE: Duration = Duration::from_secs(3);
-
-/// The `veer` command as a user has it on a workstation: the one out of the image.
-struct Workstation<'a> {
-    folder: tempfile::TempDir,
-    lab: &'a Lab,
-}
-
-impl<'a> Workstation<'a> {
-    fn new(scene: &'a Scene) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let node = "worker1";
-        let agent = agents::pid(&scene.lab, node)?.context("no agent")?;
-        let path = folder.path().join("veer");
-        let copied = scene
-            .lab
-            .node_site(node)?
-            .command(&["cat", &format!("/proc/{agent}/root/veer")])
-            .stdout(File::create(&path)?)
-            .status()?;
-        ensure!(
-            copied.success(),
-            "the command cannot be copied out of the image"
-        );
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-        Ok(Self {
-            folder,
-            lab: &scene.lab,
-        })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// `veer monitor` with these words.
-    fn monitor(&self, words: &[&str]) -> Command {
-        let kubectl = self.lab.kubectl().command(&[]);
-        let programs = Path::new(kubectl.get_program()).parent();
-        let programs = programs
-            .map(|p| p.display().to_string())
-            .unwrap_or_default();
-        let mut command = Command::new(self.path("veer"));
-        command
-            .env("PATH", format!("{programs}:/usr/bin:/bin"))
-            .arg("--kubeconfig")
-            .arg(self.lab.cluster.kubeconfig())
-            .arg("monitor")
-            .args(words);
-        command
-    }
-
-    /// The same of all nodes, as it prints.
-    fn listen(&self, words: &[&str]) -> Result<Listening> {
-        let mut command = self.monitor(&["--all-nodes"]);
-        let mut child = command
-            .args(words)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start veer monitor")?;
-        let stdout = child.stdout.take().context("no output")?;
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Listening { child, lines })
-    }
-}
-
-/// A running `veer monitor`.
-struct Listening {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Listening {
-    /// The next lines that `wanted` says, until there are as many or time is up.
-    fn lines(&self, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let end = Instant::now() + ONE;
-        let mut found = Vec::new();
-        while found.len() < count {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) if wanted(&line) => found.push(line),
-                Ok(_) => {}
-                Err(_) => break,
-            }
-        }
-        found
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// One echo request with an id of its own, answered or not.
-fn ping(from: &Site, to: IpAddr, id: u16) -> Result<()> {
-    client::ping_with(from, to, 1, &["-e", &id.to_string()])?;
-    Ok(())
-}
 
 /// A decision without what differs between runs: numbers of endpoints and devices.
 fn essence(line: &str) -> Result<String> {
@@ -218,7 +105,7 @@ fn one_ping(scene: &Scene) -> Result<()> {
         scene.identity(near)?,
         scene.identity(far)?,
     );
-    let user = Workstation::new(scene)?;
+    let user = Workstation::new(&scene.lab)?;
     let address = here.address.to_string();
     let listening = user.listen(&["-o", "json", "--address", &address])?;
     let name = |pod: &Pod| format!("{}/{}", pod.namespace, pod.name);
@@ -242,7 +129,7 @@ fn one_ping(scene: &Scene) -> Result<()> {
     told(&listening, here, near.address, &same_node).context("same node")?;
 
     let mode = scene.path("worker1", "worker2")?;
-    let native = mode == veer_e2e_tests::lab::Mode::Native;
+    let native = mode == Mode::Native;
     let sent = |node: &str, what: &str, (from, to): (u32, u32), peer: &str| {
         let state = if what == request { "New" } else { "Reply" };
         let by = if native {
@@ -278,7 +165,7 @@ fn one_ping(scene: &Scene) -> Result<()> {
 
 fn drops(scene: &Scene) -> Result<()> {
     let pod = scene.demo_on("worker1")?;
-    let user = Workstation::new(scene)?;
+    let user = Workstation::new(&scene.lab)?;
     let pair = format!("{}/{}", pod.namespace, pod.name);
     let listening = user.listen(&["-o", "json", "--drops", "--pod", &pair])?;
     let to = SocketAddr::from((scene.address("worker2")?, VXLAN_PORT));
@@ -318,7 +205,7 @@ fn drops(scene: &Scene) -> Result<()> {
 
 fn for_people(scene: &Scene) -> Result<()> {
     let (here, near) = (scene.demo_on("worker1")?, scene.other_on("worker1")?);
-    let user = Workstation::new(scene)?;
+    let user = Workstation::new(&scene.lab)?;
     let address = near.address.to_string();
     let listening = user.listen(&["--verbose", "--address", &address])?;
     let mut id = 1000;
@@ -385,7 +272,7 @@ fn for_people(scene: &Scene) -> Result<()> {
 
 fn capture(scene: &Scene) -> Result<()> {
     let (here, far) = (scene.demo_on("worker1")?, scene.other_on("worker2")?);
-    let user = Workstation::new(scene)?;
+    let user = Workstation::new(&scene.lab)?;
     let (file, address) = (user.path("monitor.pcapng"), far.address.to_string());
     let mut child = user
         .monitor(&[
@@ -430,7 +317,7 @@ fn capture(scene: &Scene) -> Result<()> {
 }
 
 fn silent(scene: &Scene) -> Result<()> {
-    let user = Workstation::new(scene)?;
+    let user = Workstation::new(&scene.lab)?;
     let mut listening = user.listen(&["-o", "json"])?;
     let nodes = scene.lab.cluster.node_names();
     let listened = |wanted: bool| {
@@ -447,8 +334,7 @@ fn silent(scene: &Scene) -> Result<()> {
         })
     };
     listened(true)?;
-    listening.child.kill()?;
-    listening.child.wait()?;
+    listening.kill()?;
     listened(false)?;
     Ok(())
 }

@@ -12,11 +12,10 @@ use veer_bpf_common::identity::Identity;
 
 use crate::command::{Ask, answer};
 
-/// Time between two looks for what was missing.
+/// Time between two questions for what was missing.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Numbers of nodes, identities and pods' addresses that are remembered; with more all
-/// are forgotten and asked for again as they come.
-const REMEMBERED: usize = 1 << 17;
+/// After which addresses and devices may be those of other pods.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// A pod of this node.
 #[derive(Clone, Debug)]
@@ -34,11 +33,23 @@ pub(crate) struct Names {
     pods: HashMap<IpAddr, String>,
     labels: HashMap<u32, Vec<String>>,
     remotes: HashMap<u32, String>,
-    /// Pods' addresses without a name so far.
-    unknown: HashSet<IpAddr>,
-    /// Something else was missing.
-    missing: bool,
+    /// Pods' addresses in events since the last question.
+    seen: HashSet<IpAddr>,
+    missing: Missing,
+    /// The last question, and the last for all that may have changed.
     asked: Option<Instant>,
+    learned: Option<Instant>,
+}
+
+/// What an event had no name for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Missing {
+    /// A pod's address.
+    pod: bool,
+    /// A pod's device or a node.
+    local: bool,
+    /// An identity.
+    identity: bool,
 }
 
 impl Names {
@@ -46,7 +57,11 @@ impl Names {
     pub(crate) fn new(node: String) -> Self {
         Self {
             node,
-            missing: true,
+            missing: Missing {
+                local: true,
+                identity: true,
+                pod: false,
+            },
             ..Self::default()
         }
     }
@@ -56,40 +71,52 @@ impl Names {
         &self.node
     }
 
-    /// Asks for what was missing, at most once in a while. Returns whether it asked.
+    /// Asks for what was missing or may have changed, at most once in a while. Returns
+    /// whether it asked.
     pub(crate) fn refresh(&mut self, ask: Ask<'_>) -> anyhow::Result<bool> {
-        let due = self.asked.is_none_or(|at| at.elapsed() >= PATIENCE);
-        if !due || (!self.missing && self.unknown.is_empty()) {
+        let within = |at: Option<Instant>, time| at.is_some_and(|at| at.elapsed() < time);
+        let stale = !within(self.learned, FRESH);
+        let nothing = self.missing == Missing::default() && !stale;
+        if nothing || within(self.asked, PATIENCE) {
             return Ok(false);
         }
-        self.asked = Some(Instant::now());
-        if self.pods.len() > REMEMBERED {
-            self.pods.clear();
+        let missing = std::mem::take(&mut self.missing);
+        let now = Instant::now();
+        self.asked = Some(now);
+        if missing.identity {
+            self.learn_identities(answer(ask, &Request::Identities)?);
         }
-        if self.missing {
-            self.missing = false;
-            self.learn(
-                answer(ask, &Request::Endpoints)?,
-                answer(ask, &Request::Identities)?,
-                answer(ask, &Request::Remotes)?,
-            );
+        if missing.local || stale {
+            self.learned = Some(now);
+            self.learn_remotes(answer(ask, &Request::Remotes)?);
+            self.learn_endpoints(answer(ask, &Request::Endpoints)?);
         }
-        let unknown: Vec<IpAddr> = self.unknown.drain().take(MAX_ADDRESSES).collect();
-        if !unknown.is_empty() {
-            let who: Vec<PodName> = answer(ask, &Request::Who { addresses: unknown })?;
-            self.pods
-                .extend(who.into_iter().map(|row| (row.address, row.pod)));
+        let unknown = self.seen.drain().filter(|a| !self.pods.contains_key(a));
+        let unknown: Vec<IpAddr> = unknown.collect();
+        for addresses in unknown.chunks(MAX_ADDRESSES) {
+            let addresses = addresses.to_vec();
+            let who: Vec<PodName> = answer(ask, &Request::Who { addresses })?;
+            self.pods.extend(who.into_iter().map(|row| (row.address, row.pod)));
         }
         Ok(true)
     }
 
-    fn learn(
-        &mut self,
-        endpoints: Vec<EndpointRow>,
-        identities: Vec<IdentityRow>,
-        remotes: Vec<RemoteRow>,
-    ) {
-        for row in endpoints {
+    fn learn_identities(&mut self, rows: Vec<IdentityRow>) {
+        let labels = rows.into_iter().map(|row| (row.identity, row.labels));
+        self.labels = labels.collect();
+    }
+
+    fn learn_remotes(&mut self, rows: Vec<RemoteRow>) {
+        let remotes = rows.into_iter().map(|row| (row.node_id, row.node));
+        self.remotes = remotes.collect();
+    }
+
+    /// This node's pods. The others' names are forgotten: their addresses may be those of
+    /// other pods now.
+    fn learn_endpoints(&mut self, rows: Vec<EndpointRow>) {
+        self.pods.clear();
+        self.by_device.clear();
+        for row in rows {
             self.pods.insert(row.address, row.pod.clone());
             let local = Local {
                 id: row.id,
@@ -98,28 +125,23 @@ impl Names {
             };
             self.by_device.insert(row.ifindex, local);
         }
-        let labels = identities.into_iter().map(|row| (row.identity, row.labels));
-        self.labels = labels.collect();
-        let remotes = remotes.into_iter().map(|row| (row.node_id, row.node));
-        self.remotes = remotes.collect();
     }
 
     /// Labels of an identity; none of 0.
     pub(crate) fn labels(&mut self, identity: u32) -> Vec<String> {
         let labels = self.labels.get(&identity);
-        self.missing |= identity != 0 && labels.is_none();
+        self.missing.identity |= identity != 0 && labels.is_none();
         labels.cloned().unwrap_or_default()
     }
 
     /// `namespace/name` of the pod with an address and an identity; empty: none.
     pub(crate) fn pod(&mut self, address: IpAddr, identity: u32) -> String {
-        if let Some(pod) = self.pods.get(&address) {
-            return pod.clone();
+        let known = self.pods.get(&address).cloned();
+        if known.is_some() || Identity::new(identity).is_some_and(Identity::is_allocated) {
+            self.missing.pod |= known.is_none();
+            self.seen.insert(address);
         }
-        if Identity::new(identity).is_some_and(Identity::is_allocated) {
-            self.unknown.insert(address);
-        }
-        String::new()
+        known.unwrap_or_default()
     }
 
     /// A device's name; its number where it has none any more.
@@ -138,7 +160,7 @@ impl Names {
             Some(local) if local.pod.is_empty() => format!("endpoint {}", local.id),
             Some(local) => format!("endpoint {} ({})", local.id, local.pod),
             None => {
-                self.missing = true;
+                self.missing.local = true;
                 format!("the pod behind {}", self.device(index))
             }
         }
@@ -149,9 +171,88 @@ impl Names {
         match self.remotes.get(&id) {
             Some(node) => node.clone(),
             None => {
-                self.missing = true;
+                self.missing.local = true;
                 id.to_string()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// An agent with one pod, one identity and one node; what it was asked.
+    fn agent(asked: &RefCell<Vec<&'static str>>) -> impl Fn(&Request) -> anyhow::Result<Value> {
+        move |request| {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "all that names ask for")]
+            let (name, value) = match request {
+                Request::Endpoints => (
+                    "endpoints",
+                    json!([{
+                        "address": "10.0.1.5", "id": 7, "identity": 40000, "pod": "shop/cart-0",
+                        "ifindex": 12, "ifname": "veer000000001", "mac": "", "node_mac": "",
+                    }]),
+                ),
+                Request::Identities => (
+                    "identities",
+                    json!([{"identity": 40000, "state": "Active", "labels": ["app=cart"]}]),
+                ),
+                Request::Remotes => ("remotes", json!([])),
+                Request::Who { addresses } => {
+                    assert_eq!(addresses, &["10.0.2.6".parse::<IpAddr>().unwrap()]);
+                    let row = json!([{"address": "10.0.2.6", "pod": "bank/till-0", "node": "b"}]);
+                    ("who", row)
+                }
+                other => panic!("{other:?}"),
+            };
+            asked.borrow_mut().push(name);
+            Ok(value)
+        }
+    }
+
+    #[test]
+    fn names_are_asked_for_as_they_are_missed_and_not_again_at_once() {
+        let asked = RefCell::default();
+        let ask = agent(&asked);
+        let mut names = Names::new("a".into());
+        assert!(names.refresh(&ask).unwrap());
+        assert_eq!(asked.take(), ["identities", "remotes", "endpoints"]);
+        assert_eq!(names.endpoint(12), "endpoint 7 (shop/cart-0)");
+        assert_eq!(names.labels(40000), ["app=cart"]);
+        assert_eq!(names.pod("10.0.1.5".parse().unwrap(), 40000), "shop/cart-0");
+        assert!(!names.refresh(&ask).unwrap(), "nothing is missing");
+
+        let other = "10.0.2.6".parse().unwrap();
+        assert_eq!(names.pod(other, 41000), "");
+        // The world is no pod.
+        assert_eq!(names.pod("192.0.2.9".parse().unwrap(), 2), "");
+        assert!(!names.refresh(&ask).unwrap(), "asked just before");
+        names.asked = Instant::now().checked_sub(PATIENCE);
+        assert!(names.refresh(&ask).unwrap());
+        assert_eq!(asked.take(), ["who"]);
+        assert_eq!(names.pod(other, 41000), "bank/till-0");
+    }
+
+    #[test]
+    fn names_of_addresses_are_asked_for_again_before_they_are_old() {
+        let asked = RefCell::default();
+        let ask = agent(&asked);
+        let mut names = Names::new("a".into());
+        names.refresh(&ask).unwrap();
+        names.pod("10.0.2.6".parse().unwrap(), 41000);
+        names.asked = Instant::now().checked_sub(PATIENCE);
+        names.refresh(&ask).unwrap();
+        asked.take();
+        assert_eq!(names.pod("10.0.2.6".parse().unwrap(), 41000), "bank/till-0");
+        names.asked = Instant::now().checked_sub(FRESH);
+        names.learned = names.asked;
+        assert!(names.refresh(&ask).unwrap());
+        assert_eq!(asked.take(), ["remotes", "endpoints", "who"]);
+        assert_eq!(names.pod("10.0.2.6".parse().unwrap(), 41000), "bank/till-0");
     }
 }

@@ -1,0 +1,158 @@
+//! `veer monitor` as a user runs it on a workstation, with kubectl.
+
+use std::{
+    fs::{File, Permissions},
+    io::{BufRead, BufReader},
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use veer_e2e_cluster::await_condition;
+
+use crate::{agents, client, lab::Lab, pods::Pod, site::Site};
+
+/// For a command on other nodes to start, and for decisions to arrive.
+pub const SOON: Duration = Duration::from_secs(60);
+/// For the decisions on one packet.
+const ONE: Duration = Duration::from_secs(3);
+
+/// The `veer` command as a user has it on a workstation: the one out of the image.
+pub struct Workstation<'a> {
+    folder: tempfile::TempDir,
+    lab: &'a Lab,
+}
+
+impl<'a> Workstation<'a> {
+    /// The command out of the image of the agents.
+    pub fn new(lab: &'a Lab) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let node = "worker1";
+        let agent = agents::pid(lab, node)?.context("no agent")?;
+        let path = folder.path().join("veer");
+        let copied = lab
+            .node_site(node)?
+            .command(&["cat", &format!("/proc/{agent}/root/veer")])
+            .stdout(File::create(&path)?)
+            .status()?;
+        ensure!(
+            copied.success(),
+            "the command cannot be copied out of the image"
+        );
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        Ok(Self { folder, lab })
+    }
+
+    /// Where a file of the user's may lie.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `veer monitor` with these words.
+    pub fn monitor(&self, words: &[&str]) -> Command {
+        let kubectl = self.lab.kubectl().command(&[]);
+        let programs = Path::new(kubectl.get_program()).parent();
+        let programs = programs
+            .map(|p| p.display().to_string())
+            .unwrap_or_default();
+        let mut command = Command::new(self.path("veer"));
+        command
+            .env("PATH", format!("{programs}:/usr/bin:/bin"))
+            .arg("--kubeconfig")
+            .arg(self.lab.cluster.kubeconfig())
+            .arg("monitor")
+            .args(words);
+        command
+    }
+
+    /// The same of all nodes, as it prints.
+    pub fn listen(&self, words: &[&str]) -> Result<Listening> {
+        let mut command = self.monitor(&["--all-nodes"]);
+        let mut child = command
+            .args(words)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start veer monitor")?;
+        let stdout = child.stdout.take().context("no output")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Listening { child, lines })
+    }
+}
+
+/// A running `veer monitor`.
+pub struct Listening {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Listening {
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Listening {
+    /// The next lines that `wanted` says, until there are as many or time is up.
+    pub fn lines(&self, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let end = Instant::now() + ONE;
+        let mut found = Vec::new();
+        while found.len() < count {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if wanted(&line) => found.push(line),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One echo request with an id of its own, answered or not.
+pub fn ping(from: &Site, to: IpAddr, id: u16) -> Result<()> {
+    client::ping_with(from, to, 1, &["-e", &id.to_string()])?;
+    Ok(())
+}
+
+/// What people read of one ping between two pods, when it is told in as many lines.
+pub fn one_ping(lab: &Lab, from: &Pod, to: &Pod, lines: usize) -> Result<Vec<String>> {
+    let user = Workstation::new(lab)?;
+    let address = to.address.to_string();
+    let listening = user.listen(&["--address", &address])?;
+    let mut id = 0;
+    // The command on other nodes starts meanwhile.
+    let told = await_condition("one ping is told", SOON, || {
+        id += 1;
+        ping(&from.site, to.address, id).map_err(|e| format!("{e:#}"))?;
+        let mark = format!(", id {id}, ");
+        let told = listening.lines(lines, |line| line.contains(&mark));
+        if told.len() == lines {
+            Ok(Some(told))
+        } else {
+            Err(format!("{told:#?}"))
+        }
+    })?;
+    Ok(told)
+}
