@@ -54,7 +54,8 @@ pub mod tables;
 ///
 /// A new layout only adds fields behind those that a value has, and zero in them means
 /// "not filled". By that rule agents fill their maps from those of the layout before or
-/// after. A change of another kind gives the map another name.
+/// after. A change of another kind gives the map another name, unless nothing is taken
+/// over from it: counters and samples begin anew with each layout.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 5 } else { 4 };
 
 /// UDP port of VXLAN as Linux had it first and most pod networks use it

@@ -88,6 +88,15 @@ fn family<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
     end_tc(H::PROGRAM, skb.length(), outcome)
 }
 
+/// Whether those who listen hear of an outcome. What passes by an uplink is the host's
+/// own: its number says nothing of pods, and the stream that tells of it would be told
+/// of in turn.
+#[inline(always)]
+fn is_told(program: Program, outcome: Outcome) -> bool {
+    let by_uplink = matches!(program, Program::UplinkIngress | Program::UplinkEgress);
+    !(by_uplink && matches!(outcome, Ok(Verdict::Pass)))
+}
+
 /// Runs `inner` as the XDP program `program`.
 #[inline(always)]
 pub(crate) fn xdp(

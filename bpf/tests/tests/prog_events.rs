@@ -27,6 +27,7 @@ in_both_families! {
     only_wanted_decisions_are_told,
     the_flows_state_is_told,
     a_packet_of_veers_own_is_told_once,
+    what_passes_by_an_uplink_is_not_told,
     what_xdp_drops_is_told_and_what_it_passes_is_not,
     a_full_ring_loses_events_and_counts_them,
 }
@@ -188,6 +189,24 @@ fn a_packet_of_veers_own_is_told_once(family: Family) -> Result<()> {
         node.run(program, &frame, context)?;
         assert_eq!(node.events()?, []);
     }
+    Ok(())
+}
+
+fn what_passes_by_an_uplink_is_not_told(family: Family) -> Result<()> {
+    let mut node = listening(&[Program::UplinkIngress, Program::UplinkEgress])?;
+    for (program, packet) in [
+        (Program::UplinkIngress, Packet::udp((WORLD, 1), (NODE_1, 2))),
+        (Program::UplinkEgress, Packet::udp((NODE_1, 2), (WORLD, 1))),
+    ] {
+        let ran = node.run(program, &packet.frame_of(family), Context::default())?;
+        assert_eq!(ran.decision.outcome, Verdict::Pass as u32);
+        assert_eq!(node.events()?, []);
+    }
+    // What it drops or delivers is.
+    let stranger = Packet::udp((A, 1), (B, 2)).frame_of(family);
+    node.run(Program::UplinkIngress, &stranger, Context::default())?;
+    let outcome = only(&mut node)?.decision.outcome;
+    assert_eq!(outcome, DropReason::OwnSourceFromOutside as u32);
     Ok(())
 }
 

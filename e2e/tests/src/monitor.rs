@@ -18,7 +18,7 @@ use veer_e2e_cluster::await_condition;
 use crate::{agents, client, lab::Lab, pods::Pod, site::Site};
 
 /// For a command on other nodes to start, and for decisions to arrive.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_mins(1);
 /// For the decisions on one packet.
 const ONE: Duration = Duration::from_secs(3);
 

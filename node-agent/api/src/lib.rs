@@ -78,7 +78,7 @@ pub enum Request {
     Endpoints,
     /// Identities known.
     Identities,
-    /// Whose these addresses are, of pods of other nodes.
+    /// Which pods have these addresses.
     Who {
         /// At most [`MAX_ADDRESSES`]; the rest stays unanswered.
         addresses: Vec<IpAddr>,
@@ -260,8 +260,6 @@ pub struct NodeStatus {
 pub struct MonitorStart {
     /// The node.
     pub node: String,
-    /// Nanoseconds since 1970 at which the clock of the events had zero.
-    pub clock_zero_ns: i64,
     /// Bytes of one event.
     pub event_bytes: usize,
     /// Version of the layout of maps and events.
@@ -289,7 +287,7 @@ pub struct EndpointRow {
     pub node_mac: String,
 }
 
-/// A pod of another node.
+/// A pod by its address.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct PodName {
     /// Its address.

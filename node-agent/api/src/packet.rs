@@ -153,19 +153,17 @@ fn between(
         port: ports.map(|ports| ports[i]),
         mac: None,
     });
-    let (stage, mut detail) = if first {
+    let (stage, detail) = if first {
         transport(packet.transport.as_ref())
     } else {
         (Stage::Unknown, String::new())
     };
-    if fragment {
-        let which = if first {
-            "first fragment"
-        } else {
-            "later fragment"
-        };
-        detail = [which, &detail].join(" ").trim_end().to_owned();
-    }
+    let detail = match (fragment, first) {
+        (false, _) => detail,
+        (true, false) => "later fragment".into(),
+        (true, true) if detail.is_empty() => "first fragment".into(),
+        (true, true) => format!("first fragment, {detail}"),
+    };
     Packet {
         protocol: protocol(number.0),
         source,

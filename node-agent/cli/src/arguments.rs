@@ -53,6 +53,10 @@ impl Arguments {
         if all_nodes && self.node.is_some() {
             return Some("--node and --all-nodes exclude each other");
         }
+        let capture = matches!(&self.command, Command::Monitor(options) if options.pcap.is_some());
+        if capture && self.output != Format::Table {
+            return Some("--pcap writes a capture, and --output says how to print: choose one");
+        }
         let kubectl = self.kubeconfig.is_some() || self.context.is_some();
         (kubectl && !all_nodes && self.node.is_none())
             .then_some("--kubeconfig and --context need --node NODE, or monitor --all-nodes")
@@ -144,13 +148,15 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn options_of_kubectl_need_another_node() {
+    fn options_that_contradict_each_other_are_refused() {
         for (words, allowed) in [
             (&["--context", "c", "status"][..], false),
             (&["--context", "c", "--node", "n", "status"], true),
             (&["--context", "c", "monitor"], false),
             (&["--context", "c", "monitor", "--all-nodes"], true),
             (&["--node", "n", "monitor", "--all-nodes"], false),
+            (&["monitor", "--pcap", "f"], true),
+            (&["monitor", "--pcap", "f", "-o", "json"], false),
         ] {
             let parsed = Arguments::try_parse_from([&["veer"], words].concat()).unwrap();
             assert_eq!(parsed.contradiction().is_none(), allowed, "{words:?}");

@@ -88,7 +88,7 @@ fn explain(arguments: &Arguments, error: AskError) -> anyhow::Error {
             arguments.socket.display(),
             remote::SELECTOR
         )),
-        error => error.into(),
+        AskError::NotUnderstood(_) | AskError::Refused(_) => error.into(),
     }
 }
 

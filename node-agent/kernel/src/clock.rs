@@ -15,11 +15,3 @@ pub fn unix_millis() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }
-
-/// Nanoseconds since 1970 at which [`monotonic`] had zero, by the wall's clock as it is
-/// set now.
-pub fn zero_since_epoch() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
-    now.saturating_sub(i64::try_from(monotonic()).unwrap_or(i64::MAX))
-}

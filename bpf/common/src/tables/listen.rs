@@ -45,6 +45,17 @@ impl Listen {
         }
     }
 
+    /// The same of an outcome's number; one that this version does not know is wanted.
+    pub fn wants_number(&self, outcome: u32) -> bool {
+        let verdict = Verdict::ALL.iter().find(|v| **v as u32 == outcome);
+        let reason = DropReason::ALL.iter().find(|r| **r as u32 == outcome);
+        match (verdict, reason) {
+            (Some(verdict), _) => self.wants(Ok(*verdict)),
+            (None, Some(reason)) => self.wants(Err(*reason)),
+            (None, None) => true,
+        }
+    }
+
     /// Wants this verdict too.
     pub const fn add_verdict(&mut self, verdict: Verdict) {
         self.verdicts |= 1 << verdict as u32;
@@ -77,6 +88,7 @@ mod tests {
             listen.add_verdict(*wanted);
             for verdict in Verdict::ALL {
                 assert_eq!(listen.wants(Ok(*verdict)), verdict == wanted);
+                assert_eq!(listen.wants_number(*verdict as u32), verdict == wanted);
             }
             assert!(DropReason::ALL.iter().all(|r| !listen.wants(Err(*r))));
         }
@@ -85,6 +97,7 @@ mod tests {
             listen.add_reason(*wanted);
             for reason in DropReason::ALL {
                 assert_eq!(listen.wants(Err(*reason)), reason == wanted);
+                assert_eq!(listen.wants_number(*reason as u32), reason == wanted);
             }
             assert!(Verdict::ALL.iter().all(|v| !listen.wants(Ok(*v))));
         }

@@ -62,12 +62,10 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let client = veer_api_client::connect().await?;
     let boot_id = boot_id(&client, &options.node).await;
     let bpffs = options.bpffs.clone();
-    let mut datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
+    let datapath = tokio::task::spawn_blocking(move || Datapath::load(&bpffs))
         .await
         .context("loading the programs was cut off")??;
-    let ring = datapath
-        .take_ring()
-        .context("the ring of events is taken")?;
+    let ring = datapath.ring().context("cannot open the ring of events")?;
     let local = Local::open(&options.state)
         .with_context(|| format!("cannot read {}", options.state.display()))?;
     let (to_engine, from_engine) = mpsc::channel();
@@ -124,12 +122,10 @@ pub(crate) async fn run(options: Options, chain: Chain, metrics: SocketAddr) -> 
     let engine_ends = start(engine)?;
     tokio::spawn(wishes.run(client.clone()));
     tokio::spawn(event_writer.run(client.clone(), node.clone()));
-    let monitor = Arc::<Monitor>::default();
-    tokio::spawn(Arc::clone(&monitor).run(ring, sources.maps.clone()));
     let requests = Served {
         pods,
         sources: sources.clone(),
-        monitor,
+        monitor: Monitor::start(ring),
     };
     let path = options.socket.clone();
     let server = tokio::spawn(server::run(requests, path, listener));

@@ -1,8 +1,8 @@
 //! Who listens to the programs' decisions, and what they are told.
 //!
 //! Programs write the ring only while somebody listens. It is read at short intervals:
-//! waking the agent would cost a program more than the event. All listeners are told the
-//! same, and choose by themselves.
+//! waking the agent would cost a program more than the event. Each listener is told the
+//! outcomes that it asked for, and filters further by itself.
 
 use std::{
     sync::Arc,
@@ -12,13 +12,16 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc},
+    time::timeout,
 };
 use veer_agent_api::stream;
-use veer_agent_kernel::{clock, datapath::Ring, lock::Lock};
+use veer_agent_kernel::{
+    clock,
+    datapath::{Error, Ring},
+    lock::Lock,
+};
 use veer_api_client::chain;
 use veer_bpf_common::tables::{Event, Listen};
-
-use crate::state::maps::Maps;
 
 /// How often the ring is read.
 const TICK: Duration = Duration::from_millis(10);
@@ -29,6 +32,8 @@ const RENEW: Duration = Duration::from_secs(1);
 const LISTENERS: usize = 16;
 /// Batches that wait for a listener: two thirds of a second.
 const WAITING: usize = 64;
+/// How long a listener may take for what it is told before it counts as gone.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Events of a batch. More than the ring holds, so a tick leaves nothing.
 const BATCH: usize = stream::MAX_FRAME / Event::SIZE;
 
@@ -48,6 +53,22 @@ struct Listener {
     lost: u64,
 }
 
+impl Listener {
+    fn wants_all(&self, all: &Listen) -> bool {
+        (self.wanted.verdicts, self.wanted.reasons) == (all.verdicts, all.reasons)
+    }
+
+    /// Those of these events that it asked for.
+    fn of(&self, events: &[u8]) -> Arc<[u8]> {
+        let wanted = |bytes: &&[u8]| {
+            let event = Event::from_bytes(bytes);
+            event.is_some_and(|event| self.wanted.wants_number(event.decision.outcome))
+        };
+        let wanted: Vec<&[u8]> = events.chunks(Event::SIZE).filter(wanted).collect();
+        wanted.concat().into()
+    }
+}
+
 /// There are as many listeners as there may be.
 #[derive(Debug, thiserror::Error)]
 #[error("{LISTENERS} listen already: end one (veer monitor) and ask again")]
@@ -61,6 +82,13 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
+    /// Serves listeners from this ring until the process ends.
+    pub(crate) fn start(ring: Ring) -> Arc<Self> {
+        let monitor = Arc::<Self>::default();
+        tokio::spawn(Arc::clone(&monitor).run(ring));
+        monitor
+    }
+
     /// A listener, who is told until the receiver is dropped.
     pub(crate) fn subscribe(&self, wanted: Listen) -> Result<mpsc::Receiver<Told>, TooMany> {
         let mut listeners = self.listeners.lock();
@@ -87,33 +115,42 @@ impl Monitor {
         Some(wanted)
     }
 
-    /// Tells all listeners; one who is behind loses these events.
-    fn tell(&self, events: &Arc<[u8]>, lost: u64) {
+    /// Tells each listener what it asked for of these events, of which `all` is the union;
+    /// one who is behind loses them. `lost`: how many the ring lost before, whoever had
+    /// asked for them.
+    fn tell(&self, events: &[u8], all: &Listen, lost: u64) {
+        let shared: Arc<[u8]> = events.into();
         for listener in self.listeners.lock().iter_mut() {
             listener.lost += lost;
+            let events = if listener.wants_all(all) {
+                Arc::clone(&shared)
+            } else {
+                listener.of(events)
+            };
             if events.is_empty() && listener.lost == 0 {
                 continue;
             }
+            let count = (events.len() / Event::SIZE) as u64;
             let told = Told {
-                events: Arc::clone(events),
+                events,
                 lost: listener.lost,
             };
             match listener.told.try_send(told) {
                 Ok(()) => listener.lost = 0,
-                Err(_) => listener.lost += (events.len() / Event::SIZE) as u64,
+                Err(_) => listener.lost += count,
             }
         }
     }
 
     /// Reads the ring while there are listeners, until the process ends.
-    pub(crate) async fn run(self: Arc<Self>, mut ring: Ring, maps: Maps) {
+    async fn run(self: Arc<Self>, mut ring: Ring) {
         loop {
             // One left by an agent that was killed ends by itself.
             if let Err(error) = ring.listen(Listen::default()) {
                 tracing::warn!(error = chain(&error), "cannot end listening");
             }
             self.came.notified().await;
-            if let Err(error) = self.listen(&mut ring, &maps).await {
+            if let Err(error) = self.listen(&mut ring).await {
                 tracing::warn!(error = chain(&error), "cannot listen to the programs");
                 self.listeners.lock().clear();
             }
@@ -121,17 +158,11 @@ impl Monitor {
     }
 
     /// Until the last listener is gone.
-    async fn listen(
-        &self,
-        ring: &mut Ring,
-        maps: &Maps,
-    ) -> Result<(), veer_agent_kernel::datapath::Error> {
-        // What nobody was there to hear.
-        let mut batch = Vec::new();
-        ring.take(usize::MAX, &mut batch);
-        batch.clear();
-        let mut lost = maps.lost_events()?;
+    async fn listen(&self, ring: &mut Ring) -> Result<(), Error> {
+        let mut reader = ring.read()?;
+        let mut lost = ring.lost()?;
         let mut renewed: Option<(Instant, Listen)> = None;
+        let mut batch = Vec::new();
         let mut tick = tokio::time::interval(TICK);
         while let Some(wanted) = self.wanted() {
             let due = renewed.is_none_or(|(at, said)| at.elapsed() >= RENEW || said != wanted);
@@ -142,13 +173,15 @@ impl Monitor {
                     until: clock::monotonic() + Listen::LASTS,
                     ..wanted
                 })?;
-                let now = maps.lost_events()?;
+                let now = ring.lost()?;
                 more_lost = now.saturating_sub(lost);
                 lost = now;
             }
-            ring.take(BATCH, &mut batch);
-            self.tell(&batch.as_slice().into(), more_lost);
-            batch.clear();
+            reader.take(BATCH, &mut batch);
+            if !batch.is_empty() || due {
+                self.tell(&batch, &wanted, more_lost);
+                batch.clear();
+            }
             tick.tick().await;
         }
         Ok(())
@@ -178,34 +211,67 @@ pub(crate) async fn serve(
         if !events.is_empty() {
             stream::put_events(&events, &mut bytes);
         }
-        write.write_all(&bytes).await?;
+        // It would keep the programs telling, and a place that others want.
+        timeout(PATIENCE, write.write_all(&bytes)).await??;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use veer_bpf_common::outcome::{DropReason, Verdict};
+
     use super::*;
 
-    fn events(count: usize) -> Arc<[u8]> {
-        vec![7; count * Event::SIZE].into()
+    fn events(count: usize) -> Vec<u8> {
+        vec![7; count * Event::SIZE]
     }
+
+    const ALL: Listen = Listen {
+        until: 0,
+        verdicts: u64::MAX,
+        reasons: u32::MAX,
+        pad: 0,
+    };
 
     #[test]
     fn a_listener_who_is_behind_loses_events_and_learns_how_many() {
         let monitor = Monitor::default();
-        let mut told = monitor.subscribe(Listen::default()).unwrap();
+        let mut told = monitor.subscribe(ALL).unwrap();
         for _ in 0..WAITING + 2 {
-            monitor.tell(&events(3), 0);
+            monitor.tell(&events(3), &ALL, 0);
         }
         for _ in 0..WAITING {
             assert_eq!(told.try_recv().unwrap().lost, 0);
         }
         assert!(told.try_recv().is_err());
-        monitor.tell(&events(0), 4);
+        monitor.tell(&[], &ALL, 4);
         let last = told.try_recv().unwrap();
         assert_eq!((last.events.len(), last.lost), (0, 2 * 3 + 4));
-        monitor.tell(&events(0), 0);
+        monitor.tell(&[], &ALL, 0);
         assert!(told.try_recv().is_err(), "nothing to tell");
+    }
+
+    #[test]
+    fn a_listener_is_told_what_it_asked_for_and_not_what_another_did() {
+        let monitor = Monitor::default();
+        let mut drops = Listen::default();
+        drops.add_reason(DropReason::Malformed);
+        let mut told = monitor.subscribe(drops).unwrap();
+        let event = |outcome: u32| {
+            let mut event = Event::from_bytes(&events(1)).unwrap();
+            event.decision.outcome = outcome;
+            *event.as_bytes()
+        };
+        let (drop, delivery) = (
+            event(DropReason::Malformed as u32),
+            event(Verdict::Deliver as u32),
+        );
+        monitor.tell(&[delivery, drop, delivery].concat(), &ALL, 0);
+        assert_eq!(&*told.try_recv().unwrap().events, drop);
+        for _ in 0..2 * WAITING {
+            monitor.tell(&delivery, &ALL, 0);
+        }
+        assert!(told.try_recv().is_err(), "and loses nothing of the other's");
     }
 
     #[test]
@@ -243,7 +309,7 @@ mod tests {
         let (read, write) = tokio::io::split(ours);
         let served = tokio::spawn(serve(receiver, read, write));
         let batch = Told {
-            events: events(2),
+            events: events(2).into(),
             lost: 5,
         };
         told.send(batch).await.unwrap();

@@ -98,10 +98,18 @@ pub(crate) fn identities(sources: &Sources) -> Vec<IdentityRow> {
     reserved.chain(others).collect()
 }
 
-/// The pods of other nodes that have these addresses.
+/// The pods that have these addresses, here or on other nodes.
 pub(crate) fn who(sources: &Sources, addresses: &[IpAddr]) -> Vec<PodName> {
     let index = sources.index.read();
+    let store = sources.store.read();
     let name = |address: &IpAddr| {
+        if let Some(own) = store.by_address(*address) {
+            return Some(PodName {
+                address: *address,
+                pod: own.pod(),
+                node: index.own().to_owned(),
+            });
+        }
         let pod = index.remote_pod(*address)?;
         let (namespace, name) = pod.key.split_once('/')?;
         Some(PodName {

@@ -17,7 +17,6 @@ use tokio::{
     task::JoinError,
 };
 use veer_agent_api::{Answer, Failure, MAX_MESSAGE, MonitorStart, Request, code};
-use veer_agent_kernel::clock;
 use veer_api_client::chain;
 use veer_bpf_common::{
     LAYOUT_VERSION,
@@ -170,7 +169,6 @@ async fn serve(served: Arc<Served>, slots: Arc<Semaphore>, stream: UnixStream) -
 fn monitor_start(sources: &Sources) -> MonitorStart {
     MonitorStart {
         node: sources.index.read().own().to_owned(),
-        clock_zero_ns: clock::zero_since_epoch(),
         event_bytes: Event::SIZE,
         layout: LAYOUT_VERSION,
     }

@@ -8,7 +8,7 @@ use veer_agent_kernel::{
     lock::Lock,
 };
 use veer_bpf_common::{
-    outcome::{DropReason, Observation, Program},
+    outcome::{DropReason, Program},
     tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes},
 };
 
@@ -53,16 +53,6 @@ impl Maps {
     /// Samples of drops.
     pub(crate) fn samples(&self) -> Result<Vec<(Program, DropReason, Event)>, Error> {
         self.0.lock().maps.samples()
-    }
-
-    /// How many events the programs lost, as the ring was full.
-    pub(crate) fn lost_events(&self) -> Result<u64, Error> {
-        let maps = &self.0.lock().maps;
-        let lost = |program: &Program| {
-            let counter = maps.counter(*program, Observation::EventLost as u32);
-            counter.map(|counter| counter.packets)
-        };
-        Program::ALL.iter().map(lost).sum()
     }
 
     /// What is counted, each as far as it can be read.

@@ -1,33 +1,31 @@
 //! Decisions of this node's programs, from its agent.
 
-use std::{io::Read as _, thread};
+use std::{
+    io::{self, Read as _},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
 use veer_agent_api::{
     MonitorStart, Request, client,
+    packet::Packet,
     stream::{self, Frame},
 };
-use veer_bpf_common::{
-    LAYOUT_VERSION,
-    outcome::{DropReason, Verdict},
-    tables::{Event, Listen},
-};
+use veer_bpf_common::{LAYOUT_VERSION, tables::Event};
 
 use super::{
     Options, Printer,
     names::Names,
     row::{Decision, Row},
-    sink::Next,
+    sink::{Next, warn},
 };
 use crate::{DEADLINE, arguments::Arguments, explain};
 
 /// Prints this node's decisions.
-pub(super) fn run(
-    arguments: &Arguments,
-    options: &Options,
-    mut printer: Printer,
-) -> anyhow::Result<()> {
+pub(super) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
     let listen = options.listen();
     let request = Request::Monitor {
         verdicts: listen.verdicts,
@@ -41,29 +39,52 @@ pub(super) fn run(
          and the command in the agent's pod is used",
         start.node
     );
+    // Not before there is something to write: it may replace an earlier capture.
+    let mut printer = Printer::open(arguments, options)?;
     if options.until_stdin_ends {
         end_with_stdin()?;
     }
     let ask = |request: &Request| crate::ask(arguments, request);
     let mut names = Names::new(start.node.clone());
+    let mut refresh = {
+        let mut warned = false;
+        move |names: &mut Names| {
+            names.refresh(&ask).unwrap_or_else(|error| {
+                if !std::mem::replace(&mut warned, true) {
+                    warn(&format!("some names are missing: {error:#}"));
+                }
+                false
+            })
+        }
+    };
+    refresh(&mut names);
+    let node = || start.node.clone();
+    printer.put(&Row::Started { node: node() })?;
+    printer.flush()?;
     loop {
-        let frame = stream::read(&mut stream).context("the agent's stream is not understood")?;
+        let frame = match stream::read(&mut stream) {
+            Ok(frame) => frame,
+            // It was killed.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => return Err(error).context("the agent's stream is not understood"),
+        };
         let Some(frame) = frame else {
-            bail!("the agent on {} has ended; ask again", start.node);
+            bail!("the agent on {} has ended; ask again", node());
         };
         let rows = match frame {
             Frame::Lost(count) => vec![Row::Lost {
-                node: start.node.clone(),
+                node: node(),
                 count,
             }],
             Frame::Events(bytes) => {
-                let events = events(&bytes, &listen);
-                names.refresh(&ask)?;
-                let mut rows = rows(&events, start.clock_zero_ns, options, &mut names);
-                if names.refresh(&ask)? {
-                    rows = self::rows(&events, start.clock_zero_ns, options, &mut names);
+                let events = events(&bytes, options);
+                refresh(&mut names);
+                let rows = rows(&events, options, &mut names);
+                if refresh(&mut names) {
+                    self::rows(&events, options, &mut names)
+                } else {
+                    rows
                 }
-                rows
             }
         };
         for row in &rows {
@@ -77,32 +98,33 @@ pub(super) fn run(
     }
 }
 
-/// Events of a frame that this listener asked for: others may have asked for more.
-fn events(bytes: &[u8], listen: &Listen) -> Vec<Event> {
-    let wanted = |event: &Event| {
-        let outcome = event.decision.outcome;
-        let verdict = Verdict::ALL.iter().find(|v| **v as u32 == outcome);
-        let reason = DropReason::ALL.iter().find(|r| **r as u32 == outcome);
-        match (verdict, reason) {
-            (Some(verdict), _) => listen.wants(Ok(*verdict)),
-            (None, Some(reason)) => listen.wants(Err(*reason)),
-            (None, None) => true,
-        }
-    };
+/// Events of a frame whose packets are wanted.
+fn events(bytes: &[u8], options: &Options) -> Vec<(Event, Packet)> {
     let events = bytes.chunks(Event::SIZE).filter_map(Event::from_bytes);
-    events.filter(wanted).collect()
+    events
+        .map(|event| (event, Packet::of(event.frame())))
+        .filter(|(_, packet)| options.wants_packet(packet))
+        .collect()
 }
 
-fn rows(events: &[Event], zero: i64, options: &Options, names: &mut Names) -> Vec<Row> {
-    let row = |event: &Event| {
-        let at = i128::from(zero) + i128::from(event.at);
-        let time = Timestamp::from_nanosecond(at).unwrap_or_default();
+fn rows(events: &[(Event, Packet)], options: &Options, names: &mut Names) -> Vec<Row> {
+    let zero = clock_zero();
+    let row = |(event, packet): &(Event, Packet)| {
+        let time = Timestamp::from_nanosecond(zero + i128::from(event.at)).unwrap_or_default();
         // Nine digits always, so that times sort as text.
-        let decision = Decision::of(event, format!("{time:.9}"), names);
+        let decision = Decision::of(event, packet.clone(), format!("{time:.9}"), names);
         let wanted = options.wants(&decision);
         wanted.then(|| Row::Decision(Box::new(decision)))
     };
     events.iter().filter_map(row).collect()
+}
+
+/// When the clock of events (`CLOCK_MONOTONIC`) had zero, in nanoseconds since 1970, by
+/// the wall's clock as it is set now. It may be set anew at any time.
+fn clock_zero() -> i128 {
+    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC);
+    let monotonic = monotonic.map_or(Duration::ZERO, Duration::from);
+    Timestamp::now().as_nanosecond() - i128::try_from(monotonic.as_nanos()).unwrap_or_default()
 }
 
 /// Ends the process when nobody holds its standard input any more. What `kubectl exec`
@@ -125,29 +147,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_events_that_were_asked_for_are_taken_out_of_a_frame() {
-        let event = |outcome: u32| {
-            let mut event = Event::from_bytes(&[0; Event::SIZE]).unwrap();
-            event.decision.outcome = outcome;
-            event
-        };
-        let outcomes = [
-            Verdict::Deliver as u32,
-            DropReason::Malformed as u32,
-            Verdict::Overlay as u32,
-            // Of a later version.
-            60,
-        ];
+    fn only_whole_events_of_wanted_packets_are_taken_out_of_a_frame() {
+        let mut event = Event::from_bytes(&[0; Event::SIZE]).unwrap();
         let mut bytes: Vec<u8> = Vec::new();
-        for outcome in outcomes {
-            bytes.extend(event(outcome).as_bytes());
+        for (number, ether_type) in [(1, [0x08, 0x06]), (2, [0x88, 0xcc]), (3, [0x08, 0x06])] {
+            event.length = number;
+            event.captured = 14;
+            event.head[12..14].copy_from_slice(&ether_type);
+            bytes.extend(event.as_bytes());
         }
         bytes.extend([0; Event::SIZE - 1]);
-        let mut listen = Listen::default();
-        listen.add_verdict(Verdict::Overlay);
-        listen.add_reason(DropReason::Malformed);
-        let taken = events(&bytes, &listen);
-        let taken: Vec<u32> = taken.iter().map(|e| e.decision.outcome).collect();
-        assert_eq!(taken, [outcomes[1], outcomes[2], outcomes[3]]);
+        let lengths = |options: &Options| -> Vec<u32> {
+            let taken = events(&bytes, options);
+            taken.iter().map(|(event, _)| event.length).collect()
+        };
+        assert_eq!(lengths(&Options::default()), [1, 2, 3]);
+        let options = Options {
+            protocol: vec!["0x88cc".into()],
+            ..Options::default()
+        };
+        assert_eq!(lengths(&options), [2]);
     }
 }

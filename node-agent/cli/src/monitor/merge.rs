@@ -2,8 +2,7 @@
 //! by `kubectl exec`.
 
 use std::{
-    cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
+    collections::{BTreeMap, VecDeque},
     io::{BufRead, BufReader},
     process::{Child, ChildStdin, Stdio},
     sync::mpsc::{self, RecvTimeoutError, SyncSender},
@@ -25,6 +24,11 @@ use crate::{
 
 /// How long a decision waits for earlier ones of other nodes.
 const WAIT: Duration = Duration::from_millis(400);
+/// How long one waits at most behind others: those of a node whose clock is behind, or
+/// that is slow to tell.
+const LONGEST: Duration = Duration::from_secs(2);
+/// How many wait at most.
+const MOST: usize = 16_384;
 /// How often those that have waited are looked for.
 const TICK: Duration = Duration::from_millis(50);
 /// Rows on the way from all nodes at once.
@@ -53,11 +57,7 @@ impl Drop for Listening {
 }
 
 /// Prints the decisions of the node that is named, or of all.
-pub(super) fn run(
-    arguments: &Arguments,
-    options: &Options,
-    mut printer: Printer,
-) -> anyhow::Result<()> {
+pub(super) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
     let agents = remote::agents(arguments.node.as_deref(), arguments)?;
     let wait = if agents.len() > 1 {
         WAIT
@@ -70,15 +70,18 @@ pub(super) fn run(
         listening.push(listen(agent, arguments, options, sender.clone())?);
     }
     drop(sender);
+    let mut printer = Printer::open(arguments, options)?;
     let mut order = Order::default();
     loop {
         let ended = match said.recv_timeout(TICK) {
-            Ok(Said::Row(row)) => {
-                order.put(row, Instant::now());
-                false
-            }
-            Ok(Said::Ended(why)) => {
-                warn(&why);
+            Ok(first) => {
+                let now = Instant::now();
+                for said in [first].into_iter().chain(said.try_iter().take(ON_THE_WAY)) {
+                    match said {
+                        Said::Row(row) => order.put(row, now),
+                        Said::Ended(why) => warn(&why),
+                    }
+                }
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,
@@ -141,63 +144,48 @@ fn listen(
     Ok(listening)
 }
 
-/// Rows of several nodes on their way into one order.
+/// Rows of several nodes on their way into one order: by time, and of one time in the
+/// order in which they came. What has no time goes first.
 #[derive(Debug, Default)]
 struct Order {
-    waiting: BinaryHeap<Reverse<Waiting>>,
-    came: u64,
+    waiting: BTreeMap<Place, (Row, Instant)>,
+    /// Since when each waits, in the order in which they came; also of some that have
+    /// gone.
+    came: VecDeque<(Place, Instant)>,
+    count: u64,
 }
 
-/// A row by time, and of one time in the order in which they came. What has no time goes
-/// first.
-#[derive(Debug)]
-struct Waiting {
-    key: (String, u64),
-    since: Instant,
-    row: Row,
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl Eq for Waiting {}
-
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Waiting {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.key.cmp(&other.key)
-    }
-}
+type Place = (String, u64);
 
 impl Order {
     fn put(&mut self, row: Row, now: Instant) {
         let time = match &row {
             Row::Decision(decision) => decision.time.clone(),
-            Row::Lost { .. } => String::new(),
+            Row::Started { .. } | Row::Lost { .. } | Row::Unknown => String::new(),
         };
-        self.came += 1;
-        self.waiting.push(Reverse(Waiting {
-            key: (time, self.came),
-            since: now,
-            row,
-        }));
+        self.count += 1;
+        let place = (time, self.count);
+        self.came.push_back((place.clone(), now));
+        self.waiting.insert(place, (row, now));
     }
 
-    /// The earliest row, if it has waited long enough for earlier ones.
+    /// The earliest row, if it has waited long enough for earlier ones, or another one too
+    /// long behind it.
     fn next(&mut self, now: Instant, wait: Duration) -> Option<Row> {
-        let Reverse(first) = self.waiting.peek()?;
-        if now.saturating_duration_since(first.since) < wait {
+        let (_, (_, since)) = self.waiting.first_key_value()?;
+        let waited = |since: Instant| now.saturating_duration_since(since);
+        let own = waited(*since) >= wait;
+        while let Some((place, _)) = self.came.front()
+            && !self.waiting.contains_key(place)
+        {
+            self.came.pop_front();
+        }
+        let longest = self.came.front().map(|(_, since)| waited(*since));
+        let others = longest.is_some_and(|longest| longest >= LONGEST);
+        if !own && !others && self.waiting.len() <= MOST {
             return None;
         }
-        self.waiting.pop().map(|Reverse(waiting)| waiting.row)
+        self.waiting.pop_first().map(|(_, (row, _))| row)
     }
 }
 
@@ -232,6 +220,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_whose_clock_is_behind_holds_the_others_up_for_two_seconds() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut order = Order::default();
+        order.put(row("12:00:00", "a"), after(0));
+        // Always just come, and always the earliest.
+        for ms in (0..2000).step_by(100) {
+            order.put(row("11:00:00", "b"), after(ms));
+            while let Some(next) = order.next(after(ms), WAIT) {
+                assert_eq!(next, row("11:00:00", "b"));
+            }
+        }
+        let left: Vec<Row> = std::iter::from_fn(|| order.next(after(2000), WAIT)).collect();
+        assert_eq!(left.last(), Some(&row("12:00:00", "a")));
+    }
+
+    #[test]
     fn of_one_time_the_first_to_come_is_first_and_losses_go_before() {
         let now = Instant::now();
         let lost = Row::Lost {
@@ -240,7 +245,9 @@ mod tests {
         };
         let mut order = Order::default();
         let rows = [row("1", "b"), row("1", "a"), lost.clone()];
-        rows.iter().for_each(|row| order.put(row.clone(), now));
+        for row in &rows {
+            order.put(row.clone(), now);
+        }
         let next = |order: &mut Order| order.next(now, Duration::ZERO);
         assert_eq!(next(&mut order), Some(lost));
         assert_eq!(next(&mut order), Some(row("1", "b")));

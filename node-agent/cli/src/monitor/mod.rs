@@ -15,15 +15,10 @@ use sink::{Next, Sink};
 
 /// Prints decisions until it is interrupted, has printed enough, or nobody reads.
 pub(crate) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
-    let sink = Sink::open(options.pcap.as_deref(), arguments.output, options.verbose)?;
-    let printer = Printer {
-        sink,
-        left: options.count,
-    };
     if options.all_nodes || arguments.node.is_some() {
-        merge::run(arguments, options, printer)
+        merge::run(arguments, options)
     } else {
-        local::run(arguments, options, printer)
+        local::run(arguments, options)
     }
 }
 
@@ -35,11 +30,16 @@ struct Printer {
 }
 
 impl Printer {
+    fn open(arguments: &Arguments, options: &Options) -> anyhow::Result<Self> {
+        let path = options.pcap.as_deref();
+        Ok(Self {
+            sink: Sink::open(path, arguments.output, options.verbose)?,
+            left: options.count,
+        })
+    }
+
     /// Takes a row.
     fn put(&mut self, row: &Row) -> anyhow::Result<Next> {
-        if self.left == Some(0) {
-            return Ok(Next::Unwanted);
-        }
         let next = self.sink.put(row)?;
         if let (Row::Decision(_), Some(left)) = (row, &mut self.left) {
             *left -= 1;

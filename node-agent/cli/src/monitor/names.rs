@@ -12,9 +12,8 @@ use veer_bpf_common::identity::Identity;
 
 use crate::command::{Ask, answer};
 
-/// Time between two questions for what was missing.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// After which addresses and devices may be those of other pods.
+/// After which addresses and devices may be those of other pods, and what had no name may
+/// have one.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// A pod of this node.
@@ -30,25 +29,35 @@ struct Local {
 pub(crate) struct Names {
     node: String,
     by_device: HashMap<u32, Local>,
+    /// Devices that are no pod's.
+    devices: HashMap<u32, String>,
     pods: HashMap<IpAddr, String>,
+    /// Of this node's pods.
+    identities: HashMap<IpAddr, u32>,
     labels: HashMap<u32, Vec<String>>,
     remotes: HashMap<u32, String>,
-    /// Pods' addresses in events since the last question.
+    /// Pods' addresses in events since all was asked for again.
     seen: HashSet<IpAddr>,
+    /// What has no name, and was asked for since then.
+    nameless: HashSet<Nameless>,
     missing: Missing,
-    /// The last question, and the last for all that may have changed.
-    asked: Option<Instant>,
     learned: Option<Instant>,
 }
 
-/// What an event had no name for.
+/// What has no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Nameless {
+    Pod(IpAddr),
+    Device(u32),
+    Node(u32),
+    Identity(u32),
+}
+
+/// What to ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Missing {
-    /// A pod's address.
     pod: bool,
-    /// A pod's device or a node.
     local: bool,
-    /// An identity.
     identity: bool,
 }
 
@@ -71,32 +80,36 @@ impl Names {
         &self.node
     }
 
-    /// Asks for what was missing or may have changed, at most once in a while. Returns
-    /// whether it asked.
+    /// Asks for what was missing or may have changed: for each once in a while. Returns
+    /// whether it asked. After an error events have numbers for a while.
     pub(crate) fn refresh(&mut self, ask: Ask<'_>) -> anyhow::Result<bool> {
-        let within = |at: Option<Instant>, time| at.is_some_and(|at| at.elapsed() < time);
-        let stale = !within(self.learned, FRESH);
-        let nothing = self.missing == Missing::default() && !stale;
-        if nothing || within(self.asked, PATIENCE) {
+        let stale = self.learned.is_none_or(|at| at.elapsed() >= FRESH);
+        if self.missing == Missing::default() && !stale {
             return Ok(false);
         }
         let missing = std::mem::take(&mut self.missing);
-        let now = Instant::now();
-        self.asked = Some(now);
+        if stale {
+            self.nameless.clear();
+        }
         if missing.identity {
             self.learn_identities(answer(ask, &Request::Identities)?);
         }
-        if missing.local || stale {
-            self.learned = Some(now);
+        let learns = missing.local || stale;
+        if learns {
+            self.learned = Some(Instant::now());
             self.learn_remotes(answer(ask, &Request::Remotes)?);
             self.learn_endpoints(answer(ask, &Request::Endpoints)?);
         }
-        let unknown = self.seen.drain().filter(|a| !self.pods.contains_key(a));
-        let unknown: Vec<IpAddr> = unknown.collect();
+        let unknown = self.seen.iter().filter(|a| !self.pods.contains_key(a));
+        let unknown: Vec<IpAddr> = unknown.copied().collect();
+        if learns {
+            self.seen.clear();
+        }
         for addresses in unknown.chunks(MAX_ADDRESSES) {
             let addresses = addresses.to_vec();
             let who: Vec<PodName> = answer(ask, &Request::Who { addresses })?;
-            self.pods.extend(who.into_iter().map(|row| (row.address, row.pod)));
+            self.pods
+                .extend(who.into_iter().map(|row| (row.address, row.pod)));
         }
         Ok(true)
     }
@@ -115,9 +128,12 @@ impl Names {
     /// other pods now.
     fn learn_endpoints(&mut self, rows: Vec<EndpointRow>) {
         self.pods.clear();
+        self.identities.clear();
         self.by_device.clear();
+        self.devices.clear();
         for row in rows {
             self.pods.insert(row.address, row.pod.clone());
+            self.identities.insert(row.address, row.identity);
             let local = Local {
                 id: row.id,
                 pod: row.pod,
@@ -127,54 +143,83 @@ impl Names {
         }
     }
 
+    /// Whether something without a name was not asked for yet.
+    fn is_new(&mut self, what: Nameless) -> bool {
+        self.nameless.insert(what)
+    }
+
     /// Labels of an identity; none of 0.
     pub(crate) fn labels(&mut self, identity: u32) -> Vec<String> {
-        let labels = self.labels.get(&identity);
-        self.missing.identity |= identity != 0 && labels.is_none();
-        labels.cloned().unwrap_or_default()
+        if let Some(labels) = self.labels.get(&identity) {
+            return labels.clone();
+        }
+        self.missing.identity |= identity != 0 && self.is_new(Nameless::Identity(identity));
+        Vec::new()
+    }
+
+    /// The identity of this node's pod with an address; 0: it is none.
+    pub(crate) fn identity(&self, address: IpAddr) -> u32 {
+        self.identities.get(&address).copied().unwrap_or_default()
     }
 
     /// `namespace/name` of the pod with an address and an identity; empty: none.
     pub(crate) fn pod(&mut self, address: IpAddr, identity: u32) -> String {
-        let known = self.pods.get(&address).cloned();
-        if known.is_some() || Identity::new(identity).is_some_and(Identity::is_allocated) {
-            self.missing.pod |= known.is_none();
+        if let Some(pod) = self.pods.get(&address) {
             self.seen.insert(address);
+            return pod.clone();
         }
-        known.unwrap_or_default()
+        if Identity::new(identity).is_some_and(Identity::is_allocated) {
+            self.seen.insert(address);
+            self.missing.pod |= self.is_new(Nameless::Pod(address));
+        }
+        String::new()
+    }
+
+    /// `namespace/name` of the pod behind a device.
+    pub(crate) fn pod_behind(&mut self, index: u32) -> Option<String> {
+        match self.by_device.get(&index) {
+            Some(local) => Some(local.pod.clone()),
+            None => {
+                self.missing.local |= self.is_new(Nameless::Device(index));
+                None
+            }
+        }
     }
 
     /// A device's name; its number where it has none any more.
-    pub(crate) fn device(&self, index: u32) -> String {
-        if let Some(local) = self.by_device.get(&index).filter(|l| !l.device.is_empty()) {
+    pub(crate) fn device(&mut self, index: u32) -> String {
+        if let Some(local) = self.by_device.get(&index)
+            && !local.device.is_empty()
+        {
             return local.device.clone();
         }
-        let name = if_indextoname(index).ok();
-        let name = name.and_then(|name| name.into_string().ok());
-        name.unwrap_or_else(|| format!("device {index}"))
+        let device = self.devices.entry(index).or_insert_with(|| {
+            let name = if_indextoname(index).ok();
+            let name = name.and_then(|name| name.into_string().ok());
+            name.unwrap_or_else(|| format!("device {index}"))
+        });
+        device.clone()
     }
 
     /// The pod behind a device, with its number.
     pub(crate) fn endpoint(&mut self, index: u32) -> String {
-        match self.by_device.get(&index) {
-            Some(local) if local.pod.is_empty() => format!("endpoint {}", local.id),
-            Some(local) => format!("endpoint {} ({})", local.id, local.pod),
-            None => {
-                self.missing.local = true;
-                format!("the pod behind {}", self.device(index))
+        let pod = self.pod_behind(index);
+        match (self.by_device.get(&index), pod) {
+            (Some(local), Some(pod)) if !pod.is_empty() => {
+                format!("endpoint {} ({pod})", local.id)
             }
+            (Some(local), _) => format!("endpoint {}", local.id),
+            (None, _) => format!("the pod behind {}", self.device(index)),
         }
     }
 
     /// The node with a number.
     pub(crate) fn remote(&mut self, id: u32) -> String {
-        match self.remotes.get(&id) {
-            Some(node) => node.clone(),
-            None => {
-                self.missing.local = true;
-                id.to_string()
-            }
+        if let Some(node) = self.remotes.get(&id) {
+            return node.clone();
         }
+        self.missing.local |= self.is_new(Nameless::Node(id));
+        id.to_string()
     }
 }
 
@@ -224,18 +269,27 @@ mod tests {
         assert_eq!(asked.take(), ["identities", "remotes", "endpoints"]);
         assert_eq!(names.endpoint(12), "endpoint 7 (shop/cart-0)");
         assert_eq!(names.labels(40000), ["app=cart"]);
-        assert_eq!(names.pod("10.0.1.5".parse().unwrap(), 40000), "shop/cart-0");
+        let own = "10.0.1.5".parse().unwrap();
+        assert_eq!(names.pod(own, 40000), "shop/cart-0");
+        assert_eq!(names.identity(own), 40000);
         assert!(!names.refresh(&ask).unwrap(), "nothing is missing");
 
         let other = "10.0.2.6".parse().unwrap();
         assert_eq!(names.pod(other, 41000), "");
         // The world is no pod.
         assert_eq!(names.pod("192.0.2.9".parse().unwrap(), 2), "");
-        assert!(!names.refresh(&ask).unwrap(), "asked just before");
-        names.asked = Instant::now().checked_sub(PATIENCE);
         assert!(names.refresh(&ask).unwrap());
         assert_eq!(asked.take(), ["who"]);
         assert_eq!(names.pod(other, 41000), "bank/till-0");
+
+        assert!(names.labels(41000).is_empty());
+        assert!(names.refresh(&ask).unwrap());
+        assert_eq!(asked.take(), ["identities"]);
+        assert!(names.labels(41000).is_empty());
+        assert!(
+            !names.refresh(&ask).unwrap(),
+            "it was asked for just before"
+        );
     }
 
     #[test]
@@ -243,16 +297,15 @@ mod tests {
         let asked = RefCell::default();
         let ask = agent(&asked);
         let mut names = Names::new("a".into());
+        let other = "10.0.2.6".parse().unwrap();
         names.refresh(&ask).unwrap();
-        names.pod("10.0.2.6".parse().unwrap(), 41000);
-        names.asked = Instant::now().checked_sub(PATIENCE);
+        names.pod(other, 41000);
         names.refresh(&ask).unwrap();
         asked.take();
-        assert_eq!(names.pod("10.0.2.6".parse().unwrap(), 41000), "bank/till-0");
-        names.asked = Instant::now().checked_sub(FRESH);
-        names.learned = names.asked;
+        assert_eq!(names.pod(other, 41000), "bank/till-0");
+        names.learned = Instant::now().checked_sub(FRESH);
         assert!(names.refresh(&ask).unwrap());
         assert_eq!(asked.take(), ["remotes", "endpoints", "who"]);
-        assert_eq!(names.pod("10.0.2.6".parse().unwrap(), 41000), "bank/till-0");
+        assert_eq!(names.pod(other, 41000), "bank/till-0");
     }
 }

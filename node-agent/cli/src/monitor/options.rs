@@ -2,7 +2,9 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ipnet::IpNet;
+use veer_agent_api::packet::{self, Packet};
 use veer_bpf_common::{
     outcome::{DropReason, Verdict},
     tables::Listen,
@@ -10,9 +12,11 @@ use veer_bpf_common::{
 
 use super::row::{Decision, End};
 
-/// Options of `veer monitor`. Values of one option are alternatives; different options
-/// must all hold. Pods, namespaces, identities, addresses and ports may be of either end.
+/// Options of `veer monitor`. Values of one option are alternatives, and so are verdicts
+/// and drops; all else must hold together. Pods, namespaces, identities, addresses and
+/// ports may be of either end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct Options {
     /// Only packets from or to this pod.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
@@ -23,7 +27,7 @@ pub(crate) struct Options {
     pub(crate) namespace: Vec<String>,
 
     /// Only packets from or to this security identity.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) identity: Vec<u32>,
 
     /// Only packets from or to this address or prefix.
@@ -35,19 +39,19 @@ pub(crate) struct Options {
     pub(crate) port: Vec<u16>,
 
     /// Only packets of this protocol: tcp, udp, icmp, icmpv6, arp or a number.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = protocol)]
     pub(crate) protocol: Vec<String>,
 
-    /// Only packets that go on in this way.
-    #[arg(long, value_name = "VERDICT", value_parser = verdict)]
+    /// Only packets that go on in this way; with --reason or --drops: and those dropped.
+    #[arg(long, value_name = "VERDICT", value_parser = verdict())]
     pub(crate) verdict: Vec<u32>,
 
     /// Only packets that are dropped for this reason.
-    #[arg(long, value_name = "REASON", value_parser = reason)]
+    #[arg(long, value_name = "REASON", value_parser = reason())]
     pub(crate) reason: Vec<u32>,
 
-    /// Only packets that are dropped.
-    #[arg(long)]
+    /// Only packets that are dropped, for whatever reason.
+    #[arg(long, conflicts_with = "reason")]
     pub(crate) drops: bool,
 
     /// Write a capture with the decisions as comments (pcapng), and print none.
@@ -63,11 +67,12 @@ pub(crate) struct Options {
     pub(crate) verbose: bool,
 
     /// End after as many packets.
-    #[arg(short, long, value_name = "PACKETS")]
+    #[arg(short, long, value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
 
-    /// End with standard input: for this command started on another node by itself.
-    #[arg(long, hide = true)]
+    /// End with standard input: where `kubectl exec --stdin` runs it, so that it does not
+    /// stay behind.
+    #[arg(long)]
     pub(crate) until_stdin_ends: bool,
 }
 
@@ -85,20 +90,25 @@ fn prefix(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "neither an address nor a prefix like 10.0.0.0/8".into())
 }
 
-fn verdict(text: &str) -> Result<u32, String> {
-    let found = Verdict::ALL.iter().find(|v| v.name() == text);
-    let names = || Verdict::ALL.iter().map(|v| v.name()).collect::<Vec<_>>();
-    found
-        .map(|v| *v as u32)
-        .ok_or_else(|| format!("one of {}", names().join(", ")))
+fn protocol(text: &str) -> Result<String, String> {
+    let text = text.to_lowercase();
+    match text.parse() {
+        Ok(number) => Ok(packet::protocol(number)),
+        Err(_) if ["tcp", "udp", "icmp", "icmpv6", "arp"].contains(&&*text) => Ok(text),
+        Err(_) => Err("one of tcp, udp, icmp, icmpv6 and arp, or a number up to 255".into()),
+    }
 }
 
-fn reason(text: &str) -> Result<u32, String> {
-    let found = DropReason::ALL.iter().find(|r| r.name() == text);
-    let names = || DropReason::ALL.iter().map(|r| r.name()).collect::<Vec<_>>();
-    found
-        .map(|r| *r as u32)
-        .ok_or_else(|| format!("one of {}", names().join(", ")))
+fn verdict() -> impl TypedValueParser<Value = u32> {
+    let number = |name: String| Verdict::ALL.iter().find(|v| v.name() == name);
+    PossibleValuesParser::new(Verdict::ALL.iter().map(|v| v.name()))
+        .map(move |name| number(name).map_or(0, |v| *v as u32))
+}
+
+fn reason() -> impl TypedValueParser<Value = u32> {
+    let number = |name: String| DropReason::ALL.iter().find(|r| r.name() == name);
+    PossibleValuesParser::new(DropReason::ALL.iter().map(|r| r.name()))
+        .map(move |name| number(name).map_or(0, |r| *r as u32))
 }
 
 impl Options {
@@ -119,27 +129,30 @@ impl Options {
         listen
     }
 
-    /// Whether a decision is wanted.
+    /// Whether a packet is wanted, by what it says itself.
+    pub(crate) fn wants_packet(&self, packet: &Packet) -> bool {
+        let ends = [packet.source, packet.destination];
+        let address = |net: &IpNet| {
+            ends.iter()
+                .any(|e| e.address.is_some_and(|a| net.contains(&a)))
+        };
+        let port = |port: &u16| ends.iter().any(|end| end.port == Some(*port));
+        (self.address.is_empty() || self.address.iter().any(address))
+            && (self.port.is_empty() || self.port.iter().any(port))
+            && (self.protocol.is_empty() || self.protocol.contains(&packet.protocol))
+    }
+
+    /// Whether a decision is wanted, by the names of its ends.
     pub(crate) fn wants(&self, decision: &Decision) -> bool {
         let ends = [&decision.source, &decision.destination];
         let either = |holds: &dyn Fn(&End) -> bool| ends.iter().any(|end| holds(end));
-        let namespace = |end: &End, wanted: &str| end.namespace() == Some(wanted);
-        (self.pod.is_empty() || self.pod.iter().any(|p| either(&|end| end.pod == *p)))
+        (self.pod.is_empty() || either(&|end| self.pod.contains(&end.pod)))
             && (self.namespace.is_empty()
-                || self
-                    .namespace
-                    .iter()
-                    .any(|n| either(&|end| namespace(end, n))))
-            && (self.identity.is_empty()
-                || either(&|end| end.identity != 0 && self.identity.contains(&end.identity)))
-            && (self.address.is_empty()
                 || either(&|end| {
-                    end.address
-                        .is_some_and(|a| self.address.iter().any(|net| net.contains(&a)))
+                    end.namespace()
+                        .is_some_and(|own| self.namespace.iter().any(|n| n == own))
                 }))
-            && (self.port.is_empty()
-                || either(&|end| end.port.is_some_and(|port| self.port.contains(&port))))
-            && (self.protocol.is_empty() || self.protocol.contains(&decision.protocol))
+            && (self.identity.is_empty() || either(&|end| self.identity.contains(&end.identity)))
     }
 
     /// The same options as words of a command line, but for how and where to print.
@@ -189,19 +202,30 @@ mod tests {
     }
 
     fn decision() -> Decision {
-        let end = |address: &str, port, identity, pod: &str, namespace: &str| End {
-            address: Some(address.parse().unwrap()),
-            port: Some(port),
+        let end = |identity, pod: &str, namespace: &str| End {
             identity,
             pod: pod.into(),
             labels: vec![format!("io.kubernetes.pod.namespace={namespace}")],
             ..End::default()
         };
         Decision {
-            protocol: "tcp".into(),
-            source: end("10.0.1.5", 4000, 1000, "shop/cart-0", "shop"),
-            destination: end("fd00::7", 80, 2000, "", "bank"),
+            source: end(1000, "shop/cart-0", "shop"),
+            destination: end(2000, "", "bank"),
             ..Decision::default()
+        }
+    }
+
+    fn packet() -> Packet {
+        let end = |address: &str, port| packet::End {
+            address: address.parse().ok(),
+            port: Some(port),
+            mac: None,
+        };
+        Packet {
+            protocol: "tcp".into(),
+            source: end("10.0.1.5", 4000),
+            destination: end("fd00::7", 80),
+            ..Packet::default()
         }
     }
 
@@ -223,18 +247,22 @@ mod tests {
             (&["--port", "80"], true),
             (&["--port", "81"], false),
             (&["--protocol", "tcp"], true),
+            (&["--protocol", "TCP"], true),
+            (&["--protocol", "6"], true),
             (&["--protocol", "udp"], false),
             (&["--port", "80", "--protocol", "udp"], false),
             (&["--port", "80", "--pod", "shop/cart-0"], true),
         ] {
-            assert_eq!(options(words).wants(&decision()), wanted, "{words:?}");
+            let options = options(words);
+            let wants = options.wants_packet(&packet()) && options.wants(&decision());
+            assert_eq!(wants, wanted, "{words:?}");
         }
     }
 
     #[test]
     fn programs_are_asked_for_no_more_than_is_wanted() {
-        let drops = DropReason::ALL.len() as u32;
-        let verdicts = Verdict::ALL.len() as u32;
+        let count = |all: usize| u32::try_from(all).unwrap();
+        let (drops, verdicts) = (count(DropReason::ALL.len()), count(Verdict::ALL.len()));
         for (words, expected) in [
             (&[][..], (verdicts, drops)),
             (&["--drops"], (0, drops)),
@@ -272,7 +300,6 @@ mod tests {
             "deliver",
             "--reason",
             "malformed",
-            "--drops",
         ];
         let first = options(&words);
         let again = first.words();
@@ -288,6 +315,9 @@ mod tests {
             (["--reason", "spoofed"], "spoofed-address"),
             (["--address", "10.0.0"], "10.0.0.0/8"),
             (["--pod", "cart-0"], "NAMESPACE/NAME"),
+            (["--protocol", "icmp6"], "icmpv6"),
+            (["--identity", "0"], "1.."),
+            (["--count", "0"], "1.."),
         ] {
             let error = Line::try_parse_from(["monitor", words[0], words[1]]).unwrap_err();
             assert!(error.to_string().contains(hint), "{error}");

@@ -17,6 +17,11 @@ use super::names::Names;
 pub(crate) enum Row {
     /// A program decided on a packet.
     Decision(Box<Decision>),
+    /// From now on decisions of a node are told.
+    Started {
+        /// The node.
+        node: String,
+    },
     /// Decisions that nobody saw: agent or reader was too slow.
     Lost {
         /// The node.
@@ -24,10 +29,14 @@ pub(crate) enum Row {
         /// How many.
         count: u64,
     },
+    /// What a later version tells.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a program decided on a packet.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default)]
 pub(crate) struct Decision {
     /// RFC 3339, in UTC, with nanoseconds.
     pub(crate) time: String,
@@ -62,12 +71,14 @@ pub(crate) struct Decision {
     pub(crate) detail: String,
     /// Bytes of the frame.
     pub(crate) bytes: u32,
-    /// The beginning of the frame, in hex.
-    pub(crate) frame: String,
+    /// The beginning of the frame; in JSON in hex.
+    #[serde(with = "hex")]
+    pub(crate) frame: Vec<u8>,
 }
 
 /// One end of a packet.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default)]
 pub(crate) struct End {
     /// Address and port, or a MAC.
     pub(crate) text: String,
@@ -75,7 +86,8 @@ pub(crate) struct End {
     pub(crate) address: Option<IpAddr>,
     /// Port, where there is one.
     pub(crate) port: Option<u16>,
-    /// Security identity; 0: the program did not look it up.
+    /// Security identity, as the program found it or of this node's pod with the address;
+    /// 0: neither is known.
     pub(crate) identity: u32,
     /// Its labels.
     pub(crate) labels: Vec<String>,
@@ -85,6 +97,10 @@ pub(crate) struct End {
 
 impl End {
     fn of(end: &packet::End, identity: u32, names: &mut Names) -> Self {
+        let identity = match (identity, end.address) {
+            (0, Some(address)) => names.identity(address),
+            (known, _) => known,
+        };
         Self {
             text: end.to_string(),
             address: end.address,
@@ -110,9 +126,8 @@ impl End {
 const NAMESPACE: &str = "io.kubernetes.pod.namespace=";
 
 impl Decision {
-    /// What an event says, with the names of this node. `time` is RFC 3339.
-    pub(crate) fn of(event: &Event, time: String, names: &mut Names) -> Self {
-        let packet = Packet::of(event.frame());
+    /// What an event about a packet says, with the names of this node. `time` is RFC 3339.
+    pub(crate) fn of(event: &Event, packet: Packet, time: String, names: &mut Names) -> Self {
         let decision = &event.decision;
         let outcome = outcome_name(decision.outcome).map_or_else(
             || format!("outcome {}", decision.outcome),
@@ -128,12 +143,17 @@ impl Decision {
             Some(Verdict::ToStackNoted | Verdict::PassNoted) => "by the host's stack",
             _ => "",
         };
+        let mut source = End::of(&packet.source, decision.source_identity, names);
+        if program == Some(&Program::PodEgress) {
+            // Whatever address it gives itself.
+            source.pod = names.pod_behind(event.ifindex).unwrap_or(source.pod);
+        }
         Self {
             time,
             node: names.node().to_owned(),
             program: program.map_or_else(|| event.program.to_string(), |p| p.name().into()),
             device: names.device(event.ifindex),
-            source: End::of(&packet.source, decision.source_identity, names),
+            source,
             destination: End::of(&packet.destination, decision.destination_identity, names),
             protocol: packet.protocol,
             lookup: flow.map_or_else(|| decision.flow.to_string(), |f| f.name().into()),
@@ -148,7 +168,7 @@ impl Decision {
             hops: packet.hops.unwrap_or_default(),
             detail: packet.detail,
             bytes: event.length,
-            frame: hex(event.frame()),
+            frame: event.frame().to_vec(),
         }
     }
 }
@@ -159,17 +179,18 @@ fn state(flow: Option<FlowState>, stage: Stage) -> &'static str {
         (Some(FlowState::New), _) => "New",
         (Some(FlowState::Established), _) => "Established",
         (Some(FlowState::Reply), _) => "Reply",
-        (_, Stage::Opens) => "New",
-        (_, Stage::Answers) => "Reply",
-        (_, Stage::GoesOn) => "Established",
-        (_, Stage::Unknown) => "",
+        (Some(FlowState::NoEntry | FlowState::NotAsked) | None, stage) => match stage {
+            Stage::Opens => "New",
+            Stage::Answers => "Reply",
+            Stage::GoesOn => "Established",
+            Stage::Unknown => "",
+        },
     }
 }
 
 /// Where the packet goes, in words.
 fn delivery(verdict: Verdict, event: &Event, names: &mut Names) -> String {
     let decision = &event.decision;
-    let target = |names: &Names| names.device(decision.ifindex);
     match verdict {
         Verdict::Deliver => {
             let to = names.endpoint(decision.ifindex);
@@ -183,7 +204,10 @@ fn delivery(verdict: Verdict, event: &Event, names: &mut Names) -> String {
             format!("to overlay, VNI {}, to node {node}", decision.vni)
         }
         Verdict::Native => {
-            let (node, device) = (names.remote(decision.node_id), target(names));
+            let (node, device) = (
+                names.remote(decision.node_id),
+                names.device(decision.ifindex),
+            );
             format!("to network by {device}, to node {node}")
         }
         Verdict::ToStack => "to the host's stack".into(),
@@ -196,38 +220,73 @@ fn delivery(verdict: Verdict, event: &Event, names: &mut Names) -> String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hex, for serde.
+mod hex {
     use std::fmt::Write as _;
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}
 
-/// The bytes of [`Decision::frame`]; `None` where it is no hex.
-pub(crate) fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = hex
-        .chars()
-        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
-        .collect::<Option<_>>()?;
-    let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty()
-        .then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        bytes(&text).ok_or_else(|| D::Error::custom("no hex"))
+    }
+
+    fn bytes(text: &str) -> Option<Vec<u8>> {
+        let digit = |c: char| c.to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let digits: Vec<u8> = text.chars().map(digit).collect::<Option<_>>()?;
+        let (pairs, rest) = digits.as_chunks::<2>();
+        let byte = |[high, low]: &[u8; 2]| high << 4 | low;
+        rest.is_empty().then(|| pairs.iter().map(byte).collect())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<Row, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
     #[test]
-    fn a_frame_is_the_same_from_its_text() {
-        let all: Vec<u8> = (0..=255).collect();
-        assert_eq!(bytes(&hex(&all)), Some(all));
+    fn a_decision_is_the_same_from_its_line() {
+        let row = Row::Decision(Box::new(Decision {
+            time: "2026-11-30T12:00:01.123456789Z".into(),
+            frame: (0..=255).collect(),
+            hops: 63,
+            ..Decision::default()
+        }));
+        assert_eq!(read(&serde_json::to_string(&row).unwrap()).unwrap(), row);
         for wrong in ["0", "0g", "é"] {
-            assert_eq!(bytes(wrong), None);
+            let line = format!(r#"{{"type": "decision", "frame": "{wrong}"}}"#);
+            assert!(read(&line).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn lines_of_other_versions_are_read_as_far_as_they_are_known() {
+        let less = r#"{"type": "decision", "node": "a"}"#;
+        let more = r#"{"type": "decision", "node": "a", "policy": {"name": "deny"}}"#;
+        let expected = Decision {
+            node: "a".into(),
+            ..Decision::default()
+        };
+        for line in [less, more] {
+            assert_eq!(
+                read(line).unwrap(),
+                Row::Decision(Box::new(expected.clone()))
+            );
+        }
+        assert_eq!(read(r#"{"type": "weather"}"#).unwrap(), Row::Unknown);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use pcap_file::{
 };
 
 use super::{
-    row::{Decision, Row, bytes},
+    row::{Decision, Row},
     text,
 };
 use crate::arguments::Format;
@@ -80,23 +80,21 @@ impl Sink {
                 Row::Decision(decision) => {
                     printed(writeln!(to, "{}", text::decision(decision, *verbose)))
                 }
-                Row::Lost { node, count } => {
+                other => {
                     // Not among the lines that others read.
-                    warn(&text::lost(node, *count));
+                    aside(other);
                     Ok(Next::Wanted)
                 }
             },
             Self::Capture(capture) => {
-                if let Row::Lost { node, count } = row {
-                    warn(&text::lost(node, *count));
-                }
+                aside(row);
                 capture.put(row)?;
                 Ok(Next::Wanted)
             }
         }
     }
 
-    /// Writes what is not written yet. Rows are few now, or there is time.
+    /// Writes what is not written yet.
     pub(crate) fn flush(&mut self) -> anyhow::Result<Next> {
         match self {
             Self::Lines { to, .. } => printed(to.flush()),
@@ -118,6 +116,15 @@ fn printed(result: io::Result<()>) -> anyhow::Result<Next> {
         Ok(()) => Ok(Next::Wanted),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Next::Unwanted),
         Err(error) => Err(error).context("cannot write to standard output"),
+    }
+}
+
+/// Says what is no decision.
+fn aside(row: &Row) {
+    match row {
+        Row::Started { node } => warn(&format!("listening on {node}")),
+        Row::Lost { node, count } => warn(&text::lost(node, *count)),
+        Row::Decision(_) | Row::Unknown => {}
     }
 }
 
@@ -158,12 +165,12 @@ impl<W: Write> Capture<W> {
                 Ok(())
             }
             Row::Decision(decision) => self.packet(decision),
+            Row::Started { .. } | Row::Unknown => Ok(()),
         }
     }
 
     fn packet(&mut self, decision: &Decision) -> anyhow::Result<()> {
         let time: jiff::Timestamp = decision.time.parse().context("a time that is none")?;
-        let data = bytes(&decision.frame).context("a frame that is no hex")?;
         let interface_id = self.interface(decision)?;
         let mut options = vec![EnhancedPacketOption::Comment(Cow::Owned(text::decision(
             decision, true,
@@ -177,7 +184,7 @@ impl<W: Write> Capture<W> {
             interface_id,
             timestamp: Duration::from_nanos(since),
             original_len: decision.bytes,
-            data: Cow::Owned(data),
+            data: Cow::Borrowed(&decision.frame),
             options,
         };
         let written = self.writer.write_pcapng_block(block);
@@ -221,7 +228,7 @@ mod tests {
                 device: device.into(),
                 delivery: "dropped: spoofed-address".into(),
                 bytes: 98,
-                frame: "0102ff".into(),
+                frame: vec![1, 2, 255],
                 ..Decision::default()
             }))
         };

@@ -40,7 +40,10 @@ pub(crate) fn decision(decision: &Decision, verbose: bool) -> String {
 
 /// How many decisions nobody saw.
 pub(crate) fn lost(node: &str, count: u64) -> String {
-    format!("{node}: {count} decisions were lost: ask for less (--drops, --verdict), or print less")
+    format!(
+        "{node}: {count} decisions were lost, since somebody who listens there was too slow: ask for \
+         less (--drops, --verdict)"
+    )
 }
 
 /// The time of day, with microseconds.
@@ -60,7 +63,7 @@ fn end(end: &End) -> String {
 
 fn identity(end: &End) -> String {
     match end.identity {
-        0 => "not looked up".into(),
+        0 => "not known".into(),
         number if end.labels.is_empty() => format!("identity {number}"),
         number => format!("identity {number} ({})", end.labels.join(", ")),
     }

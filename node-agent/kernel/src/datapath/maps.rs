@@ -8,14 +8,13 @@ use veer_agent_core::tables::Tables;
 use veer_bpf_common::{
     outcome::{DropReason, Program, outcomes},
     tables::{
-        Configuration, Counter, Counters, Endpoints, Event, Events, FlowEntry, FlowKey, Flows,
-        Heartbeat, Interfaces, Ipcache, Listening, Nodes, Remotes, Samples, Table,
+        Configuration, Counter, Counters, Endpoints, Event, FlowEntry, FlowKey, Flows, Heartbeat,
+        Interfaces, Ipcache, Nodes, Remotes, Samples, Table,
     },
 };
 
 use super::{
     Error,
-    ring::Ring,
     rows::{ArrayRows, HashRows, TrieRows},
 };
 
@@ -27,8 +26,6 @@ pub struct Maps {
     counters: PerCpuArray<MapData, Counter>,
     samples: PerCpuArray<MapData, Event>,
     heartbeat: Array<MapData, u64>,
-    /// Until somebody takes it.
-    pub(super) ring: Option<Ring>,
 }
 
 /// Takes the map of a [`Table`] out of an object, as the handle that is wanted.
@@ -62,10 +59,6 @@ impl Maps {
             counters: take::<Counters, _>(object)?,
             samples: take::<Samples, _>(object)?,
             heartbeat: take::<Heartbeat, _>(object)?,
-            ring: Some(Ring {
-                events: take::<Events, _>(object)?,
-                listening: take::<Listening, _>(object)?,
-            }),
         })
     }
 

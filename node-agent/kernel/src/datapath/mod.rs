@@ -33,7 +33,7 @@ use crate::netlink::message::Socket;
 
 pub use attach::{Hook, XdpAttach, remove_clsact};
 pub use maps::Maps;
-pub use ring::Ring;
+pub use ring::{Reader, Ring};
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,7 @@ pub struct Datapath {
     pinned: Vec<(PathBuf, MapData)>,
     /// Until the last program of another layout is replaced.
     handover: Option<Handover>,
+    pins: PathBuf,
     links: PathBuf,
     root: PathBuf,
     /// To ask for clsact's filters; `None`: programs are attached by tcx links.
@@ -164,15 +165,16 @@ impl Datapath {
             maps,
             pinned,
             handover,
+            pins,
             links,
             root,
             clsact,
         })
     }
 
-    /// The ring of events; `None` where somebody took it before.
-    pub fn take_ring(&mut self) -> Option<Ring> {
-        self.maps.ring.take()
+    /// The ring of events.
+    pub fn ring(&self) -> Result<Ring, Error> {
+        Ring::open(&self.pins)
     }
 
     /// Whether programs are attached by links that can be pinned.
