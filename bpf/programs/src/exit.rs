@@ -73,7 +73,9 @@ fn family<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
     if let Err(reason) = outcome {
         event::keep(H::PROGRAM, reason, &skb, skb.ifindex(), skb.decision);
     }
-    if let Some(listen) = event::listener() {
+    if is_told(H::PROGRAM, outcome)
+        && let Some(listen) = event::listener()
+    {
         event::tell(
             listen,
             H::PROGRAM,

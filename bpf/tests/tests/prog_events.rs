@@ -38,8 +38,12 @@ fn all() -> Result<Listen> {
         until: now()? + Listen::LASTS,
         ..Listen::default()
     };
-    Verdict::ALL.iter().for_each(|v| listen.add_verdict(*v));
-    DropReason::ALL.iter().for_each(|r| listen.add_reason(*r));
+    for verdict in Verdict::ALL {
+        listen.add_verdict(*verdict);
+    }
+    for reason in DropReason::ALL {
+        listen.add_reason(*reason);
+    }
     Ok(listen)
 }
 

@@ -457,7 +457,7 @@ mod tests {
                         .syn()
                         .ack(9)
                         .write(to, &[])
-                        .expect(write)
+                        .expect(write);
                 }),
                 (Stage::Answers, "SYN ACK".to_owned()),
             ),
@@ -467,7 +467,7 @@ mod tests {
                         .psh()
                         .ack(9)
                         .write(to, &[])
-                        .expect(write)
+                        .expect(write);
                 }),
                 (Stage::GoesOn, "PSH ACK".to_owned()),
             ),

@@ -177,13 +177,11 @@ impl Names {
 
     /// `namespace/name` of the pod behind a device.
     pub(crate) fn pod_behind(&mut self, index: u32) -> Option<String> {
-        match self.by_device.get(&index) {
-            Some(local) => Some(local.pod.clone()),
-            None => {
-                self.missing.local |= self.is_new(Nameless::Device(index));
-                None
-            }
+        if let Some(local) = self.by_device.get(&index) {
+            return Some(local.pod.clone());
         }
+        self.missing.local |= self.is_new(Nameless::Device(index));
+        None
     }
 
     /// A device's name; its number where it has none any more.

@@ -80,9 +80,9 @@ impl Sink {
                 Row::Decision(decision) => {
                     printed(writeln!(to, "{}", text::decision(decision, *verbose)))
                 }
-                other => {
-                    // Not among the lines that others read.
-                    aside(other);
+                // Not among the lines that others read.
+                Row::Started { .. } | Row::Lost { .. } | Row::Unknown => {
+                    aside(row);
                     Ok(Next::Wanted)
                 }
             },
@@ -258,10 +258,8 @@ mod tests {
             assert!(packet.options.iter().any(says), "{packet:?}");
         }
         let lost = |i: usize| {
-            packets[i]
-                .options
-                .iter()
-                .any(|o| *o == EnhancedPacketOption::DropCount(7))
+            let options = &packets[i].options;
+            options.contains(&EnhancedPacketOption::DropCount(7))
         };
         assert_eq!([lost(0), lost(1), lost(2)], [false, true, false]);
     }
