@@ -19,6 +19,8 @@ use crate::{agents, client, lab::Lab, pods::Pod, site::Site};
 
 /// For a command on other nodes to start, and for decisions to arrive.
 pub const SOON: Duration = Duration::from_mins(1);
+/// File of what a command says on standard error.
+const SAID: &str = "said";
 /// For the decisions on one packet.
 const ONE: Duration = Duration::from_secs(3);
 
@@ -76,6 +78,7 @@ impl<'a> Workstation<'a> {
         let mut child = command
             .args(words)
             .stdout(Stdio::piped())
+            .stderr(File::create(self.path(SAID))?)
             .spawn()
             .context("start veer monitor")?;
         let stdout = child.stdout.take().context("no output")?;
@@ -87,7 +90,11 @@ impl<'a> Workstation<'a> {
                 }
             }
         });
-        Ok(Listening { child, lines })
+        Ok(Listening {
+            child,
+            lines,
+            said: self.path(SAID),
+        })
     }
 }
 
@@ -95,6 +102,7 @@ impl<'a> Workstation<'a> {
 pub struct Listening {
     child: Child,
     lines: Receiver<String>,
+    said: PathBuf,
 }
 
 impl Listening {
@@ -104,9 +112,12 @@ impl Listening {
         self.child.wait()?;
         Ok(())
     }
-}
 
-impl Listening {
+    /// What it said beside the decisions, for messages.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.said).unwrap_or_else(|e| e.to_string())
+    }
+
     /// The next lines that `wanted` says, until there are as many or time is up.
     pub fn lines(&self, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         let end = Instant::now() + ONE;
@@ -151,7 +162,7 @@ pub fn one_ping(lab: &Lab, from: &Pod, to: &Pod, lines: usize) -> Result<Vec<Str
         if told.len() == lines {
             Ok(Some(told))
         } else {
-            Err(format!("{told:#?}"))
+            Err(format!("{told:#?}\n{}", listening.said()))
         }
     })?;
     Ok(told)

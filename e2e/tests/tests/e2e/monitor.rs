@@ -91,7 +91,10 @@ fn told(listening: &Listening, from: &Pod, to: IpAddr, expected: &[String]) -> R
         if told == expected {
             Ok(Some(()))
         } else {
-            Err(format!("{told:#?}\nwanted: {expected:#?}"))
+            Err(format!(
+                "{told:#?}\nwanted: {expected:#?}\n{}",
+                listening.said()
+            ))
         }
     })?;
     Ok(())
@@ -158,7 +161,7 @@ fn one_ping(scene: &Scene) -> Result<()> {
         format!(
             "worker1 pod_egress: echo request from {own} to 1, New (not-asked): to the host's stack"
         ),
-        "worker1 pod_ingress: echo reply from 1 to 0, Reply (not-asked): passed".to_owned(),
+        format!("worker1 pod_ingress: echo reply from 1 to {own}, Reply (not-asked): passed"),
     ];
     told(&listening, here, node, &host).context("own node")
 }
@@ -185,7 +188,7 @@ fn drops(scene: &Scene) -> Result<()> {
         .map_err(|e| format!("{e:#}"))?;
         let lines = listening.lines(1, |_| true);
         if lines.is_empty() {
-            Err("nothing".to_owned())
+            Err(listening.said())
         } else {
             Ok(Some(lines))
         }
@@ -217,7 +220,7 @@ fn for_people(scene: &Scene) -> Result<()> {
         if lines.len() == 12 && lines[0].contains(&format!("id {id},")) {
             Ok(Some(lines))
         } else {
-            Err(format!("{lines:#?}"))
+            Err(format!("{lines:#?}\n{}", listening.said()))
         }
     })?;
     let number = scene.identity(near)?;
