@@ -411,10 +411,17 @@ fn old_bridge(scene: &Scene) -> Result<Held> {
 fn flushed(scene: &Scene) -> Result<Held> {
     scene.lab.node(NODE)?.exec(&["nft", "flush", "ruleset"])?;
     await_host_ports(scene)?;
-    // In nftables mode kube-proxy sees that its table is gone when it is to change it.
+    // In nftables mode kube-proxy sees that a family's table is gone when it is to change
+    // it: the service has an address of each.
     let kubectl = scene.lab.kubectl();
     let service = ["service", "after-flush"];
-    kubectl.run(&["create", service[0], "clusterip", service[1], "--tcp=80:80"])?;
+    let both = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": service[1]},
+        "spec": {"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]},
+    });
+    kubectl.apply(&both.to_string())?;
     let mut pods = scene.demo.iter();
     let works = pods.try_for_each(|pod| await_works(scene, pod));
     kubectl.run(&["delete", service[0], service[1]])?;
