@@ -2,6 +2,7 @@
 //! their reasons, and the end of listening.
 
 use std::{
+    cell::Cell,
     net::{IpAddr, SocketAddr},
     process::Command,
 };
@@ -186,7 +187,7 @@ fn drops(scene: &Scene) -> Result<()> {
             1,
         )
         .map_err(|e| format!("{e:#}"))?;
-        let lines = listening.lines(1, |_| true);
+        let lines = listening.lines(1, |line| line.contains("\"decision\""));
         if lines.is_empty() {
             Err(listening.said())
         } else {
@@ -216,8 +217,12 @@ fn for_people(scene: &Scene) -> Result<()> {
         id += 1;
         ping(&here.site, near.address, id).map_err(|e| format!("{e:#}"))?;
         // A line and five more for each of request and reply.
-        let lines = listening.lines(12, |_| true);
-        if lines.len() == 12 && lines[0].contains(&format!("id {id},")) {
+        let (mark, begun) = (format!(", id {id}, "), Cell::new(false));
+        let lines = listening.lines(12, |line| {
+            begun.set(begun.get() || line.contains(&mark));
+            begun.get()
+        });
+        if lines.len() == 12 {
             Ok(Some(lines))
         } else {
             Err(format!("{lines:#?}\n{}", listening.said()))
