@@ -227,12 +227,27 @@ impl Nodes {
         for block in &node.pod_cidrs {
             self.blocks.add(*block);
         }
+        let changes = known.is_none_or(|known| known.addresses != node.addresses);
+        if changes && !node.remembered {
+            self.forget_elsewhere(&node.addresses);
+        }
         if let Some(old) = self.by_name.insert(node.name.clone(), node) {
             for block in old.pod_cidrs {
                 self.blocks.remove(block);
             }
         }
         extent
+    }
+
+    /// What the operator believes of one node is remembered of no other any more: it
+    /// would come back there when the one node has another address.
+    fn forget_elsewhere(&mut self, believed: &[IpAddr]) {
+        for other in self.by_name.values_mut().filter(|other| other.remembered) {
+            other
+                .addresses
+                .retain(|address| !believed.contains(address));
+            other.remembered = !other.addresses.is_empty();
+        }
     }
 
     /// One node.
@@ -313,6 +328,29 @@ mod tests {
         assert!(!inside(&nodes, "10.1.0.9") && inside(&nodes, "10.1.5.9"));
         nodes.handle(Change::Snapshot(Vec::new()), "a");
         assert!(!inside(&nodes, "10.1.5.9"));
+    }
+
+    #[test]
+    fn an_address_that_another_node_took_does_not_come_back() {
+        let mut nodes = Nodes::default();
+        let said = |name: &str, addresses: &[&str]| NodeRecord {
+            name: name.into(),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            ..NodeRecord::default()
+        };
+        let of = |nodes: &Nodes, name: &str| nodes.get(name).unwrap().addresses.clone();
+        let (v4, v6, new) = ("192.0.2.4", "fd00::4", "192.0.2.104");
+        nodes.handle(Change::Apply(said("gone", &[v4, v6])), "a");
+        // The operator gives its addresses to another node, which then has others.
+        nodes.handle(Change::Apply(said("gone", &[])), "a");
+        assert_eq!(of(&nodes, "gone").len(), 2, "remembered");
+        nodes.handle(Change::Apply(said("there", &[v4])), "a");
+        assert_eq!(of(&nodes, "gone"), [v6.parse::<IpAddr>().unwrap()]);
+        nodes.handle(Change::Apply(said("there", &[v4, v6])), "a");
+        assert!(of(&nodes, "gone").is_empty() && !nodes.get("gone").unwrap().remembered);
+        nodes.handle(Change::Apply(said("there", &[new])), "a");
+        nodes.handle(Change::Apply(said("gone", &[])), "a");
+        assert!(of(&nodes, "gone").is_empty());
     }
 
     #[test]
