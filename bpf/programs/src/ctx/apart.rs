@@ -46,20 +46,6 @@ pub(crate) fn load_into<T>(raw: *mut __sk_buff, offset: u32, to: *mut T) -> bool
     unsafe { bpf_skb_load_bytes(raw.cast(), offset, to.cast(), size_of::<T>() as u32) == 0 }
 }
 
-/// Copies the beginning of the packet. Returns how many bytes: none of a frame that ends
-/// within its Ethernet header. Older verifiers (6.1) learn a least length by such a
-/// comparison, not by one with zero.
-#[inline(always)]
-pub(crate) fn load_start<const N: usize>(raw: *mut __sk_buff, to: &mut [u8; N]) -> u32 {
-    let length = Raw(raw).length().min(N as u32);
-    if length < ethernet::HEADER_LENGTH as u32 {
-        return 0;
-    }
-    // SAFETY: a valid context, and no more bytes than may be written.
-    let error = unsafe { bpf_skb_load_bytes(raw.cast(), 0, to.as_mut_ptr().cast(), length) };
-    if error == 0 { length } else { 0 }
-}
-
 impl Bytes for Raw {
     #[inline(always)]
     fn length(&self) -> u32 {
