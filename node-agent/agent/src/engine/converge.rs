@@ -314,23 +314,19 @@ impl Converger {
             .into_iter()
             .filter(|f| of_pods.has(*f) || primary.is_none_or(|own| f.has(own)))
             .collect();
-        let own = index.nodes.get(index.own());
-        let said = own.map_or(&[][..], |own| &own.addresses);
+        self.ids.update(&index.nodes);
+        let said: Vec<IpAddr> = self.ids.addresses(index.own()).collect();
         let (uplinks, direct, peers, pods, hint) = {
-            for node in index.nodes.iter().filter(|n| n.name != index.own()) {
-                self.ids.recover(&node.name, &node.pod_cidrs);
-            }
             let cluster = index.cluster.as_ref().map(|(_, c)| c);
             let peers: Vec<_> = index
                 .nodes
                 .iter()
                 .filter(|n| n.name != index.own())
                 .flat_map(|n| {
-                    let recovered = self.ids.recovered(&n.name);
-                    let all = || n.addresses.iter().chain(recovered);
+                    let all: Vec<IpAddr> = self.ids.addresses(&n.name).collect();
                     asked
                         .iter()
-                        .filter_map(|f| f.first(all()))
+                        .filter_map(|f| f.first(&all))
                         .collect::<Vec<_>>()
                 })
                 .collect();
@@ -344,7 +340,7 @@ impl Converger {
                     .map(|e| e.cidr)
                     .chain(of_nodes)
                     .collect::<Vec<_>>(),
-                observe::hint(said, &self.facts.addresses, node_ip),
+                observe::hint(&said, &self.facts.addresses, node_ip),
             )
         };
         let found = observe::gather(
@@ -352,7 +348,7 @@ impl Converger {
             FactsWanted {
                 uplinks: &uplinks,
                 hint,
-                said,
+                said: &said,
                 peers: &peers,
                 direct,
                 pods: &pods,

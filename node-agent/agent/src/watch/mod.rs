@@ -263,7 +263,6 @@ fn node_record(node: NodeNetwork, own: &str) -> NodeRecord {
         born,
         pod_cidrs: node.spec.pod_cidrs,
         addresses: node.spec.addresses,
-        remembered: false,
         epoch: node.spec.epoch.filter(|_| mine),
         keeps_form_to_us: kept
             .filter(|k| k.all || k.peers.iter().any(|peer| peer == own))

@@ -16,11 +16,11 @@ use veer_crds::v1alpha1::ClusterNetworkSpec;
 
 pub use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
 pub use identities::{IdentityRecord, PodRecord, Resolution};
-pub use nodes::{Networks, NodeRecord, OwnNode};
+pub use nodes::{Networks, NodeRecord, Nodes, OwnNode};
 
 use crate::endpoint::Claims;
 use identities::Identities;
-use nodes::{Extent, Nodes};
+use nodes::Extent;
 
 /// A change of a set of objects.
 #[derive(Clone, Debug, PartialEq)]
@@ -325,19 +325,6 @@ mod tests {
         assert!(index.nodes.get("a").is_some() && index.nodes.get("b").is_none());
         index.handle(Event::Node(Change::Snapshot(Vec::new())));
         assert!(index.nodes.get("a").is_some());
-    }
-
-    #[test]
-    fn a_peer_of_which_the_operator_says_no_address_keeps_those_it_had() {
-        let mut index = index();
-        let mut b = node("b", "10.1.1.0/24");
-        b.addresses = vec!["192.0.2.2".parse().unwrap()];
-        index.handle(Event::Node(Change::Apply(b.clone())));
-        index.handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24"))));
-        b.remembered = true;
-        assert_eq!(index.nodes.get("b"), Some(&b));
-        let stale = index.handle(Event::Node(Change::Apply(node("b", "10.1.1.0/24"))));
-        assert_eq!(stale, Stale::default(), "nothing new");
     }
 
     #[test]

@@ -12,7 +12,6 @@ use super::Change;
 use crate::{family::Family, mtu::Mtu};
 
 /// What counts of a NodeNetwork.
-#[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeRecord {
     /// Name of node and object.
@@ -23,10 +22,9 @@ pub struct NodeRecord {
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNet>,
     /// `spec.addresses`, the primary first: what the operator has found in the
-    /// Node. What the node itself says is believed by nobody.
+    /// Node. What the node itself says is believed by nobody. Where there are none,
+    /// `peers::Ids` knows those of before.
     pub addresses: Vec<IpAddr>,
-    /// The operator names no address any more; these are those of before.
-    pub remembered: bool,
     /// `spec.epoch`; kept of the own node only.
     pub epoch: Option<Epoch>,
     /// Its agent has written no status into the object yet.
@@ -196,15 +194,6 @@ impl Nodes {
             self.own = Some(seen);
         }
         let known = self.by_name.get(&node.name);
-        // An operator that knows of no addresses is older than this agent, has just
-        // made the object again, or believes them of another node now: then that
-        // one's claim is the stronger.
-        if node.addresses.is_empty()
-            && let Some(known) = known
-        {
-            node.addresses.clone_from(&known.addresses);
-            node.remembered = !node.addresses.is_empty();
-        }
         // An object that was made again says nothing until the node's agent has.
         if node.silent
             && let Some(known) = known
@@ -218,7 +207,7 @@ impl Nodes {
             Some(known)
                 if (&known.addresses, &known.pod_cidrs, &known.born)
                     == (&node.addresses, &node.pod_cidrs, &node.born)
-                    && (known.gone, known.remembered) == (node.gone, node.remembered) =>
+                    && known.gone == node.gone =>
             {
                 Extent::Pair
             }
@@ -227,27 +216,12 @@ impl Nodes {
         for block in &node.pod_cidrs {
             self.blocks.add(*block);
         }
-        let changes = known.is_none_or(|known| known.addresses != node.addresses);
-        if changes && !node.remembered {
-            self.forget_elsewhere(&node.addresses);
-        }
         if let Some(old) = self.by_name.insert(node.name.clone(), node) {
             for block in old.pod_cidrs {
                 self.blocks.remove(block);
             }
         }
         extent
-    }
-
-    /// What the operator believes of one node is remembered of no other any more: it
-    /// would come back there when the one node has another address.
-    fn forget_elsewhere(&mut self, believed: &[IpAddr]) {
-        for other in self.by_name.values_mut().filter(|other| other.remembered) {
-            other
-                .addresses
-                .retain(|address| !believed.contains(address));
-            other.remembered = !other.addresses.is_empty();
-        }
     }
 
     /// One node.
@@ -328,29 +302,6 @@ mod tests {
         assert!(!inside(&nodes, "10.1.0.9") && inside(&nodes, "10.1.5.9"));
         nodes.handle(Change::Snapshot(Vec::new()), "a");
         assert!(!inside(&nodes, "10.1.5.9"));
-    }
-
-    #[test]
-    fn an_address_that_another_node_took_does_not_come_back() {
-        let mut nodes = Nodes::default();
-        let said = |name: &str, addresses: &[&str]| NodeRecord {
-            name: name.into(),
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            ..NodeRecord::default()
-        };
-        let of = |nodes: &Nodes, name: &str| nodes.get(name).unwrap().addresses.clone();
-        let (v4, v6, new) = ("192.0.2.4", "fd00::4", "192.0.2.104");
-        nodes.handle(Change::Apply(said("gone", &[v4, v6])), "a");
-        // The operator gives its addresses to another node, which then has others.
-        nodes.handle(Change::Apply(said("gone", &[])), "a");
-        assert_eq!(of(&nodes, "gone").len(), 2, "remembered");
-        nodes.handle(Change::Apply(said("there", &[v4])), "a");
-        assert_eq!(of(&nodes, "gone"), [v6.parse::<IpAddr>().unwrap()]);
-        nodes.handle(Change::Apply(said("there", &[v4, v6])), "a");
-        assert!(of(&nodes, "gone").is_empty() && !nodes.get("gone").unwrap().remembered);
-        nodes.handle(Change::Apply(said("there", &[new])), "a");
-        nodes.handle(Change::Apply(said("gone", &[])), "a");
-        assert!(of(&nodes, "gone").is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The agent's own numbers for other nodes, kept over restarts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -13,7 +13,10 @@ use veer_bpf_common::{
     tables::{IpcacheEntry, Remote},
 };
 
-use crate::prefix::prefix;
+use crate::{
+    index::{NodeRecord, Nodes},
+    prefix::prefix,
+};
 
 /// What an earlier agent left in the maps of nodes.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +37,19 @@ pub struct Ids {
     taken: BTreeSet<NodeId>,
     /// Ids of an earlier agent that no node has claimed yet.
     earlier: Earlier,
-    /// Where an earlier agent knew nodes to be of which nobody says now where they
-    /// are: by name, the primary first.
-    recovered: BTreeMap<String, Vec<IpAddr>>,
+    /// Where nodes were when the operator or an earlier agent's maps said it last: by
+    /// name, the primary first.
+    places: BTreeMap<String, Vec<Place>>,
+    /// Of which state of the index these are.
+    generation: Option<u64>,
+}
+
+/// An address at which a node was last known to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    address: IpAddr,
+    /// The operator has said it of another node since.
+    taken: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +60,15 @@ struct Earlier {
     by_block: HashMap<PrefixKey, NodeId>,
     /// All addresses of a node, the tunnel's first.
     addresses: HashMap<NodeId, Vec<IpAddr>>,
+}
+
+impl Place {
+    fn at(address: &IpAddr) -> Self {
+        Self {
+            address: *address,
+            taken: false,
+        }
+    }
 }
 
 /// The address in a remote's entry.
@@ -87,8 +109,49 @@ impl Ids {
         }
     }
 
+    /// Takes in what the operator says of where nodes are. An operator that names no
+    /// address of a node is older than this agent, has just made the object again, or
+    /// believes that another node has them: then the node stays where it was. It does
+    /// until that other node is somewhere else; whose the address is then is not known.
+    pub fn update(&mut self, nodes: &Nodes) {
+        if self.generation.replace(nodes.generation()) == Some(nodes.generation()) {
+            return;
+        }
+        let mut silent = false;
+        for node in nodes.iter() {
+            self.recover(&node.name, &node.pod_cidrs);
+            if node.addresses.is_empty() {
+                silent |= self.places.contains_key(&node.name);
+            } else {
+                self.place(node);
+            }
+        }
+        if !silent {
+            return;
+        }
+        let said: HashSet<IpAddr> = nodes.iter().flat_map(|n| &n.addresses).copied().collect();
+        let is_silent = |name: &String| nodes.get(name).is_none_or(|n| n.addresses.is_empty());
+        for (_, places) in self.places.iter_mut().filter(|(name, _)| is_silent(name)) {
+            places.retain_mut(|place| {
+                let elsewhere = said.contains(&place.address);
+                let keep = elsewhere || !place.taken;
+                place.taken |= elsewhere;
+                keep
+            });
+        }
+    }
+
+    fn place(&mut self, node: &NodeRecord) {
+        let places = self.places.entry(node.name.clone()).or_default();
+        let kept = places.iter().filter(|p| !p.taken).map(|p| &p.address);
+        if !kept.eq(&node.addresses) {
+            places.clear();
+            places.extend(node.addresses.iter().map(Place::at));
+        }
+    }
+
     /// Gives a node the number under which the maps hold its block, if they do.
-    pub fn recover(&mut self, name: &str, blocks: &[IpNet]) {
+    fn recover(&mut self, name: &str, blocks: &[IpNet]) {
         if self.earlier.by_block.is_empty() || self.by_name.contains_key(name) {
             return;
         }
@@ -101,13 +164,15 @@ impl Ids {
         };
         if let Some(addresses) = self.earlier.addresses.remove(&id) {
             self.by_name.insert(name.to_owned(), id);
-            self.recovered.insert(name.to_owned(), addresses);
+            let places = addresses.iter().map(Place::at).collect();
+            self.places.insert(name.to_owned(), places);
         }
     }
 
-    /// Where an earlier agent knew a node to be.
-    pub fn recovered(&self, name: &str) -> &[IpAddr] {
-        self.recovered.get(name).map_or(&[], Vec::as_slice)
+    /// Where a node is, as far as anybody has said it.
+    pub fn addresses(&self, name: &str) -> impl Iterator<Item = IpAddr> {
+        let places = self.places.get(name).map_or(&[][..], Vec::as_slice);
+        places.iter().map(|place| place.address)
     }
 
     /// The node's id, a new one if need be. `None` when all are in use.
@@ -147,7 +212,7 @@ impl Ids {
     /// what an earlier agent left unclaimed is gone too.
     pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.by_name.retain(|name, _| exists(name));
-        self.recovered.retain(|name, _| exists(name));
+        self.places.retain(|name, _| exists(name));
         self.earlier = Earlier::default();
         if self.taken.len() != self.by_name.len() {
             self.taken = self.by_name.values().copied().collect();
@@ -158,6 +223,7 @@ impl Ids {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::{Change, Event, Index};
 
     fn at(address: [u8; 4]) -> Remote {
         let key = IpKey::v4(address);
@@ -218,9 +284,70 @@ mod tests {
         ids.recover("other", &["10.1.2.0/24".parse().unwrap()]);
         assert_eq!(ids.of("silent", None), NodeId::remote(5));
         let there = [ip("10.0.0.5"), ip("172.16.0.5")];
-        assert_eq!(ids.recovered("silent"), there);
+        assert!(ids.addresses("silent").eq(there));
         assert!(!ids.knows("other"));
         // Another node at the same address does not take the number away.
         assert_eq!(ids.of("thief", Some(ip("10.0.0.5"))), NodeId::remote(2));
+    }
+
+    /// The operator says these addresses of each node, one after the other; where the
+    /// agent takes the first node to be after each.
+    fn places(steps: &[(&str, &[&str])]) -> Vec<Vec<String>> {
+        let mut index = Index::new("own");
+        let mut ids = Ids::default();
+        let mut after = Vec::new();
+        for (name, addresses) in steps {
+            let record = NodeRecord {
+                name: (*name).into(),
+                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                ..NodeRecord::default()
+            };
+            index.handle(Event::Node(Change::Apply(record)));
+            ids.update(&index.nodes);
+            after.push(ids.addresses(steps[0].0).map(|a| a.to_string()).collect());
+        }
+        after
+    }
+
+    #[test]
+    fn a_node_of_which_the_operator_says_nothing_more_is_where_it_was() {
+        let both = ["192.0.2.4", "fd00::4"];
+        let steps = [
+            ("b", &both[..]),
+            ("b", &[]),
+            ("c", &["192.0.2.5"]),
+            ("b", &[]),
+        ];
+        assert!(places(&steps).iter().all(|there| there == &both));
+    }
+
+    #[test]
+    fn an_address_that_another_node_took_and_left_does_not_come_back_whatever_the_order() {
+        let (v4, v6, new) = ("192.0.2.4", "fd00::4", "192.0.2.104");
+        let withdrawn: (_, &[&str]) = ("gone", &[]);
+        let claimed: (_, &[&str]) = ("there", &[v4]);
+        for [second, third] in [[withdrawn, claimed], [claimed, withdrawn]] {
+            let steps = [
+                ("gone", &[v4, v6][..]),
+                second,
+                third,
+                ("there", &[new]),
+                withdrawn,
+            ];
+            let after = places(&steps);
+            assert!(
+                after[..3].iter().all(|there| there == &[v4, v6]),
+                "{after:?}"
+            );
+            assert!(after[3..].iter().all(|there| there == &[v6]), "{after:?}");
+        }
+        let again = [
+            ("gone", &[v4][..]),
+            claimed,
+            withdrawn,
+            ("gone", &[v4]),
+            ("there", &[new]),
+        ];
+        assert!(places(&again).iter().all(|there| there == &[v4]));
     }
 }

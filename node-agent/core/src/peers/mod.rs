@@ -108,18 +108,10 @@ pub fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
             && !a.is_unspecified()
             && !a.is_multicast()
     };
-    // First all of them: the block says for sure whose a number was, the address
-    // may be another node's now.
+    ids.update(&index.nodes);
     for node in others() {
-        ids.recover(&node.name, &node.pod_cidrs);
-    }
-    for node in others() {
-        let said = !node.addresses.is_empty() && !node.remembered;
-        let addresses = if node.addresses.is_empty() {
-            ids.recovered(&node.name).to_vec()
-        } else {
-            node.addresses.clone()
-        };
+        let said = !node.addresses.is_empty();
+        let addresses: Vec<IpAddr> = ids.addresses(&node.name).collect();
         let mut firsts: Vec<IpAddr> = firsts(&addresses, facts).collect();
         let first = firsts.first().copied().filter(believed);
         firsts.retain(believed);
