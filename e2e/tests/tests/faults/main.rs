@@ -5,7 +5,8 @@
 //! only, those that `make test` runs, and `VEER_FAULTS=full` the long form of each
 //! (100 kills, every system call, whole minutes);
 //! `VEER_FAULTS_WRITE=1` writes the table to docs/faults.md and a picture to
-//! docs/switch.svg too. Faults whose name holds `router` want
+//! docs/switch.svg too; `VEER_FAULTS_ONLY=new_address,split_brain` takes those whose
+//! name holds one of these. Faults whose name holds `router` want
 //! `VEER_E2E_UNDERLAY=router` and are left out without it.
 
 mod agent;
@@ -50,6 +51,9 @@ fn faults() -> Vec<Fault> {
     let router = env::var("VEER_E2E_UNDERLAY").is_ok_and(|u| u == "router");
     all.retain(|f| f.name.contains("router") == router);
     all.retain(|f| f.in_short || form() != Form::Short);
+    if let Ok(only) = env::var("VEER_FAULTS_ONLY") {
+        all.retain(|f| only.split(',').any(|part| f.name.contains(part)));
+    }
     all
 }
 
