@@ -351,8 +351,9 @@ fn restored(scene: &Scene) -> Result<Held> {
         || {
             offline(lab, || copy(&there, &copied))?;
             // What the restored store will not know.
+            let mut forgotten = 0;
             for name in ["unknown1", "unknown2"] {
-                converges(lab, name)?;
+                forgotten += converges(lab, name)?.pod.addresses.len();
             }
             let rows = rows(lab)?;
             offline(lab, || {
@@ -368,7 +369,7 @@ fn restored(scene: &Scene) -> Result<Held> {
                 lab.cluster.start_process(&node, "kubelet")?;
             }
             lab.cluster.await_nodes_ready(PATIENCE)?;
-            never_below(lab, rows)?;
+            never_below(lab, rows - forgotten)?;
             let converged = made(lab, "after-restore", "worker2", |lab, pod| {
                 known(lab, pod, CONVERGED)
             })?;
@@ -397,18 +398,17 @@ fn rows(lab: &Lab) -> Result<usize> {
     Ok(counts?.into_iter().min().unwrap_or_default())
 }
 
-/// Looks at the ipcaches for some seconds: no more than the two pods that the
-/// store forgot may go.
-fn never_below(lab: &Lab, before: usize) -> Result<()> {
+/// Looks at the ipcaches for some seconds: only what the store forgot may go.
+fn never_below(lab: &Lab, kept: usize) -> Result<()> {
     let start = Instant::now();
-    let mut fewest = before;
+    let mut fewest = usize::MAX;
     await_condition("ten seconds of ipcaches", Duration::from_secs(30), || {
         fewest = fewest.min(rows(lab).map_err(|e| format!("{e:#}"))?);
         Ok((start.elapsed() > Duration::from_secs(10)).then_some(()))
     })?;
     ensure!(
-        fewest + 2 >= before,
-        "the ipcache shrank from {before} rows to {fewest}"
+        fewest >= kept,
+        "the ipcache shrank to {fewest} rows; of {kept} the store knows"
     );
     Ok(())
 }
