@@ -30,6 +30,10 @@ pub const API_PORT: u16 = 6443;
 /// Where the control plane's secrets are, as it sees them.
 const PKI: &str = "/etc/kubernetes/pki";
 
+/// How long the API server may take to start. Where tests carry load of both families by
+/// real-time processes on two CPUs, ninety seconds were seen not to do.
+const START: Duration = Duration::from_secs(240);
+
 /// The components that run beside the kubelet on the first node, in the order
 /// in which they start.
 pub const COMPONENTS: [&str; 4] = [
@@ -182,7 +186,7 @@ fn arguments(component: &str, address: Ipv4Addr, families: Families) -> Vec<Stri
 
 /// Waits until the API server answers and its bootstrap roles exist.
 pub(crate) fn await_ready(kubectl: &Kubectl, node: &Machine) -> Result<()> {
-    await_condition("the API server is ready", Duration::from_secs(90), || {
+    await_condition("the API server is ready", START, || {
         if node
             .pids_of("kube-apiserver")
             .map_err(|e| e.to_string())?
