@@ -117,8 +117,8 @@ impl Family {
         }
     }
 
-    /// The planned address in this family.
-    pub(crate) fn planned(self, address: Ipv4Addr) -> IpAddr {
+    /// The planned address in this family, of a machine whose one of IPv4 is this.
+    pub fn planned(self, address: Ipv4Addr) -> IpAddr {
         match self {
             Self::V4 => address.into(),
             Self::V6 => {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use veer_e2e_cluster::await_condition;
+use veer_e2e_cluster::{Family, await_condition};
 use veer_e2e_tests::{
     client,
     lab::{Lab, Mode},
@@ -100,6 +100,7 @@ fn refused(lab: &Lab) -> Result<()> {
 
 fn without_ethernet(scene: &Scene) -> Result<Held> {
     const MTU: u32 = 1_400;
+    const DEVICE: &str = "e2etun";
     let mut lab = changeable(scene)?;
     let new = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
     let old = [lab.cluster.address(NODE)?, lab.cluster.address(OTHER)?];
@@ -113,7 +114,14 @@ fn without_ethernet(scene: &Scene) -> Result<Held> {
         };
         members.push((lab.node_site(&name)?, address));
     }
-    let network = Network::between("e2etun", MTU, &members)?;
+    let network = Network::between(DEVICE, MTU, &members)?;
+    if lab.cluster.families().has(Family::V6) {
+        // Kubelets announce one of this family too, and only what they find on a device.
+        for (site, address) in members.iter().filter(|(_, a)| new.contains(a)) {
+            let v6 = Family::V6.planned(*address).to_string();
+            site.exec(&["ip", "address", "add", &v6, "dev", DEVICE, "nodad"])?;
+        }
+    }
     let mut announce = |addresses: [Ipv4Addr; 2]| -> Result<()> {
         for (node, address) in NODES.into_iter().zip(addresses) {
             lab.cluster.announce_address(node, address)?;
