@@ -32,7 +32,7 @@ const PKI: &str = "/etc/kubernetes/pki";
 
 /// How long the API server may take to start. Where tests carry load of both families by
 /// real-time processes on two CPUs, ninety seconds were seen not to do.
-const START: Duration = Duration::from_secs(240);
+const START: Duration = Duration::from_mins(4);
 
 /// The components that run beside the kubelet on the first node, in the order
 /// in which they start.
