@@ -98,18 +98,20 @@ const WORLD: &str = "world";
 
 /// What flows on every path, of all families of the cluster together: each has its share
 /// of the rates. The load is of a priority above the cluster's own, which starves where the
-/// load alone wants all processors.
+/// load alone wants all processors. So the rates leave half of two slow ones: twice as much
+/// took all of them on a machine on which a packet cost 300 ns in a program, not 190, and
+/// no API server came up there.
 const KINDS: [(&str, u16, Kind); 3] = [
     (
         "udp",
         DATAGRAMS,
         Kind::Datagrams {
-            rate: 500,
+            rate: 250,
             size: 100,
         },
     ),
-    ("echo", ECHO, Kind::Echo { rate: 1000 }),
-    ("bulk", BULK, Kind::Bulk { rate: 1_000_000 }),
+    ("echo", ECHO, Kind::Echo { rate: 500 }),
+    ("bulk", BULK, Kind::Bulk { rate: 500_000 }),
 ];
 
 /// One of so many equal shares of what a flow carries.
