@@ -31,7 +31,7 @@ pub const API_PORT: u16 = 6443;
 const PKI: &str = "/etc/kubernetes/pki";
 
 /// How long the API server may take to start. Where tests carry load of both families by
-/// real-time processes on two CPUs, ninety seconds were seen not to do.
+/// real-time processes on two CPUs, ninety seconds were not enough.
 const START: Duration = Duration::from_mins(4);
 
 /// The components that run beside the kubelet on the first node, in the order

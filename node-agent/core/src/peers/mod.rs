@@ -108,6 +108,8 @@ pub fn peers(index: &Index, facts: &Facts, ids: &mut Ids) -> Peers {
             && !a.is_unspecified()
             && !a.is_multicast()
     };
+    // Before any node gets a number: the block says for sure whose one was, the address
+    // may be another node's now.
     ids.update(&index.nodes);
     for node in others() {
         let said = !node.addresses.is_empty();
