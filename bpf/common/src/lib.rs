@@ -50,13 +50,13 @@ pub mod outcome;
 pub mod tables;
 
 /// Version of the layout of all maps together. Part of the pin path
-/// (`/sys/fs/bpf/veer/maps-v4`), so maps of two layouts never mix.
+/// (`/sys/fs/bpf/veer/maps-v5`), so maps of two layouts never mix.
 ///
 /// A new layout only adds fields behind those that a value has, and zero in them means
 /// "not filled". By that rule agents fill their maps from those of the layout before or
 /// after. A change of another kind gives the map another name, unless nothing is taken
 /// over from it: counters and samples begin anew with each layout.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 5 } else { 4 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 6 } else { 5 };
 
 /// UDP port of VXLAN as Linux had it first and most pod networks use it
 /// (IANA's own is 4789).

@@ -79,8 +79,9 @@ numbered! {
         /// The VNI of a tunnel packet is not the identity known of its source.
         IdentityMismatch = 64, "identity-mismatch";
         /// A pod, or a share of clients elsewhere, has as many flow entries as one may
-        /// have: a new one replaced another of its own that would have expired soon.
-        NoteGivenUp = 65, "note-given-up";
+        /// have: a new one replaced another of its own, one without an answer or one that
+        /// ended, if there was any.
+        FlowReplaced = 65, "flow-replaced";
         /// Somebody listens to the programs' decisions, and the ring of events was full.
         EventLost = 66, "event-lost";
     }
@@ -158,6 +159,9 @@ numbered! {
         RoutingHeader = 151, "routing-header";
         /// More IPv6 extension headers than are read.
         TooManyHeaders = 152, "too-many-headers";
+        /// A new flow that the stack translated finds no place: its opener has as many
+        /// established ones as it may have.
+        NoPlaceForFlow = 153, "no-place-for-flow";
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     icmp,
     ip::{Ip, v6::Chain},
 };
-use veer_bpf_common::tables::FlowKey;
+use veer_bpf_common::tables::Tuple;
 
 /// A frame that begins with its Ethernet header.
 pub trait Bytes {
@@ -35,7 +35,7 @@ pub trait Bytes {
 
     /// [`icmp::carried`], in the way that suits this kind of packet.
     #[inline(always)]
-    fn carried<I: Ip>(&self, offset: u32, available: u32) -> Option<FlowKey>
+    fn carried<I: Ip>(&self, offset: u32, available: u32) -> Option<Tuple>
     where
         Self: Sized,
     {

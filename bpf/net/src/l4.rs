@@ -26,6 +26,18 @@ pub(crate) const fn ports(source_port: [u8; 2], destination_port: [u8; 2]) -> Fr
         source_port,
         destination_port,
         protocol: 0,
-        pad: [0; 3],
+        asker: 0,
+        pad: [0; 2],
+    }
+}
+
+/// What an ICMP header with this identifier has in the place of ports. `asker`: see
+/// [`veer_bpf_common::tables::Tuple::asker`]; 0: the type has no identifier.
+#[inline(always)]
+pub(crate) const fn query(identifier: [u8; 2], asker: u8) -> FragmentPorts {
+    let identifier = if asker == 0 { [0; 2] } else { identifier };
+    FragmentPorts {
+        asker,
+        ..ports(identifier, identifier)
     }
 }

@@ -25,7 +25,7 @@ use serde_json::json;
 use veer_bpf_common::{
     mark,
     outcome::{Program, Verdict},
-    tables::{FORM_NATIVE, FORM_TUNNEL, FlowEntry, Interface},
+    tables::{FORM_NATIVE, FORM_TUNNEL, FlowBefore, FlowEntry, Interface},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
@@ -73,13 +73,21 @@ fn main() -> Result<()> {
     each(nodes, |node| node.set_remote(ID_2, remote(FORM_TUNNEL)))?;
     for family in Family::ALL {
         each(nodes, |node| {
-            node.set_flow(
-                family.flow(17, (NODE_2, 2222), (A, 1111)),
-                FlowEntry {
-                    expires_at: u64::MAX - u64::MAX / 4,
+            let tuple = family.flow(17, (NODE_2, 2222), (A, 1111));
+            let expires_at = u64::MAX / 4;
+            if node.has_flow_table() {
+                let entry = FlowEntry {
+                    expires_at,
                     ..FlowEntry::default()
-                },
-            )
+                };
+                node.set_flow(tuple, entry)
+            } else {
+                let entry = FlowBefore {
+                    expires_at,
+                    ..FlowBefore::default()
+                };
+                node.set_flow_before(tuple, entry)
+            }
         })?;
     }
     let udp = |source, destination| Packet::udp((source, 5), (destination, 6));

@@ -19,8 +19,8 @@ use veer_bpf_common::{
     outcome::{DropReason, Program, outcome_name},
     tables::{
         Config, Configuration, Counter, Counters, Decision, Decisions, Endpoint, Endpoints, Event,
-        Events, FlowEntry, FlowKey, Flows, Heartbeat, Interface, Interfaces, Ipcache, IpcacheEntry,
-        Listen, Listening, Nodes, Remote, Remotes, Samples, Table,
+        Events, FlowBefore, FlowEntry, Flows, FlowsBefore, Heartbeat, Interface, Interfaces,
+        Ipcache, IpcacheEntry, Listen, Listening, Nodes, Remote, Remotes, Samples, Table, Tuple,
     },
 };
 
@@ -82,7 +82,19 @@ impl Datapath {
 
     /// The same of another object, with the same maps.
     pub fn load_from(object: &[u8], programs: &[Program]) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(object).context(
+        Self::load_by(&mut EbpfLoader::new(), object, programs)
+    }
+
+    /// The same as after an upgrade from layout 4: until `until`, nanoseconds of
+    /// `CLOCK_MONOTONIC`, the programs look for flows in its map, too.
+    pub fn load_upgrading(until: u64, programs: &[Program]) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global(FlowsBefore::UNTIL, &until, true);
+        Self::load_by(&mut loader, veer_bpf_object::OBJECT, programs)
+    }
+
+    fn load_by(loader: &mut EbpfLoader<'_>, object: &[u8], programs: &[Program]) -> Result<Self> {
+        let mut ebpf = loader.load(object).context(
             "load the BPF object; is this root, and was it built without VEER_BPF_SKIP?",
         )?;
         for program in programs {
@@ -170,18 +182,45 @@ impl Datapath {
         Ok(self.array::<Remotes>()?.set(id.get(), remote, 0)?)
     }
 
-    /// Writes a flow entry.
-    pub fn set_flow(&mut self, key: FlowKey, entry: FlowEntry) -> Result<()> {
+    /// Writes the entry of a flow that opens with this tuple. It keeps the place that it
+    /// has; a new one has none.
+    pub fn set_flow(&mut self, tuple: Tuple, entry: FlowEntry) -> Result<()> {
+        let (key, opener) = tuple.canonical();
+        let (place, share) = self
+            .flow(&tuple)?
+            .map_or((u32::MAX, 0), |known| (known.place, known.share));
+        let entry = FlowEntry {
+            tag: key.hash(),
+            state: entry.state | opener.as_opener(),
+            place,
+            share,
+            ..entry
+        };
         Ok(self.hash::<Flows>()?.insert(key, entry, 0)?)
     }
 
-    /// Reads a flow entry.
-    pub fn flow(&mut self, key: &FlowKey) -> Result<Option<FlowEntry>> {
-        match self.hash::<Flows>()?.get(key, 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+    /// The entry of a flow that opens with this tuple, without the bit that says so.
+    pub fn flow(&mut self, tuple: &Tuple) -> Result<Option<FlowEntry>> {
+        let (key, opener) = tuple.canonical();
+        match self.hash::<Flows>()?.get(&key, 0) {
+            Ok(entry) if entry.opener() == opener => Ok(Some(FlowEntry {
+                state: entry.state & !FlowEntry::OPENED_BY_SECOND,
+                ..entry
+            })),
+            Ok(_) | Err(aya::maps::MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Writes an entry as programs of layout 4 do.
+    pub fn set_flow_before(&mut self, tuple: Tuple, entry: FlowBefore) -> Result<()> {
+        let key = tuple.asked_by(0);
+        Ok(self.hash::<FlowsBefore>()?.insert(key, entry, 0)?)
+    }
+
+    /// Whether the object has the flow table; else it is of an earlier layout.
+    pub fn has_flow_table(&self) -> bool {
+        self.ebpf.map(Flows::NAME).is_some()
     }
 
     /// How many flow entries there are.

@@ -7,7 +7,7 @@ use std::{
 };
 use veer_bpf_common::{
     address::{FAMILY_V4, FAMILY_V6, IpKey},
-    tables::FlowKey,
+    tables::Tuple,
 };
 use veer_bpf_net::{
     ethernet,
@@ -117,22 +117,27 @@ impl Family {
         if number == ICMP { self.icmp() } else { number }
     }
 
-    /// The key of a flow; the protocol as in [`Self::protocol`].
+    /// The tuple of a flow that opens so; the protocol as in [`Self::protocol`].
     pub fn flow(
         self,
         protocol: u8,
         source: (impl Into<IpAddr>, u16),
         destination: (impl Into<IpAddr>, u16),
-    ) -> FlowKey {
+    ) -> Tuple {
         let address = |a: IpAddr| *IpKey::from(self.address(a)).addr();
-        FlowKey {
+        Tuple {
             source: address(source.0.into()),
             destination: address(destination.0.into()),
             source_port: source.1.to_be_bytes(),
             destination_port: destination.1.to_be_bytes(),
             protocol: self.protocol(protocol),
             family: self.tag(),
-            pad: [0; 2],
+            asker: if protocol == ICMP {
+                Tuple::SOURCE_ASKS
+            } else {
+                0
+            },
+            pad: 0,
         }
     }
 }

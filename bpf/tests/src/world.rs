@@ -188,7 +188,15 @@ pub fn load(programs: &[Program]) -> Result<Datapath> {
 
 /// The same of another object.
 pub fn load_from(object: &[u8], programs: &[Program]) -> Result<Datapath> {
-    let mut node = Datapath::load_from(object, programs)?;
+    filled(Datapath::load_from(object, programs)?)
+}
+
+/// As [`load`], with programs as after an upgrade: see [`Datapath::load_upgrading`].
+pub fn upgrading(until: u64, programs: &[Program]) -> Result<Datapath> {
+    filled(Datapath::load_upgrading(until, programs)?)
+}
+
+fn filled(mut node: Datapath) -> Result<Datapath> {
     node.set_config(config())?;
     node.set_interface(A_IFINDEX, interface())?;
     let pods = [

@@ -7,13 +7,17 @@
 )]
 
 use anyhow::{Context as _, Result};
-use veer_bpf_common::{outcome::Program, program, tables};
+use veer_bpf_common::{
+    outcome::Program,
+    program,
+    tables::{self, FlowsBefore, Table},
+};
 use veer_bpf_tests::datapath::Datapath;
 
 #[test]
 fn every_map_is_as_common_lists_it() -> Result<()> {
     let mut node = Datapath::load(&[])?;
-    for spec in tables::ALL {
+    for spec in tables::ALL.iter().chain([&FlowsBefore::SPEC]) {
         let map = node
             .ebpf()
             .map(spec.name)
@@ -51,7 +55,9 @@ fn every_map_is_as_common_lists_it() -> Result<()> {
     }
     let mut names: Vec<&str> = node.ebpf().maps().map(|(name, _)| name).collect();
     names.sort_unstable();
-    let mut listed = tables::ALL.map(|s| s.name);
+    // And the map of layout 4, and the constant that says until when it counts.
+    let mut listed: Vec<&str> = tables::ALL.iter().map(|s| s.name).collect();
+    listed.extend([FlowsBefore::NAME, ".rodata"]);
     listed.sort_unstable();
     assert_eq!(
         names, listed,

@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     mark,
     outcome::{Program, Verdict},
-    tables::{FlowEntry, FlowKey, Flows, Table},
+    tables::{FlowBefore, FlowEntry, FlowsBefore, Tuple},
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
@@ -35,7 +35,11 @@ in_both_families! {
     an_expired_entry_does_not_count,
     a_direct_connection_on_the_tuple_deletes_the_entry,
     notes_expire_as_conntrack_entries_do,
-    a_full_map_loses_nothing_when_entries_are_updated,
+    a_connection_opened_towards_the_opener_does_not_pass_for_a_reply,
+    a_ping_with_the_identifier_of_another_ones_is_no_reply_to_it,
+    an_icmp_error_keeps_no_flow_alive,
+    flows_of_both_ends_between_the_same_ports_are_both_answered,
+    a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered,
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -58,7 +62,7 @@ fn sctp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Packet {
     Packet::raw(source.0, destination.0, 132).payload(payload)
 }
 
-fn live(node: &mut Datapath, key: FlowKey) -> Result<()> {
+fn live(node: &mut Datapath, key: Tuple) -> Result<()> {
     node.set_flow(
         key,
         FlowEntry {
@@ -267,8 +271,9 @@ fn replies_of_a_recorded_flow_go_up_the_stack(family: Family) -> Result<()> {
             "{what}: the stack gets it as it was"
         );
         let entry = node.flow(&key)?;
+        let is_error = what == "an ICMP error about it";
         assert!(
-            entry.is_some_and(|n| n.state & FlowEntry::REPLIED != 0),
+            entry.is_some_and(|n| (n.state & FlowEntry::REPLIED != 0) != is_error),
             "{what}: {entry:?}"
         );
     }
@@ -345,42 +350,37 @@ fn notes_expire_as_conntrack_entries_do(family: Family) -> Result<()> {
     let answer = |flags| from_a(Packet::tcp((A, 1), (B, 2), flags));
     let key = family.flow(6, (B, 2), (A, 1));
     let days = 5 * 24 * 3600;
+    let open = FlowEntry::REPLIED | FlowEntry::CONFIRMED;
     for (what, program, packet, seconds, state) in [
         ("SYN", Program::PodIngress, tcp(SYN), 120, 0),
         (
             "SYN-ACK",
             Program::PodEgress,
             answer(SYN | ACK),
-            days,
+            60,
             FlowEntry::REPLIED,
         ),
-        (
-            "ACK",
-            Program::PodIngress,
-            tcp(ACK),
-            days,
-            FlowEntry::REPLIED,
-        ),
+        ("ACK", Program::PodIngress, tcp(ACK), days, open),
         (
             "FIN",
             Program::PodIngress,
             tcp(FIN | ACK),
             3600,
-            FlowEntry::REPLIED | FlowEntry::FIN_THERE,
+            open | FlowEntry::FIN_THERE,
         ),
         (
             "half-closed",
             Program::PodEgress,
             answer(ACK),
             3600,
-            FlowEntry::REPLIED | FlowEntry::FIN_THERE,
+            open | FlowEntry::FIN_THERE,
         ),
         (
             "FIN of the other end",
             Program::PodEgress,
             answer(FIN | ACK),
             120,
-            FlowEntry::REPLIED | FlowEntry::FIN_THERE | FlowEntry::FIN_BACK | FlowEntry::CLOSING,
+            open | FlowEntry::FIN_THERE | FlowEntry::FIN_BACK | FlowEntry::CLOSING,
         ),
         ("SYN again", Program::PodIngress, tcp(SYN), 120, 0),
     ] {
@@ -412,35 +412,119 @@ fn notes_expire_as_conntrack_entries_do(family: Family) -> Result<()> {
     Ok(())
 }
 
-fn a_full_map_loses_nothing_when_entries_are_updated(family: Family) -> Result<()> {
+/// With its server port as source a pod opens a connection to the peer that has opened
+/// one to it: under cover of that entry it would go up the stack.
+fn a_connection_opened_towards_the_opener_does_not_pass_for_a_reply(family: Family) -> Result<()> {
     let mut node = load()?;
-    let soon = FlowEntry {
-        expires_at: now()? + 20 * SECOND,
-        ..FlowEntry::default()
-    };
-    for i in 0..Flows::CAPACITY {
-        let port = (i % 65_536) as u16;
-        node.set_flow(family.flow(17, (B, port), (A, 1111)), soon)?;
+    let key = family.flow(6, (B, 2), (A, 1));
+    live(&mut node, key)?;
+    for (flags, expected) in [
+        (SYN | ACK, Verdict::ToStackNoted),
+        (SYN, Verdict::Deliver),
+        (ACK, Verdict::ToStackNoted),
+    ] {
+        let packet = from_a(Packet::tcp((A, 1), (B, 2), flags));
+        let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
+        assert_eq!(name(got), name(expected as u32), "flags {flags:#x}");
+        assert!(node.flow(&key)?.is_some(), "the entry stays");
     }
-    let before = node.flow_count()?;
-    let mut renewed = 0;
-    for port in 0..1000 {
-        let key = family.flow(17, (B, port), (A, 1111));
-        // Filling up has cost some of them.
-        if node.flow(&key)?.is_none() {
-            continue;
-        }
-        let packet = Packet::udp((B, port), (A, 1111));
-        outcome(&mut node, family, Program::PodIngress, &packet, 0)?;
-        renewed += usize::from(
-            node.flow(&key)?
-                .is_some_and(|n| n.expires_at > soon.expires_at),
-        );
+    Ok(())
+}
+
+fn a_ping_with_the_identifier_of_another_ones_is_no_reply_to_it(family: Family) -> Result<()> {
+    let mut node = load()?;
+    live(&mut node, family.flow(1, (B, 99), (A, 99)))?;
+    for (packet, expected) in [
+        (Packet::echo(A, B, 99), Verdict::Deliver),
+        (Packet::echo(B, A, 99).reply(), Verdict::ToStackNoted),
+    ] {
+        let got = outcome(&mut node, family, Program::PodEgress, &from_a(packet), 0)?;
+        assert_eq!(name(got), name(expected as u32));
     }
-    assert!(
-        renewed > 100,
-        "only {renewed} of 1000 entries were there to renew"
+    Ok(())
+}
+
+/// Each speaks to the other's Service from the port that it serves (SIP, VPNs), and
+/// the stack translates both.
+fn flows_of_both_ends_between_the_same_ports_are_both_answered(family: Family) -> Result<()> {
+    let mut node = world::load(&[
+        Program::PodEgress,
+        Program::PodIngress,
+        Program::OverlayEgress,
+    ])?;
+    let (there, back) = (
+        Packet::udp((C, 2222), (A, 1111)),
+        Packet::udp((A, 1111), (C, 2222)),
     );
-    assert_eq!(node.flow_count()?, before);
+    for (program, packet) in [
+        (Program::PodIngress, &there),
+        (Program::OverlayEgress, &back),
+    ] {
+        outcome(&mut node, family, program, packet, 0)?;
+    }
+    let entry = node.flow(&family.flow(17, (C, 2222), (A, 1111)))?;
+    assert!(
+        entry.is_some_and(|e| e.state & FlowEntry::BY_BOTH != 0),
+        "{entry:?}"
+    );
+    let got = outcome(&mut node, family, Program::PodEgress, &a_to(C), 0)?;
+    assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    Ok(())
+}
+
+fn an_icmp_error_keeps_no_flow_alive(family: Family) -> Result<()> {
+    let mut node = load()?;
+    let key = family.flow(17, (B, 2222), (A, 1111));
+    live(&mut node, key)?;
+    let before = node.flow(&key)?;
+    let about = Packet::udp((B, 2222), (A, 1111));
+    let error = from_a(Packet::error(A, B, Complaint::Unreachable, &about));
+    let got = outcome(&mut node, family, Program::PodEgress, &error, 0)?;
+    assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    assert_eq!(node.flow(&key)?, before);
+    Ok(())
+}
+
+fn a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered(family: Family) -> Result<()> {
+    let now = now()?;
+    // The takeover was a second ago, or is long over.
+    let (recent, over) = (now + FlowsBefore::FOR - SECOND, now - 1);
+    let ticks = |at: u64| (at >> 26) as u32;
+    for (what, until, began, left, expected) in [
+        ("since", recent, ticks(now), 60, Verdict::ToStackNoted),
+        (
+            "copied",
+            recent,
+            ticks(now - 10 * SECOND),
+            60,
+            Verdict::Deliver,
+        ),
+        ("expired", recent, ticks(now), 0, Verdict::Deliver),
+        ("an hour ago", over, ticks(now), 60, Verdict::Deliver),
+        ("no upgrade", 0, ticks(now), 60, Verdict::Deliver),
+    ] {
+        let mut node = world::upgrading(until, &[Program::PodEgress, Program::PodIngress])?;
+        let entry = FlowBefore {
+            expires_at: now + left * SECOND,
+            state: 0,
+            began,
+        };
+        for (key, packet) in [
+            (family.flow(17, (B, 2222), (A, 1111)), a_to(B)),
+            (
+                family.flow(1, (B, 99), (A, 99)),
+                from_a(Packet::echo(B, A, 99).reply()),
+            ),
+        ] {
+            node.set_flow_before(key, entry)?;
+            let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
+            assert_eq!(name(got), name(expected as u32), "{what}");
+        }
+        // Its opener's next packet gives it an entry of this layout.
+        let packet = Packet::udp((B, 2222), (A, 1111));
+        outcome(&mut node, family, Program::PodIngress, &packet, 0)?;
+        let got = outcome(&mut node, family, Program::PodEgress, &a_to(B), 0)?;
+        assert_eq!(name(got), name(Verdict::ToStackNoted as u32), "{what}");
+    }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! veer's pinned maps as bpftool dumps them, decoded by the documented layout
-//! (maps-v4): addresses, ports and MACs in network byte order, integers in the
+//! (maps-v5): addresses, ports and MACs in network byte order, integers in the
 //! machine's. Nothing of the product's code is used, so a mistake there cannot
 //! hide here.
 
@@ -16,7 +16,7 @@ const LINKS: &str = "/sys/fs/bpf/veer/links";
 const TCX: u64 = 11;
 
 /// Where the maps of layout 4 are pinned.
-pub const PINS: &str = "/sys/fs/bpf/veer/maps-v4";
+pub const PINS: &str = "/sys/fs/bpf/veer/maps-v5";
 /// Outcomes of one program in COUNTERS; drop reasons begin at 128.
 const OUTCOMES: u32 = 192;
 /// First number of a drop reason.

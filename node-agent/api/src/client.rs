@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::{Answer, Failure, MAX_MESSAGE, Request};
+use crate::{Answer, Failure, MAX_ANSWER, Request};
 
 /// Why there is no value.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ fn exchange(socket: &Path, question: &[u8]) -> io::Result<Exchanged> {
     stream.write_all(question)?;
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
-    let mut bounded = (&mut stream).take(MAX_MESSAGE as u64);
+    let mut bounded = (&mut stream).take(MAX_ANSWER as u64);
     bounded.read_until(b'\n', &mut line)?;
     if line.last() == Some(&b'\n') {
         return Ok((line, stream));

@@ -33,8 +33,10 @@ pub const PORTMAP_RULES: &str = "/run/veer/portmap";
 pub const CONF_DIR: &str = "/etc/cni/net.d";
 /// veer's own there: early in the alphabet, since the first file counts.
 pub const CONFLIST: &str = "05-veer.conflist";
-/// Longest request or answer, in bytes, the newline included.
+/// Longest request, in bytes, the newline included.
 pub const MAX_MESSAGE: usize = 16 << 20;
+/// Longest answer, likewise: a full flow table is 262,144 rows of some 200 bytes.
+pub const MAX_ANSWER: usize = 128 << 20;
 
 /// Addresses that one [`Request::Who`] may ask for.
 pub const MAX_ADDRESSES: usize = 1024;
@@ -89,7 +91,7 @@ pub enum Request {
     Remotes,
     /// Counters of the programs.
     Counters,
-    /// Noted flows.
+    /// Flows that have an entry.
     Flows,
     /// Samples of dropped packets.
     Drops,
@@ -373,15 +375,56 @@ pub struct CounterRow {
     pub bytes: u64,
 }
 
-/// A noted flow.
+/// States of flows, [`FlowRow::state`].
+pub mod flow_state {
+    /// TCP: no reply was seen.
+    pub const SYN_SENT: &str = "syn-sent";
+    /// TCP: a reply was seen, and nothing after it of the end that opened the flow.
+    pub const SYN_RECEIVED: &str = "syn-received";
+    /// TCP: the end that opened the flow went on after a reply.
+    pub const ESTABLISHED: &str = "established";
+    /// TCP: the FIN of one end was seen.
+    pub const HALF_CLOSED: &str = "half-closed";
+    /// TCP: RST was seen, or the FINs of both ends.
+    pub const CLOSED: &str = "closed";
+    /// Not TCP: no reply was seen.
+    pub const UNREPLIED: &str = "unreplied";
+    /// Not TCP: a reply was seen.
+    pub const REPLIED: &str = "replied";
+    /// UDP: a reply was seen, and the flow went on more than two seconds after it began.
+    pub const STREAM: &str = "stream";
+    /// All of them.
+    pub const ALL: [&str; 8] = [
+        SYN_SENT,
+        SYN_RECEIVED,
+        ESTABLISHED,
+        HALF_CLOSED,
+        CLOSED,
+        UNREPLIED,
+        REPLIED,
+        STREAM,
+    ];
+}
+
+/// A flow that has an entry.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct FlowRow {
-    /// `tcp`, `udp`, `icmp` or a number.
+    /// `tcp`, `udp`, `icmp`, `icmpv6` or a number.
     pub protocol: String,
-    /// Source address and port.
+    /// One of [`flow_state`].
+    #[serde(default)]
+    pub state: String,
+    /// Address and port of the end that opened the flow. An ICMP query has its identifier
+    /// in place of the port; where there is neither, the address stands alone.
     pub source: String,
-    /// Destination address and port.
+    /// The other end, in the same form.
     pub destination: String,
+    /// Who translates the flow: `host`, the host's stack.
+    #[serde(default)]
+    pub translation: String,
+    /// Seconds since the flow began; `None`: not known.
+    #[serde(default)]
+    pub age: Option<u64>,
     /// Seconds until the flow entry expires.
     pub expires_in: u64,
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::command::flow;
 use crate::monitor::Options;
 
 /// Shows what veer knows and does on a node.
@@ -102,7 +103,7 @@ pub(crate) enum Command {
     Drops(List),
     /// Flows that the host's stack translates (Services, hostPorts).
     #[command(subcommand)]
-    Flow(List),
+    Flow(Flow),
     /// Every packet's decision as it is made: who, where to, why not.
     Monitor(Box<Options>),
     /// The BPF maps, by the names that other tools of this kind use.
@@ -123,6 +124,17 @@ pub(crate) enum List {
     /// All of them.
     #[command(visible_alias = "ls")]
     List,
+}
+
+/// See [`Command::Flow`].
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Flow {
+    /// All of them, or those that are as the options say.
+    ///
+    /// Values of one option are alternatives, and all options must hold together. Addresses
+    /// and ports may be of either end.
+    #[command(visible_alias = "ls")]
+    List(flow::Options),
 }
 
 /// See [`Command::Bpf`].

@@ -10,6 +10,7 @@
 
 mod arguments;
 mod command;
+mod filter;
 mod monitor;
 mod output;
 mod remote;
@@ -59,13 +60,21 @@ fn run() -> anyhow::Result<()> {
         if let Some(node) = &arguments.node {
             return remote::run(node, &arguments, view);
         }
-        command::show(view, arguments.output, &|request| ask(&arguments, request))?
+        let ask = |request: &Request| ask(&arguments, request);
+        if let View::Flow(options) = view
+            && options.watch
+        {
+            return command::flow::watch(options, arguments.output, &ask);
+        }
+        command::show(view, arguments.output, &ask)?
     } else if let Command::Completion { shell } = arguments.command {
         completion(shell)?
     } else {
         format!("veer {}", env!("CARGO_PKG_VERSION"))
     };
-    print(text.trim_end())
+    // It is the last output: whoever reads may be gone.
+    output::print(text.trim_end())?;
+    Ok(())
 }
 
 /// Asks this node's agent.
@@ -96,15 +105,6 @@ fn completion(shell: clap_complete::Shell) -> anyhow::Result<String> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "veer", &mut script);
     String::from_utf8(script).context("the completion script is not text")
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        // A reader that ends early (`veer … | head`) is not an error.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to standard output"),
-    }
 }
 
 /// Default path of the agent's socket.

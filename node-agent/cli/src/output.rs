@@ -1,4 +1,6 @@
-//! Tables as kubectl prints them, JSON and YAML.
+//! Tables as kubectl prints them, JSON and YAML, and the way to standard output.
+
+use std::io::{self, Write};
 
 use anyhow::Context;
 use comfy_table::{Table, presets};
@@ -71,6 +73,41 @@ pub(crate) fn or_dash(text: &str) -> String {
 pub(crate) fn listed<T: ToString>(values: &[T]) -> String {
     let texts: Vec<String> = values.iter().map(ToString::to_string).collect();
     or_dash(&texts.join(", "))
+}
+
+/// A time in seconds as kubectl prints ages.
+pub(crate) fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        172_800.. => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// What becomes of the next output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It is wanted.
+    Wanted,
+    /// The reader of standard output is gone.
+    Unwanted,
+}
+
+/// What follows from an attempt to write to standard output. A reader that ends early
+/// (`veer … | head`) is not an error.
+pub(crate) fn printed(result: io::Result<()>) -> anyhow::Result<Next> {
+    match result {
+        Ok(()) => Ok(Next::Wanted),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Next::Unwanted),
+        Err(error) => Err(error).context("cannot write to standard output"),
+    }
+}
+
+/// Writes a text and the end of its last line to standard output.
+pub(crate) fn print(text: &str) -> anyhow::Result<Next> {
+    let mut stdout = io::stdout().lock();
+    printed(writeln!(stdout, "{text}").and_then(|()| stdout.flush()))
 }
 
 #[cfg(test)]

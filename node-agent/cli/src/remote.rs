@@ -3,10 +3,13 @@
 //! The agent's image contains the same command, and its socket is local to the node:
 //! only users who may exec into the agent's pod may ask.
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::io::Read as _;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Stdio};
+use std::thread;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::Signal;
 
 use crate::arguments::Arguments;
 use crate::command::View;
@@ -23,15 +26,50 @@ pub(crate) struct Agent {
     pod: String,
 }
 
-/// Becomes `kubectl exec … -- /veer <words>`; returns only with an error.
-pub(crate) fn run(node: &str, arguments: &Arguments, view: View) -> anyhow::Result<()> {
+/// Becomes `kubectl exec … -- /veer <words>`, and then returns only with an error. What
+/// goes on it runs until it ends.
+pub(crate) fn run(node: &str, arguments: &Arguments, view: View<'_>) -> anyhow::Result<()> {
     let agents = agents(Some(node), arguments)?;
     let agent = agents.first().context("no agent")?;
-    let error = command(agent, arguments, &[])
+    let options: &[&str] = if view.goes_on() { &["--stdin"] } else { &[] };
+    let mut kubectl = command(agent, arguments, options);
+    kubectl
         .args(view.words())
-        .args(["--output", arguments.output.name()])
-        .exec();
-    Err(error).context(NO_KUBECTL)
+        .args(["--output", arguments.output.name()]);
+    if view.goes_on() {
+        kubectl.arg("--until-stdin-ends");
+        return hold(&mut kubectl);
+    }
+    Err(kubectl.exec()).context(NO_KUBECTL)
+}
+
+/// Runs kubectl until it ends. Its standard input is open, without a byte, for as long as
+/// this process lives: that of this process may have ended already.
+fn hold(kubectl: &mut Command) -> anyhow::Result<()> {
+    let mut child = kubectl.stdin(Stdio::piped()).spawn().context(NO_KUBECTL)?;
+    // `wait` would close it.
+    let stdin = child.stdin.take();
+    let status = child.wait().context("cannot wait for kubectl")?;
+    drop(stdin);
+    // A reader that ends early (`veer … | head`) is not an error.
+    let unread = status.signal() == Some(Signal::SIGPIPE as i32);
+    ensure!(status.success() || unread, "kubectl has ended: {status}");
+    Ok(())
+}
+
+/// Ends the process when nobody holds its standard input any more. What `kubectl exec`
+/// started is not ended with it, and would go on where nothing is to be told.
+pub(crate) fn end_with_stdin() -> anyhow::Result<()> {
+    let wait = || {
+        let mut rest = [0; 64];
+        let mut stdin = std::io::stdin().lock();
+        while stdin.read(&mut rest).is_ok_and(|read| read != 0) {}
+        std::process::exit(0);
+    };
+    thread::Builder::new()
+        .spawn(wait)
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
 /// Where kubectl does not start.

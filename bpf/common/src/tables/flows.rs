@@ -1,49 +1,106 @@
-//! `FLOWS`: flows that the host's stack translated.
+//! `FLOW_TABLE`: what is to be remembered of flows.
 
 use super::{MapKind, PairWords, Table};
 use crate::address::Address;
 
-/// Entries of translated flows, by tuple.
+/// Entries of flows, one for both directions. Only flows that something must be
+/// remembered of have one: those that the host's stack translated.
 #[derive(Debug)]
 pub enum Flows {}
 
 impl Table for Flows {
     type Key = FlowKey;
     type Value = FlowEntry;
-    const NAME: &'static str = "FLOWS";
-    const KIND: MapKind = MapKind::LruHash;
-    const CAPACITY: usize = 65_536;
+    const NAME: &'static str = "FLOW_TABLE";
+    const KIND: MapKind = MapKind::Hash;
+    /// As many as there are places, so an entry with a place always finds room.
+    const CAPACITY: usize = super::Places::CAPACITY;
 }
 
 /// A flow that the host's stack translated; its replies go up the stack.
+///
+/// The kernel uses the memory of a deleted entry again at once, so a program that has
+/// found an entry may read another flow's. It reads [`FlowEntry::tag`] last, and an
+/// entry with another flow's tag counts as none. Programs never write into an entry
+/// that is in the map; they replace it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowEntry {
-    /// Nanoseconds as `bpf_ktime_get_ns` counts, after which the entry is void.
-    pub expires_at: u64,
-    /// Bits of what was seen: [`FlowEntry::REPLIED`] and the others.
-    pub state: u32,
-    /// When the flow began, by the same clock in units of 67 ms (2²⁶ ns); 0: not
-    /// known.
+    /// [`FlowKey::hash`] of the entry's own key.
+    pub tag: u32,
+    /// When the flow began, as `bpf_ktime_get_ns` counts, in units of 67 ms (2²⁶ ns);
+    /// 0: not known.
     pub began: u32,
+    /// Nanoseconds of the same clock, after which the entry is void.
+    pub expires_at: u64,
+    /// Nanoseconds of the same clock, until which no flow of the same opener may take
+    /// its place; 0: any may.
+    pub firm_until: u64,
+    /// Index of its place, [`super::Places`].
+    pub place: u32,
+    /// Bits of what was seen: [`FlowEntry::REPLIED`] and the others.
+    pub state: u16,
+    /// Whose share the place is, [`super::Share`].
+    pub share: u16,
 }
 
 impl FlowEntry {
     /// [`FlowEntry::state`]: a reply was seen.
-    pub const REPLIED: u32 = 1;
+    pub const REPLIED: u16 = 1;
     /// [`FlowEntry::state`]: RST was seen, or the FINs of both ends.
-    pub const CLOSING: u32 = 2;
+    pub const CLOSING: u16 = 2;
     /// [`FlowEntry::state`]: the FIN of the end that opened the flow was seen.
-    pub const FIN_THERE: u32 = 4;
+    pub const FIN_THERE: u16 = 4;
     /// [`FlowEntry::state`]: the FIN of the other end was seen.
-    pub const FIN_BACK: u32 = 8;
+    pub const FIN_BACK: u16 = 8;
+    /// [`FlowEntry::state`]: the end that opened the flow went on after a reply.
+    pub const CONFIRMED: u16 = 16;
+    /// [`FlowEntry::state`]: the second end of the key opened the flow; else the first.
+    pub const OPENED_BY_SECOND: u16 = 32;
+    /// [`FlowEntry::state`]: the other end opened one too, between the same ports, and the
+    /// stack translated both. What either sends is an answer then.
+    pub const BY_BOTH: u16 = 64;
+
+    /// Nanoseconds for which an established TCP connection without a packet is not
+    /// replaced. It lasts longer than that while its opener has room.
+    pub const FIRM: u64 = 3600 * 1_000_000_000;
+
+    /// Which end opened the flow.
+    #[inline(always)]
+    pub const fn opener(&self) -> End {
+        if self.state & Self::OPENED_BY_SECOND == 0 {
+            End::First
+        } else {
+            End::Second
+        }
+    }
 }
 
-/// One direction of a flow, exactly as its packets show it. ICMP echo has its
-/// identifier in both ports; other protocols without ports have zeros.
+/// One of the two ends of a [`FlowKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The one that the key has first.
+    First,
+    /// The other one.
+    Second,
+}
+
+impl End {
+    /// The bit of [`FlowEntry::state`] that says that this end opened the flow.
+    #[inline(always)]
+    pub const fn as_opener(self) -> u16 {
+        match self {
+            Self::First => 0,
+            Self::Second => FlowEntry::OPENED_BY_SECOND,
+        }
+    }
+}
+
+/// One direction of a flow, as its packets show it. ICMP echo has its identifier in both
+/// ports; other protocols without ports have zeros.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FlowKey {
+pub struct Tuple {
     /// As in [`crate::address::IpKey`].
     pub source: [u8; 16],
     /// As in [`crate::address::IpKey`].
@@ -56,12 +113,21 @@ pub struct FlowKey {
     pub protocol: u8,
     /// As in [`crate::address::IpKey`].
     pub family: u8,
+    /// Of an ICMP query or its answer: which end asks, [`Tuple::SOURCE_ASKS`] or
+    /// [`Tuple::DESTINATION_ASKS`]. So a query of either end is a flow of its own,
+    /// whatever its identifier. Of all else 0.
+    pub asker: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
-impl FlowKey {
-    /// A flow; all in network byte order.
+impl Tuple {
+    /// [`Tuple::asker`]: the packet is an ICMP query.
+    pub const SOURCE_ASKS: u8 = 1;
+    /// [`Tuple::asker`]: the packet answers an ICMP query.
+    pub const DESTINATION_ASKS: u8 = 2;
+
+    /// A flow without an asker; all in network byte order.
     #[inline(always)]
     pub fn new<A: Address>(
         source: A,
@@ -79,6 +145,14 @@ impl FlowKey {
         })
     }
 
+    /// The same flow with its [`Tuple::asker`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn asked_by(mut self, asker: u8) -> Self {
+        self.asker = asker;
+        self
+    }
+
     /// The source of a flow of this family.
     #[inline(always)]
     pub fn source_address<A: Address>(&self) -> A {
@@ -93,7 +167,7 @@ impl FlowKey {
         A::from_words([c, d])
     }
 
-    /// The tuple that a reply to this one shows.
+    /// The tuple that a packet in the other direction shows.
     #[must_use]
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
@@ -101,25 +175,31 @@ impl FlowKey {
         let [a, b, c, d] = words.addresses;
         words.addresses = [c, d, a, b];
         words.middle = words.middle.rotate_left(16);
-        Self::of(words)
+        let mut reversed = Self::of(words);
+        // 1 and 2 change places, 0 stays.
+        reversed.asker = ((self.asker & 1) << 1) | (self.asker >> 1);
+        reversed
     }
 
-    /// A hash of the tuple.
+    /// The key under which both directions find the flow's entry, and which of its ends
+    /// this packet comes from.
     #[inline(always)]
-    pub const fn mixed(&self) -> u32 {
-        // FNV's offset and prime, a word at a time, and a final mix, since its low bits
-        // do not depend on the words' high ones.
-        // SAFETY: as many bytes, and any of them make integers.
-        let words = unsafe { core::mem::transmute::<Self, [u32; 10]>(*self) };
-        let mut mixed = 0x811c_9dc5u32;
-        let mut at = 0;
-        while at < words.len() {
-            mixed = (mixed ^ words[at]).wrapping_mul(0x0100_0193);
-            at += 1;
+    pub const fn canonical(&self) -> (FlowKey, End) {
+        let words = self.words();
+        let [a, b, c, d] = words.addresses;
+        // Any order will do that both directions see alike: memory words as integers.
+        let is_first = if a != c {
+            a < c
+        } else if b != d {
+            b < d
+        } else {
+            words.middle <= words.middle.rotate_left(16)
+        };
+        if is_first {
+            (FlowKey(*self), End::First)
+        } else {
+            (FlowKey(self.reversed()), End::Second)
         }
-        mixed ^= mixed >> 15;
-        mixed = mixed.wrapping_mul(0x2c1b_3c6d);
-        mixed ^ (mixed >> 13)
     }
 
     #[inline(always)]
@@ -136,7 +216,45 @@ impl FlowKey {
     }
 }
 
-plain!(FlowEntry, 16);
+/// The two ends of a flow in an order that does not depend on the packet's direction:
+/// made by [`Tuple::canonical`] alone.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey(Tuple);
+
+impl FlowKey {
+    /// The tuple of packets that the end sends.
+    #[inline(always)]
+    pub const fn tuple_from(&self, end: End) -> Tuple {
+        match end {
+            End::First => self.0,
+            End::Second => self.0.reversed(),
+        }
+    }
+
+    /// A hash of the key: its places follow from it, and an entry carries it.
+    #[inline(always)]
+    pub const fn hash(&self) -> u32 {
+        // Rotate, xor and multiply, a word at a time, with 2⁶⁴ / golden ratio; the high
+        // half depends on all bits below. Ports that follow each other then are an
+        // arithmetic progression, which a final mix ends: their places would be, too.
+        // SAFETY: as many bytes, and any of them make integers.
+        let words = unsafe { core::mem::transmute::<Self, [u64; 5]>(*self) };
+        let mut hash = 0u64;
+        let mut at = 0;
+        while at < words.len() {
+            hash = (hash.rotate_left(25) ^ words[at]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            at += 1;
+        }
+        let mut mixed = (hash >> 32) as u32;
+        mixed ^= mixed >> 15;
+        mixed = mixed.wrapping_mul(0x2c1b_3c6d);
+        mixed ^ (mixed >> 13)
+    }
+}
+
+plain!(FlowEntry, 32);
+plain!(Tuple, 40);
 plain!(FlowKey, 40);
 
 #[cfg(test)]
@@ -146,19 +264,20 @@ mod tests {
 
     #[test]
     fn words_are_the_fields() {
-        let key = FlowKey::new([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], [3, 4], 6);
-        let expected = FlowKey {
+        let tuple = Tuple::new([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], [3, 4], 6);
+        let expected = Tuple {
             source: *IpKey::v4([10, 0, 0, 1]).addr(),
             destination: *IpKey::v4([10, 0, 0, 2]).addr(),
             source_port: [1, 2],
             destination_port: [3, 4],
             protocol: 6,
             family: FAMILY_V4,
-            pad: [0; 2],
+            asker: 0,
+            pad: 0,
         };
-        assert_eq!(key, expected);
+        assert_eq!(tuple, expected);
         assert_eq!(expected.source[..5], [10, 0, 0, 1, 0]);
-        let back = key.reversed();
+        let back = tuple.reversed();
         assert_eq!(
             (back.source, back.source_port, back.destination_port),
             (expected.destination, [3, 4], [1, 2])
@@ -167,17 +286,29 @@ mod tests {
     }
 
     #[test]
-    fn reversed_twice_is_the_same_flow() {
-        let key = FlowKey {
-            source: [1; 16],
-            destination: [2; 16],
-            source_port: [3; 2],
-            destination_port: [4; 2],
-            protocol: 6,
-            family: FAMILY_V4,
-            pad: [0; 2],
-        };
-        assert_ne!(key.reversed(), key);
-        assert_eq!(key.reversed().reversed(), key);
+    fn both_directions_have_one_key_and_different_ends() {
+        // Another address, another port, and one end that speaks with itself.
+        for (other, port) in [([10, 0, 0, 2], [0, 1]), ([10, 0, 0, 1], [0, 2])] {
+            for asker in [0, Tuple::SOURCE_ASKS, Tuple::DESTINATION_ASKS] {
+                let there = Tuple::new([10, 0, 0, 1], other, [0, 1], port, 6).asked_by(asker);
+                let back = there.reversed();
+                assert_ne!(there, back);
+                assert_eq!(back.reversed(), there);
+                let ((key, from), (same, to)) = (there.canonical(), back.canonical());
+                assert_eq!(key, same);
+                assert_ne!(from, to);
+                assert_eq!((key.tuple_from(from), key.tuple_from(to)), (there, back));
+            }
+        }
+    }
+
+    #[test]
+    fn queries_of_both_ends_are_different_flows_and_answers_belong_to_theirs() {
+        let query = |a, b| Tuple::new(a, b, [0, 7], [0, 7], 1).asked_by(Tuple::SOURCE_ASKS);
+        let (one, two) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let (there, back) = (query(one, two), query(two, one));
+        assert_ne!(there.canonical().0, back.canonical().0);
+        let answer = Tuple::new(two, one, [0, 7], [0, 7], 1).asked_by(Tuple::DESTINATION_ASKS);
+        assert_eq!(answer.canonical().0, there.canonical().0);
     }
 }

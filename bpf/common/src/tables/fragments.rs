@@ -59,15 +59,17 @@ impl FragmentKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentPorts {
-    /// As in [`super::FlowKey`].
+    /// As in [`super::Tuple`].
     pub source_port: [u8; 2],
-    /// As in [`super::FlowKey`].
+    /// As in [`super::Tuple`].
     pub destination_port: [u8; 2],
     /// IP protocol number: behind an IPv6 fragment header extension headers may come
     /// first, which only the first fragment holds.
     pub protocol: u8,
+    /// As in [`super::Tuple`].
+    pub asker: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 plain!(FragmentKey, 40);

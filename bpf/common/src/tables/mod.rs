@@ -9,14 +9,15 @@ mod counters;
 mod decisions;
 mod endpoints;
 mod events;
-mod flow_slots;
 mod flows;
+mod flows_before;
 mod fragments;
 mod heartbeat;
 mod interfaces;
 mod ipcache;
 mod listen;
 mod nodes;
+mod places;
 mod remotes;
 mod samples;
 
@@ -25,14 +26,15 @@ pub use counters::{Counter, Counters};
 pub use decisions::{Decision, Decisions};
 pub use endpoints::{Endpoint, Endpoints};
 pub use events::{EVENT_BYTES, Event, Events};
-pub use flow_slots::{FlowSlot, FlowSlots};
-pub use flows::{FlowEntry, FlowKey, Flows};
+pub use flows::{End, FlowEntry, FlowKey, Flows, Tuple};
+pub use flows_before::{FlowBefore, FlowsBefore};
 pub use fragments::{FragmentKey, FragmentPorts, Fragments};
 pub use heartbeat::Heartbeat;
 pub use interfaces::{Interface, Interfaces};
 pub use ipcache::{Ipcache, IpcacheEntry, Who};
 pub use listen::{Listen, Listening};
 pub use nodes::Nodes;
+pub use places::{Place, Places, Share, bpf_spin_lock};
 pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Form, Remote, Remotes};
 pub use samples::Samples;
 
@@ -133,7 +135,7 @@ pub struct MapSpec {
     pub flags: u32,
 }
 
-/// All maps.
+/// All maps but [`FlowsBefore`], which only an upgrade has.
 pub const ALL: [MapSpec; 15] = [
     Configuration::SPEC,
     Endpoints::SPEC,
@@ -142,7 +144,7 @@ pub const ALL: [MapSpec; 15] = [
     Nodes::SPEC,
     Remotes::SPEC,
     Flows::SPEC,
-    FlowSlots::SPEC,
+    Places::SPEC,
     Fragments::SPEC,
     Counters::SPEC,
     Decisions::SPEC,

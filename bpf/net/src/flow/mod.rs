@@ -9,17 +9,17 @@ use crate::{
 };
 use veer_bpf_common::{
     outcome::DropReason,
-    tables::{FlowKey, FragmentPorts},
+    tables::{FragmentPorts, Tuple},
 };
 
 /// The flow of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// The tuple: the packet's own, or that of the packet an ICMP error is about.
-    pub key: FlowKey,
+    pub tuple: Tuple,
     /// TCP's flags; 0 for all else and for later fragments.
     pub tcp_flags: u8,
-    /// Whether `key` is that of the packet an ICMP error carries, which went
+    /// Whether `tuple` is that of the packet an ICMP error carries, which went
     /// the other way.
     pub is_error: bool,
 }
@@ -48,7 +48,7 @@ pub fn of<I: Ip, P: Bytes, F: Fragments>(
             .ports(&ip.fragment_key())
             .ok_or(DropReason::FragmentWithoutFirst)?;
         return Ok(Flow {
-            key: ip.flow_key(ports.protocol, ports),
+            tuple: ip.tuple(ports.protocol, ports),
             tcp_flags: 0,
             is_error: false,
         });
@@ -73,17 +73,12 @@ pub fn of<I: Ip, P: Bytes, F: Fragments>(
                 .ok_or(DropReason::Malformed)?;
             if I::Icmp::is_error(h[0]) {
                 return Ok(Flow {
-                    key: icmp::of_error(packet, ip).ok_or(DropReason::Malformed)?,
+                    tuple: icmp::of_error(packet, ip).ok_or(DropReason::Malformed)?,
                     tcp_flags: 0,
                     is_error: true,
                 });
             }
-            let identifier = if I::Icmp::has_identifier(h[0]) {
-                [h[4], h[5]]
-            } else {
-                [0; 2]
-            };
-            (l4::ports(identifier, identifier), 0)
+            (l4::query([h[4], h[5]], I::Icmp::asker(h[0])), 0)
         }
         DCCP | SCTP | UDP_LITE => {
             let h = ip.transport::<4, P>(packet).ok_or(DropReason::Malformed)?;
@@ -95,7 +90,7 @@ pub fn of<I: Ip, P: Bytes, F: Fragments>(
         fragments.remember(&ip.fragment_key(), FragmentPorts { protocol, ..ports });
     }
     Ok(Flow {
-        key: ip.flow_key(protocol, ports),
+        tuple: ip.tuple(protocol, ports),
         tcp_flags,
         is_error: false,
     })

@@ -47,11 +47,11 @@ fn bytes_behind_the_packets_own_length_are_not_a_header() {
 }
 
 #[test]
-fn a_reply_has_the_reversed_key() {
+fn a_reply_has_the_reversed_tuple() {
     let request = testing::udp();
     let there = flow(&request.frame(), &Table::default()).unwrap();
     let back = flow(&request.answer().frame(), &Table::default()).unwrap();
-    assert_eq!(back.key, there.key.reversed());
+    assert_eq!(back.tuple, there.tuple.reversed());
 }
 
 #[test]
@@ -61,8 +61,8 @@ fn echo_and_its_reply_share_their_identifier() {
     reply.payload[0] = 0;
     (reply.source, reply.destination) = (reply.destination, reply.source);
     let back = flow(&reply.frame(), &Table::default()).unwrap();
-    assert_eq!(there.key.source_port, [0xab, 0xcd]);
-    assert_eq!(back.key, there.key.reversed());
+    assert_eq!(there.tuple.source_port, [0xab, 0xcd]);
+    assert_eq!(back.tuple, there.tuple.reversed());
 }
 
 #[test]
@@ -87,8 +87,8 @@ fn later_fragments_have_the_ports_of_the_first() {
     );
     let a = flow(&first.frame(), &table).unwrap();
     let b = flow(&later.frame(), &table).unwrap();
-    assert_eq!(a.key, b.key);
-    assert_eq!(a.key.destination_port, 53u16.to_be_bytes());
+    assert_eq!(a.tuple, b.tuple);
+    assert_eq!(a.tuple.destination_port, 53u16.to_be_bytes());
     later.identification += 1;
     assert_eq!(
         flow(&later.frame(), &table),
@@ -108,9 +108,9 @@ fn a_whole_packet_is_not_remembered() {
 fn an_icmp_error_is_looked_up_by_what_it_carries() {
     for kind in [3, 4, 5, 11, 12] {
         let inner = testing::udp();
-        let expected = flow(&inner.frame(), &Table::default()).unwrap().key;
+        let expected = flow(&inner.frame(), &Table::default()).unwrap().tuple;
         let f = flow(&testing::error(kind, &inner).frame(), &Table::default()).unwrap();
-        assert_eq!((f.key, f.is_error), (expected, true), "type {kind}");
+        assert_eq!((f.tuple, f.is_error), (expected, true), "type {kind}");
     }
 }
 
@@ -118,11 +118,11 @@ fn an_icmp_error_is_looked_up_by_what_it_carries() {
 fn an_icmp_error_about_a_packet_with_options_is_understood() {
     let mut inner = testing::tcp(ACK);
     inner.options = vec![1; 8];
-    let expected = flow(&inner.frame(), &Table::default()).unwrap().key;
+    let expected = flow(&inner.frame(), &Table::default()).unwrap().tuple;
     let mut error = testing::error(3, &inner);
     error.options = vec![1; 12];
     let f = flow(&error.frame(), &Table::default()).unwrap();
-    assert_eq!(f.key, expected);
+    assert_eq!(f.tuple, expected);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn an_icmp_error_about_a_later_fragment_has_no_ports() {
     inner.fragment = 0x0005;
     let f = flow(&testing::error(11, &inner).frame(), &Table::default()).unwrap();
     assert_eq!(
-        (f.key.source_port, f.key.destination_port),
+        (f.tuple.source_port, f.tuple.destination_port),
         ([0; 2], [0; 2])
     );
 }
@@ -156,7 +156,7 @@ fn a_protocol_without_ports_has_zeros() {
     packet.protocol = 47;
     packet.payload.clear();
     let f = flow(&packet.frame(), &Table::default()).unwrap();
-    assert_eq!((f.key.source_port, f.key.protocol), ([0; 2], 47));
+    assert_eq!((f.tuple.source_port, f.tuple.protocol), ([0; 2], 47));
 }
 
 proptest! {

@@ -1,6 +1,7 @@
 //! Types of ICMP for IPv4 (RFC 792).
 
 use super::Types;
+use veer_bpf_common::tables::Tuple;
 
 /// ICMP for IPv4.
 #[derive(Debug)]
@@ -12,8 +13,12 @@ impl Types for IcmpV4 {
     /// Echo, timestamp, information and address mask, with their replies (RFC 792,
     /// RFC 950).
     #[inline(always)]
-    fn has_identifier(icmp_type: u8) -> bool {
-        matches!(icmp_type, 0 | 8 | 13..=18)
+    fn asker(icmp_type: u8) -> u8 {
+        match icmp_type {
+            8 | 13 | 15 | 17 => Tuple::SOURCE_ASKS,
+            0 | 14 | 16 | 18 => Tuple::DESTINATION_ASKS,
+            _ => 0,
+        }
     }
 
     /// Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).

@@ -1,6 +1,7 @@
 //! Types of `ICMPv6` (RFC 4443).
 
 use super::Types;
+use veer_bpf_common::tables::Tuple;
 
 /// `ICMPv6`.
 #[derive(Debug)]
@@ -11,8 +12,12 @@ impl Types for IcmpV6 {
 
     /// Echo and its reply.
     #[inline(always)]
-    fn has_identifier(icmp_type: u8) -> bool {
-        matches!(icmp_type, 128 | 129)
+    fn asker(icmp_type: u8) -> u8 {
+        match icmp_type {
+            128 => Tuple::SOURCE_ASKS,
+            129 => Tuple::DESTINATION_ASKS,
+            _ => 0,
+        }
     }
 
     /// Errors have the types below 128; what each carries begins at the same place.

@@ -8,7 +8,7 @@ use crate::{bytes::Bytes, ethernet, icmp::Types};
 use veer_bpf_common::{
     address::Address,
     outcome::DropReason,
-    tables::{FlowKey, FragmentKey, FragmentPorts},
+    tables::{FragmentKey, FragmentPorts, Tuple},
 };
 
 /// The start of a frame, aligned, so that BPF writes words.
@@ -83,15 +83,16 @@ pub trait Ip: Copy {
 
     /// The tuple of the packet with these ports.
     #[inline(always)]
-    fn flow_key(&self, protocol: u8, ports: FragmentPorts) -> FlowKey {
+    fn tuple(&self, protocol: u8, ports: FragmentPorts) -> Tuple {
         let (source, destination) = (ports.source_port, ports.destination_port);
-        FlowKey::new(
+        Tuple::new(
             self.source(),
             self.destination(),
             source,
             destination,
             protocol,
         )
+        .asked_by(ports.asker)
     }
 
     /// `N` bytes of the transport header of the packet whose header is at

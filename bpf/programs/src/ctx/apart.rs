@@ -8,7 +8,7 @@ use aya_ebpf::{
 use core::mem::MaybeUninit;
 use veer_bpf_common::{
     address::V6,
-    tables::{Config, FlowKey, Interface},
+    tables::{Config, Interface, Tuple},
 };
 use veer_bpf_net::{
     bytes::Bytes,
@@ -100,7 +100,7 @@ pub(crate) unsafe extern "C" fn extension_headers(
 
 /// [`icmp::carried`].
 #[inline(always)]
-pub(crate) fn carried<I: Ip>(raw: *mut __sk_buff, offset: u32, available: u32) -> Option<FlowKey> {
+pub(crate) fn carried<I: Ip>(raw: *mut __sk_buff, offset: u32, available: u32) -> Option<Tuple> {
     let mut key = MaybeUninit::uninit();
     if carried_into::<I>(raw, offset, available, &mut key) {
         // SAFETY: written, as the function says.
@@ -116,7 +116,7 @@ fn carried_into<I: Ip>(
     raw: *mut __sk_buff,
     offset: u32,
     available: u32,
-    key: &mut MaybeUninit<FlowKey>,
+    key: &mut MaybeUninit<Tuple>,
 ) -> bool {
     match icmp::carried::<I, _>(&Raw(raw), offset, available) {
         Some(found) => {

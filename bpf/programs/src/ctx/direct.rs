@@ -7,7 +7,10 @@
 //! of bytes in map values, and for filling with zeros, which the compiler turns
 //! into a call of a function that does it byte by byte.
 
-use veer_bpf_common::address::{Address, joined};
+use veer_bpf_common::{
+    address::{Address, joined},
+    tables::FlowEntry,
+};
 
 /// `N` bytes from `start`.
 ///
@@ -78,6 +81,19 @@ pub(crate) fn address<A: Address>(octets: &A::Octets) -> A {
     }
     // SAFETY: all of the octets.
     A::from_words(unsafe { words(start) })
+}
+
+/// A flow entry of the map, its tag last: the kernel writes a value from its beginning,
+/// so what was read before an old tag is of the same entry.
+#[inline(always)]
+pub(crate) fn entry(found: *const FlowEntry) -> FlowEntry {
+    const { assert!(size_of::<FlowEntry>() == 4 * 8) };
+    let words = found.cast::<u64>();
+    // SAFETY: all of the entry, which is aligned like its words; any bits make integers.
+    unsafe {
+        let [d, c, b, a] = [3, 2, 1, 0].map(|at| words.add(at).read_volatile());
+        core::mem::transmute::<[u64; 4], FlowEntry>([a, b, c, d])
+    }
 }
 
 /// Fills a structure of integers with zeros.

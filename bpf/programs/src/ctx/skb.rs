@@ -17,7 +17,7 @@ use veer_bpf_common::{
     identity::Vni,
     mark,
     outcome::{DropReason, Program},
-    tables::{Config, Decision, FlowKey, Interface},
+    tables::{Config, Decision, Interface, Tuple},
 };
 use veer_bpf_net::{
     arp,
@@ -431,7 +431,7 @@ impl Bytes for Skb {
     }
 
     #[inline(always)]
-    fn carried<I: Ip>(&self, offset: u32, available: u32) -> Option<FlowKey> {
+    fn carried<I: Ip>(&self, offset: u32, available: u32) -> Option<Tuple> {
         apart::carried::<I>(self.raw, offset, available)
     }
 }

@@ -61,7 +61,7 @@ fn packet<I: Ip>(skb: &mut Skb, mark: u32) -> Outcome {
     let source = lookup::who(ip.source());
     skb.decision.source_identity = source.identity().get();
     if mark != mark::TO_STACK && source.takes_redirects() {
-        flows::record(skb, &ip);
+        flows::record(skb, &ip)?;
     }
     let tunnelled = match source {
         Who::Host => Ok(Identity::REMOTE_NODE),

@@ -158,7 +158,7 @@ fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
 #[inline(always)]
 fn not_the_tunnel(flow: &Flow) -> Result<(), DropReason> {
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
-    if flow.key.protocol == UDP && flow.key.destination_port == config.tunnel_port {
+    if flow.tuple.protocol == UDP && flow.tuple.destination_port == config.tunnel_port {
         return Err(DropReason::TunnelPortFromPod);
     }
     Ok(())

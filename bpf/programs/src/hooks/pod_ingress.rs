@@ -32,10 +32,10 @@ impl Hook for PodIngress {
 
     #[inline(always)]
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
-        Ok(stack::sent(skb, |skb, ip: &I| {
+        stack::sent(skb, |skb, ip: &I| {
             let source = lookup::who(ip.source());
             skb.decision.source_identity = source.identity().get();
             source.takes_redirects()
-        }))
+        })
     }
 }

@@ -31,7 +31,7 @@ impl Hook for UplinkEgress {
 
     #[inline(always)]
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome {
-        Ok(stack::sent(skb, |skb, ip: &I| {
+        stack::sent(skb, |skb, ip: &I| {
             // A hash look-up tells most of a node's packets apart from a pod's.
             let Some(pod) = lookup::endpoint(ip.source()) else {
                 return false;
@@ -40,6 +40,6 @@ impl Hook for UplinkEgress {
             let destination = lookup::who(ip.destination());
             skb.decision.destination_identity = destination.identity().get();
             destination.takes_redirects()
-        }))
+        })
     }
 }

@@ -1,6 +1,9 @@
 //! To the host's stack, and down from it.
 
-use veer_bpf_common::{mark, outcome::Verdict};
+use veer_bpf_common::{
+    mark,
+    outcome::{Outcome, Verdict},
+};
 use veer_bpf_net::{flow::Flow, ip::Ip};
 
 use crate::{ctx::skb::Skb, state::flows};
@@ -19,10 +22,10 @@ pub(crate) fn is_ours(mark: u32) -> bool {
 pub(crate) fn sent<I: Ip>(
     skb: &mut Skb,
     is_translated: impl FnOnce(&mut Skb, &I) -> bool,
-) -> Verdict {
+) -> Outcome {
     match header::<I>(skb) {
         Some(ip) if is_translated(skb, &ip) => flows::record(skb, &ip),
-        _ => Verdict::Pass,
+        _ => Ok(Verdict::Pass),
     }
 }
 

@@ -1,38 +1,36 @@
-//! Entries of flows that the host's stack translated.
+//! The flow table: what is to be remembered of flows.
 //!
 //! A packet that came down from the stack between two ends whose replies the
 //! programs would redirect belongs to a flow that was translated there
 //! (kube-proxy, hostPorts). It gets a flow entry; its replies go up the stack.
 //!
-//! Entries are in one LRU map for the node: one lookup finds them, and the map never
-//! stays full. A pod that opens very many translated flows must not evict others'
-//! entries, so every entry has a *place* among the [`FlowSlots::PER_ENDPOINT`] of the
-//! pod that opened the flow. A new entry that finds no free place replaces another
-//! entry of the same pod. A client elsewhere has places in a share by its address, and
-//! never those of the pod that it talks to. Only the first packet of a translated flow
-//! pays for that. There is no counter to be kept in step with entries that expire or
-//! are evicted, and nothing to reset: it works without an agent.
-//!
-//! [`FlowSlots::PER_ENDPOINT`]: veer_bpf_common::tables::FlowSlots::PER_ENDPOINT
+//! Entries are in one hash map for the node, under a key that both directions share, so
+//! one look-up answers for either. A pod that opens very many translated flows must take
+//! nothing from others, so every entry has a *place* among those of its opener
+//! ([`super::places`]), of which there are as many as the map has room for: an insert
+//! never meets a full map, and no entry is evicted. Where an opener has no place left, a
+//! new entry replaces another of its own that is not established; where there is none,
+//! the new flow's packet is dropped. Only the first packet of a translated flow pays for
+//! that. Nothing is counted that could get out of step, and nothing needs an agent.
 
 use veer_bpf_common::{
-    outcome::{DropReason, FlowState, Observation, Verdict},
-    tables::{FlowEntry, FlowKey},
+    outcome::{DropReason, FlowState, Observation, Outcome, Verdict},
+    tables::{End, FlowEntry, FlowKey, Tuple},
 };
 use veer_bpf_net::{
     bytes::Bytes,
-    conntrack,
+    conntrack::{self, Way},
     flow::{self, Flow},
     ip::Ip,
 };
 
-use super::{
-    counters,
-    flow_slots::{make_room, opener},
-    fragments::FragmentMap,
-    maps::FLOWS,
-};
-use crate::ctx::{clock::now, skb::Skb};
+use super::{counters, flows_before, fragments::FragmentMap, maps::FLOW_TABLE, places};
+use crate::ctx::{clock::now, direct, skb::Skb};
+
+/// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
+const CREATE: u64 = 1;
+/// `BPF_EXIST`.
+const REPLACE: u64 = 2;
 
 /// The flow of a packet.
 #[inline(always)]
@@ -40,31 +38,49 @@ pub(crate) fn of<I: Ip>(skb: &Skb, ip: &I) -> Result<Flow, DropReason> {
     flow::of(skb, ip, &FragmentMap)
 }
 
-/// Whether the flow has a live entry: the stack translates it.
+/// A copy of what is found under a key: its entry, live or not, or another flow's, whose
+/// tag differs, where the key's was deleted or replaced meanwhile.
 #[inline(always)]
-pub(crate) fn is_recorded(key: &FlowKey) -> bool {
-    // SAFETY: a copy of integers, as in `FragmentMap::ports`.
-    let entry = unsafe { FLOWS.get(key) }.copied();
-    entry.is_some_and(|entry| conntrack::is_live(&entry, now()))
+pub(crate) fn found(key: &FlowKey) -> Option<FlowEntry> {
+    FLOW_TABLE.get_ptr(key).map(direct::entry)
+}
+
+/// A copy of the entry of a key, live or not. What was replaced while it was read is read
+/// again.
+#[inline(always)]
+pub(crate) fn entry(key: &FlowKey) -> Option<FlowEntry> {
+    let entry = found(key)?;
+    if entry.tag == key.hash() {
+        return Some(entry);
+    }
+    found(key).filter(|entry| entry.tag == key.hash())
+}
+
+/// The same, if it still counts.
+#[inline(always)]
+fn live(key: &FlowKey) -> Option<FlowEntry> {
+    entry(key).filter(|entry| conntrack::is_live(entry, now()))
+}
+
+/// Whether the flow was opened with packets like this one, and has a live entry: the
+/// stack translates it.
+#[inline(always)]
+pub(crate) fn is_recorded(tuple: &Tuple) -> bool {
+    let (key, from) = tuple.canonical();
+    match live(&key) {
+        Some(entry) => is_from_opener(&entry, from),
+        None => flows_before::is_recorded(tuple),
+    }
 }
 
 /// Whether the packet belongs to a flow that the stack translated: it answers
 /// one, or is an ICMP error about one.
 ///
-/// A connection that a pod opens directly on a recorded tuple proves the entry
-/// outdated, and deletes it.
+/// A packet that opens a connection answers nothing, whatever its ports. One that a pod
+/// opens directly on a recorded tuple proves the entry outdated, and deletes it.
 #[inline(always)]
 pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> bool {
-    if flow.opens() {
-        // Usually there is none.
-        let _ = FLOWS.remove(flow.key);
-    }
-    let recorded_as = if flow.is_error {
-        flow.key
-    } else {
-        flow.key.reversed()
-    };
-    let found = refresh(&recorded_as, flow, true).is_some();
+    let found = is_answer(flow);
     skb.decision.flow = if found {
         FlowState::Reply
     } else {
@@ -73,56 +89,135 @@ pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> bool {
     found
 }
 
+/// Whether an end opened the flow, alone or together with the other one.
+#[inline(always)]
+fn is_from_opener(entry: &FlowEntry, from: End) -> bool {
+    entry.state & FlowEntry::BY_BOTH != 0 || entry.opener() == from
+}
+
+#[inline(always)]
+fn is_answer(flow: &Flow) -> bool {
+    let (key, from) = flow.tuple.canonical();
+    let Some(entry) = live(&key) else {
+        return flows_before::is_answer(flow);
+    };
+    if flow.is_error {
+        // The packet that it is about went the way of the opener's.
+        return is_from_opener(&entry, from);
+    }
+    let by_opener = entry.opener() == from;
+    if flow.opens() {
+        if by_opener {
+            // Another CPU may have been faster.
+            let _ = FLOW_TABLE.remove(key);
+        }
+        return false;
+    }
+    if by_opener {
+        return entry.state & FlowEntry::BY_BOTH != 0;
+    }
+    refresh(&key, &entry, flow, Way::Back);
+    true
+}
+
 /// Records the flow of a packet that came down from the stack.
 ///
 /// Later fragments are ignored: the first one recorded the flow, or was lost.
+/// [`DropReason::NoPlaceForFlow`] where a new flow has no place: its replies would not be
+/// translated.
 #[inline(always)]
-pub(crate) fn record<I: Ip>(skb: &mut Skb, ip: &I) -> Verdict {
+pub(crate) fn record<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
     if ip.is_later_fragment() {
-        return Verdict::Pass;
+        return Ok(Verdict::Pass);
     }
     let Ok(flow) = of(skb, ip) else {
         // The stack sent it; a broken packet has no answer to redirect.
-        return Verdict::Pass;
+        return Ok(Verdict::Pass);
     };
     // An error travels within the flow it is about, which has its own entry.
     if flow.is_error {
-        return Verdict::Pass;
+        return Ok(Verdict::Pass);
     }
-    if refresh(&flow.key, &flow, false).is_some() {
+    let (key, from) = flow.tuple.canonical();
+    if goes_on(&key, from, &flow) {
         skb.decision.flow = FlowState::Established as u32;
     } else {
         skb.decision.flow = FlowState::New as u32;
-        let now = now();
-        if make_room(opener(ip), &flow.key, now) {
-            counters::observe(skb.program, skb.length(), Observation::NoteGivenUp);
+        match add(&flow, &key, from.as_opener(), places::opener(ip).number()) {
+            ADDED => {}
+            REPLACED => counters::observe(skb.program, skb.length(), Observation::FlowReplaced),
+            _ => return Err(DropReason::NoPlaceForFlow),
         }
-        // Fails only where every slot is being changed: the reply is then delivered
-        // directly, and the peer retransmits.
-        let _ = FLOWS.insert(flow.key, conntrack::new(&flow, now), 0);
     }
-    Verdict::PassNoted
+    Ok(Verdict::PassNoted)
 }
 
-/// Updates a live entry with a packet of its flow; `None` where there is none.
+/// Whether the flow has a live entry, which then knows of the packet, too. That of a
+/// connection which the other end opens anew is as good as none: the stack gives no
+/// two living flows the same tuple.
 #[inline(always)]
-fn refresh(key: &FlowKey, flow: &Flow, reply: bool) -> Option<()> {
-    let known: *mut FlowEntry = FLOWS.get_ptr_mut(key)?;
-    let now = now();
-    // SAFETY: a live map value of integers; another CPU may write it too, and
-    // either result is right.
-    let old = unsafe { *known };
-    if !conntrack::is_live(&old, now) {
-        if reply {
-            return None;
+fn goes_on(key: &FlowKey, from: End, flow: &Flow) -> bool {
+    let Some(entry) = live(key) else {
+        return false;
+    };
+    let by_opener = entry.opener() == from;
+    if !by_opener && flow.opens() {
+        return false;
+    }
+    let way = if by_opener {
+        Way::There
+    } else {
+        Way::BackFromStack
+    };
+    refresh(key, &entry, flow, way);
+    true
+}
+
+/// [`add`]: the flow has an entry.
+const ADDED: u32 = 0;
+/// [`add`]: it has one, in the place of another live one.
+const REPLACED: u32 = 1;
+/// [`add`]: it has none.
+const NO_PLACE: u32 = 2;
+
+/// Gives a flow its entry. `opener`: [`End::as_opener`] of the packet's end.
+///
+/// A function of its own with integers for what comes of it: the verifier follows all
+/// ways through it, and then need not follow what comes after once for each.
+#[inline(never)]
+fn add(flow: &Flow, key: &FlowKey, opener: u16, share: u16) -> u32 {
+    // One that ended, or is another opener's, whose place becomes free.
+    let _ = FLOW_TABLE.remove(key);
+    let (tag, now) = (key.hash(), now());
+    let mut taken = places::take(share, key, tag, now);
+    if taken.is_none() {
+        // Another CPU may have been faster: its place is taken now, and another is found.
+        taken = places::take(share, key, tag, now);
+    }
+    if let Some(taken) = taken {
+        let new = FlowEntry {
+            tag,
+            place: taken.place,
+            share,
+            ..conntrack::new(flow, opener, now)
+        };
+        let added = FLOW_TABLE.insert(key, new, CREATE).is_ok();
+        places::release(&taken);
+        if added {
+            return if taken.replaced { REPLACED } else { ADDED };
         }
-        // SAFETY: as above.
-        unsafe { *known = conntrack::new(flow, now) };
-        return Some(());
     }
-    if let Some(new) = conntrack::refreshed(&old, flow, reply, now) {
-        // SAFETY: as above.
-        unsafe { *known = new };
+    // Another CPU may have had a packet of the same flow.
+    if live(key).is_some() { ADDED } else { NO_PLACE }
+}
+
+/// Tells a live entry of a packet of its flow. In its place goes a new one: a write into
+/// the entry could meet another flow's, which took the memory meanwhile.
+#[inline(always)]
+fn refresh(key: &FlowKey, entry: &FlowEntry, flow: &Flow, way: Way) {
+    if let Some(new) = conntrack::refreshed(entry, flow, way, now()) {
+        // Fails where the entry was deleted meanwhile. Another CPU may write it, too, and
+        // either result is right.
+        let _ = FLOW_TABLE.insert(key, new, REPLACE);
     }
-    Some(())
 }

@@ -8,8 +8,8 @@ use aya_ebpf::{
 use veer_bpf_common::{
     address::IpKey,
     tables::{
-        Configuration, Counters, Decisions, Endpoints, Events, FlowSlots, Flows, Fragments,
-        Heartbeat, Interfaces, Ipcache, Listening, Nodes, Remotes, Samples, Table,
+        Configuration, Counters, Decisions, Endpoints, Events, Flows, FlowsBefore, Fragments,
+        Heartbeat, Interfaces, Ipcache, Listening, Nodes, Places, Remotes, Samples, Table,
     },
 };
 
@@ -37,8 +37,9 @@ map!(INTERFACES: Interfaces as HashMap<K<Interfaces>, V<Interfaces>>);
 map!(IPCACHE: Ipcache as LpmTrie<IpKey, V<Ipcache>>);
 map!(NODES: Nodes as HashMap<K<Nodes>, V<Nodes>>);
 map!(REMOTES: Remotes as Array<V<Remotes>>);
-map!(FLOWS: Flows as LruHashMap<K<Flows>, V<Flows>>);
-map!(FLOW_SLOTS: FlowSlots as LruHashMap<K<FlowSlots>, V<FlowSlots>>);
+map!(FLOW_TABLE: Flows as HashMap<K<Flows>, V<Flows>>);
+map!(FLOW_PLACES: Places as Array<V<Places>>);
+map!(FLOWS: FlowsBefore as LruHashMap<K<FlowsBefore>, V<FlowsBefore>>);
 map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);
 map!(COUNTERS: Counters as PerCpuArray<V<Counters>>);
 map!(DECISIONS: Decisions as PerCpuArray<V<Decisions>>);

@@ -244,15 +244,15 @@ fn other_layout(scene: &Scene) -> Result<Held> {
         scene,
         |lab| {
             upgrade(lab, &tag)?;
-            pinned(lab, "maps-v5")?;
+            pinned(lab, "maps-v6")?;
             lab.helm(&["rollback", RELEASE, "-n", NAMESPACE])?;
             lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?;
-            pinned(lab, "maps-v4")?;
+            pinned(lab, "maps-v5")?;
             Ok(())
         },
         |time| {
             format!(
-                "{before:?}, then maps-v5, then maps-v4 again, in {}",
+                "{before:?}, then maps-v6, then maps-v5 again, in {}",
                 seconds(time)
             )
         },

@@ -47,7 +47,7 @@ impl Maps {
 
     /// Flows that the host's stack translates.
     pub(crate) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
-        self.0.lock().maps.flows()
+        self.0.lock().flows()
     }
 
     /// Samples of drops.

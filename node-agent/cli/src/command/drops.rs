@@ -4,7 +4,7 @@
 use veer_agent_api::DropRow;
 use veer_bpf_common::outcome::DropReason;
 
-use crate::output::{columns_or, or_dash};
+use crate::output::{columns_or, or_dash, span};
 
 /// The table, and below it the reasons that are in it.
 pub(super) fn table(rows: &[DropRow]) -> String {
@@ -59,14 +59,12 @@ pub(super) fn table(rows: &[DropRow]) -> String {
 fn age(ms: u64) -> String {
     match ms / 1000 {
         0 => format!("{ms}ms"),
-        s @ 1..120 => format!("{s}s"),
-        s @ 120..7200 => format!("{}m", s / 60),
-        s @ 7200..172_800 => format!("{}h", s / 3600),
-        s => format!("{}d", s / 86_400),
+        seconds => span(seconds),
     }
 }
 
 /// Meaning of a reason, and the remedy.
+#[expect(clippy::too_many_lines, reason = "a few for each reason")]
 const fn advice(reason: DropReason) -> &'static str {
     match reason {
         DropReason::UnsupportedL2 => {
@@ -165,6 +163,11 @@ const fn advice(reason: DropReason) -> &'static str {
              sender must do without"
         }
         DropReason::TooManyHeaders => "an IPv6 packet with more than eight extension headers",
+        DropReason::NoPlaceForFlow => {
+            "a new flow through the host's stack (a Service, a hostPort) of a pod, or of an \
+             address elsewhere, that has as many established ones as one may have: close idle \
+             connections, or open fewer per pod (veer flow list --address ADDRESS shows them)"
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod drops;
 mod endpoint;
-mod flow;
+pub(crate) mod flow;
 mod identity;
 mod ipcache;
 mod metrics;
@@ -14,7 +14,7 @@ use anyhow::Context;
 use serde::de::DeserializeOwned;
 use veer_agent_api::Request;
 
-use crate::arguments::{Bpf, Command, Format};
+use crate::arguments::{Bpf, Command, Flow, Format};
 use crate::output;
 
 /// Asks the agent and gives back its answer.
@@ -22,7 +22,7 @@ pub(crate) type Ask<'a> = &'a dyn Fn(&Request) -> anyhow::Result<serde_json::Val
 
 /// A command's question and its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum View {
+pub(crate) enum View<'a> {
     Status,
     Endpoint,
     Identity,
@@ -31,12 +31,12 @@ pub(crate) enum View {
     Remote,
     Metrics,
     Drops,
-    Flow,
+    Flow(&'a flow::Options),
 }
 
-impl View {
+impl<'a> View<'a> {
     /// The view of a command, if it is one that asks the agent.
-    pub(crate) fn of(command: &Command) -> Option<Self> {
+    pub(crate) fn of(command: &'a Command) -> Option<Self> {
         match command {
             Command::Status => Some(Self::Status),
             Command::Endpoint(_) | Command::Bpf(Bpf::Endpoint(_)) => Some(Self::Endpoint),
@@ -46,14 +46,19 @@ impl View {
             Command::Remote(_) => Some(Self::Remote),
             Command::Metrics(_) | Command::Bpf(Bpf::Metrics(_)) => Some(Self::Metrics),
             Command::Drops(_) => Some(Self::Drops),
-            Command::Flow(_) => Some(Self::Flow),
+            Command::Flow(Flow::List(options)) => Some(Self::Flow(options)),
             Command::Monitor(_) | Command::Version | Command::Completion { .. } => None,
         }
     }
 
+    /// Whether it is shown again and again, until somebody ends it.
+    pub(crate) fn goes_on(self) -> bool {
+        matches!(self, Self::Flow(options) if options.watch)
+    }
+
     /// The words of the command line that show it.
-    pub(crate) fn words(self) -> &'static [&'static str] {
-        match self {
+    pub(crate) fn words(self) -> Vec<String> {
+        let words: &[&str] = match self {
             Self::Status => &["status"],
             Self::Endpoint => &["endpoint", "list"],
             Self::Identity => &["identity", "list"],
@@ -62,13 +67,18 @@ impl View {
             Self::Remote => &["remote", "list"],
             Self::Metrics => &["metrics", "list"],
             Self::Drops => &["drops", "list"],
-            Self::Flow => &["flow", "list"],
+            Self::Flow(_) => &["flow", "list"],
+        };
+        let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        if let Self::Flow(options) = self {
+            options.add_to(&mut words);
         }
+        words
     }
 }
 
 /// Text of `view`.
-pub(crate) fn show(view: View, format: Format, ask: Ask<'_>) -> anyhow::Result<String> {
+pub(crate) fn show(view: View<'_>, format: Format, ask: Ask<'_>) -> anyhow::Result<String> {
     match view {
         View::Status => {
             let status = answer(ask, &Request::NodeStatus)?;
@@ -102,10 +112,7 @@ pub(crate) fn show(view: View, format: Format, ask: Ask<'_>) -> anyhow::Result<S
             let rows: Vec<_> = answer(ask, &Request::Drops)?;
             output::render(&rows, format, |rows| drops::table(rows))
         }
-        View::Flow => {
-            let rows: Vec<_> = answer(ask, &Request::Flows)?;
-            output::render(&rows, format, |rows| flow::table(rows))
-        }
+        View::Flow(options) => flow::list(options, format, ask),
     }
 }
 

@@ -1,10 +1,6 @@
 //! Decisions of this node's programs, from its agent.
 
-use std::{
-    io::{self, Read as _},
-    thread,
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use jiff::Timestamp;
@@ -20,9 +16,9 @@ use super::{
     Options, Printer,
     names::Names,
     row::{Decision, Row},
-    sink::{Next, warn},
+    sink::warn,
 };
-use crate::{DEADLINE, arguments::Arguments, explain};
+use crate::{DEADLINE, arguments::Arguments, explain, output::Next, remote::end_with_stdin};
 
 /// Prints this node's decisions.
 pub(super) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {
@@ -127,24 +123,10 @@ fn clock_zero() -> i128 {
     Timestamp::now().as_nanosecond() - i128::try_from(monotonic.as_nanos()).unwrap_or_default()
 }
 
-/// Ends the process when nobody holds its standard input any more. What `kubectl exec`
-/// started is not ended with it, and would listen on where nothing is to be told.
-fn end_with_stdin() -> anyhow::Result<()> {
-    let wait = || {
-        let mut rest = [0; 64];
-        let mut stdin = std::io::stdin().lock();
-        while stdin.read(&mut rest).is_ok_and(|read| read != 0) {}
-        std::process::exit(0);
-    };
-    thread::Builder::new()
-        .spawn(wait)
-        .context("cannot start a thread")?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::Filter;
 
     #[test]
     fn only_whole_events_of_wanted_packets_are_taken_out_of_a_frame() {
@@ -162,8 +144,12 @@ mod tests {
             taken.iter().map(|(event, _)| event.length).collect()
         };
         assert_eq!(lengths(&Options::default()), [1, 2, 3]);
-        let options = Options {
+        let filter = Filter {
             protocol: vec!["0x88cc".into()],
+            ..Filter::default()
+        };
+        let options = Options {
+            filter,
             ..Options::default()
         };
         assert_eq!(lengths(&options), [2]);

@@ -12,13 +12,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::{
-    Options, Printer,
-    row::Row,
-    sink::{Next, warn},
-};
+use super::{Options, Printer, row::Row, sink::warn};
 use crate::{
     arguments::Arguments,
+    output::Next,
     remote::{self, Agent},
 };
 

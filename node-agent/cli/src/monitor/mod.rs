@@ -8,10 +8,10 @@ mod row;
 mod sink;
 mod text;
 
-use crate::arguments::Arguments;
+use crate::{arguments::Arguments, output::Next};
 pub(crate) use options::Options;
 use row::Row;
-use sink::{Next, Sink};
+use sink::Sink;
 
 /// Prints decisions until it is interrupted, has printed enough, or nobody reads.
 pub(crate) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()> {

@@ -1,16 +1,16 @@
 //! What is wanted of the decisions: the options of `veer monitor`.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use ipnet::IpNet;
-use veer_agent_api::packet::{self, Packet};
+use veer_agent_api::packet::Packet;
 use veer_bpf_common::{
-    outcome::{DropReason, Verdict},
+    outcome::{DropReason, Verdict, outcome_name},
     tables::Listen,
 };
 
 use super::row::{Decision, End};
+use crate::filter::{self, Filter};
 
 /// Options of `veer monitor`. Values of one option are alternatives, and so are verdicts
 /// and drops; all else must hold together. Pods, namespaces, identities, addresses and
@@ -30,17 +30,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) identity: Vec<u32>,
 
-    /// Only packets from or to this address or prefix.
-    #[arg(long, value_name = "ADDRESS[/BITS]", value_parser = prefix)]
-    pub(crate) address: Vec<IpNet>,
-
-    /// Only packets from or to this port.
-    #[arg(long, value_name = "PORT")]
-    pub(crate) port: Vec<u16>,
-
-    /// Only packets of this protocol: tcp, udp, icmp, icmpv6, arp or a number.
-    #[arg(long, value_name = "NAME", value_parser = protocol)]
-    pub(crate) protocol: Vec<String>,
+    /// By what headers say.
+    #[command(flatten)]
+    pub(crate) filter: Filter,
 
     /// Only packets that go on in this way; with --reason or --drops: and those dropped.
     #[arg(long, value_name = "VERDICT", value_parser = verdict())]
@@ -83,22 +75,6 @@ fn pod(text: &str) -> Result<String, String> {
     }
 }
 
-fn prefix(text: &str) -> Result<IpNet, String> {
-    let address = || text.parse::<IpAddr>().map(IpNet::from);
-    text.parse()
-        .or_else(|_| address())
-        .map_err(|_| "neither an address nor a prefix like 10.0.0.0/8".into())
-}
-
-fn protocol(text: &str) -> Result<String, String> {
-    let text = text.to_lowercase();
-    match text.parse() {
-        Ok(number) => Ok(packet::protocol(number)),
-        Err(_) if ["tcp", "udp", "icmp", "icmpv6", "arp"].contains(&&*text) => Ok(text),
-        Err(_) => Err("one of tcp, udp, icmp, icmpv6 and arp, or a number up to 255".into()),
-    }
-}
-
 fn verdict() -> impl TypedValueParser<Value = u32> {
     let number = |name: String| Verdict::ALL.iter().find(|v| v.name() == name);
     PossibleValuesParser::new(Verdict::ALL.iter().map(|v| v.name()))
@@ -132,14 +108,7 @@ impl Options {
     /// Whether a packet is wanted, by what it says itself.
     pub(crate) fn wants_packet(&self, packet: &Packet) -> bool {
         let ends = [packet.source, packet.destination];
-        let address = |net: &IpNet| {
-            ends.iter()
-                .any(|e| e.address.is_some_and(|a| net.contains(&a)))
-        };
-        let port = |port: &u16| ends.iter().any(|end| end.port == Some(*port));
-        (self.address.is_empty() || self.address.iter().any(address))
-            && (self.port.is_empty() || self.port.iter().any(port))
-            && (self.protocol.is_empty() || self.protocol.contains(&packet.protocol))
+        self.filter.wants(&packet.protocol, ends)
     }
 
     /// Whether a decision is wanted, by the names of its ends.
@@ -158,20 +127,15 @@ impl Options {
     /// The same options as words of a command line, but for how and where to print.
     pub(crate) fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
-        let mut put = |name: &str, values: Vec<String>| {
-            for value in values {
-                words.extend([format!("--{name}"), value]);
-            }
+        filter::add(&mut words, "pod", &self.pod);
+        filter::add(&mut words, "namespace", &self.namespace);
+        filter::add(&mut words, "identity", &self.identity);
+        self.filter.add_to(&mut words);
+        let names = |numbers: &[u32]| -> Vec<&'static str> {
+            numbers.iter().filter_map(|n| outcome_name(*n)).collect()
         };
-        put("pod", self.pod.clone());
-        put("namespace", self.namespace.clone());
-        put("identity", texts(&self.identity));
-        put("address", texts(&self.address));
-        put("port", texts(&self.port));
-        put("protocol", self.protocol.clone());
-        let name = |n: &u32| veer_bpf_common::outcome::outcome_name(*n).map(str::to_owned);
-        put("verdict", self.verdict.iter().filter_map(name).collect());
-        put("reason", self.reason.iter().filter_map(name).collect());
+        filter::add(&mut words, "verdict", &names(&self.verdict));
+        filter::add(&mut words, "reason", &names(&self.reason));
         if self.drops {
             words.push("--drops".into());
         }
@@ -179,13 +143,10 @@ impl Options {
     }
 }
 
-fn texts<T: ToString>(values: &[T]) -> Vec<String> {
-    values.iter().map(ToString::to_string).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use veer_agent_api::packet;
 
     use super::*;
 

@@ -25,7 +25,10 @@ use super::{
     row::{Decision, Row},
     text,
 };
-use crate::arguments::Format;
+use crate::{
+    arguments::Format,
+    output::{Next, printed},
+};
 
 /// Where decisions go.
 pub(crate) enum Sink {
@@ -39,15 +42,6 @@ pub(crate) enum Sink {
     },
     /// A capture.
     Capture(Capture<BufWriter<File>>),
-}
-
-/// What becomes of the next row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// It is wanted.
-    Wanted,
-    /// The reader of standard output is gone.
-    Unwanted,
 }
 
 impl Sink {
@@ -107,15 +101,6 @@ impl Sink {
                 Ok(Next::Wanted)
             }
         }
-    }
-}
-
-/// A reader that ends early (`veer monitor | head`) is not an error.
-fn printed(result: io::Result<()>) -> anyhow::Result<Next> {
-    match result {
-        Ok(()) => Ok(Next::Wanted),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Next::Unwanted),
-        Err(error) => Err(error).context("cannot write to standard output"),
     }
 }
 

@@ -103,6 +103,7 @@ impl Attachments {
                 );
             }
         }
+        wanted.sort_by_key(|(.., hook)| hook.records());
         self.not_first.clear();
         let mut failure = None;
         for (device, index, hook) in &wanted {

@@ -59,6 +59,15 @@ impl Hook {
         }
     }
 
+    /// Whether its program records flows; the others ask for them. What asks must be
+    /// replaced first: it looks where the old ones record, but not the other way round.
+    pub fn records(self) -> bool {
+        match self {
+            Self::PodIngress | Self::OverlayEgress | Self::UplinkEgress => true,
+            Self::PodEgress | Self::OverlayIngress | Self::UplinkIngress => false,
+        }
+    }
+
     fn direction(self) -> TcAttachType {
         match self {
             Self::PodEgress | Self::OverlayIngress | Self::UplinkIngress => TcAttachType::Ingress,

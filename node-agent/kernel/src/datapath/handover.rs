@@ -21,15 +21,15 @@ use aya::{
     pin::PinError,
 };
 use veer_bpf_common::tables::{
-    self, Configuration, Endpoints, FlowSlots, Flows, Fragments, Interfaces, Ipcache, MapSpec,
-    Nodes, Remotes, Table,
+    self, Configuration, Endpoints, Flows, FlowsBefore, Fragments, Interfaces, Ipcache, MapSpec,
+    Nodes, Places, Remotes, Table,
 };
 
-use super::{Error, attach, raw, same_layout};
+use super::{Error, attach, before, raw, same_layout};
 use crate::netlink::{VXLAN, message::Socket};
 
 /// Maps that the programs fill.
-const LEARNED: [&str; 3] = [Flows::NAME, FlowSlots::NAME, Fragments::NAME];
+const LEARNED: [&str; 3] = [Flows::NAME, Places::NAME, Fragments::NAME];
 /// Maps that the agent fills, and from which programs decide.
 const FILLED: [&str; 6] = [
     Configuration::NAME,
@@ -72,7 +72,9 @@ pub(super) struct Handover {
     /// Folders of other layouts' pins.
     others: Vec<PathBuf>,
     /// This layout's maps hold all that the others did.
-    pub(super) filled: bool,
+    filled: bool,
+    /// Flows of layout 4 are to be copied.
+    copies_flows: bool,
 }
 
 fn bpffs(path: &Path) -> impl Fn(io::Error) -> Error {
@@ -139,7 +141,13 @@ pub(super) fn prepare(
     // Pins of this layout's own are of an earlier takeover, and stale.
     fs::remove_dir_all(own).map_err(bpffs(own))?;
     fs::create_dir_all(own).map_err(bpffs(own))?;
-    for spec in tables::ALL.iter().filter(|s| LEARNED.contains(&s.name)) {
+    let learned = tables::ALL.iter().filter(|s| LEARNED.contains(&s.name));
+    let before = FlowsBefore::SPEC;
+    for spec in learned.chain([&before]) {
+        // Only one of them has flows: another layout before 5, or one after it.
+        if !from.join(spec.name).exists() {
+            continue;
+        }
         if let Err(error) = share(&from, own, spec) {
             tracing::warn!(map = spec.name, error = %veer_crds::condition::explain(&error), "what traffic taught is not taken over");
         }
@@ -182,7 +190,36 @@ impl Handover {
                 all && result.is_ok()
             })
         });
-        Some(Self { others, filled })
+        // Where a copy exists, so do programs that use the table.
+        let copies_flows = from.is_some_and(|from| !from.join(Flows::NAME).exists());
+        Some(Self {
+            others,
+            filled,
+            copies_flows,
+        })
+    }
+
+    /// See [`super::Datapath::may_attach`]. `own`: this layout's folder.
+    pub(super) fn may_attach(&mut self, own: &Path, complete: bool) -> bool {
+        self.filled |= complete;
+        if self.filled && self.copies_flows {
+            self.copies_flows = false;
+            match before::copy(own) {
+                Ok((copied, left_out)) => {
+                    tracing::info!(
+                        copied,
+                        left_out,
+                        "flows of the layout before are taken over"
+                    );
+                }
+                Err(error) => tracing::warn!(
+                    error = %veer_crds::condition::explain(&error),
+                    "flows of the layout before are not taken over: connections through \
+                     Services may break"
+                ),
+            }
+        }
+        self.filled
     }
 
     /// Removes the other layouts' pins, once no program uses them.

@@ -8,8 +8,8 @@ use veer_agent_core::tables::Tables;
 use veer_bpf_common::{
     outcome::{DropReason, Program, outcomes},
     tables::{
-        Configuration, Counter, Counters, Endpoints, Event, FlowEntry, FlowKey, Flows, Heartbeat,
-        Interfaces, Ipcache, Nodes, Remotes, Samples, Table,
+        Configuration, Counter, Counters, Endpoints, Event, Heartbeat, Interfaces, Ipcache, Nodes,
+        Remotes, Samples, Table,
     },
 };
 
@@ -22,7 +22,6 @@ use super::{
 pub struct Maps {
     /// Those that it fills.
     pub tables: Tables,
-    flows: BpfHashMap<MapData, FlowKey, FlowEntry>,
     counters: PerCpuArray<MapData, Counter>,
     samples: PerCpuArray<MapData, Event>,
     heartbeat: Array<MapData, u64>,
@@ -55,7 +54,6 @@ impl Maps {
                 HashRows(nodes),
                 ArrayRows::new(remotes),
             ),
-            flows: take::<Flows, _>(object)?,
             counters: take::<Counters, _>(object)?,
             samples: take::<Samples, _>(object)?,
             heartbeat: take::<Heartbeat, _>(object)?,
@@ -101,12 +99,6 @@ impl Maps {
             }
         }
         Ok(found)
-    }
-
-    /// All flow entries.
-    pub fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
-        let rows = self.flows.iter();
-        rows.map(|row| row.map_err(error::<Flows>)).collect()
     }
 
     /// Tells the programs that the agent lives and has compared their maps with the

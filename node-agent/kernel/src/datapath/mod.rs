@@ -6,6 +6,7 @@
 //! version expects (aya itself would take any).
 
 mod attach;
+mod before;
 mod handover;
 mod maps;
 mod raw;
@@ -26,7 +27,7 @@ use handover::Handover;
 use veer_agent_api::file;
 use veer_bpf_common::{
     LAYOUT_VERSION, program,
-    tables::{self, MapSpec},
+    tables::{self, FlowEntry, FlowKey, Flows, FlowsBefore, MapSpec, Table},
 };
 
 use crate::netlink::message::Socket;
@@ -134,12 +135,20 @@ impl Datapath {
         for spec in &tables::ALL {
             drop_foreign_pin(&pins.join(spec.name), spec)?;
         }
+        let flows_before = before::until(&pins, !others.is_empty())?;
         let mut loader = EbpfLoader::new();
         // Only UAPI structures are read, so there is nothing to relocate and
         // no need to keep the kernel's BTF in memory.
         loader.btf(None);
         for spec in &tables::ALL {
             loader.map_pin_path(spec.name, pins.join(spec.name));
+        }
+        // The verifier removes what never looks there.
+        loader.override_global(FlowsBefore::UNTIL, &flows_before, true);
+        if flows_before == 0 {
+            loader.map_max_entries(FlowsBefore::NAME, 1);
+        } else {
+            loader.map_pin_path(FlowsBefore::NAME, pins.join(FlowsBefore::NAME));
         }
         let mut object = loader
             .load(veer_bpf_object::OBJECT)
@@ -177,6 +186,18 @@ impl Datapath {
         Ring::open(&self.pins)
     }
 
+    /// All flow entries, in one call.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
+        let name = Flows::NAME;
+        let is_table = |path: &Path| path.file_name().is_some_and(|file| file == name);
+        let pinned = self.pinned.iter().find(|(path, _)| is_table(path));
+        let (_, map) = pinned.ok_or(Error::MissingMap(name))?;
+        raw::all(map).map_err(|source| {
+            let source = Box::new(source);
+            veer_agent_core::tables::Error { name, source }.into()
+        })
+    }
+
     /// Whether programs are attached by links that can be pinned.
     pub fn attaches_links(&self) -> bool {
         self.clsact.is_none()
@@ -195,10 +216,10 @@ impl Datapath {
     /// hold less than those of another layout. `complete`: they hold all that the
     /// API server knows.
     pub fn may_attach(&mut self, complete: bool) -> bool {
-        self.handover.as_mut().is_none_or(|handover| {
-            handover.filled |= complete;
-            handover.filled
-        })
+        let pins = &self.pins;
+        self.handover
+            .as_mut()
+            .is_none_or(|handover| handover.may_attach(pins, complete))
     }
 
     /// Every program is this version's.

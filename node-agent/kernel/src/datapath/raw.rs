@@ -6,13 +6,14 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
-use aya::maps::MapData;
+use aya::{Pod, maps::MapData};
 
 use super::handover::TakeoverError;
 
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
+const BPF_MAP_LOOKUP_BATCH: i32 = 24;
 
 /// The part of `union bpf_attr` for one entry.
 #[repr(C, align(8))]
@@ -103,6 +104,69 @@ pub(super) fn copy(from: &MapData, to: &MapData) -> Result<usize, TakeoverError>
         copied += 1;
     }
     Err(TakeoverError::Changing)
+}
+
+/// The part of `union bpf_attr` for many entries.
+#[repr(C, align(8))]
+struct Batch {
+    /// Where to begin; 0: at the first.
+    from: u64,
+    /// Where to go on, four bytes for a hash map.
+    next: u64,
+    keys: u64,
+    values: u64,
+    /// How many there is room for; afterwards how many there are.
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// All entries of a hash map of any kind, by one call: a walk from key to key would begin
+/// anew whenever a program deletes the key that it is at. What programs add or delete
+/// meanwhile may be missing.
+pub(super) fn all<K: Pod, V: Pod>(map: &MapData) -> Result<Vec<(K, V)>, TakeoverError> {
+    let info = map.info()?;
+    let sizes = [info.key_size(), info.value_size()].map(|size| size as usize);
+    if sizes != [size_of::<K>(), size_of::<V>()] {
+        return Err(TakeoverError::Keys);
+    }
+    // Some to spare for what comes during the walk.
+    let room = info.max_entries() as usize + 1024;
+    let (mut keys, mut values) = (Vec::<K>::with_capacity(room), Vec::<V>::with_capacity(room));
+    let mut next = 0u32;
+    let mut batch = Batch {
+        from: 0,
+        next: &raw mut next as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: info.max_entries() + 1024,
+        map: map.fd().as_fd().as_raw_fd().cast_unsigned(),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: `batch` has the layout of the kernel's union for this command, and with the
+    // buffers that it names, of keys and values of the map's sizes, it outlives the call.
+    let result = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_bpf,
+            BPF_MAP_LOOKUP_BATCH,
+            &raw mut batch,
+            size_of::<Batch>(),
+        )
+    };
+    let error = (result < 0).then(io::Error::last_os_error);
+    // That there is no entry after the last.
+    if let Some(error) = error.filter(|e| !absent(e)) {
+        return Err(error.into());
+    }
+    let count = (batch.count as usize).min(room);
+    // SAFETY: the kernel has written so many, and any bytes make them.
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    Ok(keys.into_iter().zip(values).collect())
 }
 
 #[cfg(test)]

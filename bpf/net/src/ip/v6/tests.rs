@@ -110,7 +110,7 @@ fn later_fragments_have_the_protocol_and_the_ports_of_the_first() {
         assert_eq!(flow_of(&later, &table), missing);
         let first = [&[fragment(1)][..], &options].concat();
         let first = flow_of(&testing::udp().v6_frame(&first), &table).unwrap();
-        assert_eq!(first.key.destination_port, [0, 53]);
+        assert_eq!(first.tuple.destination_port, [0, 53]);
         assert_eq!(flow_of(&later, &table), Ok(first));
     }
 }
@@ -133,8 +133,8 @@ fn an_error_belongs_to_the_flow_that_it_carries() {
             error.payload[0] = icmp_type;
             let flow = flow_of(&error.v6_frame(&[]), &Table::default()).unwrap();
             assert!(flow.is_error);
-            assert_eq!(flow.key.destination_port, [0, 53]);
-            assert_eq!(flow.key.protocol, UDP);
+            assert_eq!(flow.tuple.destination_port, [0, 53]);
+            assert_eq!(flow.tuple.protocol, UDP);
         }
     }
 }
@@ -144,8 +144,8 @@ fn echoes_have_their_identifier_for_ports() {
     let mut echo = testing::echo();
     echo.payload[0] = 128;
     let flow = flow_of(&echo.v6_frame(&[]), &Table::default()).unwrap();
-    assert_eq!(flow.key.source_port, [0xab, 0xcd]);
-    assert_eq!(flow.key.protocol, ICMP_V6);
+    assert_eq!(flow.tuple.source_port, [0xab, 0xcd]);
+    assert_eq!(flow.tuple.protocol, ICMP_V6);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! that pods ask.
 
 mod addresses;
+mod crowded;
 mod families;
 mod flows;
 mod host;
@@ -33,6 +34,7 @@ const OTHER: &str = "worker2";
 pub(crate) fn faults() -> Vec<Fault> {
     let mut all = host::faults();
     all.extend(addresses::faults());
+    all.extend(crowded::faults());
     all.extend(families::faults());
     all.extend(flows::faults());
     all.extend(members::faults());

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use veer_agent_api::{Attachment, HostPort};
 use veer_bpf_common::identity::Identity;
-use veer_bpf_common::tables::FlowSlots;
+use veer_bpf_common::tables::Share;
 
 use super::{Claims, LocalEndpoint, PodAddress, Pool, gateway_of, is_device_of, pool::Released};
 use crate::family::Family;
@@ -47,6 +47,10 @@ pub struct Reservation {
     /// Its allocation serial.
     pub serial: i64,
 }
+
+/// So many numbers in a row have different shares of the places of flows, [`Share`], and
+/// there are no more.
+const SHARES: usize = 256;
 
 /// All wired pods.
 #[derive(Debug)]
@@ -190,19 +194,26 @@ impl Store {
         }
     }
 
+    /// A number that no endpoint has, if possible with a share that none has either: pods
+    /// of one share take each other's places of flows.
     fn free_id(&mut self) -> u16 {
-        loop {
-            let next = self.last_id.checked_add(1);
-            let id = next
-                .filter(|id| *id < FlowSlots::FIRST_FOREIGN_SHARE)
-                .unwrap_or(1);
-            self.last_id = id;
-            let taken = self.reserved_ids.contains(&id)
-                || self.endpoints.values().any(|e| e.endpoint_id == id);
-            if !taken {
-                return id;
-            }
-        }
+        let known = self.endpoints.values().map(|e| e.endpoint_id);
+        let taken: BTreeSet<u16> = known.chain(self.reserved_ids.iter().copied()).collect();
+        let share = |id: &u16| Share::of_pod(*id).number();
+        let shares: BTreeSet<u16> = taken.iter().map(share).collect();
+        let last = self.last_id;
+        let candidates = || {
+            // 0 is no number.
+            let next = |id: &u16| Some(id.checked_add(1).unwrap_or(1));
+            std::iter::successors(next(&last), next)
+        };
+        let alone = candidates()
+            .take(SHARES)
+            .find(|id| !shares.contains(&share(id)));
+        // There are always fewer endpoints than numbers.
+        let id = alone.or_else(|| candidates().find(|id| !taken.contains(id)));
+        self.last_id = id.unwrap_or(1);
+        self.last_id
     }
 
     /// `now`, or one more than the last: it rises also over restarts without a write

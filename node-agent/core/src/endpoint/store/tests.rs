@@ -301,3 +301,37 @@ fn a_port_that_another_pod_has_is_found_and_the_own_earlier_sandbox_is_no_other(
     };
     assert_eq!(store.holder_of_ports(&again), None);
 }
+
+#[test]
+fn a_pod_has_a_share_of_flows_with_no_other_as_long_as_one_is_free() {
+    let mut store = Store::new([], Vec::new());
+    store.set_blocks(&nets(&["10.1.0.0/22"]));
+    let share = |pod: &LocalEndpoint| Share::of_pod(pod.endpoint_id);
+    let all: Vec<_> = (0..256).map(|n| wire(&mut store, n)).collect();
+    let shares: HashSet<u16> = all.iter().map(|pod| share(pod).number()).collect();
+    assert_eq!(shares.len(), SHARES);
+    let mut last = 0;
+    for (n, gone) in (1000..).zip([&all[77], &all[200], &all[3]]) {
+        forget(&mut store, &gone.attachment);
+        let next = wire(&mut store, n);
+        assert_eq!(share(&next), share(gone));
+        assert_ne!(next.endpoint_id, gone.endpoint_id);
+        last = next.endpoint_id;
+    }
+    // Now none is free.
+    assert_eq!(wire(&mut store, 2000).endpoint_id, last + 1);
+}
+
+#[test]
+fn numbers_begin_again_behind_the_last_and_those_reserved_are_taken() {
+    let mut store = Store::new([], Vec::new());
+    store.set_blocks(&nets(NODES[0]));
+    let reserved = store.reserve("u", &Claims::new(), 1).unwrap();
+    assert_eq!(reserved.endpoint_id, 1);
+    store.last_id = u16::MAX - 1;
+    assert_eq!(wire(&mut store, 1).endpoint_id, u16::MAX);
+    assert_eq!(wire(&mut store, 2).endpoint_id, 2, "neither 0 nor 1");
+    store.last_id = 256;
+    // 257 has the share of the reserved one, 258 that of 2.
+    assert_eq!(wire(&mut store, 3).endpoint_id, 259);
+}
