@@ -79,8 +79,7 @@ numbered! {
         /// The VNI of a tunnel packet is not the identity known of its source.
         IdentityMismatch = 64, "identity-mismatch";
         /// A pod, or a share of clients elsewhere, has as many flow entries as one may
-        /// have: a new one replaced another of its own, one without an answer or one that
-        /// ended, if there was any.
+        /// have: a new one replaced another of its own without an answer, or any closed one.
         FlowReplaced = 65, "flow-replaced";
         /// Somebody listens to the programs' decisions, and the ring of events was full.
         EventLost = 66, "event-lost";

@@ -37,7 +37,7 @@ const FINS: u16 = FlowEntry::FIN_THERE | FlowEntry::FIN_BACK;
 
 /// After how many ticks of [`tick`] an answered UDP flow is a stream: conntrack waits
 /// two seconds, so more than two whole seconds must lie between.
-pub const STREAM: u32 = 31;
+const STREAM: u32 = 31;
 
 /// Time in units of 67 ms, cheap to make of nanoseconds; never 0.
 #[inline(always)]
@@ -91,7 +91,7 @@ const fn next_state(state: u16, flow: &Flow, way: Way) -> u16 {
     } else if reply {
         state | FlowEntry::REPLIED
     } else if flow.opens() {
-        state & FlowEntry::OPENED_BY_SECOND
+        state & (FlowEntry::OPENED_BY_SECOND | FlowEntry::BY_BOTH)
     } else if state & FlowEntry::REPLIED != 0 {
         state | FlowEntry::CONFIRMED
     } else {

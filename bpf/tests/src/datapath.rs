@@ -218,6 +218,16 @@ impl Datapath {
         Ok(self.hash::<FlowsBefore>()?.insert(key, entry, 0)?)
     }
 
+    /// Whether there is such an entry.
+    pub fn has_flow_before(&mut self, tuple: Tuple) -> Result<bool> {
+        let key = tuple.asked_by(0);
+        match self.hash::<FlowsBefore>()?.get(&key, 0) {
+            Ok(_) => Ok(true),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Whether the object has the flow table; else it is of an earlier layout.
     pub fn has_flow_table(&self) -> bool {
         self.ebpf.map(Flows::NAME).is_some()

@@ -39,6 +39,8 @@ in_both_families! {
     a_ping_with_the_identifier_of_another_ones_is_no_reply_to_it,
     an_icmp_error_keeps_no_flow_alive,
     flows_of_both_ends_between_the_same_ports_are_both_answered,
+    a_connection_opened_back_through_the_stack_leaves_the_first_one_alone,
+    a_direct_connection_forgets_what_programs_of_layout_4_recorded,
     a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered,
 }
 
@@ -447,28 +449,47 @@ fn a_ping_with_the_identifier_of_another_ones_is_no_reply_to_it(family: Family) 
 /// Each speaks to the other's Service from the port that it serves (SIP, VPNs), and
 /// the stack translates both.
 fn flows_of_both_ends_between_the_same_ports_are_both_answered(family: Family) -> Result<()> {
-    let mut node = world::load(&[
-        Program::PodEgress,
-        Program::PodIngress,
-        Program::OverlayEgress,
-    ])?;
-    let (there, back) = (
-        Packet::udp((C, 2222), (A, 1111)),
-        Packet::udp((A, 1111), (C, 2222)),
-    );
-    for (program, packet) in [
-        (Program::PodIngress, &there),
-        (Program::OverlayEgress, &back),
+    let mut node = load()?;
+    let key = family.flow(17, (A, 1111), (B, 2222));
+    let about = Packet::udp((B, 2222), (A, 1111));
+    let error = from_a(Packet::error(A, B, Complaint::Unreachable, &about));
+    for (opener, expected) in [
+        // A's own answers nothing; and then B's Service has been asked, too.
+        (Packet::udp((A, 1111), (B, 2222)), Verdict::Deliver),
+        (Packet::udp((B, 2222), (A, 1111)), Verdict::ToStackNoted),
     ] {
-        outcome(&mut node, family, program, packet, 0)?;
+        outcome(&mut node, family, Program::PodIngress, &opener, 0)?;
+        for packet in [a_to(B), error.clone()] {
+            let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
+            assert_eq!(name(got), name(expected as u32), "{:?}", node.flow(&key)?);
+        }
     }
-    let entry = node.flow(&family.flow(17, (C, 2222), (A, 1111)))?;
-    assert!(
-        entry.is_some_and(|e| e.state & FlowEntry::BY_BOTH != 0),
-        "{entry:?}"
-    );
-    let got = outcome(&mut node, family, Program::PodEgress, &a_to(C), 0)?;
-    assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    Ok(())
+}
+
+fn a_connection_opened_back_through_the_stack_leaves_the_first_one_alone(
+    family: Family,
+) -> Result<()> {
+    let mut node = load()?;
+    let key = family.flow(6, (A, 1), (B, 2));
+    let open = FlowEntry::REPLIED | FlowEntry::CONFIRMED;
+    for (state, is_kept) in [(open, true), (0, false), (open | FlowEntry::CLOSING, false)] {
+        node.clear_flows()?;
+        let entry = FlowEntry {
+            expires_at: now()? + 60 * SECOND,
+            state,
+            ..FlowEntry::default()
+        };
+        node.set_flow(key, entry)?;
+        let back = Packet::tcp((B, 2), (A, 1), SYN);
+        outcome(&mut node, family, Program::PodIngress, &back, 0)?;
+        let first = node.flow(&key)?;
+        assert_eq!(first.is_some(), is_kept, "state {state:#x}: {first:?}");
+        // What A sends answers B's in any case.
+        let answer = from_a(Packet::tcp((A, 1), (B, 2), SYN | ACK));
+        let got = outcome(&mut node, family, Program::PodEgress, &answer, 0)?;
+        assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    }
     Ok(())
 }
 
@@ -489,25 +510,17 @@ fn a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered(family: Famil
     let now = now()?;
     // The takeover was a second ago, or is long over.
     let (recent, over) = (now + FlowsBefore::FOR - SECOND, now - 1);
-    let ticks = |at: u64| (at >> 26) as u32;
-    for (what, until, began, left, expected) in [
-        ("since", recent, ticks(now), 60, Verdict::ToStackNoted),
-        (
-            "copied",
-            recent,
-            ticks(now - 10 * SECOND),
-            60,
-            Verdict::Deliver,
-        ),
-        ("expired", recent, ticks(now), 0, Verdict::Deliver),
-        ("an hour ago", over, ticks(now), 60, Verdict::Deliver),
-        ("no upgrade", 0, ticks(now), 60, Verdict::Deliver),
+    for (what, until, left, expected) in [
+        ("live", recent, 60, Verdict::ToStackNoted),
+        ("expired", recent, 0, Verdict::Deliver),
+        ("a day ago", over, 60, Verdict::Deliver),
+        ("no upgrade", 0, 60, Verdict::Deliver),
     ] {
         let mut node = world::upgrading(until, &[Program::PodEgress, Program::PodIngress])?;
         let entry = FlowBefore {
             expires_at: now + left * SECOND,
             state: 0,
-            began,
+            began: 0,
         };
         for (key, packet) in [
             (family.flow(17, (B, 2222), (A, 1111)), a_to(B)),
@@ -526,5 +539,29 @@ fn a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered(family: Famil
         let got = outcome(&mut node, family, Program::PodEgress, &a_to(B), 0)?;
         assert_eq!(name(got), name(Verdict::ToStackNoted as u32), "{what}");
     }
+    Ok(())
+}
+
+fn a_direct_connection_forgets_what_programs_of_layout_4_recorded(family: Family) -> Result<()> {
+    let until = now()? + FlowsBefore::FOR - SECOND;
+    let mut node = world::upgrading(until, &[Program::PodEgress])?;
+    let key = family.flow(6, (B, 2), (A, 1));
+    // A connection lasts there, although nobody refreshes it.
+    let entry = FlowBefore {
+        expires_at: 1,
+        ..FlowBefore::default()
+    };
+    let answer = from_a(Packet::tcp((A, 1), (B, 2), ACK));
+    node.set_flow_before(key, entry)?;
+    let got = outcome(&mut node, family, Program::PodEgress, &answer, 0)?;
+    assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
+    // With an entry of this layout beside it.
+    let own = family.flow(6, (A, 1), (B, 2));
+    node.set_flow_before(own, entry)?;
+    live(&mut node, own)?;
+    let syn = from_a(Packet::tcp((A, 1), (B, 2), SYN));
+    let got = outcome(&mut node, family, Program::PodEgress, &syn, 0)?;
+    assert_eq!(name(got), name(Verdict::Deliver as u32));
+    assert!(node.flow(&own)?.is_none() && !node.has_flow_before(own)?);
     Ok(())
 }

@@ -15,7 +15,7 @@ const LINKS: &str = "/sys/fs/bpf/veer/links";
 /// have no name.
 const TCX: u64 = 11;
 
-/// Where the maps of layout 4 are pinned.
+/// Where the maps of layout 5 are pinned.
 pub const PINS: &str = "/sys/fs/bpf/veer/maps-v5";
 /// Outcomes of one program in COUNTERS; drop reasons begin at 128.
 const OUTCOMES: u32 = 192;

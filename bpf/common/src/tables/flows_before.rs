@@ -4,7 +4,7 @@
 use super::{MapKind, Table, Tuple};
 
 /// Entries of layout 4, by the tuple of the packets that opened the flow, without its
-/// asker. Nothing writes into it but programs of that layout.
+/// asker. Programs of that layout alone add to it.
 #[derive(Debug)]
 pub enum FlowsBefore {}
 

@@ -90,9 +90,9 @@ impl Share {
     pub const ATTEMPTS_OWN: u32 = 8;
     /// How many places are tried for a new entry, those in common included. A pod with
     /// 10,000 connections has taken a third of its window, of which twelve places are all
-    /// taken once in 700,000 times.
+    /// taken once in half a million times.
     pub const ATTEMPTS: u32 = Self::ATTEMPTS_OWN + 12;
-    /// With how many attempts all places of a share have been tried.
+    /// With how many attempts all places of a share's window have been tried.
     pub const ALL_ATTEMPTS: u32 = Self::ATTEMPTS_OWN + WINDOW;
     /// The most entries that one share can have.
     pub const LARGEST: u32 = OF_A_POD + WINDOW;
@@ -136,8 +136,8 @@ impl Share {
     }
 
     /// The index of the place that a flow with this [`FlowKey::hash`] takes if the ones
-    /// before are in use, below [`Places::CAPACITY`]; `attempt` is below
-    /// [`Self::ATTEMPTS`]. First those of its own, then those in common.
+    /// before are in use, below [`Places::CAPACITY`]. First those of its own, then those
+    /// in common, which from attempt [`Self::ALL_ATTEMPTS`] on repeat.
     #[inline(always)]
     pub const fn place(self, hash: u32, attempt: u32) -> u32 {
         let share = self.0 as u32;
@@ -231,20 +231,40 @@ mod tests {
 
     #[test]
     fn nobody_elses_flow_comes_to_the_places_of_a_shares_own() {
-        let own = |share: Share| {
-            (0..10_000).flat_map(move |port| {
+        let places = |share: Share, attempts: std::ops::Range<u32>| {
+            (0..5_000).flat_map(move |port| {
                 let hash = key(port).hash();
-                (0..Share::ATTEMPTS_OWN).map(move |i| share.place(hash, i))
+                attempts.clone().map(move |i| share.place(hash, i))
             })
         };
+        let shares = || (0..512).step_by(31).map(Share);
         let mut owners = std::collections::BTreeMap::new();
-        for number in (0..512).step_by(31) {
-            for place in own(Share(number)) {
-                assert_eq!(*owners.entry(place).or_insert(number), number);
+        for share in shares() {
+            for place in places(share, 0..Share::ATTEMPTS_OWN) {
+                assert_eq!(*owners.entry(place).or_insert(share), share);
             }
         }
-        let first = PODS_IN_COMMON.start;
-        assert!(owners.keys().all(|place| *place < first));
+        for share in shares() {
+            let mut common = places(share, Share::ATTEMPTS_OWN..Share::ATTEMPTS);
+            assert!(
+                common.all(|place| !owners.contains_key(&place)),
+                "{share:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn pods_with_numbers_next_to_each_other_have_nothing_in_common() {
+        let window = |share: Share| -> BTreeSet<u32> {
+            (0..WINDOW)
+                .map(|i| share.place(0, Share::ATTEMPTS_OWN + i))
+                .collect()
+        };
+        for id in [0, 7, 254] {
+            let (one, next) = (window(Share::of_pod(id)), window(Share::of_pod(id + 1)));
+            assert_eq!(one.len(), WINDOW as usize);
+            assert!(one.is_disjoint(&next), "pods {id} and {}", id + 1);
+        }
     }
 
     #[test]

@@ -98,6 +98,9 @@ fn is_from_opener(entry: &FlowEntry, from: End) -> bool {
 #[inline(always)]
 fn is_answer(flow: &Flow) -> bool {
     let (key, from) = flow.tuple.canonical();
+    if flow.opens() {
+        flows_before::forget(&flow.tuple);
+    }
     let Some(entry) = live(&key) else {
         return flows_before::is_answer(flow);
     };
@@ -153,15 +156,16 @@ pub(crate) fn record<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
 }
 
 /// Whether the flow has a live entry, which then knows of the packet, too. That of a
-/// connection which the other end opens anew is as good as none: the stack gives no
-/// two living flows the same tuple.
+/// connection that is over, or never was one, is as good as none to a connection which
+/// the other end opens between the same ports.
 #[inline(always)]
 fn goes_on(key: &FlowKey, from: End, flow: &Flow) -> bool {
     let Some(entry) = live(key) else {
         return false;
     };
     let by_opener = entry.opener() == from;
-    if !by_opener && flow.opens() {
+    let is_open = entry.state & (FlowEntry::REPLIED | FlowEntry::CLOSING) == FlowEntry::REPLIED;
+    if !by_opener && flow.opens() && !is_open {
         return false;
     }
     let way = if by_opener {

@@ -5,13 +5,13 @@
 //! flow table or here, and with the next packet of its opener in the table.
 
 use aya_ebpf::Global;
-use veer_bpf_common::tables::{FlowBefore, FlowsBefore, Tuple};
-use veer_bpf_net::{conntrack, flow::Flow, ip::TCP};
+use veer_bpf_common::tables::Tuple;
+use veer_bpf_net::{flow::Flow, ip::TCP};
 
 use super::maps::FLOWS;
 use crate::ctx::clock::now;
 
-/// [`FlowsBefore::UNTIL`].
+/// [`veer_bpf_common::tables::FlowsBefore::UNTIL`].
 #[unsafe(no_mangle)]
 static FLOWS_BEFORE_UNTIL: Global<u64> = Global::new(0);
 
@@ -32,12 +32,18 @@ pub(crate) fn is_recorded(tuple: &Tuple) -> bool {
     let Some(entry) = unsafe { FLOWS.get(key) }.copied() else {
         return false;
     };
-    let FlowBefore {
-        expires_at, began, ..
-    } = entry;
-    let since = conntrack::tick(until.wrapping_sub(FlowsBefore::FOR));
-    // Nobody refreshes it there any more, and a connection lasts.
-    (expires_at > now || tuple.protocol == TCP) && began >= since
+    // Nobody refreshes it there any more, and a connection lasts. One that ended is not
+    // taken for another on its tuple: that begins with a SYN.
+    entry.expires_at > now || tuple.protocol == TCP
+}
+
+/// A direct connection takes the tuple over.
+#[inline(always)]
+pub(crate) fn forget(tuple: &Tuple) {
+    if FLOWS_BEFORE_UNTIL.load() != 0 {
+        // There hardly ever is one.
+        let _ = FLOWS.remove(tuple);
+    }
 }
 
 /// As [`super::flows::answers`].
@@ -46,11 +52,8 @@ pub(crate) fn is_answer(flow: &Flow) -> bool {
     if flow.is_error {
         return is_recorded(&flow.tuple);
     }
-    if flow.opens() {
-        if FLOWS_BEFORE_UNTIL.load() != 0 {
-            // A direct connection takes the tuple over.
-            let _ = FLOWS.remove(flow.tuple);
-        }
+    // Its keys do not say who asks.
+    if flow.opens() || flow.tuple.asker == Tuple::SOURCE_ASKS {
         return false;
     }
     is_recorded(&flow.tuple.reversed())

@@ -108,6 +108,10 @@ impl Attachments {
         let mut failure = None;
         for (device, index, hook) in &wanted {
             let mut datapath = datapath.lock();
+            // What asks and was not replaced would not find what the new ones record.
+            if hook.records() && failure.is_some() && datapath.takes_over() {
+                break;
+            }
             let key = (device.clone(), *index, *hook);
             let known = self.done.contains(&key);
             let mut runs = known.then(|| datapath.runs(device, *hook)).flatten();

@@ -3,8 +3,9 @@
 //! The map is pinned among this layout's own, and its entries are copied into the flow
 //! table before the first program is replaced. From then on the programs that ask for
 //! flows look into both, since those of layout 4 that record some are replaced last. A
-//! day later the next start of an agent removes the pin, once no other layout is left. After a downgrade flows that
-//! the stack translates are recorded anew with their next packet.
+//! day later the next start of an agent removes the pin, once no other layout is left.
+//! After a downgrade flows that the stack translates are recorded anew with their next
+//! packet.
 
 use std::{
     cmp::Reverse,
@@ -28,7 +29,7 @@ use super::{Error, drop_foreign_pin, handover::TakeoverError, raw};
 use crate::clock;
 
 /// How long a copied entry lasts at least, in nanoseconds: programs of layout 4 go on
-/// to refresh the one that it was copied from.
+/// to refresh the one that it was copied from. That of a connection lasts a day.
 const AT_LEAST: u64 = 30 * 1_000_000_000;
 
 const TCP: u8 = 6;
@@ -38,8 +39,8 @@ const ESTABLISHED: u64 = 5 * 24 * 3600 * 1_000_000_000;
 
 /// Until when the programs to be loaded look into the map of layout 4, as
 /// [`FlowsBefore::UNTIL`] says: a day from when it was pinned in the folder `own`, or from
-/// now while programs of another layout run, which `is_under_way` says. Removes the pin
-/// afterwards.
+/// now while programs of another layout may run, which `is_under_way` says. Removes the
+/// pin afterwards.
 pub(super) fn until(own: &Path, is_under_way: bool) -> Result<u64, Error> {
     let path = own.join(FlowsBefore::NAME);
     drop_foreign_pin(&path, &FlowsBefore::SPEC)?;
@@ -48,13 +49,22 @@ pub(super) fn until(own: &Path, is_under_way: bool) -> Result<u64, Error> {
     };
     // A clock that was set back gives it more time, not less.
     let age = SystemTime::now().duration_since(pinned).unwrap_or_default();
-    let left = Duration::from_nanos(FlowsBefore::FOR).checked_sub(age);
-    let Some(left) = left.or(is_under_way.then_some(Duration::ZERO)) else {
+    let Some(left) = left(age, is_under_way) else {
         file::remove(&path).map_err(|source| Error::Bpffs { path, source })?;
         return Ok(0);
     };
     let left = u64::try_from(left.as_nanos()).unwrap_or(FlowsBefore::FOR);
     Ok(clock::monotonic() + left)
+}
+
+/// For how much longer a map is looked into that was pinned so long ago.
+fn left(age: Duration, is_under_way: bool) -> Option<Duration> {
+    let whole = Duration::from_nanos(FlowsBefore::FOR);
+    if is_under_way {
+        Some(whole)
+    } else {
+        whole.checked_sub(age)
+    }
 }
 
 /// Copies the live entries into the flow table, whose folder is `own`. Returns how many
@@ -116,14 +126,14 @@ fn as_now(tuple: &Tuple, old: &FlowBefore, now: u64) -> Option<(FlowKey, FlowEnt
     }
     let is_connection = tuple.protocol == TCP && state & FlowEntry::CLOSING == 0;
     // A connection whose answers nobody has seen yet may be one all the same.
-    let at_least = if is_connection {
+    let is_half_closed = state & (FlowEntry::FIN_THERE | FlowEntry::FIN_BACK) != 0;
+    let at_least = if is_connection && !is_half_closed {
         FlowsBefore::FOR
     } else {
         AT_LEAST
     };
-    let ends = FlowEntry::FIN_THERE | FlowEntry::FIN_BACK;
     let firm_until = match (is_connection, state & FlowEntry::CONFIRMED != 0) {
-        (true, true) if state & ends != 0 => old.expires_at,
+        (true, true) if is_half_closed => old.expires_at,
         // An hour from its last packet.
         (true, true) => old.expires_at.saturating_sub(ESTABLISHED - FlowEntry::FIRM),
         _ => 0,
@@ -193,6 +203,14 @@ mod tests {
             assert_eq!(entry.firm_until, NOW + 2_600 * 1_000_000_000);
             assert_eq!((entry.tag, entry.began), (key.hash(), 7));
         }
+    }
+
+    #[test]
+    fn the_map_before_is_looked_into_for_a_day_and_as_long_as_its_programs_may_run() {
+        let hours = Duration::from_hours;
+        assert_eq!(left(hours(1), false), Some(hours(23)));
+        assert_eq!(left(hours(25), false), None);
+        assert_eq!(left(hours(25), true), Some(hours(24)));
     }
 
     #[test]

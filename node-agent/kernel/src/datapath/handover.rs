@@ -144,7 +144,7 @@ pub(super) fn prepare(
     let learned = tables::ALL.iter().filter(|s| LEARNED.contains(&s.name));
     let before = FlowsBefore::SPEC;
     for spec in learned.chain([&before]) {
-        // Only one of them has flows: another layout before 5, or one after it.
+        // A layout before 5 has no flow table; one after it hardly ever the map before.
         if !from.join(spec.name).exists() {
             continue;
         }

@@ -222,6 +222,11 @@ impl Datapath {
             .is_none_or(|handover| handover.may_attach(pins, complete))
     }
 
+    /// Whether programs of another layout may still run.
+    pub fn takes_over(&self) -> bool {
+        self.handover.is_some()
+    }
+
     /// Every program is this version's.
     pub fn all_attached(&mut self) {
         if let Some(handover) = self.handover.take() {
