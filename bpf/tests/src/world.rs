@@ -3,7 +3,7 @@
 //! here, and what [`Family::of`] makes of them.
 
 use crate::{
-    datapath::Datapath,
+    datapath::{Context, Datapath},
     family::Family,
     packet::{Headers, Packet},
 };
@@ -16,7 +16,9 @@ use veer_bpf_common::{
     identity::Identity,
     node::NodeId,
     outcome::{Program, outcome_name},
-    tables::{Config, Endpoint, FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Interface, Remote},
+    tables::{
+        Config, Endpoint, FORM_NATIVE, FORM_NONE, FORM_TUNNEL, FlowEntry, Interface, Remote, Tuple,
+    },
 };
 
 /// The identity with this number.
@@ -283,4 +285,36 @@ pub fn name(outcome: u32) -> &'static str {
 #[allow(clippy::expect_used, reason = "an assertion of tests")]
 pub fn headers(frame: &[u8]) -> Headers {
     Headers::of(frame).expect("an IP frame")
+}
+
+/// Nanoseconds of a second.
+pub const SECOND: u64 = 1_000_000_000;
+
+/// Gives a flow an entry that lasts for a minute.
+pub fn live(node: &mut Datapath, key: Tuple) -> Result<()> {
+    node.set_flow(
+        key,
+        FlowEntry {
+            expires_at: now()? + 60 * SECOND,
+            ..FlowEntry::default()
+        },
+    )
+}
+
+/// Runs a packet with a mark; its outcome.
+pub fn outcome(
+    node: &mut Datapath,
+    family: Family,
+    program: Program,
+    packet: &Packet,
+    mark: u32,
+) -> Result<u32> {
+    let context = Context {
+        mark,
+        ..Context::default()
+    };
+    Ok(node
+        .run(program, &packet.frame_of(family), context)?
+        .decision
+        .outcome)
 }

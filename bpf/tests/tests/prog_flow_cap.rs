@@ -35,7 +35,6 @@ in_both_families! {
 
 /// More flows than a pod may have entries.
 const MANY: u16 = 40_000;
-const SECOND: u64 = 1_000_000_000;
 
 fn load() -> Result<Datapath> {
     world::load(&[

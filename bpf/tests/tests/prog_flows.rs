@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use veer_bpf_common::{
     mark,
     outcome::{Program, Verdict},
-    tables::{FlowBefore, FlowEntry, FlowsBefore, Tuple},
+    tables::FlowEntry,
 };
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
@@ -40,11 +40,7 @@ in_both_families! {
     an_icmp_error_keeps_no_flow_alive,
     flows_of_both_ends_between_the_same_ports_are_both_answered,
     a_connection_opened_back_through_the_stack_leaves_the_first_one_alone,
-    a_direct_connection_forgets_what_programs_of_layout_4_recorded,
-    a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered,
 }
-
-const SECOND: u64 = 1_000_000_000;
 
 fn load() -> Result<Datapath> {
     world::load(&[
@@ -62,34 +58,6 @@ fn sctp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Packet {
     payload.extend([0; 8]);
     payload.extend([1, 0, 0, 4]);
     Packet::raw(source.0, destination.0, 132).payload(payload)
-}
-
-fn live(node: &mut Datapath, key: Tuple) -> Result<()> {
-    node.set_flow(
-        key,
-        FlowEntry {
-            expires_at: now()? + 60 * SECOND,
-            ..FlowEntry::default()
-        },
-    )
-}
-
-/// Runs a packet with a mark; its outcome.
-fn outcome(
-    node: &mut Datapath,
-    family: Family,
-    program: Program,
-    packet: &Packet,
-    mark: u32,
-) -> Result<u32> {
-    let context = Context {
-        mark,
-        ..Context::default()
-    };
-    Ok(node
-        .run(program, &packet.frame_of(family), context)?
-        .decision
-        .outcome)
 }
 
 fn only_translated_flows_are_recorded_at_a_pods_veth(family: Family) -> Result<()> {
@@ -503,65 +471,5 @@ fn an_icmp_error_keeps_no_flow_alive(family: Family) -> Result<()> {
     let got = outcome(&mut node, family, Program::PodEgress, &error, 0)?;
     assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
     assert_eq!(node.flow(&key)?, before);
-    Ok(())
-}
-
-fn a_flow_that_programs_of_layout_4_recorded_meanwhile_is_answered(family: Family) -> Result<()> {
-    let now = now()?;
-    // The takeover was a second ago, or is long over.
-    let (recent, over) = (now + FlowsBefore::FOR - SECOND, now - 1);
-    for (what, until, left, expected) in [
-        ("live", recent, 60, Verdict::ToStackNoted),
-        ("expired", recent, 0, Verdict::Deliver),
-        ("a day ago", over, 60, Verdict::Deliver),
-        ("no upgrade", 0, 60, Verdict::Deliver),
-    ] {
-        let mut node = world::upgrading(until, &[Program::PodEgress, Program::PodIngress])?;
-        let entry = FlowBefore {
-            expires_at: now + left * SECOND,
-            state: 0,
-            began: 0,
-        };
-        for (key, packet) in [
-            (family.flow(17, (B, 2222), (A, 1111)), a_to(B)),
-            (
-                family.flow(1, (B, 99), (A, 99)),
-                from_a(Packet::echo(B, A, 99).reply()),
-            ),
-        ] {
-            node.set_flow_before(key, entry)?;
-            let got = outcome(&mut node, family, Program::PodEgress, &packet, 0)?;
-            assert_eq!(name(got), name(expected as u32), "{what}");
-        }
-        // Its opener's next packet gives it an entry of this layout.
-        let packet = Packet::udp((B, 2222), (A, 1111));
-        outcome(&mut node, family, Program::PodIngress, &packet, 0)?;
-        let got = outcome(&mut node, family, Program::PodEgress, &a_to(B), 0)?;
-        assert_eq!(name(got), name(Verdict::ToStackNoted as u32), "{what}");
-    }
-    Ok(())
-}
-
-fn a_direct_connection_forgets_what_programs_of_layout_4_recorded(family: Family) -> Result<()> {
-    let until = now()? + FlowsBefore::FOR - SECOND;
-    let mut node = world::upgrading(until, &[Program::PodEgress])?;
-    let key = family.flow(6, (B, 2), (A, 1));
-    // A connection lasts there, although nobody refreshes it.
-    let entry = FlowBefore {
-        expires_at: 1,
-        ..FlowBefore::default()
-    };
-    let answer = from_a(Packet::tcp((A, 1), (B, 2), ACK));
-    node.set_flow_before(key, entry)?;
-    let got = outcome(&mut node, family, Program::PodEgress, &answer, 0)?;
-    assert_eq!(name(got), name(Verdict::ToStackNoted as u32));
-    // With an entry of this layout beside it.
-    let own = family.flow(6, (A, 1), (B, 2));
-    node.set_flow_before(own, entry)?;
-    live(&mut node, own)?;
-    let syn = from_a(Packet::tcp((A, 1), (B, 2), SYN));
-    let got = outcome(&mut node, family, Program::PodEgress, &syn, 0)?;
-    assert_eq!(name(got), name(Verdict::Deliver as u32));
-    assert!(node.flow(&own)?.is_none() && !node.has_flow_before(own)?);
     Ok(())
 }

@@ -83,8 +83,9 @@ pub(crate) fn address<A: Address>(octets: &A::Octets) -> A {
     A::from_words(unsafe { words(start) })
 }
 
-/// A flow entry of the map, its tag last: the kernel writes a value from its beginning,
-/// so what was read before an old tag is of the same entry.
+/// A flow entry of the map, its tag last: where the kernel writes the value of another
+/// entry from its beginning meanwhile, as it mostly does, what was read before an old tag
+/// is of the same entry.
 #[inline(always)]
 pub(crate) fn entry(found: *const FlowEntry) -> FlowEntry {
     const { assert!(size_of::<FlowEntry>() == 4 * 8) };

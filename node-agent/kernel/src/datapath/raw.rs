@@ -31,22 +31,32 @@ fn address(bytes: &mut [u8]) -> u64 {
 }
 
 fn call(command: i32, map: BorrowedFd<'_>, key: u64, value: u64) -> io::Result<()> {
-    let attr = Attr {
+    let mut attr = Attr {
         map: map.as_raw_fd().cast_unsigned(),
         pad: 0,
         key,
         value,
         flags: 0,
     };
-    // SAFETY: `attr` outlives the call and has the layout of the kernel's union
-    // for these commands; the callers pass addresses of buffers that live as
-    // long and are as large as the map's keys and values.
+    // SAFETY: the layout is that of these commands; the callers pass addresses of buffers
+    // that live as long and are as large as the map's keys and values.
+    unsafe { bpf(command, &mut attr) }
+}
+
+/// `bpf(2)`.
+///
+/// # Safety
+///
+/// `attr` has the layout of the kernel's union for this command, and what it points to
+/// outlives the call.
+unsafe fn bpf<A>(command: i32, attr: &mut A) -> io::Result<()> {
+    // SAFETY: as the caller says.
     let result = unsafe {
         nix::libc::syscall(
             nix::libc::SYS_bpf,
             command,
-            &raw const attr,
-            size_of::<Attr>(),
+            core::ptr::from_mut(attr),
+            size_of::<A>(),
         )
     };
     if result < 0 {
@@ -147,18 +157,10 @@ pub(super) fn all<K: Pod, V: Pod>(map: &MapData) -> Result<Vec<(K, V)>, Takeover
     };
     // SAFETY: `batch` has the layout of the kernel's union for this command, and with the
     // buffers that it names, of keys and values of the map's sizes, it outlives the call.
-    let result = unsafe {
-        nix::libc::syscall(
-            nix::libc::SYS_bpf,
-            BPF_MAP_LOOKUP_BATCH,
-            &raw mut batch,
-            size_of::<Batch>(),
-        )
-    };
-    let error = (result < 0).then(io::Error::last_os_error);
-    // That there is no entry after the last.
-    if let Some(error) = error.filter(|e| !absent(e)) {
-        return Err(error.into());
+    match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) } {
+        // That there is no entry after the last.
+        Err(error) if absent(&error) => {}
+        result => result?,
     }
     let count = (batch.count as usize).min(room);
     // SAFETY: the kernel has written so many, and any bytes make them.
