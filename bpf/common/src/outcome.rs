@@ -70,6 +70,9 @@ numbered! {
         /// questions for routers and its duplicate address detection; what the host sends
         /// to groups on the tunnel device.
         Ignore = 9, "ignore";
+        /// From or to neither a pod nor another node. Never an outcome: another function of
+        /// the program finds out whether it belongs to a Service, and goes on.
+        Beyond = 10, "beyond";
     }
 }
 
@@ -161,6 +164,10 @@ numbered! {
         /// A new flow that the stack translated finds no place: its opener has as many
         /// established ones as it may have.
         NoPlaceForFlow = 153, "no-place-for-flow";
+        /// What a packet of a translated flow would become is not its sender's, or not for
+        /// its receiver: an ICMP error about another pod's packet, or another flow took
+        /// the place of the entry just now.
+        ForeignTranslation = 154, "foreign-translation";
     }
 }
 

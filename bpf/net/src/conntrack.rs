@@ -3,9 +3,8 @@
 //! replies.
 
 use crate::{
-    flow::Flow,
     ip::{ICMP, ICMP_V6, TCP, UDP},
-    l4::{FIN, RST},
+    l4::{self, FIN, RST},
 };
 use veer_bpf_common::tables::FlowEntry;
 
@@ -84,27 +83,27 @@ const fn firmness(protocol: u8, state: u16, stream: bool, lifetime: u64) -> u64 
 
 /// The state of a flow after a packet of it.
 #[inline(always)]
-const fn next_state(state: u16, flow: &Flow, way: Way) -> u16 {
+const fn next_state(state: u16, flags: u8, way: Way) -> u16 {
     let reply = !matches!(way, Way::There);
     let mut state = if matches!(way, Way::BackFromStack) {
         state | FlowEntry::REPLIED | FlowEntry::BY_BOTH
     } else if reply {
         state | FlowEntry::REPLIED
-    } else if flow.opens() {
-        state & (FlowEntry::OPENED_BY_SECOND | FlowEntry::BY_BOTH)
+    } else if l4::opens(flags) {
+        state & (FlowEntry::MADE_WITH | FlowEntry::BY_BOTH)
     } else if state & FlowEntry::REPLIED != 0 {
         state | FlowEntry::CONFIRMED
     } else {
         state
     };
-    if flow.tcp_flags & FIN != 0 {
+    if flags & FIN != 0 {
         state |= if reply {
             FlowEntry::FIN_BACK
         } else {
             FlowEntry::FIN_THERE
         };
     }
-    if flow.tcp_flags & RST != 0 || state & FINS == FINS {
+    if flags & RST != 0 || state & FINS == FINS {
         state |= FlowEntry::CLOSING;
     }
     state
@@ -128,32 +127,37 @@ const fn at(entry: &FlowEntry, protocol: u8, state: u16, now: u64) -> FlowEntry 
     }
 }
 
-/// An entry after a packet of its flow at time `now`, in nanoseconds; `None` where
-/// the difference is too small to write.
+/// An entry after a packet of its flow, with this protocol and these flags of TCP, at time
+/// `now`, in nanoseconds; `None` where the difference is too small to write.
 #[inline(always)]
-pub const fn refreshed(entry: &FlowEntry, flow: &Flow, way: Way, now: u64) -> Option<FlowEntry> {
-    let state = next_state(entry.state, flow, way);
-    let new = at(entry, flow.tuple.protocol, state, now);
+pub const fn refreshed(
+    entry: &FlowEntry,
+    (protocol, tcp_flags): (u8, u8),
+    way: Way,
+    now: u64,
+) -> Option<FlowEntry> {
+    let state = next_state(entry.state, tcp_flags, way);
+    let new = at(entry, protocol, state, now);
     if state == entry.state && new.expires_at < entry.expires_at.wrapping_add(COARSENESS) {
         return None;
     }
     Some(new)
 }
 
-/// The first entry of a flow, without tag, place and share. `opener`:
-/// [`veer_bpf_common::tables::End::as_opener`] of the end that the packet comes from.
+/// The first entry of a flow, without tag, place and share. `state`: of the bits
+/// [`FlowEntry::MADE_WITH`].
 #[inline(always)]
-pub const fn new(flow: &Flow, opener: u16, now: u64) -> FlowEntry {
+pub const fn new(protocol: u8, state: u16, now: u64) -> FlowEntry {
     let blank = FlowEntry {
         tag: 0,
         began: tick(now),
         expires_at: 0,
         firm_until: 0,
-        place: 0,
+        place_bits: 0,
         state: 0,
-        share: 0,
+        share_bits: 0,
     };
-    at(&blank, flow.tuple.protocol, opener, now)
+    at(&blank, protocol, state, now)
 }
 
 /// What the entry in a place is worth to a new flow that looks for one: 0 where the
@@ -197,26 +201,9 @@ mod tests {
     use super::*;
     use crate::l4::{ACK, SYN};
     use std::vec;
-    use veer_bpf_common::tables::{End, Tuple};
+    use veer_bpf_common::tables::End;
 
     const NOW: u64 = 1000 * SECOND;
-
-    fn flow(protocol: u8, tcp_flags: u8) -> Flow {
-        Flow {
-            tuple: Tuple {
-                source: [0; 16],
-                destination: [0; 16],
-                source_port: [0; 2],
-                destination_port: [0; 2],
-                protocol,
-                family: 4,
-                asker: 0,
-                pad: 0,
-            },
-            tcp_flags,
-            is_error: false,
-        }
-    }
 
     fn seconds_left(entry: &FlowEntry, now: u64) -> u64 {
         (entry.expires_at - now) / SECOND
@@ -225,17 +212,17 @@ mod tests {
     #[test]
     fn a_new_entry_lasts_as_an_unreplied_flow() {
         for (protocol, expected) in [(TCP, 120), (UDP, 30), (ICMP, 30), (132, 600)] {
-            let entry = new(&flow(protocol, SYN), End::First.as_opener(), NOW);
+            let entry = new(protocol, End::First.as_opener(), NOW);
             assert_eq!(seconds_left(&entry, NOW), expected);
         }
     }
 
     /// An entry after these packets: flags, and whether it is a reply.
     fn after(packets: &[(u8, bool)]) -> FlowEntry {
-        let first = new(&flow(TCP, SYN), End::First.as_opener(), NOW);
+        let first = new(TCP, End::First.as_opener(), NOW);
         packets.iter().fold(first, |entry, (flags, reply)| {
             let way = if *reply { Way::Back } else { Way::There };
-            refreshed(&entry, &flow(TCP, *flags), way, NOW).unwrap_or(entry)
+            refreshed(&entry, (TCP, *flags), way, NOW).unwrap_or(entry)
         })
     }
 
@@ -269,44 +256,44 @@ mod tests {
 
     #[test]
     fn a_port_used_again_after_its_close_is_a_new_connection() {
-        let entry = new(&flow(TCP, SYN), End::First.as_opener(), NOW);
-        let entry = refreshed(&entry, &flow(TCP, SYN | ACK), Way::Back, NOW).unwrap();
-        let entry = refreshed(&entry, &flow(TCP, FIN | ACK), Way::Back, NOW).unwrap();
+        let entry = new(TCP, End::First.as_opener(), NOW);
+        let entry = refreshed(&entry, (TCP, SYN | ACK), Way::Back, NOW).unwrap();
+        let entry = refreshed(&entry, (TCP, FIN | ACK), Way::Back, NOW).unwrap();
         let later = NOW + 60 * SECOND;
-        let entry = refreshed(&entry, &flow(TCP, SYN), Way::There, later).unwrap();
+        let entry = refreshed(&entry, (TCP, SYN), Way::There, later).unwrap();
         assert_eq!((entry.state, seconds_left(&entry, later)), (0, 120));
     }
 
     #[test]
     fn an_answered_udp_flow_lasts_longer_once_it_goes_on() {
-        let asked = new(&flow(UDP, 0), End::First.as_opener(), NOW);
-        let answered = refreshed(&asked, &flow(UDP, 0), Way::Back, NOW).unwrap();
+        let asked = new(UDP, End::First.as_opener(), NOW);
+        let answered = refreshed(&asked, (UDP, 0), Way::Back, NOW).unwrap();
         assert_eq!(seconds_left(&answered, NOW), 30);
         // Conntrack calls it a stream from two seconds on.
         let soon = NOW + 2 * SECOND;
-        let entry = refreshed(&answered, &flow(UDP, 0), Way::There, soon).unwrap();
+        let entry = refreshed(&answered, (UDP, 0), Way::There, soon).unwrap();
         assert_eq!(seconds_left(&entry, soon), 30);
         let later = NOW + 3 * SECOND;
-        let entry = refreshed(&answered, &flow(UDP, 0), Way::There, later).unwrap();
+        let entry = refreshed(&answered, (UDP, 0), Way::There, later).unwrap();
         assert_eq!(seconds_left(&entry, later), 120);
         // One-sided it never is one.
-        let entry = refreshed(&asked, &flow(UDP, 0), Way::There, later).unwrap();
+        let entry = refreshed(&asked, (UDP, 0), Way::There, later).unwrap();
         assert_eq!(seconds_left(&entry, later), 30);
     }
 
     #[test]
     fn an_entry_is_written_at_most_once_a_second() {
-        let entry = new(&flow(UDP, 0), End::First.as_opener(), NOW);
+        let entry = new(UDP, End::First.as_opener(), NOW);
         assert_eq!(
-            refreshed(&entry, &flow(UDP, 0), Way::There, NOW + SECOND - 1),
+            refreshed(&entry, (UDP, 0), Way::There, NOW + SECOND - 1),
             None
         );
-        assert!(refreshed(&entry, &flow(UDP, 0), Way::There, NOW + SECOND).is_some());
+        assert!(refreshed(&entry, (UDP, 0), Way::There, NOW + SECOND).is_some());
     }
 
     #[test]
     fn an_entry_ends_at_its_expiry() {
-        let entry = new(&flow(UDP, 0), End::First.as_opener(), NOW);
+        let entry = new(UDP, End::First.as_opener(), NOW);
         assert!(is_live(&entry, entry.expires_at - 1));
         assert!(!is_live(&entry, entry.expires_at));
     }
@@ -319,9 +306,9 @@ mod tests {
 
     #[test]
     fn who_opened_the_flow_is_kept_when_its_port_is_used_again() {
-        let entry = new(&flow(TCP, SYN), End::Second.as_opener(), NOW);
-        let entry = refreshed(&entry, &flow(TCP, SYN | ACK), Way::Back, NOW).unwrap();
-        let entry = refreshed(&entry, &flow(TCP, SYN), Way::There, NOW).unwrap();
+        let entry = new(TCP, End::Second.as_opener(), NOW);
+        let entry = refreshed(&entry, (TCP, SYN | ACK), Way::Back, NOW).unwrap();
+        let entry = refreshed(&entry, (TCP, SYN), Way::There, NOW).unwrap();
         assert_eq!(
             (entry.state, entry.opener()),
             (End::Second.as_opener(), End::Second)
@@ -353,20 +340,20 @@ mod tests {
 
     #[test]
     fn a_udp_flow_is_firm_once_it_is_a_stream() {
-        let asked = new(&flow(UDP, 0), End::First.as_opener(), NOW);
+        let asked = new(UDP, End::First.as_opener(), NOW);
         let later = NOW + 3 * SECOND;
-        let answered = refreshed(&asked, &flow(UDP, 0), Way::Back, later).unwrap();
+        let answered = refreshed(&asked, (UDP, 0), Way::Back, later).unwrap();
         assert_eq!(answered.firm_until, 0, "asked once and answered late");
-        let goes_on = refreshed(&answered, &flow(UDP, 0), Way::There, later).unwrap();
+        let goes_on = refreshed(&answered, (UDP, 0), Way::There, later).unwrap();
         assert_eq!(goes_on.firm_until, goes_on.expires_at);
     }
 
     #[test]
     fn a_flow_that_the_other_end_opened_as_well_is_known_as_that() {
-        let entry = new(&flow(UDP, 0), End::First.as_opener(), NOW);
-        let both = refreshed(&entry, &flow(UDP, 0), Way::BackFromStack, NOW).unwrap();
+        let entry = new(UDP, End::First.as_opener(), NOW);
+        let both = refreshed(&entry, (UDP, 0), Way::BackFromStack, NOW).unwrap();
         assert_eq!(both.state, FlowEntry::REPLIED | FlowEntry::BY_BOTH);
-        let again = refreshed(&both, &flow(UDP, 0), Way::BackFromStack, NOW);
+        let again = refreshed(&both, (UDP, 0), Way::BackFromStack, NOW);
         assert_eq!(again, None, "nothing new");
     }
 }

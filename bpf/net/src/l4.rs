@@ -11,6 +11,12 @@ pub const RST: u8 = 0x04;
 /// TCP flag: the acknowledgement number is valid.
 pub const ACK: u8 = 0x10;
 
+/// Whether a segment with these flags of TCP opens a connection.
+#[inline(always)]
+pub const fn opens(tcp_flags: u8) -> bool {
+    tcp_flags & (SYN | ACK) == SYN
+}
+
 /// Bytes of a UDP header.
 pub(crate) const UDP_HEADER: usize = 8;
 /// Bytes of a TCP header without options.

@@ -34,7 +34,20 @@ pub(crate) trait Hook {
     /// Looks at a packet that the kernel takes for one of the family `I`; frames of
     /// neither family come as IPv4's.
     fn inner<I: Ip>(skb: &mut Skb) -> Outcome;
+    /// Whether `inner` may say [`Verdict::Beyond`].
+    const GOES_BEYOND: bool = false;
+    /// Finds out what `beyond` needs to know.
+    #[inline(always)]
+    fn between() {}
+    /// Goes on with what `inner` said that of.
+    #[inline(always)]
+    fn beyond<I: Ip>(_skb: &mut Skb) -> Outcome {
+        Ok(Verdict::ToStack)
+    }
 }
+
+/// What the function of the first look returns for [`Verdict::Beyond`]: no code of tc's.
+const BEYOND: i32 = -2;
 
 /// Runs a tc program on the kernel's context.
 #[inline(always)]
@@ -42,10 +55,23 @@ pub(crate) fn tc<H: Hook>(raw: *mut __sk_buff) -> i32 {
     if H::passes(Skb::mark_of(raw)) {
         untouched(H::PROGRAM, raw)
     } else if Skb::protocol(raw) == ethernet::IPV6 {
-        family::<H, Ipv6>(raw)
+        looks::<H, Ipv6>(raw)
     } else {
-        family::<H, Ipv4>(raw)
+        looks::<H, Ipv4>(raw)
     }
+}
+
+/// The looks at a packet, each a function of its own and none within another, so that each
+/// has the whole stack: two families, or two looks, in one function would need more than
+/// the 512 bytes that the kernel allows for a function and its callers.
+#[inline(always)]
+fn looks<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
+    let code = first::<H, I>(raw);
+    if H::GOES_BEYOND && code == BEYOND {
+        H::between();
+        return second::<H, I>(raw);
+    }
+    code
 }
 
 /// Lets a packet pass that needs no look.
@@ -59,16 +85,35 @@ fn untouched(program: Program, raw: *mut __sk_buff) -> i32 {
     end_tc(program, Skb::new(raw, program, decision).length(), outcome)
 }
 
-/// The program's instance of one family. A function of its own: the kernel allows 512
-/// bytes of stack for a function and its callers, and two families in one function
-/// would need more.
+/// The first look.
 #[inline(never)]
-fn family<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
+fn first<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
     let Some(decision) = record(H::PROGRAM) else {
         return TC_ACT_SHOT;
     };
     let mut skb = Skb::new(raw, H::PROGRAM, decision);
     let outcome = H::inner::<I>(&mut skb);
+    if H::GOES_BEYOND && matches!(outcome, Ok(Verdict::Beyond)) {
+        return BEYOND;
+    }
+    end::<H>(skb, outcome)
+}
+
+/// The second look, at what the first one said is beyond pods and nodes.
+#[inline(never)]
+fn second<H: Hook, I: Ip>(raw: *mut __sk_buff) -> i32 {
+    let Some(decision) = DECISIONS.get_ptr_mut(H::PROGRAM as u32) else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: as in `record`, which the first look has called.
+    let mut skb = Skb::new(raw, H::PROGRAM, unsafe { &mut *decision });
+    let outcome = H::beyond::<I>(&mut skb);
+    end::<H>(skb, outcome)
+}
+
+/// Records an outcome, tells those who keep or listen, and gives the code.
+#[inline(always)]
+fn end<H: Hook>(skb: Skb, outcome: Outcome) -> i32 {
     skb.decision.outcome = number(outcome);
     if let Err(reason) = outcome {
         event::keep(H::PROGRAM, reason, &skb, skb.ifindex(), skb.decision);
@@ -138,7 +183,8 @@ fn end_tc(program: Program, length: u32, outcome: Outcome) -> i32 {
             | Verdict::PassNoted
             | Verdict::ToStack
             | Verdict::ToStackNoted
-            | Verdict::ToStackException,
+            | Verdict::ToStackException
+            | Verdict::Beyond,
         ) => TC_ACT_UNSPEC,
         // On the tunnel device itself the packet only has to go on.
         Ok(Verdict::Overlay) if matches!(program, Program::OverlayEgress) => TC_ACT_UNSPEC,

@@ -20,13 +20,17 @@ use veer_bpf_common::{
     tables::{
         Config, Configuration, Counter, Counters, Decision, Decisions, Endpoint, Endpoints, Event,
         Events, FlowBefore, FlowEntry, Flows, FlowsBefore, Heartbeat, Interface, Interfaces,
-        Ipcache, IpcacheEntry, Listen, Listening, Nodes, Remote, Remotes, Samples, Table, Tuple,
+        Ipcache, IpcacheEntry, Listen, Listening, Nodes, Places, Remote, Remotes, Samples, Table,
+        Tuple,
     },
 };
 
 /// `outcome` of a record that no program has written since [`Datapath::run`]
 /// cleared it.
 const NOT_WRITTEN: u32 = u32::MAX;
+
+/// A place that names no key of a test: the last one of clients elsewhere.
+const NO_PLACE: u32 = Places::CAPACITY as u32 - 1;
 
 /// Fields of `struct __sk_buff` that `BPF_PROG_TEST_RUN` takes
 /// (`include/uapi/linux/bpf.h`; `convert___skb_to_skb` in `net/bpf/test_run.c`).
@@ -128,7 +132,7 @@ impl Datapath {
         Ok(Array::try_from(self.map::<T>()?)?)
     }
 
-    fn hash<T: Table>(&mut self) -> Result<HashMap<&mut MapData, T::Key, T::Value>> {
+    pub(crate) fn hash<T: Table>(&mut self) -> Result<HashMap<&mut MapData, T::Key, T::Value>> {
         Ok(HashMap::try_from(self.map::<T>()?)?)
     }
 
@@ -186,16 +190,15 @@ impl Datapath {
     /// has; a new one has none.
     pub fn set_flow(&mut self, tuple: Tuple, entry: FlowEntry) -> Result<()> {
         let (key, opener) = tuple.canonical();
-        let (place, share) = self
-            .flow(&tuple)?
-            .map_or((u32::MAX, 0), |known| (known.place, known.share));
+        let (place, share, partner) = self.flow(&tuple)?.map_or((NO_PLACE, 0, 0), |known| {
+            (known.place(), known.share(), known.partner())
+        });
         let entry = FlowEntry {
             tag: key.hash(),
             state: entry.state | opener.as_opener(),
-            place,
-            share,
             ..entry
         };
+        let entry = entry.placed(place, share, partner);
         Ok(self.hash::<Flows>()?.insert(key, entry, 0)?)
     }
 

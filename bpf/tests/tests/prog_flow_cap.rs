@@ -263,6 +263,6 @@ fn flows_that_ended_make_room_and_are_gone(family: Family) -> Result<()> {
     assert_eq!(after.1, before.1);
     let last = family.flow(6, (A, 999), (B, 81));
     let entry = node.flow(&last)?.context("the last one's entry")?;
-    assert_eq!(entry.share, Share::of_pod(1).number());
+    assert_eq!(entry.share(), Share::of_pod(1).number());
     Ok(())
 }

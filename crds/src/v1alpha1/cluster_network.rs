@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
+use super::{PolicyEnforcement, ServiceTranslation, XdpMode};
 use crate::rules::{self, CONDITIONS_KEYS, rules};
 
 /// The pod network of the cluster. There is one, named `default`; its spec is
@@ -69,6 +70,14 @@ pub struct ClusterNetworkSpec {
     /// Whether and how an XDP program sits on the uplinks.
     #[serde(default)]
     pub xdp: XdpMode,
+    /// Who translates what pods send to Services: to a `ClusterIP`, an external IP or the
+    /// address of a load balancer. `KubeProxy`: the host's stack, by kube-proxy's rules.
+    /// `Pods`: the programs at the pods' veths, so that these packets never enter the
+    /// stack; kube-proxy goes on for the nodes themselves, for `NodePorts`, and for what
+    /// the programs leave to it. It may be changed at any time: flows stay with whoever
+    /// translated them first.
+    #[serde(default)]
+    pub services: ServiceTranslation,
     /// Which pod labels make an identity.
     #[serde(default)]
     pub identity_labels: IdentityLabels,
@@ -317,21 +326,6 @@ impl Default for Masquerade {
     }
 }
 
-/// Whether and how an XDP program sits on the uplinks.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
-pub enum XdpMode {
-    /// Driver mode where it costs no offload; elsewhere generic mode, but only
-    /// under a flood of packets that it drops earlier.
-    #[default]
-    Auto,
-    /// Driver mode.
-    Driver,
-    /// Generic mode.
-    Generic,
-    /// None.
-    Off,
-}
-
 /// Which pod labels make an identity. Keys that differ per pod, per revision or per
 /// run of a job (`pod-template-hash`, `job-name`, …) never do.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -345,18 +339,6 @@ pub struct IdentityLabels {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
     pub exclude: Vec<String>,
-}
-
-/// When network policies are enforced. (Enforcement itself is not there yet.)
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
-pub enum PolicyEnforcement {
-    /// For pods that a policy selects.
-    #[default]
-    Default,
-    /// For all pods.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// What the operator sees and does.

@@ -1,5 +1,6 @@
 //! API version `veer.dev/v1alpha1`.
 
+mod choices;
 mod cluster_network;
 mod node_network;
 mod node_report;
@@ -7,11 +8,11 @@ mod pod_cidr;
 mod pod_endpoint;
 mod security_identity;
 
+pub use choices::{PolicyEnforcement, ServiceTranslation, XdpMode};
 pub use cluster_network::{
     ClusterNetwork, ClusterNetworkSpec, ClusterNetworkStatus, ExtraNodeAddresses, FailedPair,
     FailedPairs, IdentityLabels, Masquerade, NativeRouting, NodeCounts, NodeReason, PodCidrEntry,
-    PodCidrState, PodCidrStatus, PolicyEnforcement, RolloutPolicy, Routing, RoutingMode, Tunnel,
-    XdpMode,
+    PodCidrState, PodCidrStatus, RolloutPolicy, Routing, RoutingMode, Tunnel,
 };
 pub use node_network::{
     Epoch, KeptForm, NodeNetwork, NodeNetworkSpec, NodeNetworkStatus, Phase, ProbeReport,

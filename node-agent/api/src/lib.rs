@@ -11,6 +11,7 @@ pub mod file;
 pub mod host_port;
 #[cfg(feature = "packet")]
 pub mod packet;
+pub mod service;
 pub mod stream;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 pub use host_port::{HostAddress, HostPort};
+pub use service::{BackendRow, ServiceRow};
 
 /// Path of the agent's socket.
 pub const SOCKET: &str = "/run/veer/agent.sock";
@@ -93,6 +95,8 @@ pub enum Request {
     Counters,
     /// Flows that have an entry.
     Flows,
+    /// Ports of Services.
+    Services,
     /// Samples of dropped packets.
     Drops,
     /// Decisions of the programs from now on, as [`stream`].
@@ -419,9 +423,13 @@ pub struct FlowRow {
     pub source: String,
     /// The other end, in the same form.
     pub destination: String,
-    /// Who translates the flow: `host`, the host's stack.
+    /// Who translates the flow: `host`, the host's stack, or `veer`, the programs.
     #[serde(default)]
     pub translation: String,
+    /// Where the programs send what is for the other end, in the same form; `None`: the
+    /// host's stack knows, or the flow's second entry was not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
     /// Seconds since the flow began; `None`: not known.
     #[serde(default)]
     pub age: Option<u64>,

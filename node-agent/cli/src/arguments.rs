@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::command::flow;
+use crate::command::{flow, service};
 use crate::monitor::Options;
 
 /// Shows what veer knows and does on a node.
@@ -101,9 +101,12 @@ pub(crate) enum Command {
     /// Packets that were dropped lately, why, and what to do about it.
     #[command(subcommand, alias = "drop")]
     Drops(List),
-    /// Flows that the host's stack translates (Services, hostPorts).
+    /// Flows that the host's stack or veer translates (Services, hostPorts).
     #[command(subcommand)]
     Flow(Flow),
+    /// Services: who translates what pods send to them, and where it may go.
+    #[command(subcommand, visible_alias = "services", alias = "svc")]
+    Service(Service),
     /// Every packet's decision as it is made: who, where to, why not.
     Monitor(Box<Options>),
     /// The BPF maps, by the names that other tools of this kind use.
@@ -132,9 +135,20 @@ pub(crate) enum Flow {
     /// All of them, or those that are as the options say.
     ///
     /// Values of one option are alternatives, and all options must hold together. Addresses
-    /// and ports may be of either end.
+    /// and ports may be of either end, or of the backend.
     #[command(visible_alias = "ls")]
     List(flow::Options),
+}
+
+/// See [`Command::Service`].
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Service {
+    /// All of them, or those that are as the options say.
+    ///
+    /// Values of one option are alternatives, and all options must hold together. Addresses
+    /// and ports may be of frontends or of backends.
+    #[command(visible_alias = "ls")]
+    List(service::Options),
 }
 
 /// See [`Command::Bpf`].

@@ -25,7 +25,8 @@ pub(crate) struct Filter {
 /// Protocol number of SCTP.
 const SCTP: u8 = 132;
 
-fn prefix(text: &str) -> Result<IpNet, String> {
+/// An address or a prefix, as options name them.
+pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse()
         .or_else(|_| address())
@@ -45,7 +46,7 @@ fn protocol(text: &str) -> Result<String, String> {
 
 impl Filter {
     /// Whether what has this protocol and these ends is wanted.
-    pub(crate) fn wants(&self, protocol: &str, ends: [End; 2]) -> bool {
+    pub(crate) fn wants(&self, protocol: &str, ends: &[End]) -> bool {
         let address = |net: &IpNet| {
             ends.iter()
                 .any(|end| end.address.is_some_and(|a| net.contains(&a)))

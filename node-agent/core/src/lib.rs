@@ -3,7 +3,8 @@
 //! what is to be done goes out as values.
 //!
 //! `index` (what the API server said) and `endpoint` (this node's pods) lead by way of
-//! `peers` and `switch` to `desired`; `diff` says what of it is not there yet.
+//! `peers` and `switch` to `desired`; `diff` says what of it is not there yet. `services`
+//! keeps the rows of Services, whose numbers have to outlive a change.
 
 #![forbid(unsafe_code)]
 
@@ -20,5 +21,6 @@ pub mod peers;
 pub mod prefix;
 pub mod repair;
 pub mod route;
+pub mod services;
 pub mod switch;
 pub mod tables;

@@ -189,6 +189,11 @@ async fn bad_input_is_refused_with_a_sentence_that_says_what_to_do() {
             "supported values",
         ),
         (
+            "translator of Services",
+            cn(&format!("{v4}\nservices: Nobody")),
+            "supported values",
+        ),
+        (
             "masquerade exclusion",
             cn(&format!("{v4}\nmasquerade: {{exclude: [10.0.0.1/8]}}")),
             "must be a block without host bits",

@@ -1,10 +1,10 @@
 //! `FLOW_TABLE`: what is to be remembered of flows.
 
-use super::{MapKind, PairWords, Table};
+use super::{MapKind, PairWords, Share, Table};
 use crate::address::Address;
 
 /// Entries of flows, one for both directions. Only flows that something must be
-/// remembered of have one: those that the host's stack translated.
+/// remembered of have one: those that the host's stack or the programs translate.
 #[derive(Debug)]
 pub enum Flows {}
 
@@ -17,7 +17,8 @@ impl Table for Flows {
     const CAPACITY: usize = super::Places::CAPACITY;
 }
 
-/// A flow that the host's stack translated; its replies go up the stack.
+/// A flow that the host's stack translated, whose replies go up the stack, or one of the
+/// two entries of a flow that the programs translate ([`FlowEntry::TRANSLATED`]).
 ///
 /// The kernel uses the memory of a deleted entry again at once, so a program that has
 /// found an entry may read another flow's. It reads [`FlowEntry::tag`] last, and an
@@ -36,12 +37,12 @@ pub struct FlowEntry {
     /// Nanoseconds of the same clock, until which no flow of the same opener may take
     /// its place; 0: any may.
     pub firm_until: u64,
-    /// Index of its place, [`super::Places`].
-    pub place: u32,
+    /// [`FlowEntry::place`], and above it the lower bits of [`FlowEntry::partner`].
+    pub place_bits: u32,
     /// Bits of what was seen: [`FlowEntry::REPLIED`] and the others.
     pub state: u16,
-    /// Whose share the place is, [`super::Share`].
-    pub share: u16,
+    /// [`FlowEntry::share`], and above it the upper bits of [`FlowEntry::partner`].
+    pub share_bits: u16,
 }
 
 impl FlowEntry {
@@ -60,10 +61,82 @@ impl FlowEntry {
     /// [`FlowEntry::state`]: the other end opened one too, between the same ports, and the
     /// stack translated both. What either sends is an answer then.
     pub const BY_BOTH: u16 = 64;
+    /// [`FlowEntry::state`]: one of the two entries of a flow to a Service, which the
+    /// programs translate. The other is in the place [`FlowEntry::partner`].
+    pub const TRANSLATED: u16 = 128;
+    /// [`FlowEntry::state`]: of a translated flow the entry that the client's packets find.
+    /// Its other end is the Service's; that of its partner is the backend.
+    pub const FRONT: u16 = 256;
+    /// [`FlowEntry::state`]: in the key of the partner, the client is the second end.
+    pub const PARTNER_BY_SECOND: u16 = 512;
+    /// [`FlowEntry::state`]: what is set when the entry is made.
+    pub const MADE_WITH: u16 =
+        Self::OPENED_BY_SECOND | Self::TRANSLATED | Self::FRONT | Self::PARTNER_BY_SECOND;
 
     /// Nanoseconds for which an established TCP connection without a packet is not
     /// replaced. It lasts longer than that while its opener has room.
     pub const FIRM: u64 = 3600 * 1_000_000_000;
+
+    /// Bits of a place's index.
+    const PLACE_BITS: u32 = 18;
+    /// Where the upper bits of the partner's place are.
+    const PARTNER_AT: u32 = 12;
+
+    /// The same in this place, an index of [`super::Places`], of this share, with a
+    /// partner in that place.
+    #[must_use]
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "four bits are left of the partner's place"
+    )]
+    pub const fn placed(self, place: u32, share: u16, partner: u32) -> Self {
+        const {
+            assert!(super::Places::CAPACITY == 1 << Self::PLACE_BITS);
+            assert!(Share::COUNT <= 1 << Self::PARTNER_AT);
+        }
+        let low = 32 - Self::PLACE_BITS;
+        Self {
+            place_bits: place | (partner << Self::PLACE_BITS),
+            share_bits: share | ((partner >> low) << Self::PARTNER_AT) as u16,
+            ..self
+        }
+    }
+
+    /// Index of its place, [`super::Places`].
+    #[inline(always)]
+    pub const fn place(&self) -> u32 {
+        self.place_bits & ((1 << Self::PLACE_BITS) - 1)
+    }
+
+    /// Whose share the place is, [`super::Share`].
+    #[inline(always)]
+    pub const fn share(&self) -> u16 {
+        self.share_bits & ((1 << Self::PARTNER_AT) - 1)
+    }
+
+    /// Index of its partner's place, where it is [`FlowEntry::TRANSLATED`].
+    #[inline(always)]
+    pub const fn partner(&self) -> u32 {
+        let high = (self.share_bits >> Self::PARTNER_AT) as u32;
+        (self.place_bits >> Self::PLACE_BITS) | (high << (32 - Self::PLACE_BITS))
+    }
+
+    /// Whether the programs translate the flow.
+    #[inline(always)]
+    pub const fn is_translated(&self) -> bool {
+        self.state & Self::TRANSLATED != 0
+    }
+
+    /// Which end of the partner's key is the client.
+    #[inline(always)]
+    pub const fn partner_opener(&self) -> End {
+        if self.state & Self::PARTNER_BY_SECOND == 0 {
+            End::First
+        } else {
+            End::Second
+        }
+    }
 
     /// Which end opened the flow.
     #[inline(always)]
@@ -86,6 +159,16 @@ pub enum End {
 }
 
 impl End {
+    /// The other one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
     /// The bit of [`FlowEntry::state`] that says that this end opened the flow.
     #[inline(always)]
     pub const fn as_opener(self) -> u16 {
@@ -151,6 +234,27 @@ impl Tuple {
     pub const fn asked_by(mut self, asker: u8) -> Self {
         self.asker = asker;
         self
+    }
+
+    /// The same to another destination, [`super::Backend::address`] and port.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sent_to(mut self, backend: &super::Backend) -> Self {
+        self.destination = backend.address;
+        self.destination_port = backend.port;
+        self
+    }
+
+    /// The same from another source.
+    #[must_use]
+    #[inline(always)]
+    pub fn sent_by<A: Address>(self, source: A) -> Self {
+        let mut words = self.words();
+        [words.addresses[0], words.addresses[1]] = source.words();
+        Self {
+            asker: self.asker,
+            ..Self::of(words)
+        }
     }
 
     /// The source of a flow of this family.
@@ -299,6 +403,25 @@ mod tests {
                 assert_ne!(from, to);
                 assert_eq!((key.tuple_from(from), key.tuple_from(to)), (there, back));
             }
+        }
+    }
+
+    #[test]
+    fn a_places_index_its_share_and_its_partner_do_not_get_into_each_others_way() {
+        let last = u32::try_from(super::super::Places::CAPACITY - 1).unwrap();
+        let top = Share::COUNT - 1;
+        for (place, share, partner) in [
+            (0, 0, last),
+            (last, 0, 0),
+            (0, top, 0),
+            (last, top, last),
+            (5, 7, 0x2_0001),
+        ] {
+            let entry = FlowEntry::default().placed(place, share, partner);
+            assert_eq!(
+                (entry.place(), entry.share(), entry.partner()),
+                (place, share, partner)
+            );
         }
     }
 

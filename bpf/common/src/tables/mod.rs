@@ -20,6 +20,7 @@ mod nodes;
 mod places;
 mod remotes;
 mod samples;
+mod services;
 
 pub use config::{CONFIG_PAD, Config, Configuration};
 pub use counters::{Counter, Counters};
@@ -37,6 +38,10 @@ pub use nodes::Nodes;
 pub use places::{Place, Places, Share, bpf_spin_lock};
 pub use remotes::{FORM_NATIVE, FORM_NONE, FORM_TUNNEL, Form, Remote, Remotes};
 pub use samples::Samples;
+pub use services::{
+    Affinities, Affinity, AffinityKey, Asked, Backend, BackendKey, Backends, Frontend, Member,
+    Members, Question, Service, Services,
+};
 
 /// A key of two addresses and eight bytes more, in memory words.
 #[repr(C)]
@@ -136,7 +141,7 @@ pub struct MapSpec {
 }
 
 /// All maps but [`FlowsBefore`], which only an upgrade has.
-pub const ALL: [MapSpec; 15] = [
+pub const ALL: [MapSpec; 20] = [
     Configuration::SPEC,
     Endpoints::SPEC,
     Interfaces::SPEC,
@@ -152,6 +157,11 @@ pub const ALL: [MapSpec; 15] = [
     Heartbeat::SPEC,
     Listening::SPEC,
     Events::SPEC,
+    Services::SPEC,
+    Backends::SPEC,
+    Members::SPEC,
+    Affinities::SPEC,
+    Asked::SPEC,
 ];
 
 #[cfg(test)]

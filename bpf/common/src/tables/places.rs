@@ -86,6 +86,8 @@ pub struct Share(u16);
 impl Share {
     /// The number of the first share of addresses elsewhere.
     const FIRST_ELSEWHERE: u32 = SHARES;
+    /// How many there are.
+    pub const COUNT: u16 = 2 * SHARES as u16;
     /// How many places of the opener's own are tried for a new entry.
     pub const ATTEMPTS_OWN: u32 = 8;
     /// How many places are tried for a new entry, those in common included. A pod with

@@ -28,7 +28,7 @@ impl Flow {
     /// Whether this packet opens a TCP connection.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.tcp_flags & (l4::SYN | l4::ACK) == l4::SYN
+        l4::opens(self.tcp_flags)
     }
 }
 

@@ -28,6 +28,10 @@ pub trait Ip: Copy {
     const ETHER_TYPE: u16;
     /// Bytes of a header without options or extension headers.
     const HEADER_LENGTH: usize;
+    /// Offset of the source address in the header; the destination follows it.
+    const ADDRESSES: usize;
+    /// Offset of the header's own checksum; `None`: it has none.
+    const CHECKSUM: Option<usize>;
     /// Bytes that [`Bytes::head`] must reach, TCP without options included.
     const HEAD: usize;
 

@@ -60,6 +60,8 @@ impl Ip for Ipv4 {
     type Start = Start<26>;
     const ETHER_TYPE: u16 = ethernet::IPV4;
     const HEADER_LENGTH: usize = HEADER_LENGTH;
+    const ADDRESSES: usize = 12;
+    const CHECKSUM: Option<usize> = Some(10);
     const HEAD: usize = HEAD;
 
     #[inline(always)]

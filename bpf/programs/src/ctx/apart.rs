@@ -20,7 +20,7 @@ use veer_bpf_net::{
 use super::direct::{address, copy};
 
 /// A packet that is read by a helper alone, wherever its bytes are.
-struct Raw(*mut __sk_buff);
+pub(super) struct Raw(pub(super) *mut __sk_buff);
 
 /// `N` bytes of the packet.
 #[inline(always)]

@@ -3,9 +3,10 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use veer_bpf_common::{
     address::{Address, V6},
+    identity::Identity,
     mark,
     outcome::{DropReason, Outcome, Program, Verdict},
-    tables::{Interface, Who},
+    tables::{Interface, Share, Tuple, Who},
 };
 use veer_bpf_net::{
     arp::Arp,
@@ -22,7 +23,10 @@ use crate::{
     },
     exit::{self, Hook},
     path::{local, remote, stack},
-    state::{flows, lookup},
+    state::{
+        flows::{self, Answer},
+        lookup, translations,
+    },
 };
 
 /// Device: the host side of a pod's veth; direction: ingress. Expects whatever
@@ -63,6 +67,18 @@ impl Hook for PodEgress {
             (ethernet::IPV4, ethernet::ARP) => arp(skb, interface),
             _ => Err(DropReason::UnsupportedL3),
         }
+    }
+
+    const GOES_BEYOND: bool = true;
+
+    #[inline(always)]
+    fn between() {
+        translations::answer();
+    }
+
+    #[inline(always)]
+    fn beyond<I: Ip>(skb: &mut Skb) -> Outcome {
+        to_backend::<I>(skb)
     }
 }
 
@@ -135,30 +151,82 @@ fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
     let destination = lookup::who(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
     if matches!(destination, Who::World) {
-        return Ok(Verdict::ToStack);
+        return beyond(skb, interface, ip);
+    }
+    if matches!(destination, Who::LocalPod(_)) {
+        return local::by_flow(skb, ip, lookup::endpoint(ip.destination()));
     }
     let flow = flows::of(skb, ip)?;
-    if matches!(destination, Who::Host | Who::RemoteNode(_)) {
-        not_the_tunnel(&flow)?;
+    if !matches!(destination, Who::RemotePod(..)) {
+        not_the_tunnel(&flow.tuple)?;
     }
-    if matches!(destination, Who::Host) {
+    let Some(node) = destination.remote_node() else {
+        return to_host(skb, ip, &flow);
+    };
+    match flows::answers(skb, &flow) {
+        Answer::OfStack => Ok(stack::answer(skb)),
+        Answer::No | Answer::Of(_) => remote::from_pod(skb, ip, node, interface.identity()),
+    }
+}
+
+/// To the node's own stack. A pod that is its own backend answers the gateway.
+#[inline(always)]
+fn to_host<I: Ip>(skb: &mut Skb, ip: &I, flow: &Flow) -> Outcome {
+    if lookup::is_gateway(ip.destination())
+        && let Answer::Of(translation) = flows::answers(skb, flow)
+    {
+        translations::apply(skb, ip, translation)?;
+        let ip = skb.ip::<I>()?;
+        return local::to_pod(skb, &ip, lookup::endpoint(ip.destination()));
+    }
+    Ok(Verdict::ToStack)
+}
+
+/// To an address of neither a pod nor a node: a Service's, which leads to a backend, or
+/// one of the world.
+#[inline(always)]
+fn beyond<I: Ip>(skb: &Skb, interface: &Interface, ip: &I) -> Outcome {
+    let asks = flows::of(skb, ip)
+        .is_ok_and(|flow| translations::ask(&flow, Share::of_pod(interface.endpoint_id)));
+    if asks {
+        Ok(Verdict::Beyond)
+    } else {
+        Ok(Verdict::ToStack)
+    }
+}
+
+/// To the backend of the Service that the packet is for. What is for none, or is not to be
+/// translated here, is the stack's.
+#[inline(always)]
+fn to_backend<I: Ip>(skb: &mut Skb) -> Outcome {
+    let Some(translation) = translations::answered(skb) else {
         return Ok(Verdict::ToStack);
+    };
+    let ip = skb.ip::<I>()?;
+    translations::apply(skb, &ip, translation)?;
+    let ip = skb.ip::<I>()?;
+    let (destination, pod) = lookup::arrived(ip.destination());
+    skb.decision.destination_identity = destination.identity().get();
+    if matches!(destination, Who::Host | Who::RemoteNode(_)) {
+        not_the_tunnel(&flows::of(skb, &ip)?.tuple)?;
     }
-    if let Some(verdict) = stack::translated(skb, &flow) {
-        return Ok(verdict);
-    }
-    match destination.remote_node() {
-        Some(node) => remote::from_pod(skb, ip, node, interface.identity()),
-        None => local::to_pod(skb, ip, lookup::endpoint(ip.destination())),
+    let identity =
+        Identity::new(skb.decision.source_identity).ok_or(DropReason::UnknownInterface)?;
+    match destination {
+        Who::World | Who::Host => Ok(Verdict::ToStack),
+        Who::LocalPod(_) => local::to_pod(skb, &ip, pod),
+        Who::RemotePod(_, node) | Who::RemoteNode(node) => {
+            remote::from_pod(skb, &ip, node, identity)
+        }
     }
 }
 
 /// A pod that could send to the tunnel port of a node could forge what other
 /// pods send.
 #[inline(always)]
-fn not_the_tunnel(flow: &Flow) -> Result<(), DropReason> {
+fn not_the_tunnel(tuple: &Tuple) -> Result<(), DropReason> {
     let config = lookup::config().ok_or(DropReason::NotConfigured)?;
-    if flow.tuple.protocol == UDP && flow.tuple.destination_port == config.tunnel_port {
+    if tuple.protocol == UDP && tuple.destination_port == config.tunnel_port {
         return Err(DropReason::TunnelPortFromPod);
     }
     Ok(())

@@ -18,7 +18,7 @@ pub(crate) fn from_world<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
     if !ip.is_icmp() || !is_about_direct_flow(skb, ip) {
         return Ok(Verdict::Pass);
     }
-    local::to_pod(skb, ip, lookup::endpoint(ip.destination()))
+    local::by_flow(skb, ip, lookup::endpoint(ip.destination()))
 }
 
 /// Whether this is an error about what a local pod sent bare to another node or a pod

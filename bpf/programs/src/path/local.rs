@@ -9,18 +9,26 @@ use veer_bpf_net::ip::Ip;
 use super::stack;
 use crate::{
     ctx::{direct::copy, skb::Skb},
-    state::flows,
+    state::{
+        flows::{self, Answer},
+        lookup, translations,
+    },
 };
 
 /// A packet to one of this node's pods: to the stack where the flow was translated
-/// there, else delivered.
+/// there, else delivered, translated back where the programs translate its flow.
 #[inline(always)]
 pub(crate) fn by_flow<I: Ip>(skb: &mut Skb, ip: &I, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
-    if let Some(verdict) = stack::translated(skb, &flow) {
-        return Ok(verdict);
+    match flows::answers(skb, &flow) {
+        Answer::No => to_pod(skb, ip, pod),
+        Answer::OfStack => Ok(stack::answer(skb)),
+        Answer::Of(translation) => {
+            translations::apply(skb, ip, translation)?;
+            let ip = skb.ip::<I>()?;
+            to_pod(skb, &ip, lookup::endpoint(ip.destination()))
+        }
     }
-    to_pod(skb, ip, pod)
 }
 
 /// Delivers to the pod that has the packet's destination, if any has: one hop, the

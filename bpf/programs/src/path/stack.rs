@@ -4,7 +4,7 @@ use veer_bpf_common::{
     mark,
     outcome::{Outcome, Verdict},
 };
-use veer_bpf_net::{flow::Flow, ip::Ip};
+use veer_bpf_net::ip::Ip;
 
 use crate::{ctx::skb::Skb, state::flows};
 
@@ -29,23 +29,20 @@ pub(crate) fn sent<I: Ip>(
     }
 }
 
+/// The header of a packet of this family; `None`: it is none.
 #[inline(always)]
-fn header<I: Ip>(skb: &Skb) -> Option<I> {
+pub(crate) fn header<I: Ip>(skb: &Skb) -> Option<I> {
     if skb.ethernet::<I>().ok()?.ether_type != I::ETHER_TYPE {
         return None;
     }
     skb.ip().ok()
 }
 
-/// Sends the packet to the stack, with [`mark::TO_STACK`], if the stack translated its
-/// flow.
+/// To the stack, which translated the flow that the packet answers.
 #[inline(always)]
-pub(crate) fn translated(skb: &mut Skb, flow: &Flow) -> Option<Verdict> {
-    if !flows::answers(skb, flow) {
-        return None;
-    }
+pub(crate) fn answer(skb: &Skb) -> Verdict {
     skb.set_mark(mark::TO_STACK);
-    Some(Verdict::ToStackNoted)
+    Verdict::ToStackNoted
 }
 
 /// To the stack, which answers with an ICMP error, or fragments.

@@ -28,9 +28,64 @@ use super::{counters, flows_before, fragments::FragmentMap, maps::FLOW_TABLE, pl
 use crate::ctx::{clock::now, direct, skb::Skb};
 
 /// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
-const CREATE: u64 = 1;
+pub(super) const CREATE: u64 = 1;
 /// `BPF_EXIST`.
 const REPLACE: u64 = 2;
+
+/// What a packet is to the flow that its entry is of.
+#[derive(Clone, Copy)]
+pub(crate) enum Answer {
+    /// No answer: it goes where its destination is.
+    No,
+    /// One to a flow that the stack translated.
+    OfStack,
+    /// One to a flow that the programs translate.
+    Of(Translation),
+}
+
+/// What packets of a translated flow are to show instead.
+#[derive(Clone, Copy)]
+pub(crate) struct Translation {
+    /// The place of the entry that has it as its key.
+    pub(super) place: u32,
+    /// The end of that key that sends them.
+    pub(super) from: End,
+    /// What packets they are.
+    pub(super) kind: Kind,
+}
+
+/// Packets of a translated flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The client's.
+    There,
+    /// Answers.
+    Back,
+    /// ICMP errors about the client's, which carry one.
+    Error,
+}
+
+impl Translation {
+    /// Of ICMP errors about packets from the client to the backend, which have this entry.
+    #[inline(always)]
+    const fn error(entry: &FlowEntry) -> Self {
+        Self {
+            place: entry.partner(),
+            from: entry.partner_opener(),
+            kind: Kind::Error,
+        }
+    }
+
+    /// Of answers to it, which have this entry.
+    #[inline(always)]
+    const fn back(entry: &FlowEntry) -> Self {
+        Self {
+            place: entry.partner(),
+            from: entry.partner_opener().other(),
+            kind: Kind::Back,
+        }
+    }
+}
 
 /// The flow of a packet.
 #[inline(always)]
@@ -58,33 +113,31 @@ pub(crate) fn entry(key: &FlowKey) -> Option<FlowEntry> {
 
 /// The same, if it still counts.
 #[inline(always)]
-fn live(key: &FlowKey) -> Option<FlowEntry> {
+pub(super) fn live(key: &FlowKey) -> Option<FlowEntry> {
     entry(key).filter(|entry| conntrack::is_live(entry, now()))
 }
 
-/// Whether the flow was opened with packets like this one, and has a live entry: the
-/// stack translates it.
+/// Whether the flow was opened with packets like this one, and the stack translates it.
 #[inline(always)]
 pub(crate) fn is_recorded(tuple: &Tuple) -> bool {
     let (key, from) = tuple.canonical();
     match live(&key) {
-        Some(entry) => is_from_opener(&entry, from),
+        Some(entry) => is_from_opener(&entry, from) && !entry.is_translated(),
         None => flows_before::is_recorded(tuple),
     }
 }
 
-/// Whether the packet belongs to a flow that the stack translated: it answers
-/// one, or is an ICMP error about one.
+/// Whether the packet belongs to a flow that is translated: it answers one, or is an ICMP
+/// error about one.
 ///
 /// A packet that opens a connection answers nothing, whatever its ports. One that a pod
 /// opens directly on a recorded tuple proves the entry outdated, and deletes it.
 #[inline(always)]
-pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> bool {
-    let found = is_answer(flow);
-    skb.decision.flow = if found {
-        FlowState::Reply
-    } else {
-        FlowState::NoEntry
+pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> Answer {
+    let found = answer(flow);
+    skb.decision.flow = match found {
+        Answer::No => FlowState::NoEntry,
+        Answer::OfStack | Answer::Of(_) => FlowState::Reply,
     } as u32;
     found
 }
@@ -96,31 +149,93 @@ fn is_from_opener(entry: &FlowEntry, from: End) -> bool {
 }
 
 #[inline(always)]
-fn is_answer(flow: &Flow) -> bool {
+fn answer(flow: &Flow) -> Answer {
     let (key, from) = flow.tuple.canonical();
     if flow.opens() {
         flows_before::forget(&flow.tuple);
     }
     let Some(entry) = live(&key) else {
-        return flows_before::is_answer(flow);
+        return of_stack(flows_before::is_answer(flow));
     };
     if flow.is_error {
         // The packet that it is about went the way of the opener's.
-        return is_from_opener(&entry, from);
+        return if !is_from_opener(&entry, from) {
+            Answer::No
+        } else if entry.is_translated() {
+            Answer::Of(Translation::error(&entry))
+        } else {
+            Answer::OfStack
+        };
     }
     let by_opener = entry.opener() == from;
     if flow.opens() {
         if by_opener {
-            // Another CPU may have been faster.
-            let _ = FLOW_TABLE.remove(key);
+            forget(&key, &entry);
         }
-        return false;
+        return Answer::No;
     }
     if by_opener {
-        return entry.state & FlowEntry::BY_BOTH != 0;
+        return of_stack(entry.state & FlowEntry::BY_BOTH != 0);
     }
-    refresh(&key, &entry, flow, Way::Back);
-    true
+    refresh(
+        &key,
+        &entry,
+        (flow.tuple.protocol, flow.tcp_flags),
+        Way::Back,
+    );
+    if entry.is_translated() {
+        Answer::Of(Translation::back(&entry))
+    } else {
+        Answer::OfStack
+    }
+}
+
+#[inline(always)]
+const fn of_stack(is_answer: bool) -> Answer {
+    if is_answer {
+        Answer::OfStack
+    } else {
+        Answer::No
+    }
+}
+
+/// Deletes an entry, and its partner where it has one. Another CPU may have been faster.
+#[inline(always)]
+pub(super) fn forget(key: &FlowKey, entry: &FlowEntry) {
+    let _ = FLOW_TABLE.remove(key);
+    if entry.is_translated() {
+        forget_partner(entry.partner(), entry.place());
+    }
+}
+
+/// Deletes the entry of a key, live or not, if there is one, with its partner.
+#[inline(always)]
+pub(super) fn clear(key: &FlowKey) {
+    if let Some(entry) = entry(key) {
+        forget(key, &entry);
+    }
+}
+
+/// Deletes the entry in the place `at`, whose partner has the place `partner`. Whether it
+/// did. A *global* function, as [`refresh_partner`]: the verifier walks them once, and
+/// what they need of the stack is not their callers'.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget_partner(at: u32, partner: u32) -> u32 {
+    match places::key(at) {
+        Some(key) if partner_at(key, at, partner).is_some() => {
+            u32::from(FLOW_TABLE.remove(key).is_ok())
+        }
+        Some(_) | None => 0,
+    }
+}
+
+/// The entry of a key, if it is in the place `at` and its partner in the place `partner`.
+#[inline(always)]
+fn partner_at(key: &FlowKey, at: u32, partner: u32) -> Option<FlowEntry> {
+    let entry = entry(key)?;
+    let is_it = entry.is_translated() && entry.place() == at && entry.partner() == partner;
+    is_it.then_some(entry)
 }
 
 /// Records the flow of a packet that came down from the stack.
@@ -146,7 +261,9 @@ pub(crate) fn record<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
         skb.decision.flow = FlowState::Established as u32;
     } else {
         skb.decision.flow = FlowState::New as u32;
-        match add(&flow, &key, from.as_opener(), places::opener(ip).number()) {
+        let protocol = flow.tuple.protocol.into();
+        let opener = places::opener(ip).number();
+        match add(&key, protocol, from.as_opener(), opener) {
             ADDED => {}
             REPLACED => counters::observe(skb.program, skb.length(), Observation::FlowReplaced),
             _ => return Err(DropReason::NoPlaceForFlow),
@@ -173,7 +290,7 @@ fn goes_on(key: &FlowKey, from: End, flow: &Flow) -> bool {
     } else {
         Way::BackFromStack
     };
-    refresh(key, &entry, flow, way);
+    refresh(key, &entry, (flow.tuple.protocol, flow.tcp_flags), way);
     true
 }
 
@@ -189,9 +306,9 @@ const NO_PLACE: u32 = 2;
 /// A function of its own with integers for what comes of it: the verifier follows all
 /// ways through it, and then need not follow what comes after once for each.
 #[inline(never)]
-fn add(flow: &Flow, key: &FlowKey, opener: u16, share: u16) -> u32 {
+fn add(key: &FlowKey, protocol: u32, opener: u16, share: u16) -> u32 {
     // One that ended, or is another opener's, whose place becomes free.
-    let _ = FLOW_TABLE.remove(key);
+    clear(key);
     let (tag, now) = (key.hash(), now());
     let mut taken = places::take(share, key, tag, now);
     if taken.is_none() {
@@ -201,10 +318,9 @@ fn add(flow: &Flow, key: &FlowKey, opener: u16, share: u16) -> u32 {
     if let Some(taken) = taken {
         let new = FlowEntry {
             tag,
-            place: taken.place,
-            share,
-            ..conntrack::new(flow, opener, now)
-        };
+            ..conntrack::new(protocol as u8, opener, now)
+        }
+        .placed(taken.place, share, 0);
         let added = FLOW_TABLE.insert(key, new, CREATE).is_ok();
         places::release(&taken);
         if added {
@@ -215,13 +331,40 @@ fn add(flow: &Flow, key: &FlowKey, opener: u16, share: u16) -> u32 {
     if live(key).is_some() { ADDED } else { NO_PLACE }
 }
 
-/// Tells a live entry of a packet of its flow. In its place goes a new one: a write into
-/// the entry could meet another flow's, which took the memory meanwhile.
+/// Tells a live entry, and its partner where it has one, of a packet of their flow with
+/// this protocol and these flags of TCP. In its place goes a new one: a write into the
+/// entry could meet another flow's, which took the memory meanwhile.
 #[inline(always)]
-fn refresh(key: &FlowKey, entry: &FlowEntry, flow: &Flow, way: Way) {
-    if let Some(new) = conntrack::refreshed(entry, flow, way, now()) {
+pub(super) fn refresh(key: &FlowKey, entry: &FlowEntry, seen: (u8, u8), way: Way) {
+    if let Some(new) = conntrack::refreshed(entry, seen, way, now()) {
         // Fails where the entry was deleted meanwhile. Another CPU may write it, too, and
         // either result is right.
         let _ = FLOW_TABLE.insert(key, new, REPLACE);
+        if entry.is_translated() {
+            let seen = u32::from(seen.0) << 8 | u32::from(seen.1);
+            refresh_partner(entry.partner(), entry.place(), seen, way as u32);
+        }
+    }
+}
+
+/// Tells the entry in the place `at`, whose partner has the place `partner`. `seen`: the
+/// protocol, and below it TCP's flags. Whether there was something to tell.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refresh_partner(at: u32, partner: u32, seen: u32, way: u32) -> u32 {
+    let Some(key) = places::key(at) else {
+        return 0;
+    };
+    let way = if way == Way::There as u32 {
+        Way::There
+    } else {
+        Way::Back
+    };
+    let seen = ((seen >> 8) as u8, seen as u8);
+    let new = partner_at(key, at, partner)
+        .and_then(|entry| conntrack::refreshed(&entry, seen, way, now()));
+    match new {
+        Some(new) => u32::from(FLOW_TABLE.insert(key, new, REPLACE).is_ok()),
+        None => 0,
     }
 }

@@ -8,8 +8,9 @@ use aya_ebpf::{
 use veer_bpf_common::{
     address::IpKey,
     tables::{
-        Configuration, Counters, Decisions, Endpoints, Events, Flows, FlowsBefore, Fragments,
-        Heartbeat, Interfaces, Ipcache, Listening, Nodes, Places, Remotes, Samples, Table,
+        Affinities, Asked, Backends, Configuration, Counters, Decisions, Endpoints, Events, Flows,
+        FlowsBefore, Fragments, Heartbeat, Interfaces, Ipcache, Listening, Members, Nodes, Places,
+        Remotes, Samples, Services, Table,
     },
 };
 
@@ -39,6 +40,11 @@ map!(NODES: Nodes as HashMap<K<Nodes>, V<Nodes>>);
 map!(REMOTES: Remotes as Array<V<Remotes>>);
 map!(FLOW_TABLE: Flows as HashMap<K<Flows>, V<Flows>>);
 map!(FLOW_PLACES: Places as Array<V<Places>>);
+map!(SERVICES: Services as HashMap<K<Services>, V<Services>>);
+map!(BACKENDS: Backends as HashMap<K<Backends>, V<Backends>>);
+map!(MEMBERS: Members as HashMap<K<Members>, V<Members>>);
+map!(AFFINITY: Affinities as LruHashMap<K<Affinities>, V<Affinities>>);
+map!(ASKED: Asked as PerCpuArray<V<Asked>>);
 map!(FLOWS: FlowsBefore as LruHashMap<K<FlowsBefore>, V<FlowsBefore>>);
 map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);
 map!(COUNTERS: Counters as PerCpuArray<V<Counters>>);

@@ -7,3 +7,5 @@ pub(crate) mod fragments;
 pub(crate) mod lookup;
 pub(crate) mod maps;
 mod places;
+mod services;
+pub(crate) mod translations;

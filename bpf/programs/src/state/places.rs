@@ -8,10 +8,7 @@ use veer_bpf_net::{
     ip::Ip,
 };
 
-use super::{
-    flows, lookup,
-    maps::{FLOW_PLACES, FLOW_TABLE},
-};
+use super::{flows, lookup, maps::FLOW_PLACES};
 
 /// What the search for a place finds, in an integer, as functions that the kernel
 /// verifies by themselves return it.
@@ -91,18 +88,25 @@ pub(crate) fn take(share: u16, key: &FlowKey, hash: u32, now: u64) -> Option<Tak
     // SAFETY: a live map value, whose odd turn keeps all others from the key.
     let before: &FlowKey = unsafe { &(*place).key };
     if let Some(entry) = flows::entry(before)
-        && entry.place == taken.place
+        && entry.place() == taken.place
     {
         if entry.firm_until > now {
             release(&taken);
             return None;
         }
-        // Another CPU may have been faster.
-        let _ = FLOW_TABLE.remove(before);
+        flows::forget(before, &entry);
     }
     // SAFETY: as above.
     unsafe { (*place).key = *key };
     Some(taken)
+}
+
+/// The key of the entry in a place, which another CPU may change meanwhile.
+#[inline(always)]
+pub(super) fn key(place: u32) -> Option<&'static FlowKey> {
+    let place = FLOW_PLACES.get_ptr(place)?;
+    // SAFETY: integers of a map value that is never freed.
+    Some(unsafe { &(*place).key })
 }
 
 /// Lets others judge a place.
@@ -159,8 +163,8 @@ fn worth(tried: *mut Place, index: u32, share: u16, now: u64) -> u64 {
     let Some(entry) = flows::found(key) else {
         return 0;
     };
-    let worth = conntrack::worth(&entry, entry.share != share, now);
-    (worth & !differ(entry.place, index)) | differ(entry.tag, key.hash())
+    let worth = conntrack::worth(&entry, entry.share() != share, now);
+    (worth & !differ(entry.place(), index)) | differ(entry.tag, key.hash())
 }
 
 /// Raises a place's turn if it still is `turn`; whether it was.

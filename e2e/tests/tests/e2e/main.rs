@@ -24,6 +24,7 @@ mod neighbours;
 mod paths;
 mod removal;
 mod security;
+mod service_translation;
 mod services;
 mod wiring;
 
@@ -52,6 +53,11 @@ fn tests() -> Vec<(String, Needs, Test)> {
         tunnel.strict(),
         &services::REACH,
     );
+    group(
+        "tunnel::service_translation",
+        tunnel,
+        &service_translation::IN_TUNNEL,
+    );
     group("tunnel::security", tunnel, &security::TUNNEL);
     group("tunnel::neighbours", tunnel, &neighbours::TESTS);
     group("tunnel::forged", tunnel, &forged::TESTS);
@@ -68,6 +74,11 @@ fn tests() -> Vec<(String, Needs, Test)> {
         "native::services_strict_rp_filter",
         native.strict(),
         &services::REACH,
+    );
+    group(
+        "native::service_translation",
+        native,
+        &service_translation::IN_NATIVE,
     );
     group("native::security", native, &security::NATIVE);
     group("native::neighbours", native, &neighbours::TESTS);

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use veer_bpf_common::tables::Remote;
 use veer_crds::v1alpha1::Epoch;
 
-use super::error::Error;
+use super::{error::Error, services::Translation};
 use crate::{
     pods::{Pods, local::Local, recover, rewire},
     state::{handles::Writer, options::Options, plan::Plan},
@@ -90,6 +90,7 @@ pub(super) struct Converger {
     away: Option<Instant>,
     pub(super) pod_mtus: PodMtus,
     strays: recover::Strays,
+    pub(super) translation: Translation,
     /// Faults on the node that veer cannot repair but can work with: the reason of
     /// a condition, and a message.
     pub(super) concerns: Vec<(&'static str, String)>,
@@ -110,12 +111,13 @@ impl Converger {
         pods: Arc<Pods>,
         held: &Checkpoint,
     ) -> Result<Self, Error> {
-        let (present, nodes, rows) = {
+        let (present, nodes, rows, translation) = {
             let tables = &mut datapath.lock().maps.tables;
             (
                 tables.remotes.read()?,
                 tables.nodes.read()?,
                 tables.ipcache.read()?,
+                Translation::open(tables)?,
             )
         };
         Ok(Self {
@@ -141,6 +143,7 @@ impl Converger {
             away: None,
             pod_mtus: PodMtus::default(),
             strays: recover::Strays::default(),
+            translation,
             concerns: Vec::new(),
             degraded: String::new(),
             degraded_reason: "",
@@ -240,7 +243,9 @@ impl Converger {
         self.look_around(done, families, concerns);
         if attached.is_ok() {
             self.datapath.lock().all_attached();
+            self.translation.all_attached();
         }
+        self.services_round(index, done, full);
         ipv6.and(device.map(drop))
             .and(health)
             .and(attached)

@@ -15,6 +15,7 @@ mod forgotten;
 mod host_ports;
 mod probing;
 mod reporting;
+mod services;
 
 use std::{
     collections::HashSet,
@@ -271,6 +272,7 @@ impl Engine {
             if stale.identities {
                 self.identities();
             }
+            self.services(&stale.services);
             if stale.all || stale.pairs {
                 self.round(stale.all);
                 if self.ending {

@@ -27,9 +27,9 @@ use crate::{
     pods::{Pods, add, check, del, gc, internal},
     report::{counters::counters, sources::Sources},
     socket::{
-        drops,
+        drops, flows,
         monitor::{self, Monitor},
-        query,
+        query, services,
     },
 };
 use veer_agent_core::repair::Kind;
@@ -243,7 +243,8 @@ fn answer(Served { pods, sources, .. }: &Served, request: serde_json::Result<Req
         Request::Remotes => encode(query::remotes(sources).map_err(|e| unreadable(&e))),
         Request::Counters => encode(counters(&sources.maps).map_err(|e| unreadable(&e))),
         Request::Drops => encode(drops::drops(sources).map_err(|e| unreadable(&e))),
-        Request::Flows => encode(query::flows(sources).map_err(|e| unreadable(&e))),
+        Request::Flows => encode(flows::flows(sources).map_err(|e| unreadable(&e))),
+        Request::Services => encode(services::services(sources).map_err(|e| unreadable(&e))),
         // Its answer is the beginning of a stream, which `serve` gives.
         Request::Monitor { .. } => encode(Ok(monitor_start(sources))),
     }

@@ -9,7 +9,7 @@ use veer_agent_kernel::{
 };
 use veer_bpf_common::{
     outcome::{DropReason, Program},
-    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes},
+    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes, Services},
 };
 
 /// Packets and bytes of one outcome of a program, with the outcome's number and name.
@@ -45,7 +45,12 @@ impl Maps {
         Ok(self.0.lock().maps.tables.remotes.read()?)
     }
 
-    /// Flows that the host's stack translates.
+    /// What the programs translate, by what clients send to.
+    pub(crate) fn services(&self) -> Result<Entries<Services>, Error> {
+        Ok(self.0.lock().maps.tables.services.read()?)
+    }
+
+    /// Entries of flows that something translates.
     pub(crate) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
         self.0.lock().flows()
     }

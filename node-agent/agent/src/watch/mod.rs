@@ -4,6 +4,7 @@
 //! failed list or watch, a forbidden one included, sends nothing.
 
 mod intake;
+mod services;
 pub(crate) mod slim;
 mod source;
 
@@ -165,6 +166,7 @@ pub(crate) fn start(
             Change::Delete(_) | Change::Doubted(..) => Vec::new(),
         },
     );
+    services::start(client, node, (to, events), &reached);
 }
 
 fn spawn<K>(

@@ -168,6 +168,10 @@ const fn advice(reason: DropReason) -> &'static str {
              address elsewhere, that has as many established ones as one may have: close idle \
              connections, or open fewer per pod (veer flow list --address ADDRESS shows them)"
         }
+        DropReason::ForeignTranslation => {
+            "a pod was told of a packet to a Service that it did not send: an ICMP error that \
+             somebody made up, or one packet of a flow whose entry was replaced just then"
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod identity;
 mod ipcache;
 mod metrics;
 mod remote;
+pub(crate) mod service;
 mod status;
 mod tunnel;
 
@@ -14,7 +15,7 @@ use anyhow::Context;
 use serde::de::DeserializeOwned;
 use veer_agent_api::Request;
 
-use crate::arguments::{Bpf, Command, Flow, Format};
+use crate::arguments::{Bpf, Command, Flow, Format, Service};
 use crate::output;
 
 /// Asks the agent and gives back its answer.
@@ -32,6 +33,7 @@ pub(crate) enum View<'a> {
     Metrics,
     Drops,
     Flow(&'a flow::Options),
+    Service(&'a service::Options),
 }
 
 impl<'a> View<'a> {
@@ -47,6 +49,7 @@ impl<'a> View<'a> {
             Command::Metrics(_) | Command::Bpf(Bpf::Metrics(_)) => Some(Self::Metrics),
             Command::Drops(_) => Some(Self::Drops),
             Command::Flow(Flow::List(options)) => Some(Self::Flow(options)),
+            Command::Service(Service::List(options)) => Some(Self::Service(options)),
             Command::Monitor(_) | Command::Version | Command::Completion { .. } => None,
         }
     }
@@ -68,9 +71,13 @@ impl<'a> View<'a> {
             Self::Metrics => &["metrics", "list"],
             Self::Drops => &["drops", "list"],
             Self::Flow(_) => &["flow", "list"],
+            Self::Service(_) => &["service", "list"],
         };
         let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         if let Self::Flow(options) = self {
+            options.add_to(&mut words);
+        }
+        if let Self::Service(options) = self {
             options.add_to(&mut words);
         }
         words
@@ -113,6 +120,7 @@ pub(crate) fn show(view: View<'_>, format: Format, ask: Ask<'_>) -> anyhow::Resu
             output::render(&rows, format, |rows| drops::table(rows))
         }
         View::Flow(options) => flow::list(options, format, ask),
+        View::Service(options) => service::list(options, format, ask),
     }
 }
 

@@ -108,7 +108,7 @@ impl Options {
     /// Whether a packet is wanted, by what it says itself.
     pub(crate) fn wants_packet(&self, packet: &Packet) -> bool {
         let ends = [packet.source, packet.destination];
-        self.filter.wants(&packet.protocol, ends)
+        self.filter.wants(&packet.protocol, &ends)
     }
 
     /// Whether a decision is wanted, by the names of its ends.

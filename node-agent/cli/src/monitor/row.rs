@@ -217,6 +217,7 @@ fn delivery(verdict: Verdict, event: &Event, names: &mut Names) -> String {
         Verdict::Pass => "passed".into(),
         Verdict::PassNoted => "passed from the host's stack, which translated the flow".into(),
         Verdict::Ignore => "ends here quietly".into(),
+        Verdict::Beyond => "looked at again for a Service".into(),
     }
 }
 

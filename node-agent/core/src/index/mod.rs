@@ -8,6 +8,7 @@
 mod endpoints;
 mod identities;
 mod nodes;
+pub mod services;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,6 +18,10 @@ use veer_crds::v1alpha1::ClusterNetworkSpec;
 pub use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
 pub use identities::{IdentityRecord, PodRecord, Resolution};
 pub use nodes::{Networks, NodeRecord, Nodes, OwnNode};
+pub use services::{
+    ChosenEndpoint, Distribution, EndpointRecord, EndpointState, PortRecord, ServicePort,
+    ServiceRecord, Services, SliceRecord,
+};
 
 use crate::endpoint::Claims;
 use identities::Identities;
@@ -66,6 +71,12 @@ pub enum Event {
     /// resourceVersion of the newest identity seen that may not be assigned any
     /// more.
     RetiringSerial(u64),
+    /// A Service, by `namespace/name`.
+    Service(Change<String, ServiceRecord>),
+    /// Endpoints of a Service, by `namespace/name` of their slice.
+    Slice(Change<String, SliceRecord>),
+    /// The zone of this node; it stays when the Node vanishes.
+    Zone(Option<String>),
 }
 
 /// What an event made stale.
@@ -79,6 +90,8 @@ pub struct Stale {
     pub addresses: HashSet<std::net::IpAddr>,
     /// The identities of local pods.
     pub identities: bool,
+    /// The rows of these Services, by `namespace/name`.
+    pub services: HashSet<String>,
 }
 
 impl Stale {
@@ -88,6 +101,7 @@ impl Stale {
         self.pairs |= other.pairs;
         self.identities |= other.identities;
         self.addresses.extend(other.addresses);
+        self.services.extend(other.services);
     }
 }
 
@@ -112,6 +126,10 @@ pub struct Complete {
     pub nodes_listed: bool,
     /// Wired pods, in the same sense; those of this node are complete.
     pub endpoints_listed: bool,
+    /// Services.
+    pub services: bool,
+    /// Endpoints of Services.
+    pub slices: bool,
 }
 
 /// The index.
@@ -124,6 +142,8 @@ pub struct Index {
     pub endpoints: Endpoints,
     /// Identities, namespaces and own pods.
     pub identities: Identities,
+    /// Services and their endpoints.
+    pub services: Services,
     /// UID and spec of the ClusterNetwork.
     pub cluster: Option<(String, ClusterNetworkSpec)>,
     /// resourceVersion of the newest identity seen that may not be assigned any
@@ -142,6 +162,7 @@ impl Index {
             nodes: Nodes::default(),
             endpoints: Endpoints::new(own),
             identities: Identities::default(),
+            services: Services::default(),
             cluster: None,
             retiring_serial: 0,
             complete: Complete::default(),
@@ -196,6 +217,15 @@ impl Index {
                 }
             }
             Event::RetiringSerial(serial) => self.retiring_serial = serial,
+            Event::Service(change) => {
+                self.complete.services |= change.is_complete();
+                stale.services = self.services.handle_service(change);
+            }
+            Event::Slice(change) => {
+                self.complete.slices |= change.is_complete();
+                stale.services = self.services.handle_slice(change);
+            }
+            Event::Zone(zone) => stale.services = self.services.set_zone(zone),
         }
         stale
     }

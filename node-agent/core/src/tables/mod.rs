@@ -5,6 +5,7 @@
 //!
 //! Where the entries are is behind [`Rows`]: the kernel, or a test's tables.
 
+mod services;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,10 @@ use std::{collections::HashMap, hash::Hash, net::IpAddr};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey, PrefixKey},
     device::IfIndex,
-    tables::{Configuration, Endpoints, Interfaces, Ipcache, Nodes, Remote, Remotes, Table},
+    tables::{
+        Backends, Configuration, Endpoints, Interfaces, Ipcache, Members, Nodes, Remote, Remotes,
+        Services, Table,
+    },
 };
 
 use crate::{
@@ -196,10 +200,17 @@ pub struct Tables {
     pub nodes: Tracked<Nodes>,
     /// Other nodes.
     pub remotes: Tracked<Remotes>,
+    /// What clients of Services send to.
+    pub services: Tracked<Services>,
+    /// Where that leads.
+    pub backends: Tracked<Backends>,
+    /// Which backends Services have.
+    pub members: Tracked<Members>,
 }
 
 impl Tables {
-    /// The maps with these entries.
+    /// The maps with these entries. The last are those of Services: frontends, backends and
+    /// members.
     pub fn new(
         config: impl Rows<Configuration> + 'static,
         endpoints: impl Rows<Endpoints> + 'static,
@@ -207,6 +218,11 @@ impl Tables {
         ipcache: impl Rows<Ipcache> + 'static,
         nodes: impl Rows<Nodes> + 'static,
         remotes: impl Rows<Remotes> + 'static,
+        (services, backends, members): (
+            impl Rows<Services> + 'static,
+            impl Rows<Backends> + 'static,
+            impl Rows<Members> + 'static,
+        ),
     ) -> Self {
         Self {
             config: Tracked::new(Box::new(config)),
@@ -215,6 +231,9 @@ impl Tables {
             ipcache: Tracked::new(Box::new(ipcache)),
             nodes: Tracked::new(Box::new(nodes)),
             remotes: Tracked::new(Box::new(remotes)),
+            services: Tracked::new(Box::new(services)),
+            backends: Tracked::new(Box::new(backends)),
+            members: Tracked::new(Box::new(members)),
         }
     }
 

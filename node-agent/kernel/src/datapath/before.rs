@@ -84,7 +84,7 @@ pub(super) fn copy(own: &Path) -> Result<(usize, usize), TakeoverError> {
     // Where places run short, connections go before queries.
     rows.sort_unstable_by_key(|(_, old)| Reverse(old.expires_at));
     for (tuple, old) in rows {
-        let Some((key, mut entry)) = as_now(&tuple, &old, now) else {
+        let Some((key, entry)) = as_now(&tuple, &old, now) else {
             continue;
         };
         if let Ok(mut known) = flows.get(&key, 0) {
@@ -99,7 +99,7 @@ pub(super) fn copy(own: &Path) -> Result<(usize, usize), TakeoverError> {
             continue;
         };
         taken.insert(place);
-        (entry.place, entry.share) = (place, share.number());
+        let entry = entry.placed(place, share.number(), 0);
         let lock = bpf_spin_lock::default();
         places.set(place, Place { lock, turn: 2, key }, 0)?;
         flows.insert(key, entry, 0)?;
@@ -143,9 +143,8 @@ fn as_now(tuple: &Tuple, old: &FlowBefore, now: u64) -> Option<(FlowKey, FlowEnt
         began: old.began,
         expires_at: old.expires_at.max(now + at_least),
         firm_until,
-        place: 0,
         state,
-        share: 0,
+        ..FlowEntry::default()
     };
     Some((key, entry))
 }

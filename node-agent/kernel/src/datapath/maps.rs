@@ -8,8 +8,8 @@ use veer_agent_core::tables::Tables;
 use veer_bpf_common::{
     outcome::{DropReason, Program, outcomes},
     tables::{
-        Configuration, Counter, Counters, Endpoints, Event, Heartbeat, Interfaces, Ipcache, Nodes,
-        Remotes, Samples, Table,
+        Backends, Configuration, Counter, Counters, Endpoints, Event, Heartbeat, Interfaces,
+        Ipcache, Members, Nodes, Remotes, Samples, Services, Table,
     },
 };
 
@@ -45,6 +45,9 @@ impl Maps {
         let ipcache = take::<Ipcache, LpmTrie<_, _, _>>(object)?;
         let nodes = take::<Nodes, BpfHashMap<_, _, _>>(object)?;
         let remotes = take::<Remotes, Array<_, _>>(object)?;
+        let services = take::<Services, BpfHashMap<_, _, _>>(object)?;
+        let backends = take::<Backends, BpfHashMap<_, _, _>>(object)?;
+        let members = take::<Members, BpfHashMap<_, _, _>>(object)?;
         Ok(Self {
             tables: Tables::new(
                 ArrayRows::new(config),
@@ -53,6 +56,7 @@ impl Maps {
                 TrieRows(ipcache),
                 HashRows(nodes),
                 ArrayRows::new(remotes),
+                (HashRows(services), HashRows(backends), HashRows(members)),
             ),
             counters: take::<Counters, _>(object)?,
             samples: take::<Samples, _>(object)?,

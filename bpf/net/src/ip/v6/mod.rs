@@ -224,6 +224,8 @@ impl Ip for Ipv6 {
     type Start = Start<22>;
     const ETHER_TYPE: u16 = ethernet::IPV6;
     const HEADER_LENGTH: usize = HEADER_LENGTH;
+    const ADDRESSES: usize = 8;
+    const CHECKSUM: Option<usize> = None;
     const HEAD: usize = HEAD_V6;
 
     #[inline(always)]

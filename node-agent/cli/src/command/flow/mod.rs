@@ -1,5 +1,5 @@
-//! `veer flow list`: flows that the host's stack translates, whose replies go up
-//! the stack; once, or again whenever one comes, goes or changes.
+//! `veer flow list`: flows that the host's stack or veer's programs translate; once, or
+//! again whenever one comes, goes or changes.
 
 mod options;
 
@@ -105,14 +105,15 @@ fn table(rows: &[FlowRow], all: usize) -> String {
             row.protocol.clone(),
             or_dash(&row.state),
             row.source.clone(),
-            row.destination.clone(),
+            destination(row),
             or_dash(&row.translation),
             row.age.map_or_else(|| "-".to_owned(), span),
             span(row.expires_in),
         ]
     });
     let nothing = if all == 0 {
-        "No flow has an entry: nothing that the host's stack translates is under way.".to_owned()
+        "No flow has an entry: nothing that the host's stack or veer translates is under way."
+            .to_owned()
     } else {
         format!("No flow is as the options say; without them {all} are shown.")
     };
@@ -131,6 +132,15 @@ fn table(rows: &[FlowRow], all: usize) -> String {
     )
 }
 
+/// Whom the end that opened the flow sends to, and where that goes instead.
+fn destination(row: &FlowRow) -> String {
+    let sent_to = &row.destination;
+    match &row.backend {
+        Some(backend) => format!("{sent_to} → {backend}"),
+        None => sent_to.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +152,7 @@ mod tests {
             source: source.to_owned(),
             destination: destination.to_owned(),
             translation: "host".to_owned(),
+            backend: None,
             age: Some(65),
             expires_in: 431_999,
         };
@@ -171,6 +182,20 @@ mod tests {
         ];
         let text = listed(&Options::default(), Format::Table, &rows());
         assert_eq!(text, expected.join("\n"));
+    }
+
+    #[test]
+    fn a_flow_that_veer_translates_shows_its_backend() {
+        let mut rows = rows();
+        rows[0].translation = "veer".to_owned();
+        rows[0].backend = Some("10.0.2.7:8443".to_owned());
+        let text = listed(&Options::default(), Format::Table, &rows);
+        let line = text.lines().nth(1).unwrap();
+        let ends = " 10.0.1.5:40000  10.96.0.10:443 → 10.0.2.7:8443  veer ";
+        assert!(line.contains(ends), "{line}");
+        let json = listed(&Options::default(), Format::Json, &rows);
+        let read: Vec<FlowRow> = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, rows);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use veer_agent_api::{FlowRow, flow_state, packet::End};
 use crate::filter::{self, Filter};
 
 /// Options of `veer flow list`. Values of one option are alternatives, and all options
-/// must hold together. Addresses and ports may be of either end.
+/// must hold together. Addresses and ports may be of either end, or of the backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct Options {
     /// By what headers say.
@@ -32,9 +32,13 @@ pub(crate) struct Options {
 impl Options {
     /// Whether a flow is wanted.
     pub(super) fn wants(&self, row: &FlowRow) -> bool {
-        let ends = [&row.source, &row.destination].map(|text| end(&row.protocol, text));
+        let ends: Vec<End> = [&row.source, &row.destination]
+            .into_iter()
+            .chain(&row.backend)
+            .map(|text| end(&row.protocol, text))
+            .collect();
         (self.state.is_empty() || self.state.contains(&row.state))
-            && self.filter.wants(&row.protocol, ends)
+            && self.filter.wants(&row.protocol, &ends)
     }
 
     /// Adds the same options to the words of a command line, but for how it ends.
@@ -85,6 +89,7 @@ mod tests {
             source,
             destination,
             translation: "host".to_owned(),
+            backend: None,
             age: None,
             expires_in: 7,
         }
@@ -113,6 +118,22 @@ mod tests {
             (&["--port", "53", "--address", "10.0.1.5"], true),
             (&["--port", "53", "--state", "stream"], false),
             (&["--port", "54", "--address", "10.0.1.5"], false),
+        ] {
+            assert_eq!(options(words).wants(&row), wanted, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_flow_is_found_by_its_backend_too() {
+        let row = FlowRow {
+            backend: Some("10.0.2.7:5353".to_owned()),
+            ..row("udp", ["10.0.1.5:4000", "10.96.0.10:53"])
+        };
+        for (words, wanted) in [
+            (&["--address", "10.0.2.7"][..], true),
+            (&["--port", "5353"], true),
+            (&["--address", "10.96.0.10", "--port", "5353"], true),
+            (&["--address", "10.0.3.0/24"], false),
         ] {
             assert_eq!(options(words).wants(&row), wanted, "{words:?}");
         }

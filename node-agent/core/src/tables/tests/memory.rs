@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use veer_bpf_common::tables::{Configuration, Endpoints, Interfaces, Ipcache, Nodes, Remotes};
+use veer_bpf_common::tables::{
+    Backends, Configuration, Endpoints, Interfaces, Ipcache, Members, Nodes, Remotes, Services,
+};
 
 use crate::tables::{Entries, Error, Filled, Rows, Tables};
 
@@ -52,6 +54,9 @@ pub(super) struct Kernel {
     pub(super) ipcache: Shared<Ipcache>,
     pub(super) nodes: Shared<Nodes>,
     pub(super) remotes: Shared<Remotes>,
+    pub(super) services: Shared<Services>,
+    pub(super) backends: Shared<Backends>,
+    pub(super) members: Shared<Members>,
 }
 
 fn empty<T: Filled>() -> Shared<T> {
@@ -70,6 +75,9 @@ impl Kernel {
             ipcache: empty(),
             nodes: empty(),
             remotes: empty(),
+            services: empty(),
+            backends: empty(),
+            members: empty(),
         }
     }
 
@@ -81,6 +89,11 @@ impl Kernel {
             InMemory(self.ipcache.clone()),
             InMemory(self.nodes.clone()),
             InMemory(self.remotes.clone()),
+            (
+                InMemory(self.services.clone()),
+                InMemory(self.backends.clone()),
+                InMemory(self.members.clone()),
+            ),
         )
     }
 
@@ -94,5 +107,8 @@ impl Kernel {
             + of(&self.ipcache)
             + of(&self.nodes)
             + of(&self.remotes)
+            + of(&self.services)
+            + of(&self.backends)
+            + of(&self.members)
     }
 }

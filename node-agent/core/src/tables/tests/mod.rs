@@ -3,6 +3,7 @@
 
 mod blocks;
 mod memory;
+mod services;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 

@@ -1,0 +1,118 @@
+//! Services: who receives a new flow to one.
+
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use veer_bpf_common::{
+    address::{FAMILY_V4, V6},
+    tables::{
+        Affinity, AffinityKey, Backend, BackendKey, Frontend, Member, Question, Service, Tuple,
+    },
+};
+
+use super::{
+    lookup,
+    maps::{AFFINITY, BACKENDS, MEMBERS, SERVICES},
+};
+use crate::ctx::clock::now;
+
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// The Service that packets like this one are sent to.
+#[inline(always)]
+fn service(frontend: &Frontend) -> Option<Service> {
+    // SAFETY: a copy of integers. A row that is used again meanwhile is another
+    // Service's, which `choose` finds out.
+    unsafe { SERVICES.get(frontend) }.copied()
+}
+
+/// Whether a Service has this backend now.
+#[inline(always)]
+fn has(id: u32, backend: &Backend) -> bool {
+    let member = Member::new(id, backend.address, backend.port);
+    // SAFETY: only whether it is there.
+    unsafe { MEMBERS.get(member) }.is_some()
+}
+
+/// Whether the Service that packets like this one are sent to has this backend; `None`:
+/// there is no such Service.
+#[inline(always)]
+pub(super) fn leads_to(tuple: &Tuple, address: [u8; 16], port: [u8; 2]) -> Option<bool> {
+    let service = service(&Frontend::of(tuple))?;
+    let member = Member::new(service.id, address, port);
+    // SAFETY: as above.
+    Some(unsafe { MEMBERS.get(member) }.is_some())
+}
+
+/// Chooses a backend for a new flow, and says what its packets become. Whether there is
+/// one; where not, the host's stack is to decide.
+#[inline(never)]
+pub(super) fn choose(question: &mut Question) -> bool {
+    let Some(backend) = backend(&question.tuple) else {
+        return false;
+    };
+    let to = question.tuple.sent_to(&backend);
+    question.to = if to.destination == to.source {
+        // Its own stack would answer itself without this node.
+        let Some(config) = lookup::config() else {
+            return false;
+        };
+        if to.family == FAMILY_V4 {
+            to.sent_by(lookup::gateway::<[u8; 4]>(config))
+        } else {
+            to.sent_by(lookup::gateway::<V6>(config))
+        }
+    } else {
+        to
+    };
+    true
+}
+
+#[inline(always)]
+fn backend(tuple: &Tuple) -> Option<Backend> {
+    let frontend = Frontend::of(tuple);
+    let found = service(&frontend)?;
+    if found.backends == 0 {
+        return None;
+    }
+    let key = AffinityKey {
+        client: tuple.source,
+        service: found.id,
+    };
+    let before = if found.affinity == 0 {
+        None
+    } else {
+        // SAFETY: a copy of integers, which is judged below.
+        let last = unsafe { AFFINITY.get(key) }.copied();
+        let lasts = u64::from(found.affinity) * SECOND;
+        last.filter(|last| now().wrapping_sub(last.since) < lasts && has(found.id, &last.backend))
+    };
+    let backend = match before {
+        Some(last) => last.backend,
+        None => any(&found)?,
+    };
+    if found.affinity != 0 {
+        let last = Affinity {
+            backend,
+            since: now(),
+        };
+        // A client that is not remembered gets any backend the next time.
+        let _ = AFFINITY.insert(key, last, 0);
+    }
+    // The rows of a Service that changed meanwhile may have become another's.
+    let is_same = service(&frontend).is_some_and(|again| again.id == found.id);
+    (is_same && has(found.id, &backend)).then_some(backend)
+}
+
+/// Any backend of a Service.
+#[inline(always)]
+fn any(service: &Service) -> Option<Backend> {
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let key = BackendKey {
+        service: service.id,
+        version: service.version,
+        slot: random % service.backends,
+    };
+    // SAFETY: a copy of integers, which `choose` looks up among the members.
+    unsafe { BACKENDS.get(key) }.copied()
+}

@@ -1,0 +1,475 @@
+//! What pods send to Services, by `BPF_PROG_TEST_RUN`: which packets `pod_egress`
+//! translates, to which backend, and where they go then.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::similar_names,
+    clippy::too_many_lines,
+    clippy::wildcard_imports,
+    reason = "tables speak of the world by its names"
+)]
+
+use anyhow::{Context as _, Result, ensure};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+use veer_bpf_common::{
+    outcome::{DropReason, FIRST_REASON, FlowState, Program, Verdict},
+    tables::{FORM_NATIVE, FORM_TUNNEL, FlowEntry, Share},
+};
+use veer_bpf_net::ip::{TCP, UDP};
+use veer_bpf_tests::{
+    datapath::{Context, Datapath},
+    family::Family,
+    in_both_families,
+    packet::{ACK, Complaint, FIN, Packet, RST, SYN},
+    services::{
+        BACKEND_PORT, CLIENT_PORT, Socket, VIP, VIP_PORT, answer, ask, back, checksums_ok, egress,
+        ends, front, frontend, packet, serve, socket,
+    },
+    world::{self, *},
+};
+
+in_both_families! {
+    a_packet_to_a_frontend_goes_where_its_backend_is,
+    what_is_not_for_a_backend_goes_to_the_stack_as_it_was,
+    a_translated_packet_is_the_one_that_the_pod_would_have_sent_to_the_backend,
+    a_udp_checksum_stays_away_and_never_becomes_none,
+    sctp_is_translated_by_its_addresses,
+    flows_are_spread_over_all_backends_and_each_keeps_its_own,
+    a_datagram_leaves_a_backend_that_is_none_any_more,
+    a_connection_stays_with_its_backend_and_a_new_one_does_not,
+    a_flow_outlives_the_rows_of_its_service_while_it_is_answered,
+    a_second_frontend_does_not_mix_its_answers_with_the_firsts,
+    a_client_with_affinity_keeps_its_backend_as_long_as_it_is_one,
+    the_tunnel_port_is_closed_behind_a_frontend,
+    all_fragments_of_a_datagram_go_to_one_backend,
+}
+
+fn load() -> Result<Datapath> {
+    world::load(&[Program::PodEgress])
+}
+
+/// Where a packet of A that goes on is sent.
+fn sent_to(node: &mut Datapath, family: Family, packet: &Packet) -> Result<Socket> {
+    let ran = egress(node, family, packet)?;
+    ensure!(
+        ran.decision.outcome < FIRST_REASON,
+        "dropped: {}",
+        name(ran.decision.outcome)
+    );
+    Ok(ends(&ran.packet)[1])
+}
+
+/// UDP from this port of A to the frontend.
+fn udp_from(port: u16) -> Packet {
+    from_a(Packet::udp((A, port), (VIP, VIP_PORT)))
+}
+
+fn a_packet_to_a_frontend_goes_where_its_backend_is(family: Family) -> Result<()> {
+    let mut node = load()?;
+    for (place, backend, form, verdict) in [
+        ("a pod here", B, FORM_TUNNEL, Verdict::Deliver),
+        ("a pod there", C, FORM_TUNNEL, Verdict::Overlay),
+        ("a pod there, native", C, FORM_NATIVE, Verdict::Native),
+        ("this node", NODE_1, FORM_TUNNEL, Verdict::ToStack),
+        ("another node", NODE_2, FORM_TUNNEL, Verdict::Overlay),
+        ("another node, native", NODE_2, FORM_NATIVE, Verdict::Native),
+        ("the world", WORLD, FORM_TUNNEL, Verdict::ToStack),
+    ] {
+        node.set_remote(ID_2, remote(form))?;
+        serve(&mut node, family, 1, &[backend])?;
+        for (protocol, segments) in [(UDP, [0, 0]), (TCP, [SYN, ACK])] {
+            node.clear_flows()?;
+            for (flags, state) in segments
+                .into_iter()
+                .zip([FlowState::New, FlowState::Established])
+            {
+                let what = format!("{place}, protocol {protocol}, {state:?}");
+                let ran = egress(&mut node, family, &ask(protocol, flags))?;
+                assert_eq!(name(ran.decision.outcome), name(verdict as u32), "{what}");
+                assert_eq!(
+                    ends(&ran.packet),
+                    [(family.of(A), CLIENT_PORT), socket(family, backend)],
+                    "{what}"
+                );
+                assert!(checksums_ok(&ran.packet), "{what}");
+                assert_eq!(ran.decision.flow, state as u32, "{what}");
+                let hops = u8::from(matches!(verdict, Verdict::Deliver | Verdict::Native));
+                let seen = headers(&ran.packet);
+                assert_eq!(seen.ttl, 64 - hops, "{what}");
+                if verdict == Verdict::Deliver {
+                    assert_eq!(
+                        (ran.code, ran.decision.ifindex, seen.destination_mac),
+                        (REDIRECT, B_IFINDEX.get(), B_MAC),
+                        "{what}"
+                    );
+                } else if verdict == Verdict::ToStack {
+                    assert_eq!(ran.code, UNSPEC, "{what}");
+                }
+                let (one, other) = node
+                    .pair(&front(family, protocol), &back(family, protocol, backend))
+                    .context(what.clone())?;
+                let share = Share::of_pod(1).number();
+                assert_eq!((one.share(), other.share()), (share, share), "{what}");
+                assert_eq!(node.flow_count()?, 2, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn what_is_not_for_a_backend_goes_to_the_stack_as_it_was(family: Family) -> Result<()> {
+    const EMPTY: u16 = 99;
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    for protocol in [UDP, TCP] {
+        node.set_service((family.of(VIP), EMPTY, protocol), 70, 1, &[], 0)?;
+    }
+    let tcp = |flags| Packet::tcp((A, CLIENT_PORT), (VIP, VIP_PORT), flags);
+    let to = |destination: (Ipv4Addr, u16)| Packet::udp((A, CLIENT_PORT), destination);
+    let about = Packet::udp((VIP, VIP_PORT), (A, CLIENT_PORT));
+    for (what, packet) in [
+        ("an ACK of no flow", tcp(ACK)),
+        ("a SYN-ACK of no flow", tcp(SYN | ACK)),
+        ("a FIN of no flow", tcp(FIN | ACK)),
+        ("a RST of no flow", tcp(RST)),
+        ("a ping", Packet::echo(A, VIP, 9)),
+        (
+            "an ICMP error",
+            Packet::error(A, VIP, Complaint::Unreachable, &about),
+        ),
+        ("another port", to((VIP, VIP_PORT + 1))),
+        (
+            "another address",
+            to((Ipv4Addr::new(10, 96, 0, 11), VIP_PORT)),
+        ),
+        ("another protocol", Packet::raw(A, VIP, 47)),
+        ("UDP, no backends", to((VIP, EMPTY))),
+        (
+            "TCP, no backends",
+            Packet::tcp((A, CLIENT_PORT), (VIP, EMPTY), SYN),
+        ),
+    ] {
+        let packet = from_a(packet);
+        for _ in 0..2 {
+            let ran = egress(&mut node, family, &packet)?;
+            assert_eq!(
+                name(ran.decision.outcome),
+                name(Verdict::ToStack as u32),
+                "{what}"
+            );
+            assert_eq!((ran.code, ran.mark), (UNSPEC, 0), "{what}");
+            assert_eq!(ran.packet, packet.frame_of(family), "{what}");
+            assert_eq!(node.flow_count()?, 0, "{what}");
+        }
+    }
+    Ok(())
+}
+
+/// In the tunnel nothing else of the frame changes.
+fn a_translated_packet_is_the_one_that_the_pod_would_have_sent_to_the_backend(
+    family: Family,
+) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[C])?;
+    let sizes = [0, 1, 2, 3, 7, 64, 65, 1000, 1301];
+    for protocol in [UDP, TCP] {
+        for (nth, size) in (0_u16..).zip(sizes) {
+            for options in [0, 2, 4] {
+                let shaped = |destination: (Ipv4Addr, u16)| {
+                    let source = (A, 2000 + nth);
+                    from_a(packet(protocol, source, destination, SYN))
+                        .payload(vec![0xa5; size])
+                        .options(options)
+                };
+                let ran = egress(&mut node, family, &shaped((VIP, VIP_PORT)))?;
+                let what = format!("protocol {protocol}, {size} bytes, {options} words");
+                let outcome = ran.decision.outcome;
+                assert_eq!(name(outcome), name(Verdict::Overlay as u32), "{what}");
+                let expected = shaped((C, BACKEND_PORT)).frame_of(family);
+                assert_eq!(ran.packet, expected, "{what}");
+                assert!(checksums_ok(&ran.packet), "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_udp_checksum_stays_away_and_never_becomes_none(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[C])?;
+    let at = 14 + family.header_length() + 6;
+    let checksum = |frame: &[u8]| [frame[at], frame[at + 1]];
+    if family == Family::V4 {
+        let mut frame = ask(UDP, 0).frame_of(family);
+        frame[at..at + 2].fill(0);
+        let ran = node.run(Program::PodEgress, &frame, Context::default())?;
+        assert_eq!(ends(&ran.packet)[1], socket(family, C));
+        assert_eq!(checksum(&ran.packet), [0, 0]);
+    }
+    // With its own checksum as the payload, a packet's checksum is 0.
+    let to_backend = |payload: [u8; 2]| {
+        from_a(packet(UDP, (A, CLIENT_PORT), (C, BACKEND_PORT), 0)).payload(payload.to_vec())
+    };
+    let payload = checksum(&to_backend([0, 0]).frame_of(family));
+    assert_eq!(checksum(&to_backend(payload).frame_of(family)), [0, 0]);
+    let ran = egress(&mut node, family, &ask(UDP, 0).payload(payload.to_vec()))?;
+    assert_eq!(ends(&ran.packet)[1], socket(family, C));
+    assert_eq!(checksum(&ran.packet), [0xff, 0xff]);
+    Ok(())
+}
+
+/// Its checksum is of the ports and not of the addresses: the ports are the same here.
+fn sctp_is_translated_by_its_addresses(family: Family) -> Result<()> {
+    const SCTP: u8 = 132;
+    let mut node = load()?;
+    let backend = (family.of(C), VIP_PORT);
+    node.set_service(frontend(family, SCTP), 3, 1, &[backend], 0)?;
+    let init = |destination: Ipv4Addr| {
+        let mut payload = CLIENT_PORT.to_be_bytes().to_vec();
+        payload.extend(VIP_PORT.to_be_bytes());
+        payload.extend([0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 4]);
+        from_a(Packet::raw(A, destination, SCTP)).payload(payload)
+    };
+    for state in [FlowState::New, FlowState::Established] {
+        let ran = egress(&mut node, family, &init(VIP))?;
+        assert_eq!(
+            name(ran.decision.outcome),
+            name(Verdict::Overlay as u32),
+            "{state:?}"
+        );
+        assert_eq!(ran.packet, init(C).frame_of(family), "{state:?}");
+        assert_eq!(ran.decision.flow, state as u32);
+    }
+    node.pair(
+        &front(family, SCTP),
+        &family.flow(SCTP, (A, CLIENT_PORT), (C, VIP_PORT)),
+    )?;
+    Ok(())
+}
+
+fn flows_are_spread_over_all_backends_and_each_keeps_its_own(family: Family) -> Result<()> {
+    let mut node = load()?;
+    let backends = [B, C, NODE_1, WORLD];
+    serve(&mut node, family, 1, &backends)?;
+    let ports = 1000_u16..1400;
+    let mut chosen = BTreeMap::new();
+    for port in ports.clone() {
+        chosen.insert(port, sent_to(&mut node, family, &udp_from(port))?);
+    }
+    for backend in backends {
+        let count = chosen.values().filter(|to| **to == socket(family, backend));
+        let count = count.count();
+        // A hundred of each, give or take six standard deviations.
+        assert!((48..=152).contains(&count), "{count} to {backend}");
+    }
+    // Another version with the same backends in another order, and more of them.
+    serve(&mut node, family, 2, &[WORLD, NODE_2, NODE_1, C, B])?;
+    for port in ports {
+        let to = sent_to(&mut node, family, &udp_from(port))?;
+        assert_eq!(chosen.get(&port), Some(&to), "port {port}");
+    }
+    node.check_partners()
+}
+
+fn a_datagram_leaves_a_backend_that_is_none_any_more(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    let to = sent_to(&mut node, family, &ask(UDP, 0))?;
+    assert_eq!(to, socket(family, B));
+    // The frontend leads elsewhere, but the backend still serves.
+    serve(&mut node, family, 2, &[C])?;
+    let to = sent_to(&mut node, family, &ask(UDP, 0))?;
+    assert_eq!(to, socket(family, B));
+    node.remove_member(UDP.into(), socket(family, B))?;
+    for _ in 0..2 {
+        let ran = egress(&mut node, family, &ask(UDP, 0))?;
+        assert_eq!(
+            name(ran.decision.outcome),
+            name(Verdict::Overlay as u32),
+            "the next packet goes to another"
+        );
+        assert_eq!(ends(&ran.packet)[1], socket(family, C));
+        assert!(checksums_ok(&ran.packet));
+        node.pair(&front(family, UDP), &back(family, UDP, C))?;
+        assert!(node.flow(&back(family, UDP, B))?.is_none());
+        assert_eq!(node.flow_count()?, 2);
+    }
+    Ok(())
+}
+
+fn a_connection_stays_with_its_backend_and_a_new_one_does_not(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    let sent = |node: &mut Datapath, flags| sent_to(node, family, &ask(TCP, flags));
+    assert_eq!(sent(&mut node, SYN)?, socket(family, B));
+    serve(&mut node, family, 2, &[C])?;
+    assert_eq!(sent(&mut node, SYN)?, socket(family, B), "it still serves");
+    assert_eq!(sent(&mut node, ACK)?, socket(family, B));
+    node.remove_member(TCP.into(), socket(family, B))?;
+    for flags in [ACK, FIN | ACK, ACK] {
+        assert_eq!(sent(&mut node, flags)?, socket(family, B), "{flags:#x}");
+    }
+    node.pair(&front(family, TCP), &back(family, TCP, B))?;
+    // The same ports again.
+    for flags in [SYN, SYN, ACK] {
+        assert_eq!(sent(&mut node, flags)?, socket(family, C), "{flags:#x}");
+    }
+    node.pair(&front(family, TCP), &back(family, TCP, C))?;
+    assert_eq!(node.flow_count()?, 2);
+    Ok(())
+}
+
+/// As when something else begins to translate: what is under way goes on, and where
+/// nobody tells of a backend that is gone, only its answers keep a flow.
+fn a_flow_outlives_the_rows_of_its_service_while_it_is_answered(family: Family) -> Result<()> {
+    const SOON: u64 = 5_000_000_000;
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    for protocol in [TCP, UDP] {
+        let to = sent_to(&mut node, family, &ask(protocol, SYN))?;
+        assert_eq!(to, socket(family, B));
+        node.remove_service(frontend(family, protocol))?;
+        node.remove_member(protocol.into(), socket(family, B))?;
+        let other = from_a(packet(protocol, (A, CLIENT_PORT + 1), (VIP, VIP_PORT), SYN));
+        let ran = egress(&mut node, family, &other)?;
+        assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
+        assert_eq!(ran.packet, other.frame_of(family));
+    }
+    assert_eq!(
+        sent_to(&mut node, family, &ask(TCP, ACK))?,
+        socket(family, B)
+    );
+    let keys = (front(family, UDP), back(family, UDP, B));
+    let (one, other) = node.pair(&keys.0, &keys.1)?;
+    let expires_at = now()? + SOON;
+    for (key, entry) in [(keys.0, one), (keys.1, other)] {
+        node.set_flow(
+            key,
+            FlowEntry {
+                expires_at,
+                ..entry
+            },
+        )?;
+    }
+    assert_eq!(sent_to(&mut node, family, &ask(UDP, 0))?, socket(family, B));
+    let (one, other) = node.pair(&keys.0, &keys.1)?;
+    assert_eq!((one.expires_at, other.expires_at), (expires_at, expires_at));
+    node.set_sender(B)?;
+    egress(&mut node, family, &answer(UDP, 0))?;
+    node.set_sender(A)?;
+    let (one, other) = node.pair(&keys.0, &keys.1)?;
+    assert!(one.expires_at.min(other.expires_at) > expires_at + SOON);
+    Ok(())
+}
+
+/// From one port to two frontends of one backend: what it answers could be of either, so
+/// the second one is left to the stack, which chooses another source port.
+fn a_second_frontend_does_not_mix_its_answers_with_the_firsts(family: Family) -> Result<()> {
+    const SECOND: u16 = 54;
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[C])?;
+    node.set_service(
+        (family.of(VIP), SECOND, UDP),
+        71,
+        1,
+        &[socket(family, C)],
+        0,
+    )?;
+    assert_eq!(sent_to(&mut node, family, &ask(UDP, 0))?, socket(family, C));
+    let second = from_a(Packet::udp((A, CLIENT_PORT), (VIP, SECOND)));
+    let ran = egress(&mut node, family, &second)?;
+    assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
+    assert_eq!(ran.packet, second.frame_of(family));
+    assert_eq!(sent_to(&mut node, family, &ask(UDP, 0))?, socket(family, C));
+    node.pair(&front(family, UDP), &back(family, UDP, C))?;
+    assert_eq!(node.flow_count()?, 2);
+    Ok(())
+}
+
+fn a_client_with_affinity_keeps_its_backend_as_long_as_it_is_one(family: Family) -> Result<()> {
+    let mut node = load()?;
+    let (to, id) = (frontend(family, UDP), UDP.into());
+    let backends = [B, C, NODE_1, WORLD].map(|b| socket(family, b));
+    let all_of = |node: &mut Datapath, ports: std::ops::Range<u16>| {
+        ports
+            .map(|port| sent_to(node, family, &udp_from(port)))
+            .collect::<Result<BTreeSet<Socket>>>()
+    };
+    node.set_service(to, id, 1, &backends, 0)?;
+    let without = all_of(&mut node, 1000..1100)?;
+    assert_eq!(without.len(), backends.len(), "{without:?}");
+
+    node.set_service(to, id, 2, &backends, 3600)?;
+    let first = all_of(&mut node, 2000..2100)?;
+    assert_eq!(first.len(), 1, "{first:?}");
+    // A version with the backend in another slot.
+    let mut turned = backends;
+    turned.rotate_left(1);
+    node.set_service(to, id, 3, &turned, 3600)?;
+    assert_eq!(all_of(&mut node, 3000..3100)?, first);
+
+    let gone = *first.first().context("a backend")?;
+    let left: Vec<Socket> = backends.into_iter().filter(|b| *b != gone).collect();
+    node.set_service(to, id, 4, &left, 3600)?;
+    node.remove_member(id, gone)?;
+    let second = all_of(&mut node, 4000..4100)?;
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert!(second.iter().all(|b| left.contains(b)), "{second:?}");
+    // Those that were there before follow.
+    assert_eq!(all_of(&mut node, 2000..2100)?, second);
+    node.check_partners()
+}
+
+fn the_tunnel_port_is_closed_behind_a_frontend(family: Family) -> Result<()> {
+    const TUNNEL: u16 = 8472;
+    let mut node = load()?;
+    let dropped = DropReason::TunnelPortFromPod as u32;
+    for (what, backend, protocol, expected) in [
+        ("UDP, another node", NODE_2, UDP, dropped),
+        ("UDP, this node", NODE_1, UDP, dropped),
+        ("UDP, a pod", C, UDP, Verdict::Overlay as u32),
+        ("TCP, another node", NODE_2, TCP, Verdict::Overlay as u32),
+        ("TCP, this node", NODE_1, TCP, Verdict::ToStack as u32),
+    ] {
+        node.clear_flows()?;
+        let backends = [(family.of(backend), TUNNEL)];
+        node.set_service(frontend(family, protocol), 9, 1, &backends, 0)?;
+        // The second one might have an entry.
+        for _ in 0..2 {
+            let ran = egress(&mut node, family, &ask(protocol, SYN))?;
+            assert_eq!(name(ran.decision.outcome), name(expected), "{what}");
+            assert_eq!(ran.code == SHOT, expected == dropped, "{what}");
+        }
+    }
+    Ok(())
+}
+
+fn all_fragments_of_a_datagram_go_to_one_backend(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B, C])?;
+    for port in 1000..1030 {
+        let first = udp_from(port).first_fragment(port);
+        let ran = egress(&mut node, family, &first)?;
+        let [from, to] = ends(&ran.packet);
+        assert_eq!(from, (family.of(A), port));
+        assert_eq!(to.1, BACKEND_PORT, "the first one has ports");
+        assert!([B, C].map(|b| socket(family, b)).contains(&to), "{to:?}");
+        assert!(checksums_ok(&ran.packet));
+        for later in [
+            udp_from(port).later_fragment(port, 8, true),
+            udp_from(port).last_fragment(port),
+        ] {
+            let frame = later.frame_of(family);
+            let ran = egress(&mut node, family, &later)?;
+            let seen = headers(&ran.packet);
+            assert_eq!((seen.source, seen.destination), (family.of(A), to.0));
+            assert!(seen.checksum_ok);
+            let at = seen.transport_at;
+            assert_eq!(ran.packet[at..], frame[at..], "what it carries");
+        }
+    }
+    node.check_partners()
+}

@@ -1,0 +1,452 @@
+//! `spec.services`: what pods send to Services is translated by the programs on their
+//! devices instead of the host's stack, and nobody notices. Who translates is judged by
+//! netfilter's counters.
+
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use veer_e2e_cluster::{attempt, await_condition, patience};
+use veer_e2e_tests::{
+    client::{self, Conversation},
+    evidence::{Plan, Trace},
+    lab::Lab,
+    load::{Load, Path},
+    numbered::{self, Flow, Sent, Servers},
+    pods::{self, Pod},
+    translator::{self, Translator, Translators},
+    workloads::{self, HTTP, STARTED},
+};
+
+use crate::scene::{DEMO, FIXED, Scene, Test};
+
+/// Tests in tunnel mode.
+pub(crate) const IN_TUNNEL: [(&str, Test); 4] = [
+    (
+        "a_pods_packets_to_a_service_never_enter_the_stack",
+        Test::Each(past_the_stack),
+    ),
+    ("services_answer_in_either_mode", Test::Each(either_mode)),
+    (
+        "connections_survive_a_change_of_the_translator",
+        Test::Once(changes),
+    ),
+    (
+        "datagrams_leave_a_backend_that_is_no_endpoint_any_more",
+        Test::Once(leaving),
+    ),
+];
+
+/// Tests in native mode: what depends on the way to other nodes.
+pub(crate) const IN_NATIVE: [(&str, Test); 2] = [IN_TUNNEL[0], IN_TUNNEL[1]];
+
+/// Objects of a test, which go when this is dropped.
+struct Applied<'a> {
+    lab: &'a Lab,
+    manifests: String,
+}
+
+impl<'a> Applied<'a> {
+    fn new(lab: &'a Lab, manifests: String) -> Result<Self> {
+        let applied = Self { lab, manifests };
+        lab.kubectl().apply(&applied.manifests)?;
+        Ok(applied)
+    }
+}
+
+impl Drop for Applied<'_> {
+    fn drop(&mut self) {
+        // The test's own outcome says more than this one.
+        let _gone = self.lab.kubectl().delete(&self.manifests);
+    }
+}
+
+/// A Service of the pods of an app in [`DEMO`], with one more field in its spec.
+fn service(name: &str, app: &str, port: &Value, (field, value): (&str, &str)) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": DEMO},
+        "spec": {
+            "type": "NodePort", "ipFamilyPolicy": "PreferDualStack",
+            "selector": {"app": app}, "ports": [port],
+        },
+    });
+    service["spec"][field] = value.into();
+    service
+}
+
+/// A Service's cluster address with a port, in the family that is looked at.
+fn frontend(scene: &Scene, service: (&str, &str), port: &str) -> Result<SocketAddr> {
+    let service = workloads::service(&scene.lab, scene.family, service, port)?;
+    Ok(SocketAddr::from((service.address, service.port)))
+}
+
+/// Asks for the name of the pod that answers, by a port called `http` or `udp`.
+fn asked(from: &Pod, to: SocketAddr, port: &str) -> Result<String> {
+    let answer = if port == "udp" {
+        client::udp_ask(&from.site, to, "hostname")?
+    } else {
+        client::http_get(&from.site, to, "/hostname")?
+    };
+    Ok(answer.trim().to_owned())
+}
+
+/// Asks `backend` by its Service under watch of netfilter's hooks on the nodes of both.
+fn watched(scene: &Scene, from: &Pod, backend: &Pod, port: &str) -> Result<Trace> {
+    let to = frontend(scene, (FIXED, &backend.name), port)?;
+    let mut plan = Plan::new();
+    for node in BTreeSet::from([from.node.as_str(), backend.node.as_str()]) {
+        for other in [to.ip(), backend.address] {
+            plan = plan.hooks(node, from.address, other);
+        }
+    }
+    let watch = plan.start(&scene.lab)?;
+    let name = asked(from, to, port);
+    let trace = watch.stop()?;
+    let name = name?;
+    ensure!(
+        name == backend.name,
+        "{name} answered instead of {}",
+        backend.name
+    );
+    Ok(trace)
+}
+
+fn past_the_stack(scene: &Scene) -> Result<()> {
+    let translators = Translators::hold(&scene.lab)?;
+    let from = scene.demo_on("worker1")?;
+    for by in [Translator::KubeProxy, Translator::Pods] {
+        translators.set(by)?;
+        for node in ["worker1", "worker2"] {
+            let backend = scene.fixed_on(node)?;
+            for port in ["http", "udp"] {
+                let what = format!("{} → {} {port} by {}", from.name, backend.name, by.name());
+                let trace = watched(scene, from, backend, port).with_context(|| what.clone())?;
+                let in_stack = trace.hook_passes() > 0;
+                // Seen with kube-proxy, so that a judge that sees nothing is noticed.
+                ensure!(
+                    in_stack == (by == Translator::KubeProxy),
+                    "{what}: netfilter saw\n{}",
+                    trace.hooks_seen()
+                );
+            }
+        }
+    }
+    translators.restored()
+}
+
+/// A client keeps its backend.
+const STICKY: &str = "e2e-sticky";
+/// Only the node's own pod answers.
+const LOCAL: &str = "e2e-local";
+/// Of no pod.
+const NOBODY: &str = "e2e-nobody";
+
+fn either_mode(scene: &Scene) -> Result<()> {
+    let port = json!({"name": "http", "port": 80, "targetPort": HTTP, "protocol": "TCP"});
+    let services = json!({
+        "apiVersion": "v1", "kind": "List",
+        "items": [
+            service(STICKY, "demo", &port, ("sessionAffinity", "ClientIP")),
+            service(LOCAL, "demo", &port, ("internalTrafficPolicy", "Local")),
+            service(NOBODY, "e2e-nobody", &port, ("sessionAffinity", "None")),
+        ],
+    });
+    let _applied = Applied::new(&scene.lab, services.to_string())?;
+    let translators = Translators::hold(&scene.lab)?;
+    translators.set(Translator::KubeProxy)?;
+    // kube-proxy writes its rules some time after the Services are made.
+    await_condition("kube-proxy's Services answer", STARTED, || {
+        all_answer(scene).map(Some).map_err(|e| format!("{e:#}"))
+    })?;
+    translators.set(Translator::Pods)?;
+    all_answer(scene).context("translated by the programs")?;
+    translators.restored()
+}
+
+fn all_answer(scene: &Scene) -> Result<()> {
+    let (own, other) = (scene.fixed_on("worker1")?, scene.fixed_on("worker2")?);
+    if scene.family == scene.lab.primary() {
+        // The API server is on one node's own network, and the DNS is pods.
+        for from in [own, scene.fixed_on("control")?] {
+            api_and_dns(scene, from)?;
+        }
+    }
+    // A pod by its own Service, and one of another node. The port is another one there.
+    for backend in [own, other] {
+        for port in ["http", "udp"] {
+            let to = frontend(scene, (FIXED, &backend.name), port)?;
+            let name = asked(own, to, port)?;
+            ensure!(name == backend.name, "{to}: {name} answered {}", own.name);
+        }
+    }
+    sticky(scene)?;
+    local(scene)?;
+    refused_at_once(scene)
+}
+
+fn api_and_dns(scene: &Scene, from: &Pod) -> Result<()> {
+    // Both are the primary family's alone.
+    let primary = scene.lab.primary();
+    for transport in ["+notcp", "+tcp"] {
+        client::dns(&from.site, primary, &[transport]).with_context(|| transport.to_owned())?;
+    }
+    let api = SocketAddr::from((primary.api_service(), 443));
+    let url = format!("https://{api}/version");
+    let words = ["curl", "-sk", "--max-time", "30", &url];
+    let out = from.site.exec(&words)?.stdout;
+    ensure!(
+        out.contains("gitVersion"),
+        "the API server answered {} with {out:?}",
+        from.name
+    );
+    Ok(())
+}
+
+/// Who answers so many connections of a pod.
+fn names(from: &Pod, to: SocketAddr, count: u32) -> Result<BTreeSet<String>> {
+    (0..count).map(|_| asked(from, to, "http")).collect()
+}
+
+fn sticky(scene: &Scene) -> Result<()> {
+    const TIMES: u32 = 20;
+    let from = scene.other_on("worker1")?;
+    let one = names(from, frontend(scene, (DEMO, STICKY), "http")?, TIMES)?;
+    ensure!(one.len() == 1, "one client was answered by {one:?}");
+    // The same pods by a Service without affinity.
+    let some = names(from, frontend(scene, (DEMO, "demo"), "http")?, TIMES)?;
+    ensure!(some.len() > 1, "{TIMES} connections all went to {some:?}");
+    Ok(())
+}
+
+fn local(scene: &Scene) -> Result<()> {
+    const TIMES: u32 = 8;
+    let to = frontend(scene, (DEMO, LOCAL), "http")?;
+    for node in ["worker1", "worker2"] {
+        let own = scene.demo_on(node)?;
+        let seen = names(scene.other_on(node)?, to, TIMES)?;
+        ensure!(
+            seen == BTreeSet::from([own.name.clone()]),
+            "{node} has {}, and {seen:?} answered",
+            own.name
+        );
+    }
+    Ok(())
+}
+
+fn refused_at_once(scene: &Scene) -> Result<()> {
+    const AT_ONCE: Duration = Duration::from_secs(1);
+    let to = frontend(scene, (DEMO, NOBODY), "http")?;
+    let from = &scene.demo_on("worker1")?.site;
+    let time = attempt();
+    let start = Instant::now();
+    let outcome = from.within(|| {
+        let stream = TcpStream::connect_timeout(&to, time);
+        Ok(stream.map(drop).map_err(|e| e.kind()))
+    })?;
+    let took = start.elapsed();
+    ensure!(
+        outcome == Err(ErrorKind::ConnectionRefused) && took < AT_ONCE * patience(),
+        "{} → {to}, which nobody serves: {outcome:?} after {took:?}",
+        from.name
+    );
+    Ok(())
+}
+
+fn changes(scene: &Scene) -> Result<()> {
+    use Translator::{KubeProxy, Pods};
+    let translators = Translators::hold(&scene.lab)?;
+    translators.set(KubeProxy)?;
+    survives(scene, &translators, &[Pods, KubeProxy, Pods, KubeProxy])?;
+    // Now with load that the programs translate from its first packet on.
+    translators.set(Pods)?;
+    survives(scene, &translators, &[KubeProxy, Pods])?;
+    translators.restored()
+}
+
+/// Load, and connections opened before each change: all of them go on through all changes.
+fn survives(scene: &Scene, translators: &Translators<'_>, to: &[Translator]) -> Result<()> {
+    /// How long load goes on after each change.
+    const MOMENT: Duration = Duration::from_millis(300);
+    let from = scene.demo_on("worker1")?;
+    let mut backends = Vec::new();
+    for node in ["worker1", "worker2"] {
+        let backend = scene.fixed_on(node)?;
+        for family in scene.lab.cluster.families().all() {
+            let service = (FIXED, backend.name.as_str());
+            let http = workloads::service(&scene.lab, *family, service, "http")?;
+            backends.push((SocketAddr::from((http.address, http.port)), backend));
+        }
+    }
+    let mut open = Vec::new();
+    let mut load = Load::start(&scene.lab, &Path::ALL)?;
+    let changed = to.iter().try_for_each(|by| {
+        for (to, backend) in &backends {
+            open.push((*to, *backend, Conversation::open(&from.site, *to)?));
+        }
+        go_on(&mut open).with_context(|| format!("before {}", by.name()))?;
+        translators.set(*by)?;
+        load.goes_on(MOMENT)?;
+        go_on(&mut open).with_context(|| format!("after {}", by.name()))
+    });
+    let report = load.stop()?;
+    changed.with_context(|| report.losses())?;
+    report.unharmed()
+}
+
+fn go_on(open: &mut [(SocketAddr, &Pod, Conversation)]) -> Result<()> {
+    for (number, (to, backend, conversation)) in open.iter_mut().enumerate() {
+        let name = conversation
+            .ask("/hostname")
+            .with_context(|| format!("connection {number}, to {to}"))?;
+        ensure!(name == backend.name, "{to}: {name} answered");
+    }
+    Ok(())
+}
+
+/// The Service, and the app of its pods.
+const LEAVING: &str = "e2e-leaving";
+/// Flows of each family to each of the two pods.
+const FLOWS: usize = 2;
+
+fn leaving(scene: &Scene) -> Result<()> {
+    /// Answers before the pod is deleted.
+    const BEFORE: usize = 100;
+    /// The API server's word reaches every agent by then.
+    const SETTLED: Duration = Duration::from_secs(1);
+    /// How long datagrams are sent after that.
+    const AFTER: Duration = Duration::from_secs(1);
+    let lab = &scene.lab;
+    let families = lab.cluster.families().all();
+    let _applied = Applied::new(lab, leaving_manifests())?;
+    let pods = pods::await_ready(lab, DEMO, &format!("app={LEAVING}"), 2, STARTED)?;
+    let gone = pods.iter().position(|p| p.node == "worker2");
+    let gone = gone.context("no pod on worker2")?;
+    let translators = Translators::hold(lab)?;
+    translators.set(Translator::Pods)?;
+    let from = scene.demo_on("worker1")?;
+    let _servers = Servers::start(&pods, families)?;
+    let mut flows = Vec::new();
+    for family in families {
+        let service = workloads::service(lab, *family, (DEMO, LEAVING), "udp")?;
+        let to = SocketAddr::from((service.address, service.port));
+        translator::await_backends(lab, &from.node, (to, translator::UDP), 2)?;
+        flows.extend(opened(from, to)?);
+    }
+    let ((deleted, settled), sent) = numbered::during(&flows, |answered| {
+        await_condition("datagrams are answered", STARTED, || {
+            Ok((answered.load(Ordering::Relaxed) >= BEFORE).then_some(()))
+        })?;
+        let deleted = Instant::now();
+        let name = &pods[gone].name;
+        lab.kubectl()
+            .run(&["-n", DEMO, "delete", "pod", name, "--wait=false"])?;
+        await_no_endpoint(lab, &pods[gone])?;
+        let settled = Instant::now() + SETTLED * patience();
+        await_condition("datagrams go on", STARTED, || {
+            Ok((Instant::now() > settled + AFTER).then_some(()))
+        })?;
+        Ok((deleted, settled))
+    })?;
+    let lost = judged(&flows, &sent, gone, (deleted, settled))?;
+    eprintln!(
+        "{lost} of {} datagrams were lost between the deletion of a pod and its Service's \
+         knowledge of it",
+        sent.len()
+    );
+    translators.restored()
+}
+
+fn leaving_manifests() -> String {
+    let labels = format!("{{app: {LEAVING}}}");
+    let pod = |node: &str| workloads::single(DEMO, &format!("{LEAVING}-{node}"), node, &labels);
+    let port = json!({
+        "name": "udp", "port": 81, "targetPort": numbered::PORT, "protocol": "UDP",
+    });
+    let service = service(LEAVING, LEAVING, &port, ("sessionAffinity", "None"));
+    [pod("worker1"), pod("worker2"), service.to_string()].join("---\n")
+}
+
+/// As many flows as are wanted to each of the two pods: which one a flow gets is chance.
+fn opened(from: &Pod, to: SocketAddr) -> Result<Vec<Flow>> {
+    const TRIES: usize = 64;
+    let mut open: Vec<Flow> = Vec::new();
+    for _ in 0..TRIES {
+        let flow = Flow::open(&from.site, to)?;
+        if open.iter().filter(|f| f.first == flow.first).count() < FLOWS {
+            open.push(flow);
+        }
+        if open.len() == 2 * FLOWS {
+            return Ok(open);
+        }
+    }
+    let first: Vec<usize> = open.iter().map(|f| f.first).collect();
+    bail!("{TRIES} flows to {to} are not enough: kept are those to pods {first:?}")
+}
+
+/// Waits until no `EndpointSlice` has a pod for new flows.
+fn await_no_endpoint(lab: &Lab, pod: &Pod) -> Result<()> {
+    let selector = format!("kubernetes.io/service-name={LEAVING}");
+    let words = ["-n", DEMO, "get", "endpointslices", "-l", &selector];
+    let what = format!("no EndpointSlice has {} as ready", pod.name);
+    await_condition(&what, STARTED, || {
+        let list = lab.kubectl().json(&words).map_err(|e| e.to_string())?;
+        let slices = list["items"].as_array().into_iter().flatten();
+        let mut endpoints = slices.flat_map(|s| s["endpoints"].as_array().into_iter().flatten());
+        let there = endpoints.any(|e| {
+            e["targetRef"]["uid"] == pod.uid.as_str() && e["conditions"]["ready"] != false
+        });
+        Ok((!there).then_some(()))
+    })?;
+    Ok(())
+}
+
+/// Returns how many datagrams were lost while they could be: those of flows to the pod
+/// that is gone, from its deletion until that was known. All others must have been
+/// answered, and by the right one.
+fn judged(
+    flows: &[Flow],
+    sent: &[Sent],
+    gone: usize,
+    (deleted, settled): (Instant, Instant),
+) -> Result<usize> {
+    let stays = 1 - gone;
+    let (mut lost, mut moved) = (0, 0);
+    let mut wrong = Vec::new();
+    for (number, one) in sent.iter().enumerate() {
+        let first = flows[one.flow].first;
+        let right = if first == stays || one.at < deleted {
+            one.by == Some(first)
+        } else if one.at < settled {
+            lost += usize::from(one.by.is_none());
+            true
+        } else {
+            moved += 1;
+            one.by == Some(stays)
+        };
+        if !right {
+            let after = one.at.saturating_duration_since(deleted);
+            wrong.push(format!(
+                "{number} of flow {}, {after:?} after the deletion: first {first}, then {:?}",
+                one.flow, one.by
+            ));
+        }
+    }
+    ensure!(
+        wrong.is_empty(),
+        "{} of {} datagrams went wrong (pod {gone} was deleted, known everywhere after {:?}; \
+         {lost} more were lost before): {}",
+        wrong.len(),
+        sent.len(),
+        settled.saturating_duration_since(deleted),
+        wrong[..wrong.len().min(8)].join("; ")
+    );
+    ensure!(moved > 0, "no datagram was sent after the pod was gone");
+    Ok(lost)
+}

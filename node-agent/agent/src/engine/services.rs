@@ -1,0 +1,168 @@
+//! Services that the programs translate.
+
+use std::collections::{BTreeSet, HashSet};
+
+use veer_api_client::chain;
+use veer_crds::v1alpha1::ServiceTranslation;
+
+use super::{Engine, ROWS_PER_ROUND, converge::Converger, error::Error};
+use veer_agent_core::{
+    index::{Index, ServicePort},
+    repair::{Kind, RoundLog},
+    services::{Plan, Step},
+    tables::Tables,
+};
+
+/// Who translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// The programs.
+    Programs,
+    /// The host's stack: the maps are empty.
+    Stack,
+}
+
+/// What the maps hold of Services.
+#[derive(Debug)]
+pub(super) struct Translation {
+    plan: Plan,
+    /// Every program was this version's once. Those of a version before would send replies of
+    /// translated flows up the stack, where nobody knows them.
+    attached: bool,
+    /// What the maps were filled or emptied for; `None`: nothing yet, and what an earlier
+    /// agent left stays.
+    by: Option<By>,
+    /// Rounds since the maps were compared.
+    rounds: usize,
+    /// Why the maps do not hold what they should; empty: they do.
+    trouble: String,
+}
+
+impl Translation {
+    /// Over what is in the maps.
+    pub(super) fn open(tables: &mut Tables) -> Result<Self, Error> {
+        let (services, backends) = (tables.services.read()?, tables.backends.read()?);
+        Ok(Self {
+            plan: Plan::from_present(&services, &backends),
+            attached: false,
+            by: None,
+            rounds: 0,
+            trouble: String::new(),
+        })
+    }
+
+    /// Every program is this version's.
+    pub(super) fn all_attached(&mut self) {
+        self.attached = true;
+    }
+
+    /// Who is to translate; `None`: that is not known yet, or cannot be done yet.
+    fn wanted(&self, index: &Index) -> Option<By> {
+        let (_, cluster) = index.cluster.as_ref()?;
+        if !(index.complete.services && index.complete.slices) {
+            return None;
+        }
+        match cluster.services {
+            ServiceTranslation::KubeProxy => Some(By::Stack),
+            ServiceTranslation::Pods => self.attached.then_some(By::Programs),
+        }
+    }
+
+    /// What is to be written so that these Services are as they should be.
+    fn update<'a>(&mut self, index: &Index, keys: impl Iterator<Item = &'a str>) -> Step {
+        let all: Vec<(&str, Vec<ServicePort>)> = keys
+            .map(|key| (key, index.services.ports_of(key, index.own())))
+            .collect();
+        let ports = all.iter().map(|(key, ports)| (*key, ports.as_slice()));
+        self.plan.update_all(ports)
+    }
+
+    /// The steps to what is wanted; `touched` are the Services that changed.
+    fn steps(&mut self, index: &Index, touched: &HashSet<String>) -> Vec<Step> {
+        let Some(by) = self.wanted(index) else {
+            return Vec::new();
+        };
+        let is_new = self.by != Some(by);
+        self.by = Some(by);
+        match by {
+            By::Stack if is_new => vec![self.plan.clear()],
+            By::Stack => Vec::new(),
+            By::Programs if is_new => {
+                let mut keys: BTreeSet<String> = self.plan.keys().into_iter().collect();
+                keys.extend(index.services.keys().map(str::to_owned));
+                let all = self.update(index, keys.iter().map(String::as_str));
+                vec![all, self.plan.drop_left()]
+            }
+            By::Programs => vec![self.update(index, touched.iter().map(String::as_str))],
+        }
+    }
+}
+
+impl Converger {
+    /// Writes what changed of these Services; of all, where somebody else is to translate
+    /// now.
+    pub(super) fn services(&mut self, index: &Index, touched: &HashSet<String>) {
+        for step in self.translation.steps(index, touched) {
+            if step == Step::default() {
+                continue;
+            }
+            let outcome = self.datapath.lock().maps.tables.apply_services(&step);
+            if let Err(error) = outcome {
+                self.failed(&Error::from(error));
+            }
+        }
+    }
+
+    /// The part of a round. With `full` the maps are compared entry by entry, where they are
+    /// large not in every such round.
+    pub(super) fn services_round(&mut self, index: &Index, done: &mut RoundLog, full: bool) {
+        self.services(index, &HashSet::new());
+        self.translation.rounds = self.translation.rounds.saturating_add(1);
+        if full && self.translation.by.is_some() {
+            self.compare_services(done);
+        }
+        if !self.translation.trouble.is_empty() {
+            let trouble = self.translation.trouble.clone();
+            self.concerns.push(("ServicesIncomplete", trouble));
+        }
+    }
+
+    fn compare_services(&mut self, done: &mut RoundLog) {
+        let mut datapath = self.datapath.lock();
+        let tables = &mut datapath.maps.tables;
+        let rows = tables.services.len() + tables.backends.len() + tables.members.len();
+        if self.translation.rounds <= rows / ROWS_PER_ROUND {
+            return;
+        }
+        self.translation.rounds = 0;
+        let outcome = tables.converge_services(&self.translation.plan.rows(), |what| {
+            done.repaired(Kind::MapEntry, what);
+        });
+        drop(datapath);
+        match outcome {
+            Ok(()) => self.translation.trouble.clear(),
+            Err(error) => self.failed(&Error::from(error)),
+        }
+    }
+
+    fn failed(&mut self, error: &Error) {
+        let text = format!(
+            "cannot write all rows of Services, so some lead where they led before: {}",
+            chain(error)
+        );
+        if self.translation.trouble != text {
+            tracing::error!("{text}; trying again");
+        }
+        self.translation.trouble = text;
+    }
+}
+
+impl Engine {
+    /// Writes what changed of Services, without a round.
+    pub(super) fn services(&mut self, touched: &HashSet<String>) {
+        if touched.is_empty() || self.converger.decommissioned || self.told_to_go() {
+            return;
+        }
+        self.converger.services(&self.index.read(), touched);
+    }
+}
