@@ -205,20 +205,27 @@ fn to_backend<I: Ip>(skb: &mut Skb) -> Outcome {
     let ip = skb.ip::<I>()?;
     translations::apply(skb, &ip, translation)?;
     let ip = skb.ip::<I>()?;
-    let (destination, pod) = lookup::arrived(ip.destination());
+    if let Some(pod) = lookup::endpoint(ip.destination()) {
+        skb.decision.destination_identity = pod.identity().get();
+        return local::to_pod(skb, &ip, Some(pod));
+    }
+    let destination = lookup::who(ip.destination());
     skb.decision.destination_identity = destination.identity().get();
-    if matches!(destination, Who::Host | Who::RemoteNode(_)) {
+    if matches!(destination, Who::LocalPod(_)) {
+        return Err(DropReason::NoSuchEndpoint);
+    }
+    if matches!(destination, Who::World) {
+        return Ok(Verdict::ToStack);
+    }
+    if !matches!(destination, Who::RemotePod(..)) {
         not_the_tunnel(&flows::of(skb, &ip)?.tuple)?;
     }
+    let Some(node) = destination.remote_node() else {
+        return Ok(Verdict::ToStack);
+    };
     let identity =
         Identity::new(skb.decision.source_identity).ok_or(DropReason::UnknownInterface)?;
-    match destination {
-        Who::World | Who::Host => Ok(Verdict::ToStack),
-        Who::LocalPod(_) => local::to_pod(skb, &ip, pod),
-        Who::RemotePod(_, node) | Who::RemoteNode(node) => {
-            remote::from_pod(skb, &ip, node, identity)
-        }
-    }
+    remote::from_pod(skb, &ip, node, identity)
 }
 
 /// A pod that could send to the tunnel port of a node could forge what other

@@ -11,6 +11,7 @@ use veer_bpf_common::{
 use super::{
     lookup,
     maps::{AFFINITY, BACKENDS, MEMBERS, SERVICES},
+    translations,
 };
 use crate::ctx::clock::now;
 
@@ -43,10 +44,16 @@ pub(super) fn leads_to(tuple: &Tuple, address: [u8; 16], port: [u8; 2]) -> Optio
     Some(unsafe { MEMBERS.get(member) }.is_some())
 }
 
-/// Chooses a backend for a new flow, and says what its packets become. Whether there is
-/// one; where not, the host's stack is to decide.
+/// Chooses a backend for a new flow, and says what its packets become. 0 where there is
+/// none: the host's stack is to decide.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn choose(question: &mut Question) -> bool {
+pub(super) extern "C" fn choose_backend() -> u32 {
+    translations::question().map_or(0, |question| u32::from(choose(question)))
+}
+
+#[inline(always)]
+fn choose(question: &mut Question) -> bool {
     let Some(backend) = backend(&question.tuple) else {
         return false;
     };

@@ -34,7 +34,7 @@ use crate::ctx::{
 
 /// This CPU's question. `None` cannot be: it is an element of an array.
 #[inline(always)]
-fn question() -> Option<&'static mut Question> {
+pub(super) fn question() -> Option<&'static mut Question> {
     let question = ASKED.get_ptr_mut(0)?;
     // SAFETY: as of the decision records, a slot of this CPU.
     Some(unsafe { &mut *question })
@@ -75,30 +75,44 @@ pub(crate) fn answered(skb: &mut Skb) -> Option<Translation> {
     })
 }
 
-/// Answers this CPU's question.
+/// Answers this CPU's question. A packet that may begin a flow to a Service gives it its
+/// entries.
+///
+/// Three *global* functions, which the verifier walks once each, one after the other: none
+/// has room for another on the stack.
 #[inline(always)]
 pub(crate) fn answer() {
-    answer_question();
+    if go_on() == 0 && services::choose_backend() != 0 {
+        begin_flow();
+    }
 }
 
-/// The same. A packet that may begin a flow to a Service gives it its entries. A *global*
-/// function, which the verifier walks once, and which its caller has no room for on the
-/// stack.
+/// Goes by the entry of the flow. 0 where it has none and the packet may begin it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answer_question() -> u32 {
+extern "C" fn go_on() -> u32 {
     let Some(question) = question() else {
-        return 0;
+        return 1;
     };
     question.place = NONE;
     question.flow = FlowState::NotAsked as u8;
     question.replaced = 0;
     if goes_on(question) {
         question.flow = FlowState::Established as u8;
-    } else if may_begin(question) && services::choose(question) {
-        question.flow = FlowState::New as u8;
-        begin(question);
+        return 1;
     }
+    u32::from(!may_begin(question))
+}
+
+/// [`begin`]. 0 where there are no entries.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn begin_flow() -> u32 {
+    let Some(question) = question() else {
+        return 0;
+    };
+    question.flow = FlowState::New as u8;
+    begin(question);
     u32::from(question.place != NONE)
 }
 
@@ -204,7 +218,7 @@ fn begin(question: &mut Question) {
             question.way = of_back.as_opener();
         } else {
             // Another CPU was faster; the next packet goes by its entries.
-            let _ = FLOW_TABLE.remove(back);
+            flows::clear(&back);
         }
     }
     question.replaced = u8::from(of_front_place.replaced || of_back_place.replaced);
