@@ -215,7 +215,7 @@ pub struct Question {
     pub to: Tuple,
     /// Of an ICMP error: its own source and destination, in memory words.
     pub outside: [u64; 4],
-    /// The same of the packet that it carries.
+    /// The same of the packet that is to change.
     pub old: [u64; 4],
     /// What is to be there instead.
     pub new: [u64; 4],

@@ -42,6 +42,10 @@ pub trait Ip: Copy {
     /// is cut off behind the first bytes, so only the headers' own lengths count.
     fn parse_carried<P: Bytes>(packet: &P, offset: usize) -> Option<Self>;
 
+    /// Where TCP's or UDP's ports are of the packet that an ICMP error carries at `offset`;
+    /// `None`: there are none, or, in IPv6, extension headers before them.
+    fn carried_ports<P: Bytes>(packet: &P, offset: usize) -> Option<usize>;
+
     /// Source address.
     fn source(&self) -> Self::Address;
     /// Destination address.

@@ -1,6 +1,6 @@
 //! IPv4 headers (RFC 791).
 
-use super::{Ip, Start};
+use super::{Ip, Start, TCP, UDP};
 use crate::{
     bytes::{Bytes, HEAD},
     checksum, ethernet,
@@ -89,6 +89,13 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn parse_carried<P: Bytes>(packet: &P, offset: usize) -> Option<Self> {
         Self::read(&packet.anywhere::<HEADER_LENGTH>(offset)?)
+    }
+
+    #[inline(always)]
+    fn carried_ports<P: Bytes>(packet: &P, offset: usize) -> Option<usize> {
+        let header = Self::parse_carried(packet, offset)?;
+        let has_ports = matches!(header.protocol(), TCP | UDP) && !header.is_later_fragment();
+        has_ports.then(|| offset + header.header_length())
     }
 
     #[inline(always)]

@@ -3,12 +3,11 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::generated::{
-        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes,
     },
 };
 use veer_bpf_common::{
-    address::{Address, FAMILY_V4, V6, halves, joined},
+    address::{Address, halves, joined},
     tables::{Question, Tuple},
 };
 use veer_bpf_net::{
@@ -18,103 +17,58 @@ use veer_bpf_net::{
 
 use super::apart::{Raw, load_into, load_words};
 
-/// Memory words of source and destination, of the longer family.
-const WORDS: usize = 4;
+/// Source and destination in memory words; what IPv4 does not have is zero.
+type Ends = [u64; 4];
 
-/// The addresses of a tuple as the header of its family has them.
-#[inline(always)]
-fn addresses<A: Address>(tuple: &Tuple) -> [u64; WORDS] {
-    let source = tuple.source_address::<A>().words();
-    let destination = tuple.destination_address::<A>().words();
-    if A::FAMILY == FAMILY_V4 {
-        let [from, ..] = V6(source).quarters();
-        let [to, ..] = V6(destination).quarters();
-        [joined([from, to]), 0, 0, 0]
-    } else {
-        [source[0], source[1], destination[0], destination[1]]
-    }
-}
-
-/// Whether the client is the same before and after. Another flow may have got the place
-/// that `new` was read from: what a client sends keeps its source, or comes back to it,
-/// and an answer is for who it was for, or for its sender.
-#[inline(always)]
-fn is_same_client<A: Address>(old: &[u64; WORDS], new: &[u64; WORDS], back: bool) -> bool {
-    let ends = |words: &[u64; WORDS]| {
-        if A::FAMILY == FAMILY_V4 {
-            let [source, destination] = halves(words[0]);
-            [[source.into(), 0], [destination.into(), 0]]
-        } else {
-            [[words[0], words[1]], [words[2], words[3]]]
-        }
-    };
-    let ([source, destination], [from, to]): ([[u64; 2]; 2], [[u64; 2]; 2]) =
-        (ends(old), ends(new));
-    to == source
-        || (if back {
-            to == destination
-        } else {
-            from == source
-        })
-}
-
-/// Gives the packet the addresses of `to`, and where `ports` has the offset of its
-/// transport header in the frame, the ports too. `back`: it is an answer. Whether it did.
+/// Gives the packet the ends of [`Question::to`], where `transport` has the offset of its
+/// transport header in the frame with their ports. `back`: it is an answer. Whether it did.
 ///
-/// The checksum of IPv6 addresses is in the transport header alone, so what the device
-/// has summed up changes with the addresses and back with the checksum. That is why they
-/// are stored with `BPF_F_RECOMPUTE_CSUM`; in IPv4 the header's own checksum makes up for
-/// them.
+/// Another flow may have got the place that `to` was read from: what a client sends keeps
+/// its source, or comes back to it, and an answer is for who it was for, or for its sender.
 #[inline(always)]
 pub(crate) fn rewrite<I: Ip>(
     raw: *mut __sk_buff,
-    to: &Tuple,
-    ports: Option<u32>,
+    work: &mut Question,
+    transport: Option<u32>,
     back: bool,
 ) -> bool {
-    let mut old = [0u64; WORDS];
-    let mut new = addresses::<I::Address>(to);
-    let bytes = 2 * <I::Address as Address>::BITS / 8;
-    let at = (ethernet::HEADER_LENGTH + I::ADDRESSES) as u32;
-    // SAFETY: a valid context, and at least as many bytes in both arrays.
-    let loaded = unsafe { bpf_skb_load_bytes(raw.cast(), at, old.as_mut_ptr().cast(), bytes) };
-    if loaded != 0 || !is_same_client::<I::Address>(&old, &new, back) {
+    let own = ethernet::HEADER_LENGTH as u32;
+    if !load_ends::<I>(raw, own, &mut work.old) {
         return false;
     }
-    // SAFETY: as above.
-    let (diff, stored) = unsafe {
-        let (from, into) = (old.as_mut_ptr().cast(), new.as_mut_ptr().cast());
-        let diff = bpf_csum_diff(from, bytes, into, bytes, 0);
-        let flags = if I::CHECKSUM.is_none() {
-            u64::from(BPF_F_RECOMPUTE_CSUM)
-        } else {
-            0
-        };
-        (
-            diff,
-            bpf_skb_store_bytes(raw, at, new.as_ptr().cast(), bytes, flags),
-        )
+    work.new = ends_of::<I::Address>(&work.to);
+    let ([source, destination], [from, to]) = (halves_of(&work.old), halves_of(&work.new));
+    let is_clients = if back {
+        to == destination
+    } else {
+        from == source
     };
-    if diff < 0 || stored != 0 {
+    if !is_clients && to != source {
         return false;
     }
-    let diff = diff.cast_unsigned();
-    if let Some(checksum) = I::CHECKSUM {
-        let at = (ethernet::HEADER_LENGTH + checksum) as u32;
-        // SAFETY: a valid context.
-        if unsafe { bpf_l3_csum_replace(raw, at, 0, diff, 0) } != 0 {
-            return false;
-        }
-    }
-    match ports {
-        Some(transport) => transport_header(raw, to, transport, diff),
-        None => true,
-    }
+    let Some(addresses) = set_ends::<I>(raw, own, &work.old, &work.new, true) else {
+        return false;
+    };
+    let Some(transport) = transport else {
+        return true;
+    };
+    let (checksum, flags) = match work.to.protocol {
+        TCP => (transport + 16, 0),
+        // 0 is none, and stays none.
+        UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
+        // That of SCTP covers no addresses, and the agent sees to it that ports stay.
+        _ => return true,
+    };
+    let as_pseudo_header = u64::from(flags | BPF_F_PSEUDO_HDR);
+    // SAFETY: a valid context.
+    let covered = unsafe { bpf_l4_csum_replace(raw, checksum, 0, addresses, as_pseudo_header) };
+    covered == 0 && set_ports(raw, &work.to, transport, (checksum, flags))
 }
 
-/// Gives an ICMP error whose header is at `icmp` the form that suits a packet [`Question::to`]
-/// instead of the one that it carries: that one, and of the error's own addresses those
-/// that are of its ends. Whether it did; not where the error is not for who sends `to`.
+/// Gives an ICMP error whose header is at `icmp` the form that suits a packet
+/// [`Question::to`] instead of the one that it carries: that one, and of the error's own
+/// addresses those that are of its ends. Whether it did; not where the error is not for
+/// who sends `to`.
 ///
 /// The checksum of the transport header that it carries is left as it is: all of what it
 /// covers is hardly ever there, and the kernel does not look at it.
@@ -122,47 +76,41 @@ pub(crate) fn rewrite<I: Ip>(
 pub(crate) fn rewrite_error<I: Ip>(raw: *mut __sk_buff, work: &mut Question, icmp: u32) -> bool {
     let carried = icmp + ICMP_HEADER;
     let own = ethernet::HEADER_LENGTH as u32;
-    let Some(ports) = carried_ports::<I>(raw, carried) else {
-        return false;
-    };
+    let ports = I::carried_ports(&Raw(raw), carried as usize);
     if !load_ends::<I>(raw, own, &mut work.outside) || !load_ends::<I>(raw, carried, &mut work.old)
     {
         return false;
     }
-    let [from, to] = [
-        work.to.source_address::<I::Address>(),
-        work.to.destination_address(),
-    ];
-    let ([a, b], [c, d]) = (from.words(), to.words());
-    work.new = [a, b, c, d];
-    let [source, destination] = [
-        [work.outside[0], work.outside[1]],
-        [work.outside[2], work.outside[3]],
-    ];
+    work.new = ends_of::<I::Address>(&work.to);
+    let [source, destination] = halves_of(&work.outside);
+    let ([old_from, old_to], [from, to]) = (halves_of(&work.old), halves_of(&work.new));
     // What a pod that is its own backend sends seems to come from the gateway.
-    if destination != [a, b] && source != [a, b] {
+    if destination != from && source != from {
         return false;
     }
-    let is_backends = source == [work.old[2], work.old[3]];
-    let is_for_sender = destination == [work.old[0], work.old[1]];
-    if !set_ends::<I>(raw, carried, &work.old, &work.new, Covered::ByError(icmp)) {
+    let Some(inner) = set_ends::<I>(raw, carried, &work.old, &work.new, false) else {
         return false;
-    }
-    if !is_backends {
-        [work.new[2], work.new[3]] = source;
-    }
-    if !is_for_sender {
-        [work.new[0], work.new[1]] = destination;
-    }
+    };
     // The error goes the other way.
-    work.new = [work.new[2], work.new[3], work.new[0], work.new[1]];
-    set_ends::<I>(
-        raw,
-        own,
-        &work.outside,
-        &work.new,
-        Covered::AsPseudoHeader(icmp),
-    ) && (ports == 0 || set_ports(raw, &work.to, ports, icmp + ICMP_CHECKSUM))
+    let [a, b] = if source == old_to { to } else { source };
+    let [c, d] = if destination == old_from {
+        from
+    } else {
+        destination
+    };
+    work.new = [a, b, c, d];
+    let Some(outer) = set_ends::<I>(raw, own, &work.outside, &work.new, true) else {
+        return false;
+    };
+    let checksum = icmp + ICMP_CHECKSUM;
+    // Addresses of IPv4 are not covered, or with the checksum of their own header.
+    let covered = I::CHECKSUM.is_some()
+        // SAFETY: a valid context.
+        || unsafe {
+            bpf_l4_csum_replace(raw, checksum, 0, inner, 0) == 0
+                && bpf_l4_csum_replace(raw, checksum, 0, outer, BPF_F_PSEUDO_HDR.into()) == 0
+        };
+    covered && ports.is_none_or(|at| set_ports(raw, &work.to, at as u32, (checksum, 0)))
 }
 
 /// Bytes of an ICMP header.
@@ -170,32 +118,24 @@ const ICMP_HEADER: u32 = 8;
 /// Offset of its checksum.
 const ICMP_CHECKSUM: u32 = 2;
 
-/// How an ICMP header's checksum covers addresses of IPv6; those of IPv4 it covers with a
-/// checksum of their own, or not at all.
-#[derive(Clone, Copy)]
-enum Covered {
-    /// As data of the error whose header is here.
-    ByError(u32),
-    /// As those of the packet.
-    AsPseudoHeader(u32),
+/// The ends of a tuple.
+#[inline(always)]
+fn ends_of<A: Address>(tuple: &Tuple) -> Ends {
+    let [a, b] = tuple.source_address::<A>().words();
+    let [c, d] = tuple.destination_address::<A>().words();
+    [a, b, c, d]
 }
 
-/// Where the ports of the packet with its header at `offset` are; 0: it has none.
+/// Source and destination.
 #[inline(always)]
-fn carried_ports<I: Ip>(raw: *mut __sk_buff, offset: u32) -> Option<u32> {
-    let header = I::parse_carried(&Raw(raw), offset as usize)?;
-    let has_ports = matches!(header.protocol(), TCP | UDP) && !header.is_later_fragment();
-    Some(if has_ports {
-        offset + header.header_length() as u32
-    } else {
-        0
-    })
+const fn halves_of(ends: &Ends) -> [[u64; 2]; 2] {
+    let [a, b, c, d] = *ends;
+    [[a, b], [c, d]]
 }
 
-/// Reads source and destination of the header at an offset; what IPv4 does not have is
-/// zero. Whether they are there.
+/// Reads the ends of the header at an offset. Whether they are there.
 #[inline(always)]
-fn load_ends<I: Ip>(raw: *mut __sk_buff, header: u32, ends: &mut [u64; WORDS]) -> bool {
+fn load_ends<I: Ip>(raw: *mut __sk_buff, header: u32, ends: &mut Ends) -> bool {
     let at = header + I::ADDRESSES as u32;
     if I::CHECKSUM.is_none() {
         return load_into(raw, at, ends);
@@ -208,53 +148,52 @@ fn load_ends<I: Ip>(raw: *mut __sk_buff, header: u32, ends: &mut [u64; WORDS]) -
     true
 }
 
-/// Replaces the addresses of the header at an offset.
+/// Replaces the ends of the header at an offset. What that adds to a checksum which
+/// covers them; `None`: it did not.
+///
+/// Those of IPv6 that are the packet's `own` are covered by the transport header alone: what
+/// the device has summed up of the packet changes with them, and back with that header's
+/// checksum. So they are stored with `BPF_F_RECOMPUTE_CSUM`. The header of IPv4 has a
+/// checksum of its own, which makes up for them.
 #[inline(always)]
 fn set_ends<I: Ip>(
     raw: *mut __sk_buff,
     header: u32,
-    old: &[u64; WORDS],
-    new: &[u64; WORDS],
-    covered: Covered,
-) -> bool {
-    let bytes = size_of::<[u64; WORDS]>() as u32;
-    // SAFETY: as many bytes in both; the helper only reads them.
-    let diff = unsafe {
-        bpf_csum_diff(
-            core::ptr::from_ref(old).cast_mut().cast(),
-            bytes,
-            core::ptr::from_ref(new).cast_mut().cast(),
-            bytes,
-            0,
-        )
-    };
-    if diff < 0 {
-        return false;
-    }
-    let diff = diff.cast_unsigned();
+    old: &Ends,
+    new: &Ends,
+    own: bool,
+) -> Option<u64> {
     let at = header + I::ADDRESSES as u32;
-    // SAFETY: a valid context, and as many readable bytes.
+    let bytes = size_of::<Ends>() as u32;
+    let (before, after) = (
+        core::ptr::from_ref(old).cast_mut().cast(),
+        core::ptr::from_ref(new).cast_mut().cast(),
+    );
+    // SAFETY: a valid context, and as many readable bytes, which the helpers only read.
     unsafe {
-        if let Some(checksum) = I::CHECKSUM {
-            let [source, _, destination, _] = *new;
-            let words = joined([halves(source)[0], halves(destination)[0]]);
-            let bytes = size_of::<u64>() as u32;
-            return bpf_skb_store_bytes(raw, at, (&raw const words).cast(), bytes, 0) == 0
-                && bpf_l3_csum_replace(raw, header + checksum as u32, 0, diff, 0) == 0;
+        let diff = bpf_csum_diff(before, bytes, after, bytes, 0);
+        if diff < 0 {
+            return None;
         }
-        let (icmp, pseudo, stored) = match covered {
-            Covered::ByError(icmp) => (icmp, 0, 0),
-            Covered::AsPseudoHeader(icmp) => (icmp, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM),
+        let diff = diff.cast_unsigned();
+        let Some(checksum) = I::CHECKSUM else {
+            let flags = if own { BPF_F_RECOMPUTE_CSUM } else { 0 };
+            let stored = bpf_skb_store_bytes(raw, at, after.cast(), bytes, flags.into());
+            return (stored == 0).then_some(diff);
         };
-        let from = core::ptr::from_ref(new).cast();
-        bpf_skb_store_bytes(raw, at, from, bytes, stored.into()) == 0
-            && bpf_l4_csum_replace(raw, icmp + ICMP_CHECKSUM, 0, diff, pseudo.into()) == 0
+        let [source, _, destination, _] = *new;
+        let word = joined([halves(source)[0], halves(destination)[0]]);
+        let (start, length) = ((&raw const word).cast(), size_of::<u64>() as u32);
+        let done = bpf_skb_store_bytes(raw, at, start, length, 0) == 0
+            && bpf_l3_csum_replace(raw, header + checksum as u32, 0, diff, 0) == 0;
+        done.then_some(diff)
     }
 }
 
-/// Replaces the ports at an offset, which the checksum at `checksum` covers as data.
+/// Replaces the ports at an offset, which a checksum covers: where it is, and flags of
+/// `bpf_l4_csum_replace`.
 #[inline(always)]
-fn set_ports(raw: *mut __sk_buff, to: &Tuple, at: u32, checksum: u32) -> bool {
+fn set_ports(raw: *mut __sk_buff, to: &Tuple, at: u32, (checksum, flags): (u32, u32)) -> bool {
     let mut old = 0u32;
     if !load_into(raw, at, &raw mut old) {
         return false;
@@ -264,44 +203,9 @@ fn set_ports(raw: *mut __sk_buff, to: &Tuple, at: u32, checksum: u32) -> bool {
     let bytes = size_of::<u32>() as u32;
     // SAFETY: a valid context, and as many readable bytes.
     unsafe {
+        let flags = u64::from(flags | bytes);
         old == new
-            || (bpf_l4_csum_replace(raw, checksum, old.into(), new.into(), bytes.into()) == 0
+            || (bpf_l4_csum_replace(raw, checksum, old.into(), new.into(), flags) == 0
                 && bpf_skb_store_bytes(raw, at, (&raw const new).cast(), bytes, 0) == 0)
-    }
-}
-
-/// The part of [`rewrite`] that is behind the IP header. `diff`: of the addresses.
-#[inline(always)]
-fn transport_header(raw: *mut __sk_buff, to: &Tuple, transport: u32, diff: u64) -> bool {
-    let mut old = 0u32;
-    if !load_into(raw, transport, &raw mut old) {
-        return false;
-    }
-    let ([a, b], [c, d]) = (to.source_port, to.destination_port);
-    let new = u32::from_ne_bytes([a, b, c, d]);
-    let (checksum, flags) = match to.protocol {
-        TCP => (16, 0),
-        // 0 is none, and stays none.
-        UDP => (6, BPF_F_MARK_MANGLED_0),
-        // That of SCTP covers no addresses, and the agent sees to it that ports stay.
-        _ => return true,
-    };
-    let at = transport + checksum;
-    let (addresses, ports) = (
-        u64::from(flags | BPF_F_PSEUDO_HDR),
-        u64::from(flags) | size_of::<u32>() as u64,
-    );
-    // SAFETY: a valid context, and as many readable bytes.
-    unsafe {
-        bpf_l4_csum_replace(raw, at, 0, diff, addresses) == 0
-            && (old == new
-                || (bpf_l4_csum_replace(raw, at, old.into(), new.into(), ports) == 0
-                    && bpf_skb_store_bytes(
-                        raw,
-                        transport,
-                        (&raw const new).cast(),
-                        size_of::<u32>() as u32,
-                        0,
-                    ) == 0))
     }
 }

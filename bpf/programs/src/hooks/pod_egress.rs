@@ -5,6 +5,7 @@ use veer_bpf_common::{
     address::{Address, V6},
     identity::Identity,
     mark,
+    node::NodeId,
     outcome::{DropReason, Outcome, Program, Verdict},
     tables::{Interface, Share, Tuple, Who},
 };
@@ -156,17 +157,25 @@ fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
     if matches!(destination, Who::LocalPod(_)) {
         return local::by_flow(skb, ip, lookup::endpoint(ip.destination()));
     }
+    let to_node = to_node(destination);
     let flow = flows::of(skb, ip)?;
     if !matches!(destination, Who::RemotePod(..)) {
         not_the_tunnel(&flow.tuple)?;
     }
-    let Some(node) = destination.remote_node() else {
+    let Some(node) = NodeId::remote(to_node) else {
         return to_host(skb, ip, &flow);
     };
     match flows::answers(skb, &flow) {
         Answer::OfStack => Ok(stack::answer(skb)),
         Answer::No | Answer::Of(_) => remote::from_pod(skb, ip, node, interface.identity()),
     }
+}
+
+/// The other node that a destination is on, as an integer that is always there: Linux 5.10
+/// refuses to read the part of an enum that only some of its variants have.
+#[inline(always)]
+fn to_node(destination: Who) -> u32 {
+    destination.remote_node().map_or(0, NodeId::get)
 }
 
 /// To the node's own stack. A pod that is its own backend answers the gateway.
@@ -217,10 +226,11 @@ fn to_backend<I: Ip>(skb: &mut Skb) -> Outcome {
     if matches!(destination, Who::World) {
         return Ok(Verdict::ToStack);
     }
+    let to_node = to_node(destination);
     if !matches!(destination, Who::RemotePod(..)) {
         not_the_tunnel(&flows::of(skb, &ip)?.tuple)?;
     }
-    let Some(node) = destination.remote_node() else {
+    let Some(node) = NodeId::remote(to_node) else {
         return Ok(Verdict::ToStack);
     };
     let identity =

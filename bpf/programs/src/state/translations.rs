@@ -339,8 +339,7 @@ unsafe extern "C" fn translate_error_v6(
 }
 
 /// Gives the ICMP error whose header is at `icmp` the form of one about a packet of the
-/// key in a place, as [`translate`]. What the packet becomes is not on the stack: the
-/// callers of this have nearly all of it.
+/// key in a place, as [`translate`].
 #[inline(always)]
 fn translate_error<I: Ip>(raw: *mut __sk_buff, place: u32, way: u32, icmp: u32) -> u32 {
     let (Some(key), Some(question)) = (places::key(place), question()) else {
@@ -362,13 +361,14 @@ fn sender(way: u32) -> End {
 
 /// Gives the packet the form of the key in a place. `way`: [`End::as_opener`] of the end
 /// of that key that sends it, and [`BACK`]; `ports`: offset of the transport header, 0:
-/// there is none. 0 where it did.
+/// there is none. 0 where it did. What it needs is not on the stack, of which its callers
+/// have nearly all.
 #[inline(always)]
 fn translate<I: Ip>(raw: *mut __sk_buff, place: u32, way: u32, ports: u32) -> u32 {
-    let Some(key) = places::key(place) else {
+    let (Some(key), Some(question)) = (places::key(place), question()) else {
         return 1;
     };
-    let to = key.tuple_from(sender(way));
+    question.to = key.tuple_from(sender(way));
     let ports = (ports != 0).then_some(ports);
-    u32::from(!rewrite::<I>(raw, &to, ports, way & BACK != 0))
+    u32::from(!rewrite::<I>(raw, question, ports, way & BACK != 0))
 }

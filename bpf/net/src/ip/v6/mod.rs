@@ -1,6 +1,6 @@
 //! IPv6 headers (RFC 8200) and the extension headers behind them.
 
-use super::{Ip, Start};
+use super::{Ip, Start, TCP, UDP};
 use crate::{
     bytes::{Bytes, HEAD_V6},
     ethernet,
@@ -17,6 +17,8 @@ pub const HEADER_LENGTH: usize = 40;
 /// Extension headers of one packet that are read at most.
 pub const MAX_EXTENSIONS: usize = 8;
 
+/// Offset of the number of what follows the header.
+const NEXT_HEADER: usize = 6;
 /// Next header: routing (RFC 8200, section 4.4).
 const ROUTING: u8 = 43;
 /// Next header: fragment (RFC 8200, section 4.5).
@@ -239,6 +241,12 @@ impl Ip for Ipv6 {
     fn parse_carried<P: Bytes>(packet: &P, offset: usize) -> Option<Self> {
         let w = packet.words_anywhere::<5>(offset)?;
         Self::read(packet, &w, offset + HEADER_LENGTH, u32::MAX).ok()
+    }
+
+    #[inline(always)]
+    fn carried_ports<P: Bytes>(packet: &P, offset: usize) -> Option<usize> {
+        let [next] = packet.anywhere::<1>(offset + NEXT_HEADER)?;
+        matches!(next, TCP | UDP).then_some(offset + Self::HEADER_LENGTH)
     }
 
     #[inline(always)]
