@@ -101,6 +101,11 @@ impl Datapath {
         self.set_interface(A_IFINDEX, sender)
     }
 
+    /// Removes the entry of a flow that opens with this tuple, and nothing else.
+    pub fn remove_flow(&mut self, tuple: &Tuple) -> Result<()> {
+        Ok(self.hash::<Flows>()?.remove(&tuple.canonical().0)?)
+    }
+
     /// All entries of flows.
     pub fn flows(&mut self) -> Result<Vec<(FlowKey, FlowEntry)>> {
         let flows = self.hash::<Flows>()?;

@@ -36,12 +36,15 @@ in_both_families! {
     what_is_not_for_a_backend_goes_to_the_stack_as_it_was,
     a_translated_packet_is_the_one_that_the_pod_would_have_sent_to_the_backend,
     a_udp_checksum_stays_away_and_never_becomes_none,
-    sctp_is_translated_by_its_addresses,
+    sctp_is_left_to_the_stack,
     flows_are_spread_over_all_backends_and_each_keeps_its_own,
     a_datagram_leaves_a_backend_that_is_none_any_more,
     a_connection_stays_with_its_backend_and_a_new_one_does_not,
     a_flow_outlives_the_rows_of_its_service_while_it_is_answered,
     a_second_frontend_does_not_mix_its_answers_with_the_firsts,
+    what_the_stack_sends_from_a_frontend_stays_as_it_is,
+    a_flow_whose_other_entry_is_gone_begins_anew,
+    a_new_connection_does_not_follow_the_entry_of_a_gone_service,
     a_client_with_affinity_keeps_its_backend_as_long_as_it_is_one,
     the_tunnel_port_is_closed_behind_a_frontend,
     all_fragments_of_a_datagram_go_to_one_backend,
@@ -222,31 +225,19 @@ fn a_udp_checksum_stays_away_and_never_becomes_none(family: Family) -> Result<()
 }
 
 /// Its checksum is of the ports and not of the addresses: the ports are the same here.
-fn sctp_is_translated_by_its_addresses(family: Family) -> Result<()> {
+/// Its checksum covers the ports, and who has an association is not to be seen of a packet
+/// in its midst.
+fn sctp_is_left_to_the_stack(family: Family) -> Result<()> {
     const SCTP: u8 = 132;
     let mut node = load()?;
-    let backend = (family.of(C), VIP_PORT);
-    node.set_service(frontend(family, SCTP), 3, 1, &[backend], 0)?;
-    let init = |destination: Ipv4Addr| {
-        let mut payload = CLIENT_PORT.to_be_bytes().to_vec();
-        payload.extend(VIP_PORT.to_be_bytes());
-        payload.extend([0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 4]);
-        from_a(Packet::raw(A, destination, SCTP)).payload(payload)
-    };
-    for state in [FlowState::New, FlowState::Established] {
-        let ran = egress(&mut node, family, &init(VIP))?;
-        assert_eq!(
-            name(ran.decision.outcome),
-            name(Verdict::Overlay as u32),
-            "{state:?}"
-        );
-        assert_eq!(ran.packet, init(C).frame_of(family), "{state:?}");
-        assert_eq!(ran.decision.flow, state as u32);
-    }
-    node.pair(
-        &front(family, SCTP),
-        &family.flow(SCTP, (A, CLIENT_PORT), (C, VIP_PORT)),
-    )?;
+    node.set_service(frontend(family, SCTP), 3, 1, &[socket(family, C)], 0)?;
+    let mut payload = CLIENT_PORT.to_be_bytes().to_vec();
+    payload.extend(VIP_PORT.to_be_bytes());
+    payload.extend([0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 4]);
+    let init = from_a(Packet::raw(A, VIP, SCTP)).payload(payload);
+    let ran = egress(&mut node, family, &init)?;
+    assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
+    assert_eq!(ran.packet, init.frame_of(family));
     Ok(())
 }
 
@@ -366,26 +357,81 @@ fn a_flow_outlives_the_rows_of_its_service_while_it_is_answered(family: Family) 
 }
 
 /// From one port to two frontends of one backend: what it answers could be of either, so
-/// the second one is left to the stack, which chooses another source port.
+/// the second flow gets another source port.
 fn a_second_frontend_does_not_mix_its_answers_with_the_firsts(family: Family) -> Result<()> {
     const SECOND: u16 = 54;
     let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    let to = |port| (family.of(VIP), port, UDP);
+    node.set_service(to(SECOND), 71, 1, &[socket(family, B)], 0)?;
+    let mut sources = BTreeSet::new();
+    for port in [VIP_PORT, SECOND, VIP_PORT, SECOND] {
+        let packet = from_a(Packet::udp((A, CLIENT_PORT), (VIP, port)));
+        let ran = egress(&mut node, family, &packet)?;
+        let [source, destination] = ends(&ran.packet);
+        assert_eq!((source.0, destination), (family.of(A), socket(family, B)));
+        assert!(checksums_ok(&ran.packet));
+        sources.insert((port, source.1));
+        // What the backend answers there comes from the frontend that was asked.
+        node.set_sender(B)?;
+        let answer = Packet::udp((B, BACKEND_PORT), (A, source.1)).macs(B_MAC, B_NODE_MAC);
+        let ran = egress(&mut node, family, &answer)?;
+        node.set_sender(A)?;
+        assert_eq!(
+            ends(&ran.packet),
+            [(family.of(VIP), port), (family.of(A), CLIENT_PORT)]
+        );
+        assert!(checksums_ok(&ran.packet));
+    }
+    assert_eq!(sources.len(), 2, "each keeps its own: {sources:?}");
+    assert!(sources.contains(&(VIP_PORT, CLIENT_PORT)));
+    node.check_partners()?;
+    assert_eq!(node.flow_count()?, 4);
+    Ok(())
+}
+
+/// The stack answers from the Service's own address, where it translates a flow on the same
+/// ports: none of the programs' business.
+fn what_the_stack_sends_from_a_frontend_stays_as_it_is(family: Family) -> Result<()> {
+    let mut node = world::load(&[Program::PodEgress, Program::PodIngress])?;
     serve(&mut node, family, 1, &[C])?;
-    node.set_service(
-        (family.of(VIP), SECOND, UDP),
-        71,
-        1,
-        &[socket(family, C)],
-        0,
-    )?;
-    assert_eq!(sent_to(&mut node, family, &ask(UDP, 0))?, socket(family, C));
-    let second = from_a(Packet::udp((A, CLIENT_PORT), (VIP, SECOND)));
-    let ran = egress(&mut node, family, &second)?;
+    egress(&mut node, family, &ask(UDP, 0))?;
+    let answer = ask(UDP, 0).reply();
+    let error = Packet::error(NODE_1, A, Complaint::Unreachable, &ask(UDP, 0));
+    for packet in [answer, error] {
+        let frame = packet.frame_of(family);
+        let ran = node.run(Program::PodIngress, &frame, Context::default())?;
+        assert_eq!(name(ran.decision.outcome), name(Verdict::Pass as u32));
+        assert_eq!(ran.packet, frame);
+    }
+    Ok(())
+}
+
+/// Where two entries came apart, the answers would not be translated.
+fn a_flow_whose_other_entry_is_gone_begins_anew(family: Family) -> Result<()> {
+    for protocol in [UDP, TCP] {
+        let mut node = load()?;
+        serve(&mut node, family, 1, &[C])?;
+        egress(&mut node, family, &ask(protocol, SYN))?;
+        node.remove_flow(&back(family, protocol, C))?;
+        let ran = egress(&mut node, family, &ask(protocol, SYN))?;
+        assert_eq!(ran.decision.flow, FlowState::New as u32);
+        node.pair(&front(family, protocol), &back(family, protocol, C))?;
+        assert_eq!(node.flow_count()?, 2);
+    }
+    Ok(())
+}
+
+/// What the client opens on the ports of a connection of before does not follow it to where
+/// it was once something else is to translate.
+fn a_new_connection_does_not_follow_the_entry_of_a_gone_service(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[C])?;
+    egress(&mut node, family, &ask(TCP, SYN))?;
+    node.remove_service(frontend(family, TCP))?;
+    let ran = egress(&mut node, family, &ask(TCP, SYN))?;
     assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
-    assert_eq!(ran.packet, second.frame_of(family));
-    assert_eq!(sent_to(&mut node, family, &ask(UDP, 0))?, socket(family, C));
-    node.pair(&front(family, UDP), &back(family, UDP, C))?;
-    assert_eq!(node.flow_count()?, 2);
+    assert_eq!(node.flow_count()?, 0);
     Ok(())
 }
 

@@ -128,6 +128,12 @@ impl FlowEntry {
         self.state & Self::TRANSLATED != 0
     }
 
+    /// Whether it is the entry that the client's packets find.
+    #[inline(always)]
+    pub const fn is_front(&self) -> bool {
+        self.state & Self::FRONT != 0
+    }
+
     /// Which end of the partner's key is the client.
     #[inline(always)]
     pub const fn partner_opener(&self) -> End {

@@ -56,8 +56,8 @@ pub(crate) fn rewrite<I: Ip>(
         TCP => (transport + 16, 0),
         // 0 is none, and stays none.
         UDP => (transport + 6, BPF_F_MARK_MANGLED_0),
-        // That of SCTP covers no addresses, and the agent sees to it that ports stay.
-        _ => return true,
+        // Nothing else is translated.
+        _ => return false,
     };
     let as_pseudo_header = u64::from(flags | BPF_F_PSEUDO_HDR);
     // SAFETY: a valid context.

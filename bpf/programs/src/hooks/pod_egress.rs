@@ -208,7 +208,7 @@ fn beyond<I: Ip>(skb: &Skb, interface: &Interface, ip: &I) -> Outcome {
 /// translated here, is the stack's.
 #[inline(always)]
 fn to_backend<I: Ip>(skb: &mut Skb) -> Outcome {
-    let Some(translation) = translations::answered(skb) else {
+    let Some(translation) = translations::answered(skb)? else {
         return Ok(Verdict::ToStack);
     };
     let ip = skb.ip::<I>()?;

@@ -157,6 +157,11 @@ fn answer(flow: &Flow) -> Answer {
     let Some(entry) = live(&key) else {
         return of_stack(flows_before::is_answer(flow));
     };
+    if entry.is_front() {
+        // The client's packets alone go by it: what comes from a Service's own address, or
+        // is about a packet to it, is the stack's.
+        return Answer::No;
+    }
     if flow.is_error {
         // The packet that it is about went the way of the opener's.
         return if !is_from_opener(&entry, from) {
@@ -230,6 +235,21 @@ extern "C" fn forget_partner(at: u32, partner: u32) -> u32 {
     }
 }
 
+/// Whether the entry in the place `at` is there and has its partner in the place
+/// `partner`. A *global* function, as [`forget_partner`]; 0: no.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_paired(at: u32, partner: u32) -> u32 {
+    u32::from(places::key(at).is_some_and(|key| partner_at(key, at, partner).is_some()))
+}
+
+/// Whether an entry of a translated flow has its partner. Where another CPU deletes both,
+/// the place may be another flow's already.
+#[inline(always)]
+pub(super) fn has_partner(entry: &FlowEntry) -> bool {
+    is_paired(entry.partner(), entry.place()) != 0
+}
+
 /// The entry of a key, if it is in the place `at` and its partner in the place `partner`.
 #[inline(always)]
 fn partner_at(key: &FlowKey, at: u32, partner: u32) -> Option<FlowEntry> {
@@ -282,6 +302,11 @@ fn goes_on(key: &FlowKey, from: End, flow: &Flow) -> bool {
     };
     let by_opener = entry.opener() == from;
     let is_open = entry.state & (FlowEntry::REPLIED | FlowEntry::CLOSING) == FlowEntry::REPLIED;
+    if entry.is_translated() {
+        // The stack gave another flow the tuple of one that the programs translate. That one
+        // goes on; where it is over, the other one takes its place.
+        return is_open || !flow.opens();
+    }
     if !by_opener && flow.opens() && !is_open {
         return false;
     }

@@ -5,7 +5,7 @@
 //! Each names the other's place, whose key is what its own packets become. They are made
 //! together, refreshed together and deleted together.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_get_prandom_u32};
 use veer_bpf_common::{
     address::{Address, FAMILY_V4},
     outcome::{DropReason, FlowState, Observation},
@@ -16,7 +16,7 @@ use veer_bpf_net::{
     conntrack::{self, Way},
     ethernet,
     flow::Flow,
-    ip::{Ip, SCTP, TCP, UDP, v4::Ipv4, v6::Ipv6},
+    ip::{Ip, TCP, UDP, v4::Ipv4, v6::Ipv6},
     l4,
 };
 
@@ -42,6 +42,8 @@ pub(super) fn question() -> Option<&'static mut Question> {
 
 /// No place: the packet goes on as it is.
 const NONE: u32 = u32::MAX;
+/// No place either: the packet cannot go on.
+const REFUSED: u32 = u32::MAX - 1;
 
 /// Asks what a packet that a pod sends is to become. `share`: the pod's. Whether there is
 /// anything to ask.
@@ -59,31 +61,40 @@ pub(crate) fn ask(flow: &Flow, share: Share) -> bool {
     true
 }
 
-/// What was answered; `None`: the packet goes on as it is.
+/// What was answered; `None`: the packet goes on as it is. [`DropReason::NoPlaceForFlow`]
+/// where the stack could not translate it either: its answers would be another flow's.
 #[inline(always)]
-pub(crate) fn answered(skb: &mut Skb) -> Option<Translation> {
-    let question = question()?;
+pub(crate) fn answered(skb: &mut Skb) -> Result<Option<Translation>, DropReason> {
+    let Some(question) = question() else {
+        return Ok(None);
+    };
     skb.decision.flow = question.flow.into();
     if question.flow == FlowState::New as u8 && question.replaced != 0 {
         counters::observe(skb.program, skb.length(), Observation::FlowReplaced);
     }
     let from = sender(question.way.into());
-    (question.place != NONE).then_some(Translation {
-        place: question.place,
-        from,
-        kind: Kind::There,
-    })
+    match question.place {
+        NONE => Ok(None),
+        REFUSED => Err(DropReason::NoPlaceForFlow),
+        place => Ok(Some(Translation {
+            place,
+            from,
+            kind: Kind::There,
+        })),
+    }
 }
 
 /// Answers this CPU's question. A packet that may begin a flow to a Service gives it its
 /// entries.
 ///
-/// Three *global* functions, which the verifier walks once each, one after the other: none
+/// Some *global* functions, which the verifier walks once each, one after the other: none
 /// has room for another on the stack.
 #[inline(always)]
 pub(crate) fn answer() {
-    if go_on() == 0 && services::choose_backend() != 0 {
-        begin_flow();
+    if go_on() == 0 && services::choose_backend() != 0 && choose_source() != 0 && begin_flow() == 0
+    {
+        // Another CPU may have had a packet of the same flow.
+        go_on();
     }
 }
 
@@ -102,6 +113,39 @@ extern "C" fn go_on() -> u32 {
         return 1;
     }
     u32::from(!may_begin(question))
+}
+
+/// Attempts to find a source port that is free towards the backend.
+const ATTEMPTS: u32 = 6;
+/// The first source port that a client gets which has a flow with its own already. The
+/// ports from here on are beyond those that Linux gives to sockets by itself
+/// (`net.ipv4.ip_local_port_range`).
+const FIRST_SPARE: u32 = 61_000;
+/// How many there are.
+const SPARE: u32 = 65_536 - FIRST_SPARE;
+
+/// Chooses the source port towards the backend: the client's own, or another one where
+/// that one's answers would be another flow's. 0 where there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_source() -> u32 {
+    let Some(question) = question() else {
+        return 0;
+    };
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let (back, _) = question.to.canonical();
+        if flows::live(&back).is_none() {
+            return 1;
+        }
+        let port = FIRST_SPARE + random.wrapping_add(attempt.wrapping_mul(977)) % SPARE;
+        question.to.source_port = (port as u16).to_be_bytes();
+        attempt += 1;
+    }
+    question.place = REFUSED;
+    0
 }
 
 /// [`begin`]. 0 where there are no entries.
@@ -130,7 +174,12 @@ fn goes_on(question: &mut Question) -> bool {
     let Some(entry) = flows::live(&key) else {
         return false;
     };
-    if !entry.is_translated() || entry.state & FlowEntry::FRONT == 0 || entry.opener() != from {
+    if !entry.is_front() || entry.opener() != from {
+        return false;
+    }
+    if !flows::has_partner(&entry) {
+        // Nothing would translate its answers.
+        flows::forget(&key, &entry);
         return false;
     }
     let is_known = match is_backend(question, &entry) {
@@ -155,7 +204,7 @@ fn goes_on(question: &mut Question) -> bool {
 fn may_begin(question: &Question) -> bool {
     match question.tuple.protocol {
         TCP => l4::opens(question.tcp_flags),
-        UDP | SCTP => true,
+        UDP => true,
         _ => false,
     }
 }
@@ -184,6 +233,7 @@ fn is_backend(question: &Question, entry: &FlowEntry) -> Backend {
     match services::leads_to(&question.tuple, to.destination, to.destination_port) {
         Some(true) => Backend::There,
         Some(false) => Backend::Gone,
+        None if l4::opens(question.tcp_flags) => Backend::Gone,
         None => Backend::OfNoService,
     }
 }
@@ -193,8 +243,8 @@ fn is_backend(question: &Question, entry: &FlowEntry) -> Backend {
 fn begin(question: &mut Question) {
     let ((front, of_front), (back, of_back)) =
         (question.tuple.canonical(), question.to.canonical());
-    if flows::live(&back).is_some() {
-        // Something else has this tuple, and its answers are not to be mixed up.
+    if flows::live(&front).is_some_and(|entry| entry.is_front()) {
+        // Another CPU was faster.
         return;
     }
     flows::clear(&front);
