@@ -57,8 +57,7 @@ impl Datapath {
                 slot,
             };
             self.hash::<Backends>()?.insert(key, backend, 0)?;
-            let member = Member::new(id, backend.address, backend.port);
-            self.hash::<Members>()?.insert(member, 1_u32, 0)?;
+            self.set_member(id, *socket, Members::CHOSEN)?;
         }
         let service = Service {
             id,
@@ -74,6 +73,13 @@ impl Datapath {
     /// Removes a frontend (address, port, protocol).
     pub fn remove_service(&mut self, frontend: (IpAddr, u16, u8)) -> Result<()> {
         Ok(self.hash::<Services>()?.remove(&key_of(frontend))?)
+    }
+
+    /// Says what a backend of Service `id` is, as values of [`Members`] say it.
+    pub fn set_member(&mut self, id: u32, socket: Socket, value: u32) -> Result<()> {
+        let backend = backend(socket);
+        let member = Member::new(id, backend.address, backend.port);
+        Ok(self.hash::<Members>()?.insert(member, value, 0)?)
     }
 
     /// Makes a backend of Service `id` none.

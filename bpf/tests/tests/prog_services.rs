@@ -16,7 +16,7 @@ use std::{
 };
 use veer_bpf_common::{
     outcome::{DropReason, FIRST_REASON, FlowState, Program, Verdict},
-    tables::{FORM_NATIVE, FORM_TUNNEL, FlowEntry, Share},
+    tables::{FORM_NATIVE, FORM_TUNNEL, FlowEntry, Members, Share},
 };
 use veer_bpf_net::ip::{TCP, UDP};
 use veer_bpf_tests::{
@@ -43,6 +43,7 @@ in_both_families! {
     a_flow_outlives_the_rows_of_its_service_while_it_is_answered,
     a_second_frontend_does_not_mix_its_answers_with_the_firsts,
     what_the_stack_sends_from_a_frontend_stays_as_it_is,
+    a_datagram_stays_with_a_backend_that_still_serves,
     a_flow_whose_other_entry_is_gone_begins_anew,
     a_new_connection_does_not_follow_the_entry_of_a_gone_service,
     a_client_with_affinity_keeps_its_backend_as_long_as_it_is_one,
@@ -404,6 +405,32 @@ fn what_the_stack_sends_from_a_frontend_stays_as_it_is(family: Family) -> Result
         assert_eq!(name(ran.decision.outcome), name(Verdict::Pass as u32));
         assert_eq!(ran.packet, frame);
     }
+    Ok(())
+}
+
+/// As one that terminates and still serves while others are ready.
+fn a_datagram_stays_with_a_backend_that_still_serves(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    for protocol in [UDP, TCP] {
+        assert_eq!(
+            sent_to(&mut node, family, &ask(protocol, SYN))?,
+            socket(family, B)
+        );
+    }
+    serve(&mut node, family, 2, &[C])?;
+    for protocol in [UDP, TCP] {
+        node.set_member(protocol.into(), socket(family, B), Members::SERVING)?;
+    }
+    assert_eq!(sent_to(&mut node, family, &ask(UDP, 0))?, socket(family, B));
+    assert_eq!(
+        sent_to(&mut node, family, &ask(TCP, ACK))?,
+        socket(family, B)
+    );
+    assert_eq!(
+        sent_to(&mut node, family, &ask(TCP, SYN))?,
+        socket(family, C)
+    );
     Ok(())
 }
 

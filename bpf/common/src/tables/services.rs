@@ -32,10 +32,18 @@ impl Table for Backends {
     const CAPACITY: usize = 524_288;
 }
 
-/// Which backends a Service has now, with the value 1: flows of datagrams leave a backend
-/// with the next packet once it is none.
+/// Which backends a Service has now, with [`Members::CHOSEN`] or [`Members::SERVING`]: flows
+/// of datagrams leave a backend with the next packet once it is none.
 #[derive(Debug)]
 pub enum Members {}
+
+impl Members {
+    /// New flows may go there.
+    pub const CHOSEN: u32 = 1;
+    /// It serves, ready or on its way out, but new flows from this node do not go there.
+    /// Flows of datagrams that it has stay with it.
+    pub const SERVING: u32 = 2;
+}
 
 impl Table for Members {
     type Key = Member;
@@ -117,7 +125,7 @@ pub struct BackendKey {
 
 /// Where a flow to a Service may go.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Backend {
     /// As in [`crate::address::IpKey`].
     pub address: [u8; 16],

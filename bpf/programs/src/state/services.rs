@@ -4,7 +4,8 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use veer_bpf_common::{
     address::{FAMILY_V4, V6},
     tables::{
-        Affinity, AffinityKey, Backend, BackendKey, Frontend, Member, Question, Service, Tuple,
+        Affinity, AffinityKey, Backend, BackendKey, Frontend, Member, Members, Question, Service,
+        Tuple,
     },
 };
 
@@ -26,22 +27,23 @@ fn service(frontend: &Frontend) -> Option<Service> {
     unsafe { SERVICES.get(frontend) }.copied()
 }
 
-/// Whether a Service has this backend now.
+/// Whether new flows to a Service may go to this backend.
 #[inline(always)]
 fn has(id: u32, backend: &Backend) -> bool {
     let member = Member::new(id, backend.address, backend.port);
-    // SAFETY: only whether it is there.
-    unsafe { MEMBERS.get(member) }.is_some()
+    // SAFETY: a copy of an integer.
+    unsafe { MEMBERS.get(member) }.copied() == Some(Members::CHOSEN)
 }
 
-/// Whether the Service that packets like this one are sent to has this backend; `None`:
-/// there is no such Service.
+/// Whether a flow to what packets like this one are sent to may stay with this backend, or,
+/// where it is `new`, go there; `None`: there is no such Service.
 #[inline(always)]
-pub(super) fn leads_to(tuple: &Tuple, address: [u8; 16], port: [u8; 2]) -> Option<bool> {
+pub(super) fn leads_to(tuple: &Tuple, address: [u8; 16], port: [u8; 2], new: bool) -> Option<bool> {
     let service = service(&Frontend::of(tuple))?;
     let member = Member::new(service.id, address, port);
     // SAFETY: as above.
-    Some(unsafe { MEMBERS.get(member) }.is_some())
+    let found = unsafe { MEMBERS.get(member) }.copied();
+    Some(found.is_some_and(|found| !new || found == Members::CHOSEN))
 }
 
 /// Chooses a backend for a new flow, and says what its packets become. 0 where there is

@@ -230,10 +230,12 @@ fn is_backend(question: &Question, entry: &FlowEntry) -> Backend {
         return Backend::Gone;
     };
     let to = partner.tuple_from(entry.partner_opener());
-    match services::leads_to(&question.tuple, to.destination, to.destination_port) {
+    let new = l4::opens(question.tcp_flags);
+    let (address, port) = (to.destination, to.destination_port);
+    match services::leads_to(&question.tuple, address, port, new) {
         Some(true) => Backend::There,
         Some(false) => Backend::Gone,
-        None if l4::opens(question.tcp_flags) => Backend::Gone,
+        None if new => Backend::Gone,
         None => Backend::OfNoService,
     }
 }

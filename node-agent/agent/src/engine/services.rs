@@ -59,7 +59,9 @@ impl Translation {
     /// Who is to translate; `None`: that is not known yet, or cannot be done yet.
     fn wanted(&self, index: &Index) -> Option<By> {
         let (_, cluster) = index.cluster.as_ref()?;
-        if !(index.complete.services && index.complete.slices) {
+        let complete = index.complete;
+        // Without the zone hints do not count, and flows would go far for nothing.
+        if !(complete.services && complete.slices && complete.zone) {
             return None;
         }
         match cluster.services {

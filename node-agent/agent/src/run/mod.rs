@@ -3,6 +3,7 @@
 mod farewell;
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     path::Path,
@@ -19,7 +20,12 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use veer_bpf_common::{identity::Identity, node::NodeId};
+use veer_bpf_common::{
+    address::{FAMILY_V4, FAMILY_V6},
+    identity::Identity,
+    node::NodeId,
+    tables::Services,
+};
 use veer_monitoring::Pulse;
 
 use crate::{
@@ -41,7 +47,7 @@ use crate::{
     state::{handles::Writer, input::Input, maps::Maps, options::Options, plan::Plan},
     watch::{self as watches, Earlier},
 };
-use veer_agent_core::{index::Index, prefix::host_prefix};
+use veer_agent_core::{index::Index, prefix::host_prefix, tables::Entries};
 use veer_agent_kernel::{
     datapath::{self, Datapath},
     lock::Lock,
@@ -173,7 +179,7 @@ fn start(engine: Engine) -> anyhow::Result<oneshot::Receiver<()>> {
     Ok(engine_ends)
 }
 
-/// How much an earlier agent knew of other nodes.
+/// How much an earlier agent knew.
 fn earlier(maps: &Maps) -> Result<Earlier, datapath::Error> {
     let pods = maps.ipcache()?;
     Ok(Earlier {
@@ -189,7 +195,15 @@ fn earlier(maps: &Maps) -> Result<Earlier, datapath::Error> {
                     && row.identity >= Identity::FIRST_ALLOCATED.get()
             })
             .count(),
+        services: addresses_of_one_family(&maps.services()?),
     })
+}
+
+/// How many Services these frontends are of, if each has one address in each family.
+fn addresses_of_one_family(services: &Entries<Services>) -> usize {
+    let all: BTreeSet<(u8, [u8; 16])> = services.keys().map(|f| (f.family, f.address)).collect();
+    let of = |family| all.iter().filter(|(tag, _)| *tag == family).count();
+    of(FAMILY_V4).max(of(FAMILY_V6))
 }
 
 /// Has the engine look whenever the kernel says that the node changed.

@@ -56,6 +56,8 @@ pub(crate) struct Earlier {
     pub(crate) nodes: usize,
     /// Pods of other nodes.
     pub(crate) pods: usize,
+    /// Services, at least nearly.
+    pub(crate) services: usize,
 }
 
 /// Starts all watches. They end when the receiver is gone.
@@ -166,7 +168,7 @@ pub(crate) fn start(
             Change::Delete(_) | Change::Doubted(..) => Vec::new(),
         },
     );
-    services::start(client, node, (to, events), &reached);
+    services::start(client, node, (to, events), &reached, earlier.services);
 }
 
 fn spawn<K>(

@@ -36,12 +36,14 @@ const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// Label of a Node: its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// Starts the watches. They end when the receiver is gone.
+/// Starts the watches. They end when the receiver is gone. `earlier`: how many Services an
+/// earlier agent knew of, each of which has a slice at least.
 pub(super) fn start(
     client: &Client,
     node: &str,
     (to, events): (&Sender<Input>, &Events),
     reached: &Reached,
+    earlier: usize,
 ) {
     spawn(
         Source::new(
@@ -50,7 +52,7 @@ pub(super) fn start(
             reached,
         ),
         (to.clone(), events.clone()),
-        doubting(),
+        doubting(earlier),
         |change| vec![Event::Service(map(change, service_record, namespaced))],
     );
     spawn(
@@ -60,7 +62,7 @@ pub(super) fn start(
             reached,
         ),
         (to.clone(), events.clone()),
-        doubting(),
+        doubting(earlier),
         |change| vec![Event::Slice(map(change, slice_record, namespaced))],
     );
     spawn(
@@ -76,11 +78,11 @@ pub(super) fn start(
 }
 
 /// One of objects that nobody writes for this node.
-fn doubting<K: Resource<DynamicType = ()> + Clone + 'static>() -> Intake<K> {
+fn doubting<K: Resource<DynamicType = ()> + Clone + 'static>(earlier: usize) -> Intake<K> {
     Intake::doubting(Doubts {
         naming: Box::new(|object: &K| (namespaced(object), false)),
         was_to_go: None,
-        earlier: 0,
+        earlier,
         confirm: CONFIRM,
     })
 }
@@ -219,7 +221,8 @@ fn zone_events(change: Change<SlimNode, SlimNode>) -> Vec<Event> {
     };
     match change {
         Change::Apply(node) => vec![zone(node)],
-        Change::Snapshot(all) => all.into_iter().map(zone).collect(),
+        // Of an empty list too: Services wait for the zone.
+        Change::Snapshot(all) => vec![all.into_iter().next().map_or(Event::Zone(None), zone)],
         // The last one stays.
         Change::Delete(_) | Change::Doubted(..) => Vec::new(),
     }
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn the_zone_is_the_nodes_label_and_stays_when_the_node_vanishes() {
+    fn the_zone_is_the_nodes_label_and_every_list_says_what_it_is() {
         let node = |labels: Value| -> SlimNode {
             let object = json!({"metadata": {"name": "a", "labels": labels}});
             serde_json::from_value(object).unwrap()
@@ -428,7 +431,8 @@ mod tests {
         let listed = Change::Snapshot(vec![labelled()]);
         assert_eq!(zones(listed), [Some("z1".to_owned())]);
         assert_eq!(zones(Change::Apply(node(json!({})))), [None]);
-        assert!(zones(Change::Snapshot(Vec::new())).is_empty());
+        assert_eq!(zones(Change::Snapshot(vec![node(json!({}))])), [None]);
+        assert_eq!(zones(Change::Snapshot(Vec::new())), [None]);
         assert!(zones(Change::Delete(labelled())).is_empty());
     }
 }

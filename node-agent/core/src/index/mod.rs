@@ -75,7 +75,8 @@ pub enum Event {
     Service(Change<String, ServiceRecord>),
     /// Endpoints of a Service, by `namespace/name` of their slice.
     Slice(Change<String, SliceRecord>),
-    /// The zone of this node; it stays when the Node vanishes.
+    /// The zone of this node, `None`: it has none. It stays when the Node is deleted, until
+    /// a list lacks that.
     Zone(Option<String>),
 }
 
@@ -130,6 +131,8 @@ pub struct Complete {
     pub services: bool,
     /// Endpoints of Services.
     pub slices: bool,
+    /// The zone of this node, or that it has none.
+    pub zone: bool,
 }
 
 /// The index.
@@ -225,7 +228,10 @@ impl Index {
                 self.complete.slices |= change.is_complete();
                 stale.services = self.services.handle_slice(change);
             }
-            Event::Zone(zone) => stale.services = self.services.set_zone(zone),
+            Event::Zone(zone) => {
+                self.complete.zone = true;
+                stale.services = self.services.set_zone(zone);
+            }
         }
         stale
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use veer_bpf_common::tables::{Backend, BackendKey, Frontend, Service};
 
-use super::rows::slot_key;
+use super::rows::{Held, all_chosen, slot_key};
 
 /// What an earlier agent left and no port has taken up, by number.
 #[derive(Debug, Default)]
@@ -47,6 +47,13 @@ impl Left {
             self.slots.remove(&row.id);
         }
         Some(backends)
+    }
+
+    /// The backends of its slots. What else an earlier agent had as members is not known: it
+    /// is written again, or goes when the maps are compared.
+    pub(super) fn members(&self, id: u32) -> Held {
+        let slots = self.slots.get(&id);
+        all_chosen(slots.into_iter().flat_map(BTreeMap::values))
     }
 
     /// Whether rows of this number may be there.

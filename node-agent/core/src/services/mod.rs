@@ -22,7 +22,7 @@ pub use rows::{ServiceRows, Step};
 use crate::{family::Family, index::ServicePort};
 use left::{Left, left_keys};
 use numbers::Numbers;
-use rows::{backends, beyond, frontends, member, slot_key};
+use rows::{Held, all_chosen, backends, changed, frontends, gone, member, members, slot_key};
 
 /// What a port of a Service is known by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +59,8 @@ struct Port {
     version: u32,
     /// In the order of their slots.
     backends: Vec<Backend>,
+    /// These, and those that serve beside them.
+    members: Held,
     affinity: u32,
     frontends: BTreeSet<Frontend>,
 }
@@ -82,6 +84,8 @@ struct Changes {
     /// Frontends whose rows may differ.
     touched: BTreeSet<Frontend>,
     former: Vec<Former>,
+    /// The members that numbers had.
+    members: Vec<(u32, Held)>,
     /// Numbers of ports that are gone.
     gone: Vec<u32>,
 }
@@ -181,12 +185,12 @@ impl Plan {
         changes: &mut Changes,
     ) -> u32 {
         let frontends = frontends(port);
-        let (id, mut held) = match id {
-            Some(id) => (id, self.ports.remove(&id).unwrap_or_default()),
-            None => self.take_up(&frontends),
-        };
+        let id = id.unwrap_or_else(|| self.take_up(&frontends));
+        changes.members.push((id, self.members(id)));
+        let mut held = self.ports.remove(&id).unwrap_or_default();
         let former = self.change(id, &mut held, backends(port), &mut changes.step);
         changes.former.extend(former);
+        held.members = members(port);
         held.affinity = port.affinity;
         let touched = self.claim(key, (id, port.external), &held.frontends, &frontends);
         changes.touched.extend(touched);
@@ -197,6 +201,7 @@ impl Plan {
 
     /// A port is gone.
     fn withdraw(&mut self, key: &str, external: bool, id: u32, changes: &mut Changes) {
+        changes.members.push((id, self.members(id)));
         let held = self.ports.remove(&id).unwrap_or_default();
         let touched = self.claim(key, (id, external), &held.frontends, &BTreeSet::new());
         changes.touched.extend(touched);
@@ -217,6 +222,11 @@ impl Plan {
         for former in &changes.former {
             self.retire(former, &mut step);
         }
+        for (id, before) in &changes.members {
+            let now = self.members(*id);
+            step.members.extend(changed(*id, before, &now));
+            step.gone_members.extend(gone(*id, before, &now));
+        }
         for id in changes.gone {
             if !self.left.has(id) {
                 self.numbers.give_back(id);
@@ -235,9 +245,7 @@ impl Plan {
             step.gone_services.push(*frontend);
         }
         for (id, slots) in &left.slots {
-            let of_port = self.ports.get(id).map(|port| port.backends.as_slice());
-            let backends: Vec<Backend> = slots.values().copied().collect();
-            let others = beyond(*id, &backends, of_port.unwrap_or_default());
+            let others = gone(*id, &left.members(*id), &self.members(*id));
             step.gone_members.extend(others);
             step.gone_backends.extend(left_keys(*id, slots));
         }
@@ -277,16 +285,28 @@ impl Plan {
             for (slot, backend) in (0..).zip(&port.backends) {
                 rows.backends
                     .insert(slot_key(*id, port.version, slot), *backend);
-                rows.members.insert(member(*id, backend), 1);
             }
         }
         for (id, slots) in &self.left.slots {
             for (key, backend) in left_keys(*id, slots).zip(slots.values()) {
                 rows.backends.insert(key, *backend);
-                rows.members.insert(member(*id, backend), 1);
             }
         }
+        for id in self.ports.keys().chain(self.left.slots.keys()) {
+            let held = self.members(*id).into_iter();
+            rows.members
+                .extend(held.map(|(backend, value)| (member(*id, &backend), value)));
+        }
         rows
+    }
+
+    /// The members of a number. What its port says of one goes before what was left.
+    fn members(&self, id: u32) -> Held {
+        let mut held = self.left.members(id);
+        if let Some(port) = self.ports.get(&id) {
+            held.extend(&port.members);
+        }
+        held
     }
 
     /// The Services, by `namespace/name`, that it has ports of.
@@ -295,23 +315,26 @@ impl Plan {
     }
 
     /// A number for a port with these frontends: the one to which one of them leads already,
-    /// with what that has, or a new one.
-    fn take_up(&mut self, frontends: &BTreeSet<Frontend>) -> (u32, Port) {
+    /// whose port then has what that has, or a new one.
+    fn take_up(&mut self, frontends: &BTreeSet<Frontend>) -> u32 {
         let mut rows = frontends.iter().filter_map(|f| self.shown.get(f)).copied();
         let found = rows.find(|row| {
             let free = !self.ports.contains_key(&row.id);
             row.id != 0 && free && self.left.frontends.contains_key(&row.id)
         });
         let Some(row) = found else {
-            return (self.numbers.take(), Port::default());
+            return self.numbers.take();
         };
+        let backends = self.left.take(&row).unwrap_or_default();
         let port = Port {
             version: row.version,
-            backends: self.left.take(&row).unwrap_or_default(),
+            members: all_chosen(&backends),
+            backends,
             affinity: row.affinity,
             frontends: BTreeSet::new(),
         };
-        (row.id, port)
+        self.ports.insert(row.id, port);
+        row.id
     }
 
     /// Gives a port these backends, in a new version if they differ. Returns the version
@@ -334,7 +357,6 @@ impl Plan {
         let slots = (0..).zip(&backends);
         step.backends
             .extend(slots.map(|(slot, backend)| (slot_key(id, next, slot), *backend)));
-        step.members.extend(beyond(id, &backends, &held.backends));
         Some(Former {
             id,
             version: mem::replace(&mut held.version, next),
@@ -403,9 +425,6 @@ impl Plan {
             self.left.slots.entry(*id).or_default().extend(slots);
             return;
         }
-        let of_port = self.ports.get(id).map(|port| port.backends.as_slice());
-        let others = beyond(*id, backends, of_port.unwrap_or_default());
-        step.gone_members.extend(others);
         let slots = (0..).zip(backends);
         step.gone_backends
             .extend(slots.map(|(slot, _)| slot_key(*id, *version, slot)));

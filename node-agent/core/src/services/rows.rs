@@ -1,24 +1,24 @@
 //! Rows of Services, and what they are made of.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
 use veer_bpf_common::{
     address::IpKey,
-    tables::{Backend, BackendKey, Frontend, Member, Service},
+    tables::{Backend, BackendKey, Frontend, Member, Members, Service},
 };
 
-use crate::index::ServicePort;
+use crate::index::{EndpointState, ServicePort};
 
 /// Rows to write and to remove, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// Slots of new versions.
     pub backends: Vec<(BackendKey, Backend)>,
-    /// New backends.
-    pub members: Vec<Member>,
+    /// Backends that are new or have another value.
+    pub members: Vec<(Member, u32)>,
     /// Frontends that are new or lead elsewhere now.
     pub services: Vec<(Frontend, Service)>,
     /// Frontends that lead nowhere any more.
@@ -40,11 +40,39 @@ pub struct ServiceRows {
     pub members: HashMap<Member, u32>,
 }
 
-/// What of `all` is not among `others`, as members.
-pub(super) fn beyond(id: u32, all: &[Backend], others: &[Backend]) -> Vec<Member> {
-    let others: HashSet<&Backend> = others.iter().collect();
-    let rest = all.iter().filter(|backend| !others.contains(backend));
-    rest.map(|backend| member(id, backend)).collect()
+/// The members of one number with their values, in the order of the addresses.
+pub(super) type Held = BTreeMap<Backend, u32>;
+
+/// Those of `now` that are new or had another value.
+pub(super) fn changed(id: u32, before: &Held, now: &Held) -> Vec<(Member, u32)> {
+    let new = now
+        .iter()
+        .filter(|(backend, value)| before.get(*backend) != Some(*value));
+    new.map(|(backend, value)| (member(id, backend), *value))
+        .collect()
+}
+
+/// Those of `before` that are none any more.
+pub(super) fn gone(id: u32, before: &Held, now: &Held) -> Vec<Member> {
+    let old = before.keys().filter(|backend| !now.contains_key(*backend));
+    old.map(|backend| member(id, backend)).collect()
+}
+
+/// These, as members that new flows may go to.
+pub(super) fn all_chosen<'a>(backends: impl IntoIterator<Item = &'a Backend>) -> Held {
+    let all = backends.into_iter();
+    all.map(|backend| (*backend, Members::CHOSEN)).collect()
+}
+
+/// The endpoints that flows may be with, and whether new ones may go there.
+pub(super) fn members(port: &ServicePort) -> Held {
+    let all = port.endpoints.iter();
+    let serving = all.filter(|endpoint| endpoint.state != EndpointState::NotReady);
+    let mut held: Held = serving
+        .map(|endpoint| (backend(endpoint.address), Members::SERVING))
+        .collect();
+    held.extend(all_chosen(&backends(port)));
+    held
 }
 
 pub(super) fn member(id: u32, backend: &Backend) -> Member {

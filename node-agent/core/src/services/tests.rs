@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 
 use proptest::{collection::vec, prelude::*};
+use veer_bpf_common::tables::Members;
 
 use super::{
     rows::{backend, frontend},
@@ -30,6 +31,17 @@ fn port(service: &str, frontends: &[&str], backends: &[u8]) -> ServicePort {
         endpoints: backends.iter().map(endpoint).collect(),
         affinity: 0,
     }
+}
+
+/// The port with another endpoint, which new flows do not go to.
+fn beside(mut port: ServicePort, last: u8, state: EndpointState) -> ServicePort {
+    port.endpoints.push(ChosenEndpoint {
+        address: SocketAddr::from(([10, 0, 0, last], 8080)),
+        state,
+        chosen: false,
+        node: None,
+    });
+    port
 }
 
 fn external(port: ServicePort) -> ServicePort {
@@ -65,8 +77,8 @@ impl Maps {
             self.0.backends.insert(*key, *backend);
             self.hold_what_frontends_lead_to();
         }
-        for member in &step.members {
-            self.0.members.insert(*member, 1);
+        for (member, value) in &step.members {
+            self.0.members.insert(*member, *value);
         }
         for (frontend, service) in &step.services {
             self.0.services.insert(*frontend, *service);
@@ -111,7 +123,9 @@ fn a_changed_set_of_backends_is_a_next_version_and_the_former_goes_last() {
     };
     let expected = Step {
         backends: vec![(slot_key(1, 1, 0), one), (slot_key(1, 1, 1), two)],
-        members: vec![member(1, &one), member(1, &two)],
+        members: [one, two]
+            .map(|b| (member(1, &b), Members::CHOSEN))
+            .to_vec(),
         services: vec![(key(VIP), row(1, 2))],
         ..Step::default()
     };
@@ -119,13 +133,61 @@ fn a_changed_set_of_backends_is_a_next_version_and_the_former_goes_last() {
     let second = plan.update("x/a", &[port("x/a", &[VIP], &[2, 3])]);
     let expected = Step {
         backends: vec![(slot_key(1, 2, 0), two), (slot_key(1, 2, 1), three)],
-        members: vec![member(1, &three)],
+        members: vec![(member(1, &three), Members::CHOSEN)],
         services: vec![(key(VIP), row(2, 2))],
         gone_services: Vec::new(),
         gone_members: vec![member(1, &one)],
         gone_backends: vec![slot_key(1, 1, 0), slot_key(1, 1, 1)],
     };
     assert_eq!(second, expected);
+}
+
+#[test]
+fn an_endpoint_that_leaves_beside_ready_ones_serves_and_has_no_slot() {
+    let mut plan = Plan::default();
+    plan.update("x/a", &[port("x/a", &[VIP], &[1, 2])]);
+    let leaving = |state| beside(port("x/a", &[VIP], &[2]), 1, state);
+    let step = plan.update("x/a", &[leaving(EndpointState::Terminating)]);
+    let [one, two] = [1, 2].map(|last| backend(SocketAddr::from(([10, 0, 0, last], 8080))));
+    assert_eq!(step.backends, [(slot_key(1, 2, 0), two)]);
+    assert_eq!(step.members, [(member(1, &one), Members::SERVING)]);
+    assert!(step.gone_members.is_empty());
+    let step = plan.update("x/a", &[leaving(EndpointState::NotReady)]);
+    let expected = Step {
+        gone_members: vec![member(1, &one)],
+        ..Step::default()
+    };
+    assert_eq!(step, expected, "gone, and no new version");
+}
+
+#[test]
+fn former_choices_serve_when_hints_change() {
+    let (mut plan, mut maps) = (Plan::default(), Maps::default());
+    let hinted = |chosen, other| {
+        let port = port("x/a", &[VIP], &[chosen]);
+        [beside(port, other, EndpointState::Ready)]
+    };
+    maps.apply(&plan.update("x/a", &hinted(1, 2)));
+    let step = plan.update("x/a", &hinted(2, 1));
+    let [one, two] = [1, 2].map(|last| backend(SocketAddr::from(([10, 0, 0, last], 8080))));
+    let expected = [
+        (member(1, &one), Members::SERVING),
+        (member(1, &two), Members::CHOSEN),
+    ];
+    assert_eq!(step.members, expected);
+    assert!(step.gone_members.is_empty());
+    maps.apply(&step);
+    assert_eq!(maps.0, plan.rows());
+    assert_eq!(maps.0.members, HashMap::from(expected));
+    // A restart knows the chosen ones, and writes the others again.
+    let mut again = maps.restarted();
+    let step = again.update("x/a", &hinted(2, 1));
+    let expected = Step {
+        members: expected[..1].to_vec(),
+        ..Step::default()
+    };
+    assert_eq!(step, expected);
+    assert_eq!(again.drop_left(), Step::default());
 }
 
 #[test]
@@ -335,8 +397,8 @@ fn all_rows_go_when_nothing_is_to_be_translated_and_come_back_under_other_number
 
 #[derive(Clone, Debug)]
 enum Happening {
-    /// A Service has these frontends, external or not, and backends.
-    Update(u8, Vec<u8>, bool, Vec<u8>),
+    /// A Service has these frontends, external or not, backends, and others that serve.
+    Update(u8, Vec<u8>, bool, Vec<u8>, Vec<u8>),
     Gone(u8),
     /// Another agent takes over.
     Restart,
@@ -345,9 +407,11 @@ enum Happening {
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
-    let update = (0..4u8, vec(0..4u8, 1..3), any::<bool>(), vec(1..5u8, 0..4));
+    let backends = || vec(1..5u8, 0..4);
+    let frontends = vec(0..4u8, 1..3);
+    let update = (0..4u8, frontends, any::<bool>(), backends(), backends());
     prop_oneof![
-        6 => update.prop_map(|(s, f, e, b)| Happening::Update(s, f, e, b)),
+        6 => update.prop_map(|(s, f, e, b, o)| Happening::Update(s, f, e, b, o)),
         2 => (0..4u8).prop_map(Happening::Gone),
         1 => Just(Happening::Restart),
         1 => Just(Happening::Clear),
@@ -375,15 +439,18 @@ proptest! {
         let mut known: BTreeMap<u8, ServicePort> = BTreeMap::new();
         for step in steps {
             match step {
-                Happening::Update(number, frontends, is_external, backends) => {
+                Happening::Update(number, frontends, is_external, backends, others) => {
                     let name = service(number);
                     let all: Vec<String> =
                         frontends.iter().map(|f| format!("10.96.0.{f}")).collect();
                     let all: Vec<&str> = all.iter().map(String::as_str).collect();
-                    let port = ServicePort {
+                    let mut port = ServicePort {
                         external: is_external,
                         ..port(&name, &all, &backends)
                     };
+                    for last in others {
+                        port = beside(port, last, EndpointState::Terminating);
+                    }
                     maps.apply(&plan.update(&name, std::slice::from_ref(&port)));
                     known.insert(number, port);
                 }
@@ -394,6 +461,10 @@ proptest! {
                 Happening::Restart => {
                     plan = maps.restarted();
                     update_all(&mut plan, &mut maps, &known);
+                    // As when the maps are compared.
+                    let rows = plan.rows();
+                    let held = &mut maps.0.members;
+                    held.retain(|member, _| rows.members.contains_key(member));
                 }
                 Happening::Clear => {
                     maps.apply(&plan.clear());

@@ -1,10 +1,10 @@
 //! The maps of Services.
 
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr};
 
 use veer_bpf_common::{
     address::{FAMILY_V4, FAMILY_V6, to_ip},
-    tables::{BackendKey, Frontend, Member},
+    tables::{BackendKey, Frontend, Member, Service},
 };
 
 use super::{Error, Key, Tables};
@@ -50,15 +50,44 @@ fn place(family: u8, address: [u8; 16], port: [u8; 2]) -> String {
 
 impl Tables {
     /// Writes what changed of Services. What a frontend leads to comes before it, and goes
-    /// after.
+    /// after. If not everything can be written, what nothing leads to goes nevertheless: a
+    /// full map takes rows again only when others have gone.
     pub fn apply_services(&mut self, step: &Step) -> Result<(), Error> {
+        let written = self.write_services(step);
+        let removed = self.remove_services(step, written.is_err());
+        written.and(removed)
+    }
+
+    fn write_services(&mut self, step: &Step) -> Result<(), Error> {
         self.backends.write(step.backends.clone())?;
-        let members = step.members.iter().map(|member| (*member, 1));
-        self.members.write(members.collect())?;
-        self.services.write(step.services.clone())?;
+        self.members.write(step.members.clone())?;
+        self.services.write(step.services.clone())
+    }
+
+    /// `failed`: not everything was written.
+    fn remove_services(&mut self, step: &Step, failed: bool) -> Result<(), Error> {
         self.services.remove(step.gone_services.clone())?;
-        self.members.remove(step.gone_members.clone())?;
-        self.backends.remove(step.gone_backends.clone())
+        let kept = if failed {
+            self.led_to_before(&step.services)?
+        } else {
+            HashSet::new()
+        };
+        let members = step.gone_members.iter().copied();
+        let members = members.filter(|member| !kept.contains(&member.service));
+        self.members.remove(members.collect())?;
+        let backends = step.gone_backends.iter().copied();
+        let backends = backends.filter(|key| !kept.contains(&key.service));
+        self.backends.remove(backends.collect())
+    }
+
+    /// The numbers to which frontends lead that do not have these rows yet.
+    fn led_to_before(&self, wanted: &[(Frontend, Service)]) -> Result<HashSet<u32>, Error> {
+        let mut numbers = HashSet::new();
+        for (frontend, row) in wanted {
+            let present = self.services.known(frontend)?;
+            numbers.extend(present.filter(|p| p != row).map(|p| p.id));
+        }
+        Ok(numbers)
     }
 
     /// Compares the maps of Services with all rows that they should hold, and writes what
@@ -75,12 +104,16 @@ impl Tables {
         let services = self.services.audit(services, &wanted.services, true, tell);
         let backends = self.backends.audit(backends, &wanted.backends, true, tell);
         let members = self.members.audit(members, &wanted.members, true, tell);
-
-        self.backends.write(backends.write)?;
-        self.members.write(members.write)?;
-        self.services.write(services.write)?;
-        self.services.remove(services.remove)?;
-        self.members.remove(members.remove)?;
-        self.backends.remove(backends.remove)
+        let step = Step {
+            backends: backends.write,
+            members: members.write,
+            services: services.write,
+            gone_services: services.remove,
+            gone_members: members.remove,
+            gone_backends: backends.remove,
+        };
+        // What the first try removed may be the room that the second needs.
+        self.apply_services(&step)
+            .or_else(|_| self.apply_services(&step))
     }
 }

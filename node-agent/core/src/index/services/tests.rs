@@ -406,7 +406,9 @@ fn lists_are_complete_only_if_they_are_believed_and_events_make_their_service_st
     let slices = vec![slice("shop/web-1", Family::V4, hinted)];
     let stale = index.handle(Event::Slice(Change::Snapshot(slices)));
     assert_eq!(stale, expected);
-    assert!(index.complete.slices);
+    assert!(index.complete.slices && !index.complete.zone);
+    assert_eq!(index.handle(Event::Zone(None)), Stale::default());
+    assert!(index.complete.zone, "that there is none is known too");
     assert_eq!(index.handle(Event::Zone(Some("z1".into()))), expected);
     assert_eq!(
         index.handle(Event::Zone(Some("z1".into()))),

@@ -15,6 +15,8 @@ use crate::tables::{Entries, Error, Filled, Rows, Tables};
 #[derive(Default)]
 pub(super) struct Memory<T: Filled> {
     pub(super) entries: Entries<T>,
+    /// More entries are refused; `None`: none are.
+    pub(super) limit: Option<usize>,
     writes: usize,
 }
 
@@ -33,6 +35,13 @@ impl<T: Filled> Rows<T> for InMemory<T> {
 
     fn write(&mut self, key: T::Key, value: T::Value) -> Result<(), Error> {
         let mut memory = self.0.lock().unwrap();
+        let is_full = memory.limit.is_some_and(|max| memory.entries.len() >= max);
+        if is_full && !memory.entries.contains_key(&key) {
+            return Err(Error {
+                name: T::NAME,
+                source: "full".into(),
+            });
+        }
         memory.writes += 1;
         memory.entries.insert(key, value);
         Ok(())
@@ -62,6 +71,7 @@ pub(super) struct Kernel {
 fn empty<T: Filled>() -> Shared<T> {
     Arc::new(Mutex::new(Memory {
         entries: HashMap::new(),
+        limit: None,
         writes: 0,
     }))
 }

@@ -11,7 +11,7 @@ use super::memory::Kernel;
 use crate::{
     family::Family,
     index::{ChosenEndpoint, EndpointState, ServicePort},
-    services::Plan,
+    services::{Plan, ServiceRows},
     tables::{Entries, Error, Filled, Key, Rows, Tables, Tracked},
 };
 
@@ -142,13 +142,64 @@ fn foreign_changes_in_the_maps_of_services_are_reverted_and_told() {
         assert!(told.iter().any(|text| text.ends_with(end)), "{end}");
     }
     let rows = plan.rows();
-    assert_eq!(kernel.services.lock().unwrap().entries, rows.services);
-    assert_eq!(kernel.backends.lock().unwrap().entries, rows.backends);
-    assert_eq!(kernel.members.lock().unwrap().entries, rows.members);
+    assert_rows(&kernel, &rows);
     let slot = BackendKey {
         service: 1,
         version: 1,
         slot: 0,
     };
     assert!(rows.backends.contains_key(&slot));
+}
+
+/// The maps of Services hold these rows.
+fn assert_rows(kernel: &Kernel, rows: &ServiceRows) {
+    assert_eq!(kernel.services.lock().unwrap().entries, rows.services);
+    assert_eq!(kernel.backends.lock().unwrap().entries, rows.backends);
+    assert_eq!(kernel.members.lock().unwrap().entries, rows.members);
+}
+
+#[test]
+fn a_full_map_takes_rows_when_others_have_gone() {
+    let kernel = Kernel::new();
+    let mut tables = kernel.tables();
+    kernel.backends.lock().unwrap().limit = Some(1);
+    let mut plan = Plan::default();
+    let none: [ServicePort; 0] = [];
+    let a = [port("10.96.0.10:80", "10.0.0.1:8080")];
+    let b = [port("10.96.0.11:80", "10.0.0.2:8080")];
+    tables.apply_services(&plan.update("x/a", &a)).unwrap();
+    let step = plan.update_all([("x/a", &none[..]), ("x/b", &b[..])]);
+    tables.apply_services(&step).unwrap_err();
+    assert_rows(&kernel, &ServiceRows::default());
+    tables.converge_services(&plan.rows(), |_| {}).unwrap();
+    assert_rows(&kernel, &plan.rows());
+    // What a comparison finds is both written and removed.
+    plan.update_all([("x/a", &a[..]), ("x/b", &none[..])]);
+    tables.converge_services(&plan.rows(), |_| {}).unwrap();
+    assert_rows(&kernel, &plan.rows());
+}
+
+#[test]
+fn what_a_frontend_leads_to_stays_when_there_is_no_room_for_what_it_should_lead_to() {
+    let none: [ServicePort; 0] = [];
+    let before = [port("10.96.0.10:80", "10.0.0.1:8080")];
+    let after = [port("10.96.0.10:80", "10.0.0.2:8080")];
+    // Another version of its number, and another number.
+    for (a, b) in [(&after[..], &none[..]), (&none[..], &after[..])] {
+        let kernel = Kernel::new();
+        let mut tables = kernel.tables();
+        kernel.backends.lock().unwrap().limit = Some(1);
+        let mut plan = Plan::default();
+        tables.apply_services(&plan.update("x/a", &before)).unwrap();
+        let present = plan.rows();
+        let step = plan.update_all([("x/a", a), ("x/b", b)]);
+        tables.apply_services(&step).unwrap_err();
+        assert_rows(&kernel, &present);
+        let full = tables.converge_services(&plan.rows(), |_| {});
+        assert_eq!(full.unwrap_err().name, "BACKENDS");
+        assert_rows(&kernel, &present);
+        kernel.backends.lock().unwrap().limit = None;
+        tables.converge_services(&plan.rows(), |_| {}).unwrap();
+        assert_rows(&kernel, &plan.rows());
+    }
 }
