@@ -43,6 +43,7 @@ in_both_families! {
     a_flow_outlives_the_rows_of_its_service_while_it_is_answered,
     a_second_frontend_does_not_mix_its_answers_with_the_firsts,
     what_the_stack_sends_from_a_frontend_stays_as_it_is,
+    a_flow_that_the_stack_translates_stays_its_own,
     a_datagram_stays_with_a_backend_that_still_serves,
     a_flow_whose_other_entry_is_gone_begins_anew,
     a_new_connection_does_not_follow_the_entry_of_a_gone_service,
@@ -405,6 +406,22 @@ fn what_the_stack_sends_from_a_frontend_stays_as_it_is(family: Family) -> Result
         assert_eq!(name(ran.decision.outcome), name(Verdict::Pass as u32));
         assert_eq!(ran.packet, frame);
     }
+    Ok(())
+}
+
+/// As of one that it translated before the programs did: its answers go up.
+fn a_flow_that_the_stack_translates_stays_its_own(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[C])?;
+    let entry = FlowEntry {
+        expires_at: u64::MAX,
+        ..FlowEntry::default()
+    };
+    node.set_flow(back(family, UDP, C), entry)?;
+    let ran = egress(&mut node, family, &ask(UDP, 0))?;
+    assert_eq!(name(ran.decision.outcome), name(Verdict::ToStack as u32));
+    assert_eq!(ran.packet, ask(UDP, 0).frame_of(family));
+    assert_eq!(node.flow_count()?, 1);
     Ok(())
 }
 

@@ -125,7 +125,7 @@ const FIRST_SPARE: u32 = 61_000;
 const SPARE: u32 = 65_536 - FIRST_SPARE;
 
 /// Chooses the source port towards the backend: the client's own, or another one where
-/// that one's answers would be another flow's. 0 where there is none.
+/// that one's answers would be another translated flow's. 0 where there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_source() -> u32 {
@@ -137,8 +137,13 @@ extern "C" fn choose_source() -> u32 {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let (back, _) = question.to.canonical();
-        if flows::live(&back).is_none() {
+        let Some(entry) = flows::live(&back) else {
             return 1;
+        };
+        if !entry.is_translated() {
+            // The stack's, which translated the flow before the programs did, or knows
+            // another one there and what to do about it.
+            return 0;
         }
         let port = FIRST_SPARE + random.wrapping_add(attempt.wrapping_mul(977)) % SPARE;
         question.to.source_port = (port as u16).to_be_bytes();
