@@ -48,7 +48,7 @@ numbered! {
 numbered! {
     /// A packet goes on.
     Verdict {
-        /// Untouched, to the next program or the stack.
+        /// On, to the next program or the stack.
         Pass = 0, "pass";
         /// To the stack because its destination is this host or the world.
         ToStack = 1, "to-stack";
@@ -70,7 +70,7 @@ numbered! {
         /// questions for routers and its duplicate address detection; what the host sends
         /// to groups on the tunnel device.
         Ignore = 9, "ignore";
-        /// From or to neither a pod nor another node. Never an outcome: another function of
+        /// To neither a pod nor a node, or down to a pod from this node or the world. Never an outcome: another function of
         /// the program finds out whether it belongs to a Service, and goes on.
         Beyond = 10, "beyond";
     }
@@ -161,12 +161,12 @@ numbered! {
         RoutingHeader = 151, "routing-header";
         /// More IPv6 extension headers than are read.
         TooManyHeaders = 152, "too-many-headers";
-        /// A new flow that the stack translated finds no place: its opener has as many
-        /// established ones as it may have.
+        /// A new translated flow finds no place, since its opener has as many established
+        /// ones as it may have; or no source port is free for another flow to one backend.
         NoPlaceForFlow = 153, "no-place-for-flow";
         /// What a packet of a translated flow would become is not its sender's, or not for
         /// its receiver: an ICMP error about another pod's packet, or another flow took
-        /// the place of the entry just now.
+        /// the place of the entry just now. Or its headers are cut short.
         ForeignTranslation = 154, "foreign-translation";
     }
 }

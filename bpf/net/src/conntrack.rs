@@ -1,6 +1,6 @@
 //! How long the entry of a translated flow lasts: as long as `nf_conntrack` keeps
 //! its own (`net/netfilter/nf_conntrack_proto_*.c`), which alone can translate the
-//! replies.
+//! replies of what the stack translated. Those of the programs last as long.
 
 use crate::{
     ip::{ICMP, ICMP_V6, TCP, UDP},
@@ -25,7 +25,7 @@ const CLOSING_FOR: u64 = 120 * SECOND;
 pub enum Way {
     /// From the end that opened it.
     There,
-    /// To that end, up to the stack.
+    /// To that end.
     Back,
     /// To that end and down from the stack: of a flow that the other end opened.
     BackFromStack,

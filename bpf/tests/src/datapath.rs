@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie},
-    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
+    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
@@ -24,6 +24,16 @@ use veer_bpf_common::{
         Tuple,
     },
 };
+
+/// How often the kernel is asked to take a program, as the agent does.
+const LOAD_ATTEMPTS: u32 = 5;
+
+fn was_interrupted(error: &ProgramError) -> bool {
+    if let ProgramError::LoadError { io_error, .. } = error {
+        return io_error.raw_os_error() == Some(nix::libc::EAGAIN);
+    }
+    false
+}
 
 /// `outcome` of a record that no program has written since [`Datapath::run`]
 /// cleared it.
@@ -106,12 +116,22 @@ impl Datapath {
             let p = ebpf
                 .program_mut(name)
                 .with_context(|| format!("no program {name}"))?;
-            if *program == Program::UplinkXdp {
-                TryInto::<&mut Xdp>::try_into(p)?.load()
-            } else {
-                TryInto::<&mut SchedClassifier>::try_into(p)?.load()
+            let mut load = || {
+                if *program == Program::UplinkXdp {
+                    TryInto::<&mut Xdp>::try_into(&mut *p)?.load()
+                } else {
+                    TryInto::<&mut SchedClassifier>::try_into(&mut *p)?.load()
+                }
+            };
+            let mut outcome = load();
+            for _ in 1..LOAD_ATTEMPTS {
+                // The verifier made way for something that waited for the thread.
+                if !outcome.as_ref().is_err_and(was_interrupted) {
+                    break;
+                }
+                outcome = load();
             }
-            .with_context(|| format!("the verifier on {name}"))?;
+            outcome.with_context(|| format!("the verifier on {name}"))?;
         }
         Ok(Self { ebpf })
     }

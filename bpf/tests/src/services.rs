@@ -6,8 +6,8 @@ use crate::{
     family::Family,
     packet::{Headers, Packet, sum},
     world::{
-        A, A_IFINDEX, A_MAC, A_NODE_MAC, B, B_IDENTITY, B_MAC, B_NODE_MAC, headers, interface,
-        octets_v6,
+        A, A_IFINDEX, A_MAC, A_NODE_MAC, B, B_IDENTITY, B_MAC, B_NODE_MAC, from_a, headers,
+        interface, name, octets_v6,
     },
 };
 use anyhow::{Context as _, Result, ensure};
@@ -17,7 +17,7 @@ use std::{
 };
 use veer_bpf_common::{
     address::IpKey,
-    outcome::Program,
+    outcome::{FIRST_REASON, Program},
     tables::{
         Backend, BackendKey, Backends, End, FlowEntry, FlowKey, Flows, Frontend, Interface, Member,
         Members, Service, Services, Tuple,
@@ -287,4 +287,20 @@ pub fn checksums_ok(frame: &[u8]) -> bool {
     summed.extend((segment.len() as u16).to_be_bytes());
     summed.extend(segment);
     sum(&summed) == 0xffff
+}
+
+/// Where a packet of A that goes on is sent.
+pub fn sent_to(node: &mut Datapath, family: Family, packet: &Packet) -> Result<Socket> {
+    let ran = egress(node, family, packet)?;
+    ensure!(
+        ran.decision.outcome < FIRST_REASON,
+        "dropped: {}",
+        name(ran.decision.outcome)
+    );
+    Ok(ends(&ran.packet)[1])
+}
+
+/// UDP from this port of A to the frontend.
+pub fn udp_from(port: u16) -> Packet {
+    from_a(Packet::udp((A, port), (VIP, VIP_PORT)))
 }

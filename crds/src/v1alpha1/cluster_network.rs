@@ -72,10 +72,10 @@ pub struct ClusterNetworkSpec {
     pub xdp: XdpMode,
     /// Who translates what pods send to Services: to a `ClusterIP`, an external IP or the
     /// address of a load balancer. `KubeProxy`: the host's stack, by kube-proxy's rules.
-    /// `Pods`: the programs at the pods' veths, so that these packets never enter the
-    /// stack; kube-proxy goes on for the nodes themselves, for `NodePorts`, and for what
-    /// the programs leave to it. It may be changed at any time: flows stay with whoever
-    /// translated them first.
+    /// `Pods`: the programs at the pods' veths, past the stack where the backend is a pod
+    /// or another node; kube-proxy goes on for the nodes themselves, for `NodePorts`, and
+    /// for what the programs leave to it. It may be changed at any time: connections stay
+    /// with whoever translated them first; a datagram flow may get another backend.
     #[serde(default)]
     pub services: ServiceTranslation,
     /// Which pod labels make an identity.

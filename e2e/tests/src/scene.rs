@@ -230,6 +230,8 @@ impl Scene {
             // The one before may have failed in the midst of a change.
             self.lab.set_mode(needs.mode)?;
             self.mode = needs.mode;
+            self.lab
+                .patch_network(r#"{"spec":{"services":"KubeProxy"}}"#)?;
         }
         Ok(())
     }

@@ -60,6 +60,8 @@ impl Translator {
 pub struct Translators<'a> {
     lab: &'a Lab,
     before: Value,
+    /// It was put back.
+    done: bool,
 }
 
 impl<'a> Translators<'a> {
@@ -67,7 +69,8 @@ impl<'a> Translators<'a> {
     pub fn hold(lab: &'a Lab) -> Result<Self> {
         let before = rollout::network(lab)?["spec"]["services"].clone();
         Translator::of(&before)?;
-        Ok(Self { lab, before })
+        let done = false;
+        Ok(Self { lab, before, done })
     }
 
     /// Sets the field and waits until it is in force on every node.
@@ -77,7 +80,8 @@ impl<'a> Translators<'a> {
     }
 
     /// Puts the field back and waits until that is in force.
-    pub fn restored(self) -> Result<()> {
+    pub fn restored(mut self) -> Result<()> {
+        self.done = true;
         self.put_back()
     }
 
@@ -94,8 +98,10 @@ impl<'a> Translators<'a> {
 
 impl Drop for Translators<'_> {
     fn drop(&mut self) {
-        // Done already, mostly. Else the test's own outcome says more than this one.
-        let _done = self.put_back();
+        if !self.done {
+            // The test's own outcome says more than this one.
+            let _outcome = self.put_back();
+        }
     }
 }
 
@@ -165,7 +171,7 @@ fn cluster_addresses(lab: &Lab) -> Result<Vec<(String, [u8; 24])>> {
                 let number = port["port"].as_u64().and_then(|p| u16::try_from(p).ok());
                 let number = number.with_context(|| format!("a port of {name} has no number"))?;
                 let to = SocketAddr::from((address, number));
-                // What becomes of SCTP depends on the ports.
+                // SCTP is left to the stack.
                 if let Some(protocol) = protocol(port) {
                     all.push((format!("{name} {to}"), key(to, protocol)));
                 }

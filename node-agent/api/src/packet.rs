@@ -74,6 +74,7 @@ pub fn protocol(number: u8) -> String {
         ip_number::TCP => "tcp".into(),
         ip_number::UDP => "udp".into(),
         ip_number::IPV6_ICMP => "icmpv6".into(),
+        ip_number::SCTP => "sctp".into(),
         IpNumber(other) => other.to_string(),
     }
 }

@@ -45,10 +45,9 @@ pub struct ServiceRow {
     pub mode: String,
     /// Seconds for which a client keeps its backend; 0: each flow is on its own.
     pub affinity: u32,
-    /// Why new connections are refused; empty: they are not, or the agent has not read all
+    /// Why no backend gets new connections; empty: some do, or the agent has not read all
     /// Services and their endpoints yet.
-    #[serde(default)]
-    pub refused: String,
+    pub unserved: String,
     /// The endpoints of the family.
     pub backends: Vec<BackendRow>,
 }

@@ -104,7 +104,8 @@ pub(crate) enum Command {
     /// Flows that the host's stack or veer translates (Services, hostPorts).
     #[command(subcommand)]
     Flow(Flow),
-    /// Services: who translates what pods send to them, and where it may go.
+    /// Services: who translates what pods send to them, and to how many backends it may go
+    /// (-o json names them).
     #[command(subcommand, visible_alias = "services", alias = "svc")]
     Service(Service),
     /// Every packet's decision as it is made: who, where to, why not.

@@ -22,9 +22,6 @@ pub(crate) struct Filter {
     pub(crate) protocol: Vec<String>,
 }
 
-/// Protocol number of SCTP.
-const SCTP: u8 = 132;
-
 /// An address or a prefix, as options name them.
 pub(crate) fn prefix(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
@@ -38,8 +35,7 @@ fn protocol(text: &str) -> Result<String, String> {
     let text = text.to_lowercase();
     match text.parse() {
         Ok(number) => Ok(packet::protocol(number)),
-        Err(_) if ["tcp", "udp", "icmp", "icmpv6", "arp"].contains(&&*text) => Ok(text),
-        Err(_) if text == "sctp" => Ok(packet::protocol(SCTP)),
+        Err(_) if ["tcp", "udp", "sctp", "icmp", "icmpv6", "arp"].contains(&&*text) => Ok(text),
         Err(_) => Err("one of tcp, udp, sctp, icmp, icmpv6 and arp, or a number up to 255".into()),
     }
 }
@@ -83,8 +79,8 @@ mod tests {
             ("UDP", "udp"),
             ("6", "tcp"),
             ("58", "icmpv6"),
-            ("sctp", "132"),
-            ("132", "132"),
+            ("sctp", "sctp"),
+            ("132", "sctp"),
             ("arp", "arp"),
         ] {
             assert_eq!(protocol(text).unwrap(), expected);

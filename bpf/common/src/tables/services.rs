@@ -1,4 +1,5 @@
-//! `SERVICES`, `BACKENDS`, `MEMBERS` and `AFFINITY`: where packets to Services go.
+//! `SERVICES`, `BACKENDS`, `MEMBERS` and `AFFINITY`: where packets to Services go. `ASKED`:
+//! what functions of one program tell each other about such a packet.
 //!
 //! One port of a Service in one family has a number. All its frontends (address,
 //! protocol, port) lead to that number and to a *version* of its backends, which is
@@ -6,7 +7,6 @@
 //! version to the next.
 
 use super::{MapKind, Table, Tuple};
-use crate::address::Address;
 
 /// Frontends: what clients send to.
 #[derive(Debug)]
@@ -137,21 +137,6 @@ pub struct Backend {
     pub pad: [u8; 5],
 }
 
-impl Backend {
-    /// This address and port, both in network byte order.
-    #[inline(always)]
-    pub fn new<A: Address>(address: A, port: [u8; 2]) -> Self {
-        // SAFETY: as many bytes, and any of them are octets.
-        let address = unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(address.words()) };
-        Self {
-            address,
-            port,
-            family: A::FAMILY,
-            pad: [0; 5],
-        }
-    }
-}
-
 /// A backend of a Service.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -213,7 +198,8 @@ impl Table for Asked {
     const CAPACITY: usize = 1;
 }
 
-/// What a packet that a pod sends to neither a pod nor a node is to become.
+/// What a packet of a translated flow is to become, and what the rewrite needs off the
+/// stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {

@@ -23,7 +23,7 @@ const SECOND: u64 = 1_000_000_000;
 #[inline(always)]
 fn service(frontend: &Frontend) -> Option<Service> {
     // SAFETY: a copy of integers. A row that is used again meanwhile is another
-    // Service's, which `choose` finds out.
+    // Service's, which `backend` finds out.
     unsafe { SERVICES.get(frontend) }.copied()
 }
 
@@ -122,6 +122,6 @@ fn any(service: &Service) -> Option<Backend> {
         version: service.version,
         slot: random % service.backends,
     };
-    // SAFETY: a copy of integers, which `choose` looks up among the members.
+    // SAFETY: a copy of integers, which `backend` looks up among the members.
     unsafe { BACKENDS.get(key) }.copied()
 }

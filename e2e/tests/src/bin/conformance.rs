@@ -68,6 +68,9 @@ struct Cli {
     /// How kube-proxy translates services
     #[arg(long, value_enum, default_value_t = ProxyArg::Nftables)]
     proxy_mode: ProxyArg,
+    /// Who translates what pods send to Services
+    #[arg(long, value_enum, default_value_t = ServicesArg::KubeProxy)]
+    services: ServicesArg,
     /// Judge the CNI project's bridge plugin instead: what the suite says of a
     /// network that is known
     #[arg(long)]
@@ -94,6 +97,13 @@ enum ModeArg {
 enum ProxyArg {
     Nftables,
     Iptables,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ServicesArg {
+    KubeProxy,
+    /// veer, at the pods' devices
+    Pods,
 }
 
 fn main() -> ExitCode {
@@ -192,7 +202,11 @@ fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path, columns: &mut Colu
         .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
         .is_err()
     {
-        lab.install(&[])?;
+        let values: &[&str] = match cli.services {
+            ServicesArg::KubeProxy => &[],
+            ServicesArg::Pods => &["clusterNetwork.services=Pods"],
+        };
+        lab.install(values)?;
     }
     lab.await_installed()?;
     if cli.switching {

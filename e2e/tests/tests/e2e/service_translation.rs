@@ -318,12 +318,8 @@ const LEAVING: &str = "e2e-leaving";
 const FLOWS: usize = 2;
 
 fn leaving(scene: &Scene) -> Result<()> {
-    /// Answers before the pod is deleted.
-    const BEFORE: usize = 100;
-    /// The API server's word reaches every agent by then.
-    const SETTLED: Duration = Duration::from_secs(1);
-    /// How long datagrams are sent after that.
-    const AFTER: Duration = Duration::from_secs(1);
+    /// Answers before the pod is deleted, and after its node knows.
+    const ANSWERS: usize = 100;
     let lab = &scene.lab;
     let families = lab.cluster.families().all();
     let _applied = Applied::new(lab, leaving_manifests())?;
@@ -334,25 +330,30 @@ fn leaving(scene: &Scene) -> Result<()> {
     translators.set(Translator::Pods)?;
     let from = scene.demo_on("worker1")?;
     let _servers = Servers::start(&pods, families)?;
-    let mut flows = Vec::new();
+    let (mut flows, mut frontends) = (Vec::new(), Vec::new());
     for family in families {
         let service = workloads::service(lab, *family, (DEMO, LEAVING), "udp")?;
         let to = SocketAddr::from((service.address, service.port));
         translator::await_backends(lab, &from.node, (to, translator::UDP), 2)?;
         flows.extend(opened(from, to)?);
+        frontends.push(to);
     }
     let ((deleted, settled), sent) = numbered::during(&flows, |answered| {
         await_condition("datagrams are answered", STARTED, || {
-            Ok((answered.load(Ordering::Relaxed) >= BEFORE).then_some(()))
+            Ok((answered.load(Ordering::Relaxed) >= ANSWERS).then_some(()))
         })?;
         let deleted = Instant::now();
         let name = &pods[gone].name;
         lab.kubectl()
             .run(&["-n", DEMO, "delete", "pod", name, "--wait=false"])?;
         await_no_endpoint(lab, &pods[gone])?;
-        let settled = Instant::now() + SETTLED * patience();
-        await_condition("datagrams go on", STARTED, || {
-            Ok((Instant::now() > settled + AFTER).then_some(()))
+        for to in &frontends {
+            translator::await_backends(lab, &from.node, (*to, translator::UDP), 1)?;
+        }
+        let settled = Instant::now();
+        let enough = answered.load(Ordering::Relaxed) + ANSWERS;
+        await_condition("datagrams are answered by the other pod", STARTED, || {
+            Ok((answered.load(Ordering::Relaxed) >= enough).then_some(()))
         })?;
         Ok((deleted, settled))
     })?;
@@ -392,17 +393,17 @@ fn opened(from: &Pod, to: SocketAddr) -> Result<Vec<Flow>> {
     bail!("{TRIES} flows to {to} are not enough: kept are those to pods {first:?}")
 }
 
-/// Waits until no `EndpointSlice` has a pod for new flows.
+/// Waits until no `EndpointSlice` has a pod that serves.
 fn await_no_endpoint(lab: &Lab, pod: &Pod) -> Result<()> {
     let selector = format!("kubernetes.io/service-name={LEAVING}");
     let words = ["-n", DEMO, "get", "endpointslices", "-l", &selector];
-    let what = format!("no EndpointSlice has {} as ready", pod.name);
+    let what = format!("no EndpointSlice has {} as serving", pod.name);
     await_condition(&what, STARTED, || {
         let list = lab.kubectl().json(&words).map_err(|e| e.to_string())?;
         let slices = list["items"].as_array().into_iter().flatten();
         let mut endpoints = slices.flat_map(|s| s["endpoints"].as_array().into_iter().flatten());
         let there = endpoints.any(|e| {
-            e["targetRef"]["uid"] == pod.uid.as_str() && e["conditions"]["ready"] != false
+            e["targetRef"]["uid"] == pod.uid.as_str() && e["conditions"]["serving"] != false
         });
         Ok((!there).then_some(()))
     })?;

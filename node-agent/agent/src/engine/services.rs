@@ -13,6 +13,9 @@ use veer_agent_core::{
     tables::Tables,
 };
 
+/// After how many rounds it is told that Services are not known.
+const UNKNOWN: usize = 15;
+
 /// Who translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
@@ -34,6 +37,8 @@ pub(super) struct Translation {
     by: Option<By>,
     /// Rounds since the maps were compared.
     rounds: usize,
+    /// Rounds for which it was not known what the programs should translate.
+    unknown: usize,
     /// Why the maps do not hold what they should; empty: they do.
     trouble: String,
 }
@@ -47,6 +52,7 @@ impl Translation {
             attached: false,
             by: None,
             rounds: 0,
+            unknown: 0,
             trouble: String::new(),
         })
     }
@@ -70,10 +76,22 @@ impl Translation {
         }
     }
 
+    /// Whether the programs should translate, and it is not known what for a while.
+    fn waits(&mut self, index: &Index) -> bool {
+        let cluster = index.cluster.as_ref();
+        let is_asked = cluster.is_some_and(|(_, c)| c.services == ServiceTranslation::Pods);
+        self.unknown = if is_asked && self.attached && self.wanted(index).is_none() {
+            self.unknown.saturating_add(1)
+        } else {
+            0
+        };
+        self.unknown >= UNKNOWN
+    }
+
     /// What is to be written so that these Services are as they should be.
     fn update<'a>(&mut self, index: &Index, keys: impl Iterator<Item = &'a str>) -> Step {
         let all: Vec<(&str, Vec<ServicePort>)> = keys
-            .map(|key| (key, index.services.ports_of(key, index.own())))
+            .map(|key| (key, translated(index.services.ports_of(key, index.own()))))
             .collect();
         let ports = all.iter().map(|(key, ports)| (*key, ports.as_slice()));
         self.plan.update_all(ports)
@@ -100,6 +118,18 @@ impl Translation {
     }
 }
 
+/// What the programs translate. They leave SCTP to the stack: its checksum covers the
+/// ports, and where an association is in its midst cannot be seen of a packet.
+fn translated(mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
+    ports.retain(|port| matches!(port.protocol, TCP | UDP));
+    ports
+}
+
+/// IP protocol number of TCP.
+const TCP: u8 = 6;
+/// IP protocol number of UDP.
+const UDP: u8 = 17;
+
 impl Converger {
     /// Writes what changed of these Services; of all, where somebody else is to translate
     /// now.
@@ -122,6 +152,11 @@ impl Converger {
         self.translation.rounds = self.translation.rounds.saturating_add(1);
         if full && self.translation.by.is_some() {
             self.compare_services(done);
+        }
+        if self.translation.waits(index) {
+            let text = "spec.services is Pods, but Services, EndpointSlices or this Node cannot be \
+                        read: kube-proxy, or what an earlier agent wrote, decides meanwhile";
+            self.concerns.push(("ServicesUnknown", text.to_owned()));
         }
         if !self.translation.trouble.is_empty() {
             let trouble = self.translation.trouble.clone();

@@ -13,20 +13,18 @@ use crate::report::sources::Sources;
 use veer_agent_core::index::{ChosenEndpoint, EndpointState, ServicePort};
 use veer_agent_kernel::datapath::Error;
 
-/// Protocol number of SCTP.
-const SCTP: u8 = 132;
-
 /// All ports of Services, by the Services' names. Who translates is read from the map, since
 /// the programs do what that says, whatever is wanted by now.
 pub(crate) fn services(sources: &Sources) -> Result<Vec<ServiceRow>, Error> {
     let present = sources.maps.services()?;
     let index = sources.index.read();
     let complete = index.complete.services && index.complete.slices;
-    let is_in_map = |frontend: &Frontend| present.contains_key(frontend);
+    // Where none can be chosen, the programs leave the packet to the stack.
+    let by_programs = |frontend: &Frontend| present.get(frontend).is_some_and(|s| s.backends != 0);
     let mut found = Vec::new();
     for key in index.services.keys() {
         for port in index.services.ports_of(key, index.own()) {
-            found.extend(rows(&port, complete, is_in_map));
+            found.extend(rows(&port, complete, by_programs));
         }
     }
     Ok(found)
@@ -37,14 +35,14 @@ pub(crate) fn services(sources: &Sources) -> Result<Vec<ServiceRow>, Error> {
 fn rows(
     port: &ServicePort,
     complete: bool,
-    is_in_map: impl Fn(&Frontend) -> bool,
+    by_programs: impl Fn(&Frontend) -> bool,
 ) -> Vec<ServiceRow> {
     let key = |(address, number): &(IpAddr, u16)| frontend(*address, *number, port.protocol);
     let (programs, stack): (Vec<_>, Vec<_>) = port
         .frontends
         .iter()
         .copied()
-        .partition(|end| is_in_map(&key(end)));
+        .partition(|end| by_programs(&key(end)));
     let by = |mode: &str, frontends: Vec<(IpAddr, u16)>| {
         (!frontends.is_empty()).then(|| row(port, complete, mode, frontends))
     };
@@ -65,17 +63,14 @@ fn row(
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         port: port.name.clone(),
-        protocol: match port.protocol {
-            SCTP => "sctp".to_owned(),
-            other => protocol(other),
-        },
+        protocol: protocol(port.protocol),
         family: port.family.name().to_owned(),
         external: port.external,
         frontends: frontends.into_iter().map(SocketAddr::from).collect(),
         mode: mode.to_owned(),
         affinity: port.affinity,
-        refused: if complete {
-            refused(&port.endpoints)
+        unserved: if complete {
+            unserved(&port.endpoints)
         } else {
             String::new()
         },
@@ -109,8 +104,8 @@ fn backend(endpoint: &ChosenEndpoint) -> BackendRow {
     }
 }
 
-/// Why a port with these endpoints refuses new connections; empty: it does not.
-fn refused(endpoints: &[ChosenEndpoint]) -> String {
+/// Why a port with these endpoints serves no new connections; empty: it does.
+fn unserved(endpoints: &[ChosenEndpoint]) -> String {
     let serves = |endpoint: &ChosenEndpoint| match endpoint.state {
         EndpointState::Ready | EndpointState::Terminating => true,
         EndpointState::NotReady => false,
@@ -118,11 +113,17 @@ fn refused(endpoints: &[ChosenEndpoint]) -> String {
     if endpoints.iter().any(|endpoint| endpoint.chosen) {
         String::new()
     } else if endpoints.is_empty() {
-        "it has no endpoints of this family (kubectl get endpointslices)".to_owned()
+        "it has no endpoints of this family (kubectl get endpointslices): connections are refused"
+            .to_owned()
     } else if endpoints.iter().any(serves) {
-        "no endpoint on this node serves, and internalTrafficPolicy is Local".to_owned()
+        "no endpoint on this node serves, and internalTrafficPolicy is Local: kube-proxy drops \
+         what is sent there, so clients time out"
+            .to_owned()
     } else {
-        format!("no endpoint is ready ({} in all)", endpoints.len())
+        format!(
+            "no endpoint is ready ({} in all): connections are refused",
+            endpoints.len()
+        )
     }
 }
 
@@ -177,23 +178,23 @@ mod tests {
         let row = &all[0];
         assert_eq!((&*row.namespace, &*row.name), ("shop", "cart"));
         assert_eq!((&*row.protocol, &*row.family), ("tcp", "IPv4"));
-        assert_eq!((row.refused.as_str(), row.affinity), ("", 10_800));
+        assert_eq!((row.unserved.as_str(), row.affinity), ("", 10_800));
         assert_eq!(row.backends.len(), 1);
         assert_eq!(row.backends[0].state, backend_state::READY);
     }
 
     #[test]
-    fn what_refuses_new_connections_says_why() {
+    fn what_serves_no_new_connections_says_why() {
         let reason = |endpoints| {
             let port = port(endpoints);
             // What is not known yet is not told.
-            assert_eq!(rows(&port, false, |_| true)[0].refused, "");
-            rows(&port, true, |_| true)[0].refused.clone()
+            assert_eq!(rows(&port, false, |_| true)[0].unserved, "");
+            rows(&port, true, |_| true)[0].unserved.clone()
         };
         let none = reason(vec![]);
         assert!(none.starts_with("it has no endpoints"), "{none}");
         let not_ready = reason(vec![endpoint(EndpointState::NotReady, false)]);
-        assert_eq!(not_ready, "no endpoint is ready (1 in all)");
+        assert!(not_ready.starts_with("no endpoint is ready (1 in all)"));
         let elsewhere = reason(vec![endpoint(EndpointState::Ready, false)]);
         assert!(elsewhere.contains("internalTrafficPolicy"), "{elsewhere}");
         let last = vec![

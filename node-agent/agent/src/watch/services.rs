@@ -15,7 +15,7 @@ use super::{
 use crate::{report::events::Events, state::input::Input};
 use veer_agent_core::{
     family::Family,
-    index::{Change, Distribution, EndpointRecord, Event, PortRecord, ServiceRecord, SliceRecord},
+    index::{Change, EndpointRecord, Event, PortRecord, ServiceRecord, SliceRecord},
 };
 
 /// How long a Service or a slice that a doubtful list lacks is kept: as long as a pod.
@@ -31,8 +31,6 @@ const NOT_TRANSLATED: [&str; 2] = [
     "service.kubernetes.io/service-proxy-name",
     "service.kubernetes.io/headless",
 ];
-/// Annotation of a Service: hints by zones, as before there was a field for it.
-const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// Label of a Node: its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -157,23 +155,8 @@ fn service_record(service: SlimService) -> Option<ServiceRecord> {
             0
         },
         internal_local: spec.internal_traffic_policy == "Local",
-        distribution: distribution(&service),
         ports: ports(service.spec.ports),
     })
-}
-
-fn distribution(service: &SlimService) -> Distribution {
-    let by_hints = || {
-        let annotations = service.metadata.annotations.as_ref();
-        let mode = annotations.and_then(|all| all.get(TOPOLOGY_MODE));
-        mode.is_some_and(|mode| mode.eq_ignore_ascii_case("auto"))
-    };
-    match service.spec.traffic_distribution.as_str() {
-        "PreferClose" | "PreferSameZone" => Distribution::SameZone,
-        "PreferSameNode" => Distribution::SameNode,
-        _ if by_hints() => Distribution::SameZone,
-        _ => Distribution::Any,
-    }
 }
 
 /// `None`: it is of no Service that is translated, or its endpoints have no addresses.
@@ -278,7 +261,6 @@ mod tests {
             .collect();
         assert_eq!(ports, [("http", 6, 80), ("dns", 17, 53)]);
         assert_eq!((record.affinity, record.internal_local), (0, false));
-        assert_eq!(record.distribution, Distribution::Any);
     }
 
     #[test]
@@ -307,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn affinity_has_a_time_and_policies_and_distributions_are_read() {
+    fn affinity_has_a_time_and_the_internal_policy_is_read() {
         let affine = |config: Value| {
             let record = service(|o| {
                 o["spec"]["sessionAffinity"] = json!("ClientIP");
@@ -320,17 +302,6 @@ mod tests {
         assert_eq!(affine(Value::Null), AFFINITY);
         let local = service(|o| o["spec"]["internalTrafficPolicy"] = json!("Local"));
         assert!(local.unwrap().internal_local);
-        for (wanted, expected) in [
-            ("PreferClose", Distribution::SameZone),
-            ("PreferSameZone", Distribution::SameZone),
-            ("PreferSameNode", Distribution::SameNode),
-            ("PreferTheMoon", Distribution::Any),
-        ] {
-            let record = service(|o| o["spec"]["trafficDistribution"] = json!(wanted));
-            assert_eq!(record.unwrap().distribution, expected, "{wanted}");
-        }
-        let hinted = service(|o| o["metadata"]["annotations"] = json!({TOPOLOGY_MODE: "Auto"}));
-        assert_eq!(hinted.unwrap().distribution, Distribution::SameZone);
     }
 
     fn slice(change: impl FnOnce(&mut Value)) -> Option<SliceRecord> {

@@ -109,9 +109,6 @@ pub(crate) struct SlimServiceSpec {
     /// `Local` or `Cluster`.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) internal_traffic_policy: String,
-    /// `PreferSameZone` or another.
-    #[serde(default, deserialize_with = "or_default")]
-    pub(crate) traffic_distribution: String,
 }
 
 /// A port of a [`SlimService`] or of a [`SlimEndpointSlice`].

@@ -164,13 +164,15 @@ const fn advice(reason: DropReason) -> &'static str {
         }
         DropReason::TooManyHeaders => "an IPv6 packet with more than eight extension headers",
         DropReason::NoPlaceForFlow => {
-            "a new flow through the host's stack (a Service, a hostPort) of a pod, or of an \
-             address elsewhere, that has as many established ones as one may have: close idle \
+            "a new translated flow (a Service, a hostPort) of a pod, or of an address \
+             elsewhere, that has as many established ones as one may have, or as many from one \
+             port to one backend by several addresses: close idle \
              connections, or open fewer per pod (veer flow list --address ADDRESS shows them)"
         }
         DropReason::ForeignTranslation => {
             "a pod was told of a packet to a Service that it did not send: an ICMP error that \
-             somebody made up, or one packet of a flow whose entry was replaced just then"
+             somebody made up, one packet of a flow whose entry was replaced just then, or a \
+             packet whose headers are cut short"
         }
     }
 }

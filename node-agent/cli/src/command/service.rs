@@ -58,7 +58,7 @@ pub(super) fn list(options: &Options, format: Format, ask: Ask<'_>) -> anyhow::R
     output::render(&rows, format, |rows| table(rows, is_any))
 }
 
-/// The table, a line for each frontend, and below it why connections are refused.
+/// The table, a line for each frontend, and below it why there is no backend.
 /// `is_any`: there are Services, wanted or not.
 fn table(rows: &[ServiceRow], is_any: bool) -> String {
     let mut cells = Vec::new();
@@ -81,9 +81,9 @@ fn table(rows: &[ServiceRow], is_any: bool) -> String {
     };
     let header = ["SERVICE", "PORT", "FRONTEND", "PROTOCOL", "BY", "BACKENDS"];
     let table = columns_or(nothing, header, cells);
-    // Once for all frontends of a port that are refused alike.
-    let refused = rows.iter().filter(|row| !row.refused.is_empty());
-    let reasons: BTreeSet<String> = refused.map(reason).collect();
+    // Once for all frontends of a port.
+    let unserved = rows.iter().filter(|row| !row.unserved.is_empty());
+    let reasons: BTreeSet<String> = unserved.map(reason).collect();
     if reasons.is_empty() {
         return table;
     }
@@ -98,20 +98,20 @@ fn service(row: &ServiceRow) -> String {
 
 /// How many of the backends new flows may go to.
 fn backends(row: &ServiceRow) -> String {
-    if !row.refused.is_empty() {
-        return "none: refused".to_owned();
+    if !row.unserved.is_empty() {
+        return "none".to_owned();
     }
     let chosen = row.backends.iter().filter(|backend| backend.chosen);
     format!("{} of {}", chosen.count(), row.backends.len())
 }
 
-/// Why connections to a port are refused.
+/// Why a port has no backend.
 fn reason(row: &ServiceRow) -> String {
-    let (service, refused) = (service(row), &row.refused);
+    let (service, unserved) = (service(row), &row.unserved);
     if row.port.is_empty() {
-        format!("{service}: {refused}")
+        format!("{service}: {unserved}")
     } else {
-        format!("{service}, port {}: {refused}", row.port)
+        format!("{service}, port {}: {unserved}", row.port)
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
             frontends: frontends.iter().map(|f| f.parse().unwrap()).collect(),
             mode: "veer".to_owned(),
             affinity: 0,
-            refused: String::new(),
+            unserved: String::new(),
             backends: vec![
                 backend("10.0.1.7:8080", true),
                 backend("10.0.2.7:8080", false),
@@ -160,15 +160,15 @@ mod tests {
         }
     }
 
-    /// A port with backends, and one that is refused by two frontends.
+    /// A port with backends, and one without that has two frontends.
     fn rows() -> Vec<ServiceRow> {
-        let refused = ServiceRow {
+        let unserved = ServiceRow {
             mode: "kube-proxy".to_owned(),
-            refused: "it has no endpoints".to_owned(),
+            unserved: "it has no endpoints".to_owned(),
             backends: vec![],
             ..row(["web", "old"], "", &["10.96.0.11:53", "192.0.2.9:53"])
         };
-        vec![row(["shop", "cart"], "http", &["10.96.0.10:80"]), refused]
+        vec![row(["shop", "cart"], "http", &["10.96.0.10:80"]), unserved]
     }
 
     fn listed(options: &Options, format: Format, rows: &[ServiceRow]) -> String {
@@ -180,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_frontend_and_says_once_why_it_is_refused() {
+    fn the_table_has_a_line_for_each_frontend_and_says_once_why_it_has_no_backend() {
         let expected = [
             "SERVICE    PORT  FRONTEND       PROTOCOL  BY          BACKENDS",
             "shop/cart  http  10.96.0.10:80  tcp       veer        1 of 2",
-            "web/old    -     10.96.0.11:53  tcp       kube-proxy  none: refused",
-            "web/old    -     192.0.2.9:53   tcp       kube-proxy  none: refused",
+            "web/old    -     10.96.0.11:53  tcp       kube-proxy  none",
+            "web/old    -     192.0.2.9:53   tcp       kube-proxy  none",
             "",
             "web/old: it has no endpoints",
         ];

@@ -57,7 +57,7 @@ pub(crate) struct Decision {
     pub(crate) lookup: String,
     /// `New`, `Reply` or `Established`; empty: neither the table nor the packet says.
     pub(crate) state: String,
-    /// Who translates the flow; empty: nobody.
+    /// Who translates the flow, where that is the host's stack; else empty.
     pub(crate) translation: String,
     /// Whether the packet ends here.
     pub(crate) dropped: bool,

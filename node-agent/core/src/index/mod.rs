@@ -19,8 +19,8 @@ pub use endpoints::{Endpoints, OwnRow, PodEndpointRow, RemotePod};
 pub use identities::{IdentityRecord, PodRecord, Resolution};
 pub use nodes::{Networks, NodeRecord, Nodes, OwnNode};
 pub use services::{
-    ChosenEndpoint, Distribution, EndpointRecord, EndpointState, PortRecord, ServicePort,
-    ServiceRecord, Services, SliceRecord,
+    ChosenEndpoint, EndpointRecord, EndpointState, PortRecord, ServicePort, ServiceRecord,
+    Services, SliceRecord,
 };
 
 use crate::endpoint::Claims;

@@ -274,15 +274,36 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     let program = object
         .program_mut(name)
         .ok_or(Error::MissingProgram(name))?;
-    if let Program::Xdp(p) = program {
-        p.load()
-    } else {
-        <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load)
+    let mut load = || {
+        if let Program::Xdp(p) = &mut *program {
+            p.load()
+        } else {
+            <&mut SchedClassifier>::try_from(&mut *program).and_then(SchedClassifier::load)
+        }
+    };
+    let mut outcome = load();
+    for _ in 1..LOAD_ATTEMPTS {
+        if !outcome.as_ref().is_err_and(was_interrupted) {
+            break;
+        }
+        outcome = load();
     }
-    .map_err(|source| Error::Program {
+    outcome.map_err(|source| Error::Program {
         name,
         source: Box::new(source),
     })
+}
+
+/// How often the kernel is asked to take a program: as libbpf does.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Whether the verifier only made way for something that waited for the thread (`EAGAIN`,
+/// `do_check` in `kernel/bpf/verifier.c`).
+fn was_interrupted(error: &ProgramError) -> bool {
+    if let ProgramError::LoadError { io_error, .. } = error {
+        return io_error.raw_os_error() == Some(nix::libc::EAGAIN);
+    }
+    false
 }
 
 /// Whether a map is what this version expects.

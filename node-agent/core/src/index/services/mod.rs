@@ -13,9 +13,6 @@ use super::Change;
 use crate::family::Family;
 use choose::{Here, choose};
 
-/// Protocol number of SCTP.
-const SCTP: u8 = 132;
-
 /// What counts of a Service. One without addresses of its own has no record, and neither has
 /// one that another program translates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +32,6 @@ pub struct ServiceRecord {
     pub affinity: u32,
     /// `spec.internalTrafficPolicy` is `Local`.
     pub internal_local: bool,
-    /// Where it wants its traffic to go.
-    pub distribution: Distribution,
 }
 
 /// A port of a Service, or of its endpoints.
@@ -48,19 +43,6 @@ pub struct PortRecord {
     pub protocol: u8,
     /// The port, of endpoints the target port.
     pub port: u16,
-}
-
-/// Where a Service wants its traffic to go. The control plane turns that into hints at the
-/// endpoints, and these alone decide, as with kube-proxy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Distribution {
-    /// To any endpoint.
-    #[default]
-    Any,
-    /// To endpoints of the same zone.
-    SameZone,
-    /// To endpoints of the same node.
-    SameNode,
 }
 
 /// What counts of an `EndpointSlice`.
@@ -248,9 +230,7 @@ impl Services {
                 if internal.is_empty() && external.is_empty() {
                     continue;
                 }
-                let Some(endpoints) = self.endpoints(key, port, family) else {
-                    continue;
-                };
+                let endpoints = self.endpoints(key, port, family);
                 for (is_external, frontends) in [(false, internal), (true, external)] {
                     if !frontends.is_empty() {
                         let here = Here {
@@ -277,14 +257,13 @@ impl Services {
         ports
     }
 
-    /// All endpoints of a port, once each. `None`: the programs cannot translate it. The
-    /// checksum of SCTP covers the port, and a CRC cannot be updated for a part of a packet.
+    /// All endpoints of a port, once each.
     fn endpoints(
         &self,
         service: &str,
         port: &PortRecord,
         family: Family,
-    ) -> Option<Vec<(SocketAddr, &EndpointRecord)>> {
+    ) -> Vec<(SocketAddr, &EndpointRecord)> {
         let mut found: BTreeMap<SocketAddr, &EndpointRecord> = BTreeMap::new();
         let keys = self.of_service.get(service).into_iter().flatten();
         let slices = keys.filter_map(|key| self.slices.get(key));
@@ -303,9 +282,7 @@ impl Services {
                 }
             }
         }
-        let moved = found.keys().any(|at| at.port() != port.port);
-        let possible = port.protocol != SCTP || !moved;
-        possible.then(|| found.into_iter().collect())
+        found.into_iter().collect()
     }
 
     /// The keys of all Services, in their order.

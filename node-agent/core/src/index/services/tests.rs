@@ -25,7 +25,6 @@ fn service(key: &str) -> ServiceRecord {
         ports: vec![port("http", TCP, 80)],
         affinity: 0,
         internal_local: false,
-        distribution: Distribution::Any,
     }
 }
 
@@ -315,19 +314,6 @@ fn families_and_external_addresses_are_ports_of_their_own() {
     assert!(ports.iter().all(|p| p.affinity == 10_800));
     let first: (IpAddr, u16) = ("192.0.2.80".parse().unwrap(), 80);
     assert_eq!(ports[1].frontends[0], first);
-}
-
-#[test]
-fn sctp_is_left_to_the_stack_where_its_port_would_change() {
-    let sctp = |number| ServiceRecord {
-        ports: vec![port("http", 132, number)],
-        ..service(WEB)
-    };
-    let mut of_sctp = slice("shop/web-1", Family::V4, vec![endpoint("10.0.0.1", "a")]);
-    of_sctp.ports = vec![port("http", 132, 8080)];
-    let ports = |number| with(sctp(number), vec![of_sctp.clone()]).ports_of(WEB, "a");
-    assert_eq!(ports(8080).len(), 1);
-    assert!(ports(80).is_empty());
 }
 
 #[test]
