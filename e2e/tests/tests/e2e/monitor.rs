@@ -162,7 +162,7 @@ fn one_ping(scene: &Scene) -> Result<()> {
         format!(
             "worker1 pod_egress: echo request from {own} to 1, New (not-asked): to the host's stack"
         ),
-        format!("worker1 pod_ingress: echo reply from 1 to {own}, Reply (not-asked): passed"),
+        format!("worker1 pod_ingress: echo reply from 1 to {own}, Reply (no-entry): passed"),
     ];
     told(&listening, here, node, &host).context("own node")
 }
