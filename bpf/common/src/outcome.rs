@@ -70,8 +70,9 @@ numbered! {
         /// questions for routers and its duplicate address detection; what the host sends
         /// to groups on the tunnel device.
         Ignore = 9, "ignore";
-        /// To neither a pod nor a node, or down to a pod from this node or the world. Never an outcome: another function of
-        /// the program finds out whether it belongs to a Service, and goes on.
+        /// To neither a pod nor a node, or down to a pod from this node or the world. Never
+        /// an outcome: another function of the program finds out whether it belongs to a
+        /// Service, and goes on.
         Beyond = 10, "beyond";
     }
 }

@@ -30,6 +30,7 @@ use veer_bpf_tests::{
 in_both_families! {
     replies_come_from_the_frontend_wherever_the_backend_is,
     an_expired_pair_translates_nothing,
+    an_answer_whose_flow_lost_its_other_entry_is_nobodys,
     a_pod_that_is_its_own_backend_hears_the_frontend,
     a_connection_that_the_backend_opens_is_its_own,
     both_entries_see_a_connection_begin_and_end,
@@ -151,6 +152,21 @@ fn an_expired_pair_translates_nothing(family: Family) -> Result<()> {
     assert_eq!(node.flow_count()?, 2);
     let ran = from_b(&mut node, family, &answer(UDP, 0))?;
     assert_eq!(ends(&ran.packet)[0], (family.of(VIP), VIP_PORT));
+    Ok(())
+}
+
+/// The place that it would be translated by may be another flow's by now.
+fn an_answer_whose_flow_lost_its_other_entry_is_nobodys(family: Family) -> Result<()> {
+    let mut node = load()?;
+    serve(&mut node, family, 1, &[B])?;
+    for (protocol, asked, answered) in [(UDP, 0, 0), (TCP, SYN, SYN | ACK)] {
+        egress(&mut node, family, &ask(protocol, asked))?;
+        node.remove_flow(&front(family, protocol))?;
+        let ran = from_b(&mut node, family, &answer(protocol, answered))?;
+        assert_eq!(name(ran.decision.outcome), name(Verdict::Deliver as u32));
+        assert_eq!(ran.decision.flow, FlowState::NoEntry as u32);
+        assert_eq!(ends(&ran.packet)[0], socket(family, B));
+    }
     Ok(())
 }
 

@@ -188,10 +188,12 @@ fn answer(flow: &Flow) -> Answer {
         (flow.tuple.protocol, flow.tcp_flags),
         Way::Back,
     );
-    if entry.is_translated() {
+    if !entry.is_translated() {
+        Answer::OfStack
+    } else if has_partner(&entry) {
         Answer::Of(Translation::back(&entry))
     } else {
-        Answer::OfStack
+        Answer::No
     }
 }
 
