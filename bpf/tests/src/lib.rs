@@ -1,7 +1,7 @@
 //! What the tests of the BPF programs share: both families ([`family`]), packets
 //! ([`packet`]), the loaded
 //! object with typed maps and test runs ([`datapath`]), Services ([`services`]), pings ([`echo`]),
-//! network namespaces and captures ([`netns`]), and nodes with pods made of these ([`lab`]).
+//! random numbers ([`random`]), network namespaces and captures ([`netns`]), and nodes with pods made of these ([`lab`]).
 //!
 //! The tests need root and a kernel with tcx (6.6 or later); they never skip.
 //! `prog_*` files hold tables for `BPF_PROG_TEST_RUN`; `netns_*` files prove
@@ -21,6 +21,7 @@ pub mod lab;
 #[expect(unsafe_code, reason = "raw sockets")]
 pub mod netns;
 pub mod packet;
+pub mod random;
 pub mod services;
 #[expect(unsafe_code, reason = "socket options")]
 pub mod socket;

@@ -6,8 +6,8 @@ use crate::{
     family::Family,
     packet::{Headers, Packet, sum},
     world::{
-        A, A_IFINDEX, A_MAC, A_NODE_MAC, B, B_IDENTITY, B_MAC, B_NODE_MAC, from_a, headers,
-        interface, name, octets_v6,
+        self, A, A_IFINDEX, A_MAC, A_NODE_MAC, B, B_IDENTITY, B_MAC, B_NODE_MAC, ID_2, from_a,
+        headers, interface, name, octets_v6, remote,
     },
 };
 use anyhow::{Context as _, Result, ensure};
@@ -16,11 +16,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 use veer_bpf_common::{
-    address::IpKey,
     outcome::{FIRST_REASON, Program},
     tables::{
-        Backend, BackendKey, Backends, End, FlowEntry, FlowKey, Flows, Frontend, Interface, Member,
-        Members, Service, Services, Tuple,
+        Backend, BackendKey, Backends, End, FORM_NATIVE, FlowEntry, FlowKey, Flows, Frontend,
+        Interface, Member, Members, Service, Services, Tuple,
     },
 };
 use veer_bpf_net::ip::{TCP, UDP};
@@ -50,7 +49,7 @@ impl Datapath {
         affinity: u32,
     ) -> Result<()> {
         for (slot, socket) in (0..).zip(backends) {
-            let backend = backend(*socket);
+            let backend = Backend::at((*socket).into());
             let key = BackendKey {
                 service: id,
                 version,
@@ -65,26 +64,30 @@ impl Datapath {
             backends: backends.len() as u32,
             affinity,
         };
-        Ok(self
-            .hash::<Services>()?
-            .insert(key_of(frontend), service, 0)?)
+        Ok(self.hash::<Services>()?.insert(
+            Frontend::new(frontend.0, frontend.1, frontend.2),
+            service,
+            0,
+        )?)
     }
 
     /// Removes a frontend (address, port, protocol).
     pub fn remove_service(&mut self, frontend: (IpAddr, u16, u8)) -> Result<()> {
-        Ok(self.hash::<Services>()?.remove(&key_of(frontend))?)
+        Ok(self
+            .hash::<Services>()?
+            .remove(&Frontend::new(frontend.0, frontend.1, frontend.2))?)
     }
 
     /// Says what a backend of Service `id` is, as values of [`Members`] say it.
     pub fn set_member(&mut self, id: u32, socket: Socket, value: u32) -> Result<()> {
-        let backend = backend(socket);
+        let backend = Backend::at(socket.into());
         let member = Member::new(id, backend.address, backend.port);
         Ok(self.hash::<Members>()?.insert(member, value, 0)?)
     }
 
     /// Makes a backend of Service `id` none.
     pub fn remove_member(&mut self, id: u32, socket: Socket) -> Result<()> {
-        let backend = backend(socket);
+        let backend = Backend::at(socket.into());
         let member = Member::new(id, backend.address, backend.port);
         Ok(self.hash::<Members>()?.remove(&member)?)
     }
@@ -162,27 +165,6 @@ impl Datapath {
 
 fn opener(tuple: &Tuple) -> End {
     tuple.canonical().1
-}
-
-fn backend((address, port): Socket) -> Backend {
-    let key = IpKey::from(address);
-    Backend {
-        address: *key.addr(),
-        port: port.to_be_bytes(),
-        family: key.family(),
-        pad: [0; 5],
-    }
-}
-
-fn key_of((address, port, protocol): (IpAddr, u16, u8)) -> Frontend {
-    let key = IpKey::from(address);
-    Frontend {
-        address: *key.addr(),
-        port: port.to_be_bytes(),
-        protocol,
-        family: key.family(),
-        pad: [0; 4],
-    }
 }
 
 /// The frontend of [`serve`] for this protocol.
@@ -303,4 +285,16 @@ pub fn sent_to(node: &mut Datapath, family: Family, packet: &Packet) -> Result<S
 /// UDP from this port of A to the frontend.
 pub fn udp_from(port: u16) -> Packet {
     from_a(Packet::udp((A, port), (VIP, VIP_PORT)))
+}
+
+/// A node with the programs that translate, and that deliver what a backend here, on
+/// another node in the native form, or behind the stack answers.
+pub fn answering() -> Result<Datapath> {
+    let mut node = world::load(&[
+        Program::PodEgress,
+        Program::PodIngress,
+        Program::UplinkIngress,
+    ])?;
+    node.set_remote(ID_2, remote(FORM_NATIVE))?;
+    Ok(node)
 }

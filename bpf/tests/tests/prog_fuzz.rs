@@ -21,6 +21,7 @@ use veer_bpf_tests::{
     family::Family,
     in_both_families,
     packet::{Complaint, Extension, Headers, Packet, SYN, arp, link_local, tagged},
+    random::Random,
     world::{self, *},
 };
 
@@ -34,22 +35,6 @@ in_both_families! {
 
 /// Damaged frames per program and family.
 const FRAMES: usize = 20_000;
-
-/// Marsaglia's xorshift.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 11) as usize % limit
-    }
-}
 
 /// Between all that exist: whole frames of a family, to be damaged.
 fn whole(family: Family) -> Vec<Vec<u8>> {
@@ -105,7 +90,7 @@ fn damaged(random: &mut Random, frames: &[Vec<u8>]) -> Vec<u8> {
         let at = random.below(limit);
         match random.below(3) {
             0 => frame[at] ^= 1 << random.below(8),
-            1 => frame[at] = random.next() as u8,
+            1 => frame[at] = random.number() as u8,
             _ => frame[at] = [0, 1, 6, 17, 43, 44, 58, 60, 255][random.below(9)],
         }
     }

@@ -10,34 +10,23 @@
 
 use anyhow::{Context as _, Result};
 use std::net::{IpAddr, Ipv4Addr};
-use veer_bpf_common::{
-    outcome::{DropReason, Program, Verdict},
-    tables::FORM_NATIVE,
-};
+use veer_bpf_common::outcome::{DropReason, Program, Verdict};
 use veer_bpf_net::ip::{TCP, UDP};
 use veer_bpf_tests::{
-    datapath::{Context, Datapath, Ran},
+    datapath::{Context, Ran},
     family::Family,
     in_both_families,
     packet::{ACK, Complaint, Headers, Packet, SYN, sum},
-    services::{BACKEND_PORT, CLIENT_PORT, VIP, VIP_PORT, ask, egress, ends, packet, serve},
-    world::{self, *},
+    services::{
+        BACKEND_PORT, CLIENT_PORT, VIP, VIP_PORT, answering, ask, egress, ends, packet, serve,
+    },
+    world::*,
 };
 
 in_both_families! {
     an_error_about_a_translated_packet_is_about_what_the_client_sent,
     an_error_about_another_pods_flow_is_nobodys_business,
     a_pod_that_is_its_own_backend_is_told_of_what_it_sent,
-}
-
-fn load() -> Result<Datapath> {
-    let mut node = world::load(&[
-        Program::PodEgress,
-        Program::PodIngress,
-        Program::UplinkIngress,
-    ])?;
-    node.set_remote(ID_2, remote(FORM_NATIVE))?;
-    Ok(node)
 }
 
 /// The packet that an ICMP error carries, as a frame.
@@ -94,7 +83,7 @@ fn assert_told(
 fn an_error_about_a_translated_packet_is_about_what_the_client_sent(family: Family) -> Result<()> {
     use Complaint::{Parameter, TimeExceeded, TooBig, Unreachable};
     let deliver = Verdict::Deliver;
-    let mut node = load()?;
+    let mut node = answering()?;
     for (protocol, first, flags) in [(UDP, 0, 0), (TCP, SYN, ACK)] {
         for complaint in [Unreachable, TooBig, TimeExceeded, Parameter] {
             for (what, backend, program, sender, told_by, verdict) in [
@@ -155,7 +144,7 @@ fn an_error_about_a_translated_packet_is_about_what_the_client_sent(family: Fami
 
 /// As one that makes up errors would try: they go on as they are, or not at all.
 fn an_error_about_another_pods_flow_is_nobodys_business(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[C])?;
     egress(&mut node, family, &ask(UDP, 0))?;
     let error = Packet::error(C, B, Complaint::Unreachable, &asked(UDP, 0, C));
@@ -175,7 +164,7 @@ fn an_error_about_another_pods_flow_is_nobodys_business(family: Family) -> Resul
 }
 
 fn a_pod_that_is_its_own_backend_is_told_of_what_it_sent(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[A])?;
     let ran = egress(&mut node, family, &ask(UDP, 0))?;
     let [(gateway, _), _] = ends(&ran.packet);

@@ -20,6 +20,7 @@ use veer_bpf_tests::{
     family::Family,
     in_both_families,
     packet::{Extension, Headers, Packet},
+    random::Random,
     services::{VIP, VIP_PORT, checksums_ok, packet, serve, socket},
     world::{self, *},
 };
@@ -33,31 +34,15 @@ const FRAMES: usize = 20_000;
 /// What the frontends lead to, but the sender itself.
 const BACKENDS: [std::net::Ipv4Addr; 4] = [B, C, NODE_1, WORLD];
 
-/// Marsaglia's xorshift.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 11) as usize % limit
-    }
-}
-
 /// A packet of A, mostly to a frontend, and sometimes broken.
 fn frame(random: &mut Random, family: Family) -> Vec<u8> {
     let protocol = [UDP, TCP][random.below(2)];
-    let flags = random.next() as u8;
+    let flags = random.number() as u8;
     let source = (A, 1000 + random.below(200) as u16);
     let port = VIP_PORT + u16::from(random.below(8) == 0);
     let mut whole =
         from_a(packet(protocol, source, (VIP, port), flags))
-            .payload(vec![random.next() as u8; random.below(1300)]);
+            .payload(vec![random.number() as u8; random.below(1300)]);
     if random.below(4) == 0 {
         whole = whole.options(random.below(5));
     }
@@ -79,7 +64,7 @@ fn frame(random: &mut Random, family: Family) -> Vec<u8> {
         0 if bytes.len() > 34 => bytes.truncate(34 + random.below(bytes.len() - 34)),
         1 => {
             let at = 14 + random.below(bytes.len().min(90) - 14);
-            bytes[at] = random.next() as u8;
+            bytes[at] = random.number() as u8;
         }
         _ => {}
     }

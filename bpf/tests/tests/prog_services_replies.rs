@@ -12,7 +12,7 @@
 use anyhow::{Context as _, Result};
 use veer_bpf_common::{
     outcome::{FlowState, Program, Verdict},
-    tables::{FORM_NATIVE, FlowEntry},
+    tables::FlowEntry,
 };
 use veer_bpf_net::ip::{TCP, UDP};
 use veer_bpf_tests::{
@@ -21,10 +21,10 @@ use veer_bpf_tests::{
     in_both_families,
     packet::{ACK, FIN, Packet, RST, SYN},
     services::{
-        BACKEND_PORT, CLIENT_PORT, VIP, VIP_PORT, answer, ask, back, checksums_ok, egress, ends,
-        front, packet, serve, socket,
+        BACKEND_PORT, CLIENT_PORT, VIP, VIP_PORT, answer, answering, ask, back, checksums_ok,
+        egress, ends, front, packet, serve, socket,
     },
-    world::{self, *},
+    world::*,
 };
 
 in_both_families! {
@@ -38,16 +38,6 @@ in_both_families! {
     fragments_of_a_reply_come_from_the_frontend,
 }
 
-fn load() -> Result<Datapath> {
-    let mut node = world::load(&[
-        Program::PodEgress,
-        Program::PodIngress,
-        Program::UplinkIngress,
-    ])?;
-    node.set_remote(ID_2, remote(FORM_NATIVE))?;
-    Ok(node)
-}
-
 /// Runs `pod_egress` on a packet of B.
 fn from_b(node: &mut Datapath, family: Family, packet: &Packet) -> Result<Ran> {
     node.set_sender(B)?;
@@ -57,7 +47,7 @@ fn from_b(node: &mut Datapath, family: Family, packet: &Packet) -> Result<Ran> {
 }
 
 fn replies_come_from_the_frontend_wherever_the_backend_is(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     for (place, backend, program, verdict) in [
         ("a pod here", B, Program::PodEgress, Verdict::Deliver),
         ("a pod there", C, Program::UplinkIngress, Verdict::Deliver),
@@ -127,7 +117,7 @@ fn replies_come_from_the_frontend_wherever_the_backend_is(family: Family) -> Res
 }
 
 fn an_expired_pair_translates_nothing(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[B])?;
     egress(&mut node, family, &ask(UDP, 0))?;
     let keys = (front(family, UDP), back(family, UDP, B));
@@ -157,7 +147,7 @@ fn an_expired_pair_translates_nothing(family: Family) -> Result<()> {
 
 /// The place that it would be translated by may be another flow's by now.
 fn an_answer_whose_flow_lost_its_other_entry_is_nobodys(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[B])?;
     for (protocol, asked, answered) in [(UDP, 0, 0), (TCP, SYN, SYN | ACK)] {
         egress(&mut node, family, &ask(protocol, asked))?;
@@ -172,7 +162,7 @@ fn an_answer_whose_flow_lost_its_other_entry_is_nobodys(family: Family) -> Resul
 
 /// Its own address as source would be one that its stack takes from nobody.
 fn a_pod_that_is_its_own_backend_hears_the_frontend(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[A])?;
     for (protocol, asked, answered) in [(UDP, 0, 0), (TCP, SYN, SYN | ACK)] {
         node.clear_flows()?;
@@ -210,7 +200,7 @@ fn a_pod_that_is_its_own_backend_hears_the_frontend(family: Family) -> Result<()
 }
 
 fn a_connection_that_the_backend_opens_is_its_own(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[B])?;
     egress(&mut node, family, &ask(TCP, SYN))?;
     let ran = from_b(&mut node, family, &answer(TCP, SYN))?;
@@ -242,7 +232,7 @@ fn states(node: &mut Datapath, family: Family) -> Result<(FlowEntry, FlowEntry)>
 }
 
 fn both_entries_see_a_connection_begin_and_end(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[B])?;
     let open = FlowEntry::REPLIED | FlowEntry::CONFIRMED;
     for (what, by_client, flags, expected) in [
@@ -283,7 +273,7 @@ fn both_entries_see_a_connection_begin_and_end(family: Family) -> Result<()> {
 }
 
 fn a_reset_closes_both_entries(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[B])?;
     for by_client in [true, false] {
         node.clear_flows()?;
@@ -303,7 +293,7 @@ fn a_reset_closes_both_entries(family: Family) -> Result<()> {
 }
 
 fn fragments_of_a_reply_come_from_the_frontend(family: Family) -> Result<()> {
-    let mut node = load()?;
+    let mut node = answering()?;
     serve(&mut node, family, 1, &[B])?;
     egress(&mut node, family, &ask(UDP, 0))?;
     let ran = from_b(&mut node, family, &answer(UDP, 0).first_fragment(4))?;

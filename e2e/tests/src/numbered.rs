@@ -28,7 +28,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// How often a server looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 /// What has not been answered by then is lost.
-const UNDER_WAY: Duration = Duration::from_secs(2);
+const UNDER_WAY: Duration = Duration::from_secs(10);
 /// Longer than any datagram here.
 const LONGEST: usize = 64;
 

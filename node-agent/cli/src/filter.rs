@@ -68,6 +68,19 @@ pub(crate) fn add<T: ToString>(words: &mut Vec<String>, name: &str, values: &[T]
     }
 }
 
+/// Parses options alone, as the words behind a command: for the tests of commands.
+#[cfg(test)]
+pub(crate) fn parsed<O: clap::Args>(words: &[&str]) -> Result<O, clap::Error> {
+    #[derive(clap::Parser)]
+    struct Line<O: clap::Args> {
+        #[command(flatten)]
+        options: O,
+    }
+
+    let words = [&["veer"], words].concat();
+    <Line<O> as clap::Parser>::try_parse_from(words).map(|line| line.options)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,10 @@
 //! written before and never changed: one write of the frontend moves new flows from one
 //! version to the next.
 
+use core::net::{IpAddr, SocketAddr};
+
 use super::{MapKind, Table, Tuple};
+use crate::address::IpKey;
 
 /// Frontends: what clients send to.
 #[derive(Debug)]
@@ -83,6 +86,18 @@ pub struct Frontend {
 }
 
 impl Frontend {
+    /// This address, port and IP protocol number.
+    pub fn new(address: IpAddr, port: u16, protocol: u8) -> Self {
+        let key = IpKey::from(address);
+        Self {
+            address: *key.addr(),
+            port: port.to_be_bytes(),
+            protocol,
+            family: key.family(),
+            pad: [0; 4],
+        }
+    }
+
     /// What packets of a flow are sent to.
     #[inline(always)]
     pub const fn of(tuple: &Tuple) -> Self {
@@ -135,6 +150,19 @@ pub struct Backend {
     pub family: u8,
     /// Zero.
     pub pad: [u8; 5],
+}
+
+impl Backend {
+    /// The one at this address and port.
+    pub fn at(socket: SocketAddr) -> Self {
+        let key = IpKey::from(socket.ip());
+        Self {
+            address: *key.addr(),
+            port: socket.port().to_be_bytes(),
+            family: key.family(),
+            pad: [0; 5],
+        }
+    }
 }
 
 /// A backend of a Service.

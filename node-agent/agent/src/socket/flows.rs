@@ -46,7 +46,7 @@ fn rows(entries: &[(FlowKey, FlowEntry)], now: u64) -> Vec<FlowRow> {
 
 /// Whether it is the one of a translated flow's entries that the backend's packets find.
 const fn is_back(entry: &FlowEntry) -> bool {
-    entry.is_translated() && entry.state & FlowEntry::FRONT == 0
+    entry.is_translated() && !entry.is_front()
 }
 
 /// The backend of a flow that the programs translate. `None` where they do not, and where

@@ -7,7 +7,7 @@ use veer_agent_api::{
     packet::protocol,
     service::{backend_state, translator},
 };
-use veer_bpf_common::{address::IpKey, tables::Frontend};
+use veer_bpf_common::tables::Frontend;
 
 use crate::report::sources::Sources;
 use veer_agent_core::index::{ChosenEndpoint, EndpointState, ServicePort};
@@ -37,7 +37,7 @@ fn rows(
     complete: bool,
     by_programs: impl Fn(&Frontend) -> bool,
 ) -> Vec<ServiceRow> {
-    let key = |(address, number): &(IpAddr, u16)| frontend(*address, *number, port.protocol);
+    let key = |(address, number): &(IpAddr, u16)| Frontend::new(*address, *number, port.protocol);
     let (programs, stack): (Vec<_>, Vec<_>) = port
         .frontends
         .iter()
@@ -75,18 +75,6 @@ fn row(
             String::new()
         },
         backends: port.endpoints.iter().map(backend).collect(),
-    }
-}
-
-/// A frontend's key in the map.
-fn frontend(address: IpAddr, port: u16, protocol: u8) -> Frontend {
-    let key = IpKey::from(address);
-    Frontend {
-        address: *key.addr(),
-        port: port.to_be_bytes(),
-        protocol,
-        family: key.family(),
-        pad: [0; 4],
     }
 }
 
@@ -159,7 +147,7 @@ mod tests {
     #[test]
     fn frontends_are_told_apart_by_who_translates_them() {
         let port = port(vec![endpoint(EndpointState::Ready, true)]);
-        let first = frontend("192.0.2.7".parse().unwrap(), 80, 6);
+        let first = Frontend::new("192.0.2.7".parse().unwrap(), 80, 6);
         let both = rows(&port, true, |frontend| *frontend == first);
         let told: Vec<_> = both
             .iter()

@@ -117,21 +117,13 @@ fn reason(row: &ServiceRow) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use veer_agent_api::BackendRow;
 
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
+    use crate::filter::parsed;
 
     fn options(words: &[&str]) -> Options {
-        Line::try_parse_from([&["list"], words].concat())
-            .unwrap()
-            .options
+        parsed(words).unwrap()
     }
 
     fn row(service: [&str; 2], port: &str, frontends: &[&str]) -> ServiceRow {

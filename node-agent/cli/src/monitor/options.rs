@@ -145,21 +145,13 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use veer_agent_api::packet;
 
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
+    use crate::filter::parsed;
 
     fn options(words: &[&str]) -> Options {
-        Line::try_parse_from([&["monitor"], words].concat())
-            .unwrap()
-            .options
+        parsed(words).unwrap()
     }
 
     fn decision() -> Decision {
@@ -280,7 +272,7 @@ mod tests {
             (["--identity", "0"], "1.."),
             (["--count", "0"], "1.."),
         ] {
-            let error = Line::try_parse_from(["monitor", words[0], words[1]]).unwrap_err();
+            let error = parsed::<Options>(&words).unwrap_err();
             assert!(error.to_string().contains(hint), "{error}");
         }
     }

@@ -2,13 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
 };
 
-use veer_bpf_common::{
-    address::IpKey,
-    tables::{Backend, BackendKey, Frontend, Member, Members, Service},
-};
+use veer_bpf_common::tables::{Backend, BackendKey, Frontend, Member, Members, Service};
 
 use crate::index::{EndpointState, ServicePort};
 
@@ -69,7 +66,7 @@ pub(super) fn members(port: &ServicePort) -> Held {
     let all = port.endpoints.iter();
     let serving = all.filter(|endpoint| endpoint.state != EndpointState::NotReady);
     let mut held: Held = serving
-        .map(|endpoint| (backend(endpoint.address), Members::SERVING))
+        .map(|endpoint| (Backend::at(endpoint.address), Members::SERVING))
         .collect();
     held.extend(all_chosen(&backends(port)));
     held
@@ -89,19 +86,8 @@ pub(super) fn slot_key(service: u32, version: u32, slot: u32) -> BackendKey {
 
 pub(super) fn frontends(port: &ServicePort) -> BTreeSet<Frontend> {
     let all = port.frontends.iter();
-    all.map(|(address, number)| frontend(*address, *number, port.protocol))
+    all.map(|(address, number)| Frontend::new(*address, *number, port.protocol))
         .collect()
-}
-
-pub(super) fn frontend(address: IpAddr, port: u16, protocol: u8) -> Frontend {
-    let key = IpKey::from(address);
-    Frontend {
-        address: *key.addr(),
-        port: port.to_be_bytes(),
-        protocol,
-        family: key.family(),
-        pad: [0; 4],
-    }
 }
 
 /// Where new flows may go, once each and in the order of the addresses: the same set gives
@@ -109,15 +95,5 @@ pub(super) fn frontend(address: IpAddr, port: u16, protocol: u8) -> Frontend {
 pub(super) fn backends(port: &ServicePort) -> Vec<Backend> {
     let chosen = port.endpoints.iter().filter(|endpoint| endpoint.chosen);
     let sorted: BTreeSet<SocketAddr> = chosen.map(|endpoint| endpoint.address).collect();
-    sorted.into_iter().map(backend).collect()
-}
-
-pub(super) fn backend(at: SocketAddr) -> Backend {
-    let key = IpKey::from(at.ip());
-    Backend {
-        address: *key.addr(),
-        port: at.port().to_be_bytes(),
-        family: key.family(),
-        pad: [0; 5],
-    }
+    sorted.into_iter().map(Backend::at).collect()
 }

@@ -3,10 +3,7 @@ use std::net::SocketAddr;
 use proptest::{collection::vec, prelude::*};
 use veer_bpf_common::tables::Members;
 
-use super::{
-    rows::{backend, frontend},
-    *,
-};
+use super::*;
 use crate::index::{ChosenEndpoint, EndpointState};
 
 const VIP: &str = "10.96.0.10";
@@ -52,7 +49,7 @@ fn external(port: ServicePort) -> ServicePort {
 }
 
 fn key(address: &str) -> Frontend {
-    frontend(address.parse().unwrap(), 80, 6)
+    Frontend::new(address.parse().unwrap(), 80, 6)
 }
 
 /// The maps, which outlive a plan.
@@ -114,7 +111,7 @@ fn a_changed_set_of_backends_is_a_next_version_and_the_former_goes_last() {
     let mut plan = Plan::default();
     let first = plan.update("x/a", &[port("x/a", &[VIP], &[2, 1, 1])]);
     let [one, two, three] =
-        [1, 2, 3].map(|last| backend(SocketAddr::from(([10, 0, 0, last], 8080))));
+        [1, 2, 3].map(|last| Backend::at(SocketAddr::from(([10, 0, 0, last], 8080))));
     let row = |version, backends| Service {
         id: 1,
         version,
@@ -148,7 +145,7 @@ fn an_endpoint_that_leaves_beside_ready_ones_serves_and_has_no_slot() {
     plan.update("x/a", &[port("x/a", &[VIP], &[1, 2])]);
     let leaving = |state| beside(port("x/a", &[VIP], &[2]), 1, state);
     let step = plan.update("x/a", &[leaving(EndpointState::Terminating)]);
-    let [one, two] = [1, 2].map(|last| backend(SocketAddr::from(([10, 0, 0, last], 8080))));
+    let [one, two] = [1, 2].map(|last| Backend::at(SocketAddr::from(([10, 0, 0, last], 8080))));
     assert_eq!(step.backends, [(slot_key(1, 2, 0), two)]);
     assert_eq!(step.members, [(member(1, &one), Members::SERVING)]);
     assert!(step.gone_members.is_empty());
@@ -169,7 +166,7 @@ fn former_choices_serve_when_hints_change() {
     };
     maps.apply(&plan.update("x/a", &hinted(1, 2)));
     let step = plan.update("x/a", &hinted(2, 1));
-    let [one, two] = [1, 2].map(|last| backend(SocketAddr::from(([10, 0, 0, last], 8080))));
+    let [one, two] = [1, 2].map(|last| Backend::at(SocketAddr::from(([10, 0, 0, last], 8080))));
     let expected = [
         (member(1, &one), Members::SERVING),
         (member(1, &two), Members::CHOSEN),
@@ -299,7 +296,7 @@ fn a_restart_leads_no_cluster_ip_to_who_claims_it_as_an_external_address() {
         .iter()
         .filter(|(k, _)| k.service == id)
         .collect();
-    let expected = backend(SocketAddr::from(([10, 0, 0, 2], 8080)));
+    let expected = Backend::at(SocketAddr::from(([10, 0, 0, 2], 8080)));
     assert_eq!(leads_to.len(), 1);
     assert_eq!(leads_to[0].1, expected);
 }

@@ -65,20 +65,12 @@ fn end(protocol: &str, text: &str) -> End {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
 
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
+    use crate::filter::parsed;
 
     fn options(words: &[&str]) -> Options {
-        Line::try_parse_from([&["list"], words].concat())
-            .unwrap()
-            .options
+        parsed(words).unwrap()
     }
 
     fn row(protocol: &str, ends: [&str; 2]) -> FlowRow {
@@ -186,8 +178,7 @@ mod tests {
             (&["--address", "10.0.0"], "10.0.0.0/8"),
             (&["--until-stdin-ends"], "--watch"),
         ] {
-            let words = [&["list"], words].concat();
-            let error = Line::try_parse_from(words).unwrap_err();
+            let error = parsed::<Options>(words).unwrap_err();
             assert!(error.to_string().contains(hint), "{error}");
         }
     }
