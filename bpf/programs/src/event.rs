@@ -11,14 +11,15 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use veer_bpf_common::{
     device::IfIndex,
     outcome::{DropReason, Observation, Outcome, Program},
-    tables::{Decision, Event, Listen, Samples},
+    tables::{Decision, Event, Listen, Record, Samples},
 };
 
 use crate::{
-    ctx::{captured::Captured, clock::now},
+    ctx::{captured::Captured, clock::now, direct},
     state::{
         counters,
         maps::{EVENTS, LISTEN, SAMPLES},
+        translations,
     },
 };
 
@@ -43,11 +44,24 @@ pub(crate) fn tell<P: Captured>(
     if !listen.wants(outcome) || now > listen.until {
         return;
     }
-    let Some(mut entry) = EVENTS.reserve_untyped::<Event>(0) else {
+    let Some(mut entry) = EVENTS.reserve_untyped::<Record>(0) else {
         counters::observe(program, packet.length(), Observation::EventLost);
         return;
     };
-    fill(entry.as_mut_ptr(), now, program, packet, ifindex, decision);
+    // SAFETY: as in `fill`.
+    let record = unsafe { &mut *entry.as_mut_ptr() };
+    fill(
+        &raw mut record.event,
+        now,
+        program,
+        packet,
+        ifindex,
+        decision,
+    );
+    match translations::before(decision) {
+        Some(before) => record.before = *before,
+        None => direct::blank(&raw mut record.before),
+    }
     // The agent looks often enough; waking it would cost more than the event.
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }

@@ -20,8 +20,8 @@ use veer_bpf_common::{
     tables::{
         Config, Configuration, Counter, Counters, Decision, Decisions, Endpoint, Endpoints, Event,
         Events, FlowBefore, FlowEntry, Flows, FlowsBefore, Heartbeat, Interface, Interfaces,
-        Ipcache, IpcacheEntry, Listen, Listening, Nodes, Places, Remote, Remotes, Samples, Table,
-        Tuple,
+        Ipcache, IpcacheEntry, Listen, Listening, Nodes, Places, Record, Remote, Remotes, Samples,
+        Table, Tuple,
     },
 };
 
@@ -305,13 +305,13 @@ impl Datapath {
         Ok(self.array::<Listening>()?.set(0, listen, 0)?)
     }
 
-    /// Takes all events out of the ring.
-    pub fn events(&mut self) -> Result<Vec<Event>> {
+    /// Takes all records out of the ring.
+    pub fn records(&mut self) -> Result<Vec<Record>> {
         let map = self.ebpf().map_mut(Events::NAME).context("no ring")?;
         let mut ring = RingBuf::try_from(map)?;
         let mut found = Vec::new();
         while let Some(item) = ring.next() {
-            found.push(Event::from_bytes(&item).context("an event of another length")?);
+            found.push(Record::from_bytes(&item).context("a record of another length")?);
         }
         Ok(found)
     }

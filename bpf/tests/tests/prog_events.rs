@@ -11,13 +11,15 @@ use anyhow::{Context as _, Result};
 use veer_bpf_common::{
     mark,
     outcome::{DropReason, FlowState, Observation, Program, Verdict},
-    tables::{EVENT_BYTES, Event, Events, Listen, Table},
+    tables::{EVENT_BYTES, Event, Events, Listen, Record, Table},
 };
+use veer_bpf_net::ip::UDP;
 use veer_bpf_tests::{
     datapath::{Context, Datapath},
     family::Family,
     in_both_families,
     packet::{Packet, SYN},
+    services::{self, BACKEND_PORT, CLIENT_PORT, answer, ask, egress, front, serve},
     world::{self, *},
 };
 
@@ -26,6 +28,7 @@ in_both_families! {
     nobody_is_told_who_does_not_listen,
     only_wanted_decisions_are_told,
     the_flows_state_is_told,
+    a_translated_packet_is_told_with_what_it_showed_before,
     a_packet_of_veers_own_is_told_once,
     what_passes_by_an_uplink_is_not_told,
     what_xdp_drops_is_told_and_what_it_passes_is_not,
@@ -53,11 +56,18 @@ fn listening(programs: &[Program]) -> Result<Datapath> {
     Ok(node)
 }
 
-/// The only event there is.
+/// The only event there is, of a packet that was not translated.
 fn only(node: &mut Datapath) -> Result<Event> {
-    let events = node.events()?;
-    anyhow::ensure!(events.len() == 1, "{events:?}");
-    events.into_iter().next().context("none")
+    let record = only_record(node)?;
+    anyhow::ensure!(record.before().is_none(), "{record:?}");
+    Ok(record.event)
+}
+
+/// The only record there is.
+fn only_record(node: &mut Datapath) -> Result<Record> {
+    let records = node.records()?;
+    anyhow::ensure!(records.len() == 1, "{records:?}");
+    records.into_iter().next().context("none")
 }
 
 fn each_decision_is_told_with_its_packet_as_it_leaves(family: Family) -> Result<()> {
@@ -106,7 +116,7 @@ fn nobody_is_told_who_does_not_listen(family: Family) -> Result<()> {
     ] {
         node.listen(listen)?;
         node.run(Program::PodEgress, &frame, Context::default())?;
-        assert_eq!(node.events()?, [], "{what}");
+        assert_eq!(node.records()?, [], "{what}");
     }
     node.listen(once)?;
     node.run(Program::PodEgress, &frame, Context::default())?;
@@ -176,8 +186,38 @@ fn the_flows_state_is_told(family: Family) -> Result<()> {
         ("its reply", Program::PodEgress, reply, FlowState::Reply),
     ] {
         node.run(program, &packet.frame_of(family), Context::default())?;
-        assert_eq!(only(&mut node)?.decision.flow, state as u32, "{what}");
+        assert_eq!(only(&mut node)?.decision.flow, state as u16, "{what}");
     }
+    Ok(())
+}
+
+fn a_translated_packet_is_told_with_what_it_showed_before(family: Family) -> Result<()> {
+    let mut node = services::answering()?;
+    node.listen(all()?)?;
+    serve(&mut node, family, 1, &[B])?;
+    // Asked with an entry to be made, asked with one, answered.
+    for (from, packet, before, state) in [
+        (A, ask(UDP, 0), front(family, UDP), FlowState::New),
+        (A, ask(UDP, 0), front(family, UDP), FlowState::Established),
+        (
+            B,
+            answer(UDP, 0),
+            family.flow(UDP, (B, BACKEND_PORT), (A, CLIENT_PORT)),
+            FlowState::Reply,
+        ),
+    ] {
+        node.set_sender(from)?;
+        let ran = egress(&mut node, family, &packet)?;
+        let record = only_record(&mut node)?;
+        assert_eq!(record.before(), Some(&before), "{state:?}");
+        assert_eq!(record.event.decision, ran.decision);
+        assert_eq!(ran.decision.flow, state as u16);
+        assert_eq!(record.event.frame()[..40], ran.packet[..40], "{state:?}");
+    }
+    // What comes after them is what it is.
+    node.set_sender(A)?;
+    egress(&mut node, family, &a_to(B))?;
+    only(&mut node)?;
     Ok(())
 }
 
@@ -191,7 +231,7 @@ fn a_packet_of_veers_own_is_told_once(family: Family) -> Result<()> {
     };
     for program in [Program::OverlayEgress, Program::UplinkEgress] {
         node.run(program, &frame, context)?;
-        assert_eq!(node.events()?, []);
+        assert_eq!(node.records()?, []);
     }
     Ok(())
 }
@@ -204,7 +244,7 @@ fn what_passes_by_an_uplink_is_not_told(family: Family) -> Result<()> {
     ] {
         let ran = node.run(program, &packet.frame_of(family), Context::default())?;
         assert_eq!(ran.decision.outcome, Verdict::Pass as u32);
-        assert_eq!(node.events()?, []);
+        assert_eq!(node.records()?, []);
     }
     // What it drops or delivers is.
     let stranger = Packet::udp((A, 1), (B, 2)).frame_of(family);
@@ -218,7 +258,7 @@ fn what_xdp_drops_is_told_and_what_it_passes_is_not(family: Family) -> Result<()
     let mut node = listening(&[Program::UplinkXdp])?;
     let inner = Packet::udp((C, 5), (B, 6)).frame_of(family);
     node.run_xdp(&Packet::vxlan(NODE_2, NODE_1, C_IDENTITY, &inner).frame_of(family))?;
-    assert_eq!(node.events()?, []);
+    assert_eq!(node.records()?, []);
     let frame = Packet::vxlan(WORLD, NODE_1, C_IDENTITY, &inner).frame_of(family);
     node.run_xdp(&frame)?;
     let event = only(&mut node)?;
@@ -237,9 +277,9 @@ fn a_full_ring_loses_events_and_counts_them(family: Family) -> Result<()> {
     let mut node = listening(&[Program::PodEgress])?;
     let frame = from_a(Packet::udp((C, 1), (B, 2))).frame_of(family);
     node.time(Program::PodEgress, &frame, Context::default(), SENT)?;
-    let told = node.events()?.len();
+    let told = node.records()?.len();
     // One record less: a full ring and an empty one must differ.
-    let room = Events::CAPACITY / (Event::SIZE + HEADER);
+    let room = Events::CAPACITY / (Record::SIZE + HEADER);
     assert!((room - 1..=room).contains(&told), "{told} of {room}");
     let lost = node.packets(Program::PodEgress, Observation::EventLost as u32)?;
     assert_eq!(lost + told as u64, u64::from(SENT));

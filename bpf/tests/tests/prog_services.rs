@@ -71,7 +71,7 @@ fn a_packet_to_a_frontend_goes_where_its_backend_is(family: Family) -> Result<()
                     "{what}"
                 );
                 assert!(checksums_ok(&ran.packet), "{what}");
-                assert_eq!(ran.decision.flow, state as u32, "{what}");
+                assert_eq!(ran.decision.flow, state as u16, "{what}");
                 let hops = u8::from(matches!(verdict, Verdict::Deliver | Verdict::Native));
                 let seen = headers(&ran.packet);
                 assert_eq!(seen.ttl, 64 - hops, "{what}");

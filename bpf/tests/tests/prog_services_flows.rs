@@ -244,7 +244,7 @@ fn a_flow_whose_other_entry_is_gone_begins_anew(family: Family) -> Result<()> {
         egress(&mut node, family, &ask(protocol, SYN))?;
         node.remove_flow(&back(family, protocol, C))?;
         let ran = egress(&mut node, family, &ask(protocol, SYN))?;
-        assert_eq!(ran.decision.flow, FlowState::New as u32);
+        assert_eq!(ran.decision.flow, FlowState::New as u16);
         node.pair(&front(family, protocol), &back(family, protocol, C))?;
         assert_eq!(node.flow_count()?, 2);
     }

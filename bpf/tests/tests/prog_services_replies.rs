@@ -83,7 +83,7 @@ fn replies_come_from_the_frontend_wherever_the_backend_is(family: Family) -> Res
                 "{what}"
             );
             assert!(checksums_ok(&ran.packet), "{what}");
-            assert_eq!(ran.decision.flow, FlowState::Reply as u32, "{what}");
+            assert_eq!(ran.decision.flow, FlowState::Reply as u16, "{what}");
             let seen = headers(&ran.packet);
             if verdict == Verdict::Deliver {
                 assert_eq!(
@@ -137,7 +137,7 @@ fn an_expired_pair_translates_nothing(family: Family) -> Result<()> {
     assert_eq!(ends(&ran.packet)[0], socket(family, B));
     // The next packet of the client begins anew.
     let ran = egress(&mut node, family, &ask(UDP, 0))?;
-    assert_eq!(ran.decision.flow, FlowState::New as u32);
+    assert_eq!(ran.decision.flow, FlowState::New as u16);
     node.pair(&keys.0, &keys.1)?;
     assert_eq!(node.flow_count()?, 2);
     let ran = from_b(&mut node, family, &answer(UDP, 0))?;
@@ -154,7 +154,7 @@ fn an_answer_whose_flow_lost_its_other_entry_is_nobodys(family: Family) -> Resul
         node.remove_flow(&front(family, protocol))?;
         let ran = from_b(&mut node, family, &answer(protocol, answered))?;
         assert_eq!(name(ran.decision.outcome), name(Verdict::Deliver as u32));
-        assert_eq!(ran.decision.flow, FlowState::NoEntry as u32);
+        assert_eq!(ran.decision.flow, FlowState::NoEntry as u16);
         assert_eq!(ends(&ran.packet)[0], socket(family, B));
     }
     Ok(())
@@ -186,7 +186,7 @@ fn a_pod_that_is_its_own_backend_hears_the_frontend(family: Family) -> Result<()
                 [(family.of(VIP), VIP_PORT), (family.of(A), CLIENT_PORT)]
             );
             assert!(checksums_ok(&ran.packet));
-            assert_eq!(ran.decision.flow, FlowState::Reply as u32);
+            assert_eq!(ran.decision.flow, FlowState::Reply as u16);
             let seen = headers(&ran.packet);
             assert_eq!(
                 (ran.code, ran.decision.ifindex, seen.destination_mac),

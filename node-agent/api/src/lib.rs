@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 pub use host_port::{HostAddress, HostPort};
-pub use service::{BackendRow, ServiceRow};
+pub use service::{BackendRow, Frontend, FrontendName, ServiceRow};
 
 /// Path of the agent's socket.
 pub const SOCKET: &str = "/run/veer/agent.sock";
@@ -42,6 +42,9 @@ pub const MAX_ANSWER: usize = 128 << 20;
 
 /// Addresses that one [`Request::Who`] may ask for.
 pub const MAX_ADDRESSES: usize = 1024;
+
+/// Frontends that one [`Request::Frontends`] may ask for.
+pub const MAX_FRONTENDS: usize = 64;
 
 /// CNI error codes (CNI specification 1.1, "Error").
 pub mod code {
@@ -86,6 +89,11 @@ pub enum Request {
     Who {
         /// At most [`MAX_ADDRESSES`]; the rest stays unanswered.
         addresses: Vec<IpAddr>,
+    },
+    /// Which Services these frontends are.
+    Frontends {
+        /// At most [`MAX_FRONTENDS`]; the rest stays unanswered.
+        frontends: Vec<Frontend>,
     },
     /// Rows of the ipcache map.
     Ipcache,

@@ -65,3 +65,21 @@ pub struct BackendRow {
     #[serde(default)]
     pub node: Option<String>,
 }
+
+/// What clients of a Service send to.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
+pub struct Frontend {
+    /// Address and port.
+    pub at: SocketAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// A frontend with its Service.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct FrontendName {
+    /// The frontend.
+    pub frontend: Frontend,
+    /// `namespace/name` of the Service, and `:` and the port's name where it has one.
+    pub service: String,
+}

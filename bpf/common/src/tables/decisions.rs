@@ -33,7 +33,9 @@ pub struct Decision {
     /// Identity of the destination as derived here.
     pub destination_identity: u32,
     /// [`crate::outcome::FlowState`] as a number.
-    pub flow: u32,
+    pub flow: u16,
+    /// 1: the programs translated the packet, see [`super::Record::before`].
+    pub translated: u16,
 }
 
 plain!(Decision, 28);

@@ -1,19 +1,19 @@
 //! `EVENTS`: what the programs decide, for those who listen.
 
-use super::{Decision, MapKind, MapSpec, Table};
+use super::{Decision, MapKind, MapSpec, Table, Tuple};
 
-/// A ring of [`Event`]s. Programs write it only while [`super::Listen`] says so; the
+/// A ring of [`Record`]s. Programs write it only while [`super::Listen`] says so; the
 /// agent reads it at short intervals, so no program wakes it.
 #[derive(Debug)]
 pub enum Events {}
 
 impl Table for Events {
     type Key = [u8; 0];
-    type Value = Event;
+    type Value = Record;
     const NAME: &'static str = "EVENTS";
     const KIND: MapKind = MapKind::RingBuf;
     /// Bytes, a power of two and a multiple of the page size (`ringbuf_map_alloc`,
-    /// `kernel/bpf/ringbuf.c`): the events of 10 ms at 290,000 a second.
+    /// `kernel/bpf/ringbuf.c`): the records of 10 ms at 240,000 a second.
     const CAPACITY: usize = 512 << 10;
     #[expect(
         clippy::cast_possible_truncation,
@@ -59,10 +59,41 @@ pub struct Event {
 }
 
 impl Event {
-    /// Bytes of an event.
+    /// The captured part of the frame, whatever `captured` says.
+    pub fn frame(&self) -> &[u8] {
+        self.head
+            .get(..self.captured as usize)
+            .unwrap_or(&self.head)
+    }
+}
+
+plain!(Event, 56 + EVENT_BYTES);
+
+/// What those who listen are told of a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The decision.
+    pub event: Event,
+    /// See [`Record::before`]; zeros: the programs did not translate the packet.
+    pub before: Tuple,
+}
+
+impl Record {
+    /// Bytes of a record.
     pub const SIZE: usize = size_of::<Self>();
 
-    /// An event from its bytes, integers in host byte order; `None` where there are
+    /// What the packet showed before the programs translated it, if they did; of an ICMP
+    /// error, what the packet in it showed.
+    pub const fn before(&self) -> Option<&Tuple> {
+        if self.event.decision.translated == 0 {
+            None
+        } else {
+            Some(&self.before)
+        }
+    }
+
+    /// A record from its bytes, integers in host byte order; `None` where there are
     /// fewer or more.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; Self::SIZE] = bytes.try_into().ok()?;
@@ -75,16 +106,9 @@ impl Event {
         // SAFETY: integers and byte arrays without hidden padding, as `plain!` asserts.
         unsafe { &*core::ptr::from_ref(self).cast() }
     }
-
-    /// The captured part of the frame, whatever `captured` says.
-    pub fn frame(&self) -> &[u8] {
-        self.head
-            .get(..self.captured as usize)
-            .unwrap_or(&self.head)
-    }
 }
 
-plain!(Event, 56 + EVENT_BYTES);
+plain!(Record, size_of::<Event>() + size_of::<Tuple>());
 
 const _: () = assert!(Events::CAPACITY.is_power_of_two() && Events::CAPACITY % 4096 == 0);
 
@@ -93,15 +117,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_read_from_its_own_bytes_alone() {
-        let mut event = Event::from_bytes(&[7; Event::SIZE]).unwrap();
-        event.captured = 14;
-        assert_eq!(Event::from_bytes(event.as_bytes()), Some(event));
-        assert_eq!(event.frame(), [7; 14]);
-        event.captured = u32::MAX;
-        assert_eq!(event.frame().len(), EVENT_BYTES);
-        for length in [0, Event::SIZE - 1, Event::SIZE + 1] {
-            assert_eq!(Event::from_bytes(&[0; 2 * Event::SIZE][..length]), None);
+    fn a_record_is_read_from_its_own_bytes_alone() {
+        let mut record = Record::from_bytes(&[7; Record::SIZE]).unwrap();
+        record.event.captured = 14;
+        assert_eq!(Record::from_bytes(record.as_bytes()), Some(record));
+        assert_eq!(record.event.frame(), [7; 14]);
+        record.event.captured = u32::MAX;
+        assert_eq!(record.event.frame().len(), EVENT_BYTES);
+        for length in [0, Record::SIZE - 1, Record::SIZE + 1] {
+            assert_eq!(Record::from_bytes(&[0; 2 * Record::SIZE][..length]), None);
         }
     }
 }

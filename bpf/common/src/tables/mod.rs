@@ -26,7 +26,7 @@ pub use config::{CONFIG_PAD, Config, Configuration};
 pub use counters::{Counter, Counters};
 pub use decisions::{Decision, Decisions};
 pub use endpoints::{Endpoint, Endpoints};
-pub use events::{EVENT_BYTES, Event, Events};
+pub use events::{EVENT_BYTES, Event, Events, Record};
 pub use flows::{End, FlowEntry, FlowKey, Flows, Tuple};
 pub use flows_before::{FlowBefore, FlowsBefore};
 pub use fragments::{FragmentKey, FragmentPorts, Fragments};

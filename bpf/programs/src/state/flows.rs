@@ -24,7 +24,9 @@ use veer_bpf_net::{
     ip::Ip,
 };
 
-use super::{counters, flows_before, fragments::FragmentMap, maps::FLOW_TABLE, places};
+use super::{
+    counters, flows_before, fragments::FragmentMap, maps::FLOW_TABLE, places, translations,
+};
 use crate::ctx::{clock::now, direct, skb::Skb};
 
 /// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
@@ -138,7 +140,10 @@ pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> Answer {
     skb.decision.flow = match found {
         Answer::No => FlowState::NoEntry,
         Answer::OfStack | Answer::Of(_) => FlowState::Reply,
-    } as u32;
+    } as u16;
+    if matches!(found, Answer::Of(_)) {
+        translations::remember(flow);
+    }
     found
 }
 
@@ -280,9 +285,9 @@ pub(crate) fn record<I: Ip>(skb: &mut Skb, ip: &I) -> Outcome {
     }
     let (key, from) = flow.tuple.canonical();
     if goes_on(&key, from, &flow) {
-        skb.decision.flow = FlowState::Established as u32;
+        skb.decision.flow = FlowState::Established as u16;
     } else {
-        skb.decision.flow = FlowState::New as u32;
+        skb.decision.flow = FlowState::New as u16;
         let protocol = flow.tuple.protocol.into();
         let opener = places::opener(ip).number();
         match add(&key, protocol, from.as_opener(), opener) {

@@ -9,7 +9,7 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_get_prandom_u32};
 use veer_bpf_common::{
     address::{Address, FAMILY_V4},
     outcome::{DropReason, FlowState, Observation},
-    tables::{End, FlowEntry, FlowKey, Question, Share},
+    tables::{Decision, End, FlowEntry, FlowKey, Question, Share, Tuple},
 };
 use veer_bpf_net::{
     bytes::Bytes as _,
@@ -44,6 +44,21 @@ pub(super) fn question() -> Option<&'static mut Question> {
 const NONE: u32 = u32::MAX;
 /// No place either: the packet cannot go on.
 const REFUSED: u32 = u32::MAX - 1;
+
+/// Remembers what a packet shows that is to be translated, for those who listen.
+#[inline(always)]
+pub(super) fn remember(flow: &Flow) {
+    if let Some(question) = question() {
+        question.tuple = flow.tuple;
+    }
+}
+
+/// What the packet of a decision showed before it was translated, if it was.
+#[inline(always)]
+pub(crate) fn before(decision: &Decision) -> Option<&'static Tuple> {
+    let question = (decision.translated != 0).then(question)??;
+    Some(&question.tuple)
+}
 
 /// Asks what a packet that a pod sends is to become. `share`: the pod's. Whether there is
 /// anything to ask.
@@ -310,7 +325,7 @@ fn insert(
 
 /// Makes the packet what its translation says; its header is to be read again.
 #[inline(always)]
-pub(crate) fn apply<I: Ip>(skb: &Skb, ip: &I, to: Translation) -> Result<(), DropReason> {
+pub(crate) fn apply<I: Ip>(skb: &mut Skb, ip: &I, to: Translation) -> Result<(), DropReason> {
     // Later fragments have no ports.
     let ports = if ip.is_later_fragment() {
         0
@@ -332,6 +347,7 @@ pub(crate) fn apply<I: Ip>(skb: &Skb, ip: &I, to: Translation) -> Result<(), Dro
         }
     };
     if done == 0 {
+        skb.decision.translated = 1;
         Ok(())
     } else {
         Err(DropReason::ForeignTranslation)

@@ -21,7 +21,7 @@ use veer_agent_kernel::{
     lock::Lock,
 };
 use veer_api_client::chain;
-use veer_bpf_common::tables::{Event, Listen};
+use veer_bpf_common::tables::{Listen, Record};
 
 /// How often the ring is read.
 const TICK: Duration = Duration::from_millis(10);
@@ -34,13 +34,13 @@ const LISTENERS: usize = 16;
 const WAITING: usize = 64;
 /// How long a listener may take for what it is told before it counts as gone.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Events of a batch. More than the ring holds, so a tick leaves nothing.
-const BATCH: usize = stream::MAX_FRAME / Event::SIZE;
+/// Records of a batch. More than the ring holds, so a tick leaves nothing.
+const BATCH: usize = stream::MAX_FRAME / Record::SIZE;
 
 /// What a listener is told at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Told {
-    /// [`Event`]s one behind the other.
+    /// [`Record`]s one behind the other.
     pub(crate) events: Arc<[u8]>,
     /// How many were lost before these.
     pub(crate) lost: u64,
@@ -61,10 +61,10 @@ impl Listener {
     /// Those of these events that it asked for.
     fn of(&self, events: &[u8]) -> Arc<[u8]> {
         let wanted = |bytes: &&[u8]| {
-            let event = Event::from_bytes(bytes);
-            event.is_some_and(|event| self.wanted.wants_number(event.decision.outcome))
+            let record = Record::from_bytes(bytes);
+            record.is_some_and(|r| self.wanted.wants_number(r.event.decision.outcome))
         };
-        let wanted: Vec<&[u8]> = events.chunks(Event::SIZE).filter(wanted).collect();
+        let wanted: Vec<&[u8]> = events.chunks(Record::SIZE).filter(wanted).collect();
         wanted.concat().into()
     }
 }
@@ -130,7 +130,7 @@ impl Monitor {
             if events.is_empty() && listener.lost == 0 {
                 continue;
             }
-            let count = (events.len() / Event::SIZE) as u64;
+            let count = (events.len() / Record::SIZE) as u64;
             let told = Told {
                 events,
                 lost: listener.lost,
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     fn events(count: usize) -> Vec<u8> {
-        vec![7; count * Event::SIZE]
+        vec![7; count * Record::SIZE]
     }
 
     const ALL: Listen = Listen {
@@ -258,9 +258,9 @@ mod tests {
         drops.add_reason(DropReason::Malformed);
         let mut told = monitor.subscribe(drops).unwrap();
         let event = |outcome: u32| {
-            let mut event = Event::from_bytes(&events(1)).unwrap();
-            event.decision.outcome = outcome;
-            *event.as_bytes()
+            let mut record = Record::from_bytes(&events(1)).unwrap();
+            record.event.decision.outcome = outcome;
+            *record.as_bytes()
         };
         let (drop, delivery) = (
             event(DropReason::Malformed as u32),

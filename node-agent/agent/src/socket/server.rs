@@ -20,7 +20,7 @@ use veer_agent_api::{Answer, Failure, MAX_MESSAGE, MonitorStart, Request, code};
 use veer_api_client::chain;
 use veer_bpf_common::{
     LAYOUT_VERSION,
-    tables::{Event, Listen},
+    tables::{Listen, Record},
 };
 
 use crate::{
@@ -169,7 +169,7 @@ async fn serve(served: Arc<Served>, slots: Arc<Semaphore>, stream: UnixStream) -
 fn monitor_start(sources: &Sources) -> MonitorStart {
     MonitorStart {
         node: sources.index.read().own().to_owned(),
-        event_bytes: Event::SIZE,
+        event_bytes: Record::SIZE,
         layout: LAYOUT_VERSION,
     }
 }
@@ -239,6 +239,7 @@ fn answer(Served { pods, sources, .. }: &Served, request: serde_json::Result<Req
         Request::Endpoints => encode(Ok(query::endpoints(sources))),
         Request::Identities => encode(Ok(query::identities(sources))),
         Request::Who { addresses } => encode(Ok(query::who(sources, &addresses))),
+        Request::Frontends { frontends } => encode(Ok(services::frontends(sources, &frontends))),
         Request::Ipcache => encode(query::ipcache(sources).map_err(|e| unreadable(&e))),
         Request::Remotes => encode(query::remotes(sources).map_err(|e| unreadable(&e))),
         Request::Counters => encode(counters(&sources.maps).map_err(|e| unreadable(&e))),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use veer_agent_api::{
-    BackendRow, ServiceRow,
+    BackendRow, FrontendName, MAX_FRONTENDS, ServiceRow,
     packet::protocol,
     service::{backend_state, translator},
 };
@@ -28,6 +28,30 @@ pub(crate) fn services(sources: &Sources) -> Result<Vec<ServiceRow>, Error> {
         }
     }
     Ok(found)
+}
+
+/// The Services that have these frontends, as this agent knows them.
+pub(crate) fn frontends(
+    sources: &Sources,
+    frontends: &[veer_agent_api::Frontend],
+) -> Vec<FrontendName> {
+    let index = sources.index.read();
+    let name = |frontend: &veer_agent_api::Frontend| {
+        let (service, port) = index.services.by_frontend(frontend.at, frontend.protocol)?;
+        let service = match port {
+            "" => service.to_owned(),
+            port => format!("{service}:{port}"),
+        };
+        Some(FrontendName {
+            frontend: *frontend,
+            service,
+        })
+    };
+    frontends
+        .iter()
+        .take(MAX_FRONTENDS)
+        .filter_map(name)
+        .collect()
 }
 
 /// A port's frontends by who translates them. `complete`: all Services and their endpoints

@@ -10,12 +10,12 @@ use veer_agent_api::{
     packet::Packet,
     stream::{self, Frame},
 };
-use veer_bpf_common::{LAYOUT_VERSION, tables::Event};
+use veer_bpf_common::{LAYOUT_VERSION, tables::Record};
 
 use super::{
     Options, Printer,
     names::Names,
-    row::{Decision, Row},
+    row::{Decision, Row, ends_before},
     sink::warn,
 };
 use crate::{DEADLINE, arguments::Arguments, explain, output::Next, remote::end_with_stdin};
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()
     let opened = client::open::<MonitorStart>(&arguments.socket, &request, DEADLINE);
     let (start, mut stream) = opened.map_err(|error| explain(arguments, error))?;
     ensure!(
-        (start.layout, start.event_bytes) == (LAYOUT_VERSION, Event::SIZE),
+        (start.layout, start.event_bytes) == (LAYOUT_VERSION, Record::SIZE),
         "the agent is of another version than this command: name the node (veer --node {} monitor), \
          and the command in the agent's pod is used",
         start.node
@@ -73,11 +73,11 @@ pub(super) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()
                 count,
             }],
             Frame::Events(bytes) => {
-                let events = events(&bytes, options);
+                let records = records(&bytes, options);
                 refresh(&mut names);
-                let rows = rows(&events, options, &mut names);
+                let rows = rows(&records, options, &mut names);
                 if refresh(&mut names) {
-                    self::rows(&events, options, &mut names)
+                    self::rows(&records, options, &mut names)
                 } else {
                     rows
                 }
@@ -94,25 +94,29 @@ pub(super) fn run(arguments: &Arguments, options: &Options) -> anyhow::Result<()
     }
 }
 
-/// Events of a frame whose packets are wanted.
-fn events(bytes: &[u8], options: &Options) -> Vec<(Event, Packet)> {
-    let events = bytes.chunks(Event::SIZE).filter_map(Event::from_bytes);
-    events
-        .map(|event| (event, Packet::of(event.frame())))
-        .filter(|(_, packet)| options.wants_packet(packet))
+/// Records of a frame whose packets are wanted.
+fn records(bytes: &[u8], options: &Options) -> Vec<(Record, Packet)> {
+    let records = bytes.chunks(Record::SIZE).filter_map(Record::from_bytes);
+    records
+        .map(|record| (record, Packet::of(record.event.frame())))
+        .filter(|(record, packet)| {
+            let before = record.before().map(ends_before);
+            options.wants_packet(packet, before.as_ref())
+        })
         .collect()
 }
 
-fn rows(events: &[(Event, Packet)], options: &Options, names: &mut Names) -> Vec<Row> {
+fn rows(records: &[(Record, Packet)], options: &Options, names: &mut Names) -> Vec<Row> {
     let zero = clock_zero();
-    let row = |(event, packet): &(Event, Packet)| {
-        let time = Timestamp::from_nanosecond(zero + i128::from(event.at)).unwrap_or_default();
+    let row = |(record, packet): &(Record, Packet)| {
+        let at = i128::from(record.event.at);
+        let time = Timestamp::from_nanosecond(zero + at).unwrap_or_default();
         // Nine digits always, so that times sort as text.
-        let decision = Decision::of(event, packet.clone(), format!("{time:.9}"), names);
+        let decision = Decision::of(record, packet.clone(), format!("{time:.9}"), names);
         let wanted = options.wants(&decision);
         wanted.then(|| Row::Decision(Box::new(decision)))
     };
-    events.iter().filter_map(row).collect()
+    records.iter().filter_map(row).collect()
 }
 
 /// When the clock of events (`CLOCK_MONOTONIC`) had zero, in nanoseconds since 1970, by
@@ -129,19 +133,19 @@ mod tests {
     use crate::filter::Filter;
 
     #[test]
-    fn only_whole_events_of_wanted_packets_are_taken_out_of_a_frame() {
-        let mut event = Event::from_bytes(&[0; Event::SIZE]).unwrap();
+    fn only_whole_records_of_wanted_packets_are_taken_out_of_a_frame() {
+        let mut record = Record::from_bytes(&[0; Record::SIZE]).unwrap();
         let mut bytes: Vec<u8> = Vec::new();
         for (number, ether_type) in [(1, [0x08, 0x06]), (2, [0x88, 0xcc]), (3, [0x08, 0x06])] {
-            event.length = number;
-            event.captured = 14;
-            event.head[12..14].copy_from_slice(&ether_type);
-            bytes.extend(event.as_bytes());
+            record.event.length = number;
+            record.event.captured = 14;
+            record.event.head[12..14].copy_from_slice(&ether_type);
+            bytes.extend(record.as_bytes());
         }
-        bytes.extend([0; Event::SIZE - 1]);
+        bytes.extend([0; Record::SIZE - 1]);
         let lengths = |options: &Options| -> Vec<u32> {
-            let taken = events(&bytes, options);
-            taken.iter().map(|(event, _)| event.length).collect()
+            let taken = records(&bytes, options);
+            taken.iter().map(|(r, _)| r.event.length).collect()
         };
         assert_eq!(lengths(&Options::default()), [1, 2, 3]);
         let filter = Filter {

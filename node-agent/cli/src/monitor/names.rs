@@ -7,7 +7,10 @@ use std::{
 };
 
 use nix::net::if_::if_indextoname;
-use veer_agent_api::{EndpointRow, IdentityRow, MAX_ADDRESSES, PodName, RemoteRow, Request};
+use veer_agent_api::{
+    EndpointRow, Frontend, FrontendName, IdentityRow, MAX_ADDRESSES, MAX_FRONTENDS, PodName,
+    RemoteRow, Request,
+};
 use veer_bpf_common::identity::Identity;
 
 use crate::command::{Ask, answer};
@@ -36,6 +39,9 @@ pub(crate) struct Names {
     identities: HashMap<IpAddr, u32>,
     labels: HashMap<u32, Vec<String>>,
     remotes: HashMap<u32, String>,
+    services: HashMap<Frontend, String>,
+    /// Frontends without a name, to ask for.
+    frontends: Vec<Frontend>,
     /// Pods' addresses in events since all was asked for again.
     seen: HashSet<IpAddr>,
     /// What has no name, and was asked for since then.
@@ -51,6 +57,7 @@ enum Nameless {
     Device(u32),
     Node(u32),
     Identity(u32),
+    Frontend(Frontend),
 }
 
 /// What to ask for.
@@ -84,7 +91,7 @@ impl Names {
     /// whether it asked. After an error events have numbers for a while.
     pub(crate) fn refresh(&mut self, ask: Ask<'_>) -> anyhow::Result<bool> {
         let stale = self.learned.is_none_or(|at| at.elapsed() >= FRESH);
-        if self.missing == Missing::default() && !stale {
+        if self.missing == Missing::default() && self.frontends.is_empty() && !stale {
             return Ok(false);
         }
         let missing = std::mem::take(&mut self.missing);
@@ -111,6 +118,12 @@ impl Names {
             self.pods
                 .extend(who.into_iter().map(|row| (row.address, row.pod)));
         }
+        for frontends in std::mem::take(&mut self.frontends).chunks(MAX_FRONTENDS) {
+            let frontends = frontends.to_vec();
+            let named: Vec<FrontendName> = answer(ask, &Request::Frontends { frontends })?;
+            self.services
+                .extend(named.into_iter().map(|row| (row.frontend, row.service)));
+        }
         Ok(true)
     }
 
@@ -131,6 +144,7 @@ impl Names {
         self.identities.clear();
         self.by_device.clear();
         self.devices.clear();
+        self.services.clear();
         for row in rows {
             self.pods.insert(row.address, row.pod.clone());
             self.identities.insert(row.address, row.identity);
@@ -171,6 +185,17 @@ impl Names {
         if Identity::new(identity).is_some_and(Identity::is_allocated) {
             self.seen.insert(address);
             self.missing.pod |= self.is_new(Nameless::Pod(address));
+        }
+        String::new()
+    }
+
+    /// The Service with a frontend, as [`FrontendName::service`]; empty: none.
+    pub(crate) fn service(&mut self, frontend: Frontend) -> String {
+        if let Some(service) = self.services.get(&frontend) {
+            return service.clone();
+        }
+        if self.is_new(Nameless::Frontend(frontend)) {
+            self.frontends.push(frontend);
         }
         String::new()
     }
@@ -251,6 +276,10 @@ mod tests {
                     let row = json!([{"address": "10.0.2.6", "pod": "bank/till-0", "node": "b"}]);
                     ("who", row)
                 }
+                Request::Frontends { frontends } => {
+                    let row = json!([{"frontend": frontends[0], "service": "shop/cart:http"}]);
+                    ("frontends", row)
+                }
                 other => panic!("{other:?}"),
             };
             asked.borrow_mut().push(name);
@@ -288,6 +317,28 @@ mod tests {
             !names.refresh(&ask).unwrap(),
             "it was asked for just before"
         );
+    }
+
+    #[test]
+    fn a_service_is_asked_for_by_its_frontend_and_again_when_it_may_be_another() {
+        let asked = RefCell::default();
+        let ask = agent(&asked);
+        let mut names = Names::new("a".into());
+        let frontend = Frontend {
+            at: "10.96.0.10:80".parse().unwrap(),
+            protocol: 6,
+        };
+        names.refresh(&ask).unwrap();
+        for _ in 0..2 {
+            asked.take();
+            assert_eq!(names.service(frontend), "");
+            assert_eq!(names.service(frontend), "");
+            assert!(names.refresh(&ask).unwrap());
+            assert_eq!(asked.take(), ["frontends"]);
+            assert_eq!(names.service(frontend), "shop/cart:http");
+            names.learned = Instant::now().checked_sub(FRESH);
+            assert!(names.refresh(&ask).unwrap());
+        }
     }
 
     #[test]

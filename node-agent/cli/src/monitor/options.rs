@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use veer_agent_api::packet::Packet;
+use veer_agent_api::packet::{self, Packet};
 use veer_bpf_common::{
     outcome::{DropReason, Verdict, outcome_name},
     tables::Listen,
@@ -105,10 +105,12 @@ impl Options {
         listen
     }
 
-    /// Whether a packet is wanted, by what it says itself.
-    pub(crate) fn wants_packet(&self, packet: &Packet) -> bool {
-        let ends = [packet.source, packet.destination];
-        self.filter.wants(&packet.protocol, &ends)
+    /// Whether a packet is wanted, by what it says itself, and said `before` veer translated
+    /// it, if veer did.
+    pub(crate) fn wants_packet(&self, packet: &Packet, before: Option<&[packet::End; 2]>) -> bool {
+        let now = [packet.source, packet.destination];
+        let ([a, b], [c, d]) = (now, before.copied().unwrap_or(now));
+        self.filter.wants(&packet.protocol, &[a, b, c, d])
     }
 
     /// Whether a decision is wanted, by the names of its ends.
@@ -145,8 +147,6 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use veer_agent_api::packet;
-
     use super::*;
     use crate::filter::parsed;
 
@@ -207,7 +207,7 @@ mod tests {
             (&["--port", "80", "--pod", "shop/cart-0"], true),
         ] {
             let options = options(words);
-            let wants = options.wants_packet(&packet()) && options.wants(&decision());
+            let wants = options.wants_packet(&packet(), None) && options.wants(&decision());
             assert_eq!(wants, wanted, "{words:?}");
         }
     }

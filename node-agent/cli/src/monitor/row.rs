@@ -3,10 +3,14 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use veer_agent_api::packet::{self, Packet, Stage};
+use veer_agent_api::{
+    Frontend,
+    packet::{self, Packet, Stage},
+};
 use veer_bpf_common::{
+    address::to_ip,
     outcome::{DropReason, FlowState, Program, Verdict, outcome_name},
-    tables::Event,
+    tables::{Event, Record, Tuple},
 };
 
 use super::names::Names;
@@ -57,8 +61,11 @@ pub(crate) struct Decision {
     pub(crate) lookup: String,
     /// `New`, `Reply` or `Established`; empty: neither the table nor the packet says.
     pub(crate) state: String,
-    /// Who translates the flow, where that is the host's stack; else empty.
+    /// Who translates the flow; empty: nobody, or it is not known.
     pub(crate) translation: String,
+    /// What the packet showed before veer translated it, if veer did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<Before>,
     /// Whether the packet ends here.
     pub(crate) dropped: bool,
     /// The verdict's name, or the reason of the drop.
@@ -95,6 +102,65 @@ pub(crate) struct End {
     pub(crate) pod: String,
 }
 
+/// What a packet showed before it was translated; of an ICMP error, what the packet in it
+/// showed.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default)]
+pub(crate) struct Before {
+    /// Address and port.
+    pub(crate) source: String,
+    /// The same.
+    pub(crate) destination: String,
+    /// The Service that the flow is to, as [`veer_agent_api::FrontendName::service`]; empty:
+    /// not known.
+    pub(crate) service: String,
+}
+
+impl Before {
+    /// `now`: what the packet shows.
+    fn of(before: &Tuple, now: &Packet, names: &mut Names) -> Self {
+        let [source, destination] = ends_before(before);
+        // Of what the client sends, the frontend is what it was sent to; of an answer, what
+        // it comes from now.
+        let frontends = [destination, now.source];
+        let mut service = String::new();
+        for frontend in frontends
+            .into_iter()
+            .filter_map(|end| frontend(&end, before))
+        {
+            if service.is_empty() {
+                service = names.service(frontend);
+            }
+        }
+        Self {
+            source: source.to_string(),
+            destination: destination.to_string(),
+            service,
+        }
+    }
+}
+
+/// The ends that a packet showed before it was translated.
+pub(crate) fn ends_before(before: &Tuple) -> [packet::End; 2] {
+    [
+        (before.source, before.source_port),
+        (before.destination, before.destination_port),
+    ]
+    .map(|(address, port)| packet::End {
+        address: to_ip(before.family, address),
+        port: Some(u16::from_be_bytes(port)),
+        mac: None,
+    })
+}
+
+/// An end as the frontend of a Service.
+fn frontend(end: &packet::End, flow: &Tuple) -> Option<Frontend> {
+    Some(Frontend {
+        at: (end.address?, end.port?).into(),
+        protocol: flow.protocol,
+    })
+}
+
 impl End {
     fn of(end: &packet::End, identity: u32, names: &mut Names) -> Self {
         let identity = match (identity, end.address) {
@@ -126,21 +192,24 @@ impl End {
 const NAMESPACE: &str = "io.kubernetes.pod.namespace=";
 
 impl Decision {
-    /// What an event about a packet says, with the names of this node. `time` is RFC 3339.
-    pub(crate) fn of(event: &Event, packet: Packet, time: String, names: &mut Names) -> Self {
+    /// What a record about a packet says, with the names of this node. `time` is RFC 3339.
+    pub(crate) fn of(record: &Record, packet: Packet, time: String, names: &mut Names) -> Self {
+        let event = &record.event;
         let decision = &event.decision;
+        let before = record.before().map(|it| Before::of(it, &packet, names));
         let outcome = outcome_name(decision.outcome).map_or_else(
             || format!("outcome {}", decision.outcome),
             ToOwned::to_owned,
         );
         let program = Program::ALL.iter().find(|p| **p as u32 == event.program);
-        let flow = FlowState::ALL.iter().find(|f| **f as u32 == decision.flow);
+        let flow = FlowState::ALL.iter().find(|f| **f as u16 == decision.flow);
         let verdict = Verdict::ALL.iter().find(|v| **v as u32 == decision.outcome);
         let reason = DropReason::ALL
             .iter()
             .find(|r| **r as u32 == decision.outcome);
         let translation = match verdict {
             Some(Verdict::ToStackNoted | Verdict::PassNoted) => "by the host's stack",
+            _ if before.is_some() => "by veer",
             _ => "",
         };
         let mut source = End::of(&packet.source, decision.source_identity, names);
@@ -159,6 +228,7 @@ impl Decision {
             lookup: flow.map_or_else(|| decision.flow.to_string(), |f| f.name().into()),
             state: state(flow.copied(), packet.stage).into(),
             translation: translation.into(),
+            before,
             dropped: reason.is_some(),
             delivery: verdict.map_or_else(
                 || format!("dropped: {outcome}"),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::row::{Decision, End};
+use super::row::{Before, Decision, End};
 
 /// The decision's line; with `verbose` some more lines behind it.
 pub(crate) fn decision(decision: &Decision, verbose: bool) -> String {
@@ -21,6 +21,9 @@ pub(crate) fn decision(decision: &Decision, verbose: bool) -> String {
     }
     if !decision.state.is_empty() {
         let _ = write!(text, ", {}", decision.state);
+    }
+    if let Some(before) = &decision.before {
+        let _ = write!(text, ", {}", translated(before));
     }
     let _ = write!(text, ": {}", decision.delivery);
     if verbose {
@@ -58,6 +61,21 @@ fn end(end: &End) -> String {
         end.text.clone()
     } else {
         format!("{} ({})", end.text, end.pod)
+    }
+}
+
+/// What veer made of the packet.
+fn translated(before: &Before) -> String {
+    let Before {
+        source,
+        destination,
+        service,
+    } = before;
+    let was = format!("translated by veer from {source} > {destination}");
+    if service.is_empty() {
+        was
+    } else {
+        format!("{was} (service {service})")
     }
 }
 
@@ -138,5 +156,22 @@ mod tests {
     headers:   98 bytes, TTL 63"
         );
         assert_eq!(decision(&ping(), true), expected);
+    }
+
+    #[test]
+    fn a_translated_packet_says_what_it_was_and_whose_service_that_is() {
+        let mut ping = ping();
+        ping.before = Some(Before {
+            source: "10.0.1.5:4000".into(),
+            destination: "10.96.0.10:80".into(),
+            service: String::new(),
+        });
+        let was = ", New, translated by veer from 10.0.1.5:4000 > 10.96.0.10:80";
+        assert!(decision(&ping, false).contains(&format!("{was}: local")));
+        if let Some(before) = &mut ping.before {
+            before.service = "shop/cart:http".into();
+        }
+        let named = format!("{was} (service shop/cart:http): local");
+        assert!(decision(&ping, false).contains(&named));
     }
 }

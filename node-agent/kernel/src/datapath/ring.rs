@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use veer_bpf_common::{
     outcome::{Observation, Program},
-    tables::{Counter, Counters, Event, Events, Listen, Listening, Table},
+    tables::{Counter, Counters, Events, Listen, Listening, Record, Table},
 };
 
 use super::{Error, maps::error};
@@ -68,15 +68,15 @@ pub struct Reader(RingBuf<MapData>);
 
 impl Reader {
     /// Takes out what is there, at most `most` events, and appends it to `to` as
-    /// [`Event`]s one behind the other.
+    /// [`Record`]s one behind the other.
     pub fn take(&mut self, most: usize, to: &mut Vec<u8>) {
         let mut left = most;
         while left > 0 {
             let Some(event) = self.0.next() else {
                 break;
             };
-            // An agent of another layout has another ring.
-            if event.len() == Event::SIZE {
+            // The programs of another version may tell in another form.
+            if event.len() == Record::SIZE {
                 to.extend_from_slice(&event);
                 left -= 1;
             }

@@ -285,6 +285,28 @@ impl Services {
         found.into_iter().collect()
     }
 
+    /// The Service with a frontend, by its key and the name of the port. Where several have
+    /// it, one whose own address it is comes first, as in the datapath.
+    pub fn by_frontend(&self, at: SocketAddr, protocol: u8) -> Option<(&str, &str)> {
+        let is_it = |port: &&PortRecord| (port.port, port.protocol) == (at.port(), protocol);
+        let with = |has: fn(&ServiceRecord, &IpAddr) -> bool| {
+            let mut services = self
+                .by_key
+                .values()
+                .filter(|service| has(service, &at.ip()));
+            services.find_map(|service| {
+                let port = service.ports.iter().find(is_it)?;
+                Some((service.key.as_str(), port.name.as_str()))
+            })
+        };
+        with(|service, address| service.cluster_ips.contains(address)).or_else(|| {
+            with(|service, address| {
+                service.external_ips.contains(address)
+                    || service.load_balancer_ips.contains(address)
+            })
+        })
+    }
+
     /// The keys of all Services, in their order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.by_key.keys().map(String::as_str)

@@ -401,3 +401,27 @@ fn lists_are_complete_only_if_they_are_believed_and_events_make_their_service_st
         Stale::default()
     );
 }
+
+#[test]
+fn a_frontend_is_named_by_the_service_whose_own_address_it_is() {
+    let mut services = Services::default();
+    let claims = ServiceRecord {
+        external_ips: ips(&["10.96.0.10", "192.0.2.7"]),
+        cluster_ips: ips(&["10.96.0.11"]),
+        ports: vec![port("", TCP, 80), port("dns", 17, 53)],
+        ..service("shop/a-claims-it")
+    };
+    for record in [claims, service(WEB)] {
+        services.handle_service(Change::Apply(record));
+    }
+    for (at, protocol, expected) in [
+        ("10.96.0.10:80", TCP, Some((WEB, "http"))),
+        ("192.0.2.7:80", TCP, Some(("shop/a-claims-it", ""))),
+        ("10.96.0.11:53", 17, Some(("shop/a-claims-it", "dns"))),
+        ("10.96.0.11:53", TCP, None),
+        ("10.96.0.12:80", TCP, None),
+    ] {
+        let at = at.parse().unwrap();
+        assert_eq!(services.by_frontend(at, protocol), expected, "{at}");
+    }
+}
