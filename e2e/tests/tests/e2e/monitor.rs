@@ -16,15 +16,21 @@ use veer_e2e_tests::{
     maps,
     monitor::{Listening, SOON, Workstation, ping},
     pods::Pod,
+    translator::{Translator, Translators},
+    workloads,
 };
 
-use crate::scene::{Scene, Test};
+use crate::scene::{FIXED, Scene, Test};
 
 /// Tests in tunnel mode.
-pub(crate) const IN_TUNNEL: [(&str, Test); 5] = [
+pub(crate) const IN_TUNNEL: [(&str, Test); 6] = [
     (
         "one_ping_is_told_where_it_goes_on_each_path",
         Test::Each(one_ping),
+    ),
+    (
+        "request_to_a_service_is_told_with_what_it_was_and_its_answer_too",
+        Test::Each(one_request),
     ),
     (
         "drop_is_told_with_its_reason_and_nothing_else_with_it",
@@ -45,10 +51,7 @@ pub(crate) const IN_TUNNEL: [(&str, Test); 5] = [
 ];
 
 /// Tests in native mode.
-pub(crate) const IN_NATIVE: [(&str, Test); 1] = [(
-    "one_ping_is_told_where_it_goes_on_each_path",
-    Test::Each(one_ping),
-)];
+pub(crate) const IN_NATIVE: [(&str, Test); 2] = [IN_TUNNEL[0], IN_TUNNEL[1]];
 
 /// A decision without what differs between runs: numbers of endpoints and devices.
 fn essence(line: &str) -> Result<String> {
@@ -165,6 +168,87 @@ fn one_ping(scene: &Scene) -> Result<()> {
         format!("worker1 pod_ingress: echo reply from 1 to {own}, Reply (no-entry): passed"),
     ];
     told(&listening, here, node, &host).context("own node")
+}
+
+/// What a decision says of a translated packet, without the client's port.
+fn translation(line: &str, client: IpAddr) -> Result<String> {
+    let row: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+    let before = &row["before"];
+    let end = |end: &Value| {
+        let at: SocketAddr = end.as_str().unwrap_or_default().parse()?;
+        Ok::<_, anyhow::Error>(if at.ip() == client {
+            "client".to_owned()
+        } else {
+            at.to_string()
+        })
+    };
+    let shows =
+        |from: &Value, to: &Value| Ok::<_, anyhow::Error>(format!("{} > {}", end(from)?, end(to)?));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(format!(
+        "{} {}: {}, translated {} from {} ({}) to {}",
+        text(&row["node"]),
+        text(&row["program"]),
+        text(&row["state"]),
+        text(&row["translation"]),
+        shows(&before["source"], &before["destination"])?,
+        text(&before["service"]),
+        shows(&row["source"]["text"], &row["destination"]["text"])?,
+    ))
+}
+
+/// By the address of the Service, which only packets before their translation show on the
+/// way there, and only those after it on the way back.
+fn one_request(scene: &Scene) -> Result<()> {
+    let translators = Translators::hold(&scene.lab)?;
+    translators.set(Translator::Pods)?;
+    let from = scene.demo_on("worker1")?;
+    let user = Workstation::new(&scene.lab)?;
+    for node in ["worker1", "worker2"] {
+        let backend = scene.fixed_on(node)?;
+        let service = (FIXED, backend.name.as_str());
+        let frontend = workloads::service(&scene.lab, scene.family, service, "udp")?;
+        let frontend = SocketAddr::from((frontend.address, frontend.port));
+        let at = SocketAddr::from((backend.address, workloads::UDP));
+        let address = frontend.ip().to_string();
+        let listening = user.listen(&["-o", "json", "--address", &address])?;
+        let native = scene.path("worker1", "worker2")? == Mode::Native;
+        let back = match (node, native) {
+            ("worker1", _) => "pod_egress",
+            (_, false) => "overlay_ingress",
+            (_, true) => "uplink_ingress",
+        };
+        let named = format!("({FIXED}/{}:udp)", backend.name);
+        let expected = [
+            format!(
+                "worker1 pod_egress: New, translated by veer from client > {frontend} {named} to \
+                 client > {at}"
+            ),
+            format!(
+                "worker1 {back}: Reply, translated by veer from {at} > client {named} to \
+                 {frontend} > client"
+            ),
+        ];
+        await_condition("a request to a Service is told", SOON, || {
+            let text = |e: anyhow::Error| format!("{e:#}");
+            client::udp_ask(&from.site, frontend, "hostname").map_err(text)?;
+            let lines = listening.lines(2, |line| line.contains("\"decision\""));
+            let told: Result<Vec<String>> = lines
+                .iter()
+                .map(|line| translation(line, from.address))
+                .collect();
+            let told = told.map_err(text)?;
+            if told == expected {
+                Ok(Some(()))
+            } else {
+                Err(format!(
+                    "{told:#?}\nwanted: {expected:#?}\n{}",
+                    listening.said()
+                ))
+            }
+        })?;
+    }
+    translators.restored()
 }
 
 fn drops(scene: &Scene) -> Result<()> {
