@@ -103,6 +103,9 @@ fn what_is_not_for_a_backend_goes_to_the_stack_as_it_was(family: Family) -> Resu
     for protocol in [UDP, TCP] {
         node.set_service((family.of(VIP), EMPTY, protocol), 70, 1, &[], 0)?;
     }
+    // As of a local DNS cache that has the cluster DNS' address.
+    let own = (family.of(NODE_1), VIP_PORT, UDP);
+    node.set_service(own, 71, 1, &[socket(family, B)], 0)?;
     let tcp = |flags| Packet::tcp((A, CLIENT_PORT), (VIP, VIP_PORT), flags);
     let to = |destination: (Ipv4Addr, u16)| Packet::udp((A, CLIENT_PORT), destination);
     let about = Packet::udp((VIP, VIP_PORT), (A, CLIENT_PORT));
@@ -122,6 +125,7 @@ fn what_is_not_for_a_backend_goes_to_the_stack_as_it_was(family: Family) -> Resu
             to((Ipv4Addr::new(10, 96, 0, 11), VIP_PORT)),
         ),
         ("another protocol", Packet::raw(A, VIP, 47)),
+        ("an own address of the node", to((NODE_1, VIP_PORT))),
         ("UDP, no backends", to((VIP, EMPTY))),
         (
             "TCP, no backends",

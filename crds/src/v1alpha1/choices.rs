@@ -22,10 +22,10 @@ pub enum XdpMode {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum ServiceTranslation {
     /// The host's stack, by kube-proxy's rules.
-    #[default]
     KubeProxy,
     /// The programs at the pods' veths, before a packet enters the stack. kube-proxy goes on
     /// beside them, for the nodes themselves and for what the programs leave to the stack.
+    #[default]
     Pods,
 }
 

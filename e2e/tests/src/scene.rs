@@ -17,6 +17,7 @@ use crate::{
     baseline, client, evidence,
     lab::{Lab, Mode},
     pods::{self, Pod},
+    translator::{self, Translator},
     workloads,
 };
 
@@ -82,6 +83,7 @@ pub const FIXED: &str = "e2e-fixed";
 #[derive(Debug, Clone, Copy)]
 pub struct Needs {
     mode: Mode,
+    services: Translator,
     rp_filter: u8,
     family: Option<Family>,
 }
@@ -91,8 +93,18 @@ impl Needs {
     pub fn mode(mode: Mode) -> Self {
         Self {
             mode,
+            services: Translator::Pods,
             rp_filter: 0,
             family: None,
+        }
+    }
+
+    /// The host's stack translates what pods send to Services.
+    #[must_use]
+    pub fn by_kube_proxy(self) -> Self {
+        Self {
+            services: Translator::KubeProxy,
+            ..self
         }
     }
 
@@ -230,8 +242,7 @@ impl Scene {
             // The one before may have failed in the midst of a change.
             self.lab.set_mode(needs.mode)?;
             self.mode = needs.mode;
-            self.lab
-                .patch_network(r#"{"spec":{"services":"KubeProxy"}}"#)?;
+            translator::ensure(&self.lab, needs.services)?;
         }
         Ok(())
     }

@@ -47,8 +47,8 @@ impl Translator {
     /// By the resource's field; it need not be there.
     fn of(field: &Value) -> Result<Self> {
         match field.as_str() {
-            Some("Pods") => Ok(Self::Pods),
-            Some("KubeProxy") | None => Ok(Self::KubeProxy),
+            Some("Pods") | None => Ok(Self::Pods),
+            Some("KubeProxy") => Ok(Self::KubeProxy),
             Some(other) => bail!("the ClusterNetwork has {other} for services"),
         }
     }
@@ -75,8 +75,7 @@ impl<'a> Translators<'a> {
 
     /// Sets the field and waits until it is in force on every node.
     pub fn set(&self, by: Translator) -> Result<()> {
-        self.patch(&by.name().into())?;
-        await_in_force(self.lab, by)
+        set(self.lab, by)
     }
 
     /// Puts the field back and waits until that is in force.
@@ -86,13 +85,7 @@ impl<'a> Translators<'a> {
     }
 
     fn put_back(&self) -> Result<()> {
-        self.patch(&self.before)?;
-        await_in_force(self.lab, Translator::of(&self.before)?)
-    }
-
-    fn patch(&self, value: &Value) -> Result<()> {
-        let patch = json!({"spec": {"services": value}});
-        self.lab.patch_network(&patch.to_string())
+        set_to(self.lab, &self.before)
     }
 }
 
@@ -103,6 +96,23 @@ impl Drop for Translators<'_> {
             let _outcome = self.put_back();
         }
     }
+}
+
+/// Sets `spec.services` and waits until it is in force on every node.
+pub fn set(lab: &Lab, by: Translator) -> Result<()> {
+    set_to(lab, &by.name().into())
+}
+
+/// The same where `spec.services` is another.
+pub fn ensure(lab: &Lab, by: Translator) -> Result<()> {
+    let now = Translator::of(&rollout::network(lab)?["spec"]["services"])?;
+    if now == by { Ok(()) } else { set(lab, by) }
+}
+
+fn set_to(lab: &Lab, value: &Value) -> Result<()> {
+    let patch = json!({"spec": {"services": value}});
+    lab.patch_network(&patch.to_string())?;
+    await_in_force(lab, Translator::of(value)?)
 }
 
 fn await_in_force(lab: &Lab, by: Translator) -> Result<()> {

@@ -69,7 +69,7 @@ struct Cli {
     #[arg(long, value_enum, default_value_t = ProxyArg::Nftables)]
     proxy_mode: ProxyArg,
     /// Who translates what pods send to Services
-    #[arg(long, value_enum, default_value_t = ServicesArg::KubeProxy)]
+    #[arg(long, value_enum, default_value_t = ServicesArg::Pods)]
     services: ServicesArg,
     /// Judge the CNI project's bridge plugin instead: what the suite says of a
     /// network that is known
@@ -101,6 +101,7 @@ enum ProxyArg {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ServicesArg {
+    /// The host's stack
     KubeProxy,
     /// veer, at the pods' devices
     Pods,
@@ -203,8 +204,8 @@ fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path, columns: &mut Colu
         .is_err()
     {
         let values: &[&str] = match cli.services {
-            ServicesArg::KubeProxy => &[],
-            ServicesArg::Pods => &["clusterNetwork.services=Pods"],
+            ServicesArg::KubeProxy => &["clusterNetwork.services=KubeProxy"],
+            ServicesArg::Pods => &[],
         };
         lab.install(values)?;
     }

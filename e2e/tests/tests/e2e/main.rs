@@ -49,6 +49,11 @@ fn tests() -> Vec<(String, Needs, Test)> {
     group("tunnel::monitor", tunnel, &monitor::IN_TUNNEL);
     group("tunnel::services", tunnel, &services::TESTS);
     group(
+        "tunnel::services_by_kube_proxy",
+        tunnel.by_kube_proxy(),
+        &services::TESTS,
+    );
+    group(
         "tunnel::services_strict_rp_filter",
         tunnel.strict(),
         &services::REACH,
@@ -71,8 +76,8 @@ fn tests() -> Vec<(String, Needs, Test)> {
     group("native::monitor", native, &monitor::IN_NATIVE);
     group("native::services", native, &services::TESTS);
     group(
-        "native::services_strict_rp_filter",
-        native.strict(),
+        "native::services_by_kube_proxy_strict_rp_filter",
+        native.by_kube_proxy().strict(),
         &services::REACH,
     );
     group(
