@@ -21,15 +21,15 @@ use aya::{
     pin::PinError,
 };
 use veer_bpf_common::tables::{
-    self, Configuration, Endpoints, Flows, FlowsBefore, Fragments, Interfaces, Ipcache, MapSpec,
-    Nodes, Places, Remotes, Table,
+    self, Affinities, Backends, Configuration, Endpoints, Flows, FlowsBefore, Fragments,
+    Interfaces, Ipcache, MapSpec, Members, Nodes, Places, Remotes, Services, Table,
 };
 
 use super::{Error, attach, before, raw, same_layout};
 use crate::netlink::{VXLAN, message::Socket};
 
 /// Maps that the programs fill.
-const LEARNED: [&str; 3] = [Flows::NAME, Places::NAME, Fragments::NAME];
+const LEARNED: [&str; 4] = [Flows::NAME, Places::NAME, Fragments::NAME, Affinities::NAME];
 /// Maps that the agent fills, and from which programs decide.
 const FILLED: [&str; 6] = [
     Configuration::NAME,
@@ -39,6 +39,8 @@ const FILLED: [&str; 6] = [
     Endpoints::NAME,
     Ipcache::NAME,
 ];
+/// The same of Services, which layout 4 had none of.
+const FILLED_SINCE_5: [&str; 3] = [Backends::NAME, Members::NAME, Services::NAME];
 
 /// Why a map of another layout could not be taken over.
 #[derive(Debug, thiserror::Error)]
@@ -144,7 +146,7 @@ pub(super) fn prepare(
     let learned = tables::ALL.iter().filter(|s| LEARNED.contains(&s.name));
     let before = FlowsBefore::SPEC;
     for spec in learned.chain([&before]) {
-        // A layout before 5 has no flow table; one after it hardly ever the map before.
+        // A layout before 5 has fewer; one after it hardly ever the map before.
         if !from.join(spec.name).exists() {
             continue;
         }
@@ -177,7 +179,9 @@ impl Handover {
             return None;
         }
         let filled = from.is_none_or(|from| {
-            FILLED.iter().fold(true, |all, name| {
+            let is_there = |name: &&&str| from.join(name).exists();
+            let names = FILLED.iter().chain(FILLED_SINCE_5.iter().filter(is_there));
+            names.fold(true, |all, name| {
                 let result = fill(&from.join(name), own);
                 match &result {
                     Ok(entries) => tracing::info!(map = name, entries, "taken over"),
