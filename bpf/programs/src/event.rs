@@ -50,6 +50,10 @@ pub(crate) fn tell<P: Captured>(
     };
     // SAFETY: as in `fill`.
     let record = unsafe { &mut *entry.as_mut_ptr() };
+    // First: the lengths that a capture may have are as many ways for the verifier.
+    if let Some(before) = translations::before() {
+        direct::copy_to(before, &raw mut record.before);
+    }
     fill(
         &raw mut record.event,
         now,
@@ -58,10 +62,6 @@ pub(crate) fn tell<P: Captured>(
         ifindex,
         decision,
     );
-    match translations::before(decision) {
-        Some(before) => record.before = *before,
-        None => direct::blank(&raw mut record.before),
-    }
     // The agent looks often enough; waking it would cost more than the event.
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }

@@ -18,8 +18,8 @@ use veer_bpf_tests::{
     datapath::{Context, Datapath},
     family::Family,
     in_both_families,
-    packet::{Packet, SYN},
-    services::{self, BACKEND_PORT, CLIENT_PORT, answer, ask, egress, front, serve},
+    packet::{Complaint, Packet, SYN},
+    services::{self, BACKEND_PORT, CLIENT_PORT, answer, ask, back, egress, front, serve},
     world::{self, *},
 };
 
@@ -195,7 +195,15 @@ fn a_translated_packet_is_told_with_what_it_showed_before(family: Family) -> Res
     let mut node = services::answering()?;
     node.listen(all()?)?;
     serve(&mut node, family, 1, &[B])?;
-    // Asked with an entry to be made, asked with one, answered.
+    let refused = Packet::error(
+        B,
+        A,
+        Complaint::Unreachable,
+        &Packet::udp((A, CLIENT_PORT), (B, BACKEND_PORT)),
+    )
+    .macs(B_MAC, B_NODE_MAC);
+    let asked = back(family, UDP, B);
+    // Asked with an entry to be made, asked with one, answered, refused.
     for (from, packet, before, state) in [
         (A, ask(UDP, 0), front(family, UDP), FlowState::New),
         (A, ask(UDP, 0), front(family, UDP), FlowState::Established),
@@ -205,6 +213,7 @@ fn a_translated_packet_is_told_with_what_it_showed_before(family: Family) -> Res
             family.flow(UDP, (B, BACKEND_PORT), (A, CLIENT_PORT)),
             FlowState::Reply,
         ),
+        (B, refused, asked, FlowState::Reply),
     ] {
         node.set_sender(from)?;
         let ran = egress(&mut node, family, &packet)?;

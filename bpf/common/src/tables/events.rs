@@ -75,7 +75,7 @@ plain!(Event, 56 + EVENT_BYTES);
 pub struct Record {
     /// The decision.
     pub event: Event,
-    /// See [`Record::before`]; zeros: the programs did not translate the packet.
+    /// See [`Record::before`]; where the programs did not translate the packet, anything.
     pub before: Tuple,
 }
 

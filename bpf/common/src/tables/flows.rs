@@ -318,6 +318,17 @@ impl Tuple {
         unsafe { core::mem::transmute::<Self, PairWords>(*self) }
     }
 
+    /// Becomes a flow like another one, between these ends (memory words of source and
+    /// destination) and without ports.
+    #[inline(always)]
+    pub const fn show(&mut self, ends: &[u64; 4], like: &Self) {
+        *self = Self::of(PairWords {
+            addresses: *ends,
+            middle: 0,
+            end: u32::from_ne_bytes([like.protocol, like.family, 0, 0]),
+        });
+    }
+
     #[inline(always)]
     const fn of(words: PairWords) -> Self {
         // SAFETY: as many bytes, and all fields are integers. In words for the

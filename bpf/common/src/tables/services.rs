@@ -231,7 +231,7 @@ impl Table for Asked {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The packet's flow.
+    /// The packet's flow; once it is translated, what it showed before.
     pub tuple: Tuple,
     /// What it is to become.
     pub to: Tuple,

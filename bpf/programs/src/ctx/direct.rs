@@ -97,6 +97,22 @@ pub(crate) fn entry(found: *const FlowEntry) -> FlowEntry {
     }
 }
 
+/// Copies a structure of integers. Assigned as a whole, it would be copied byte by byte.
+#[inline(always)]
+pub(crate) fn copy_to<T: Copy>(from: &T, to: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() >= 8) };
+    let mut at = 0;
+    while at < size_of::<T>() / 8 {
+        // Volatile: else the compiler finds the call again.
+        // SAFETY: within both structures, and aligned like them.
+        unsafe {
+            let word = core::ptr::from_ref(from).cast::<u64>().add(at).read();
+            to.cast::<u64>().add(at).write_volatile(word);
+        }
+        at += 1;
+    }
+}
+
 /// Fills a structure of integers with zeros.
 #[inline(always)]
 pub(crate) fn blank<T>(value: *mut T) {

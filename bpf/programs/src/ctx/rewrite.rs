@@ -36,6 +36,7 @@ pub(crate) fn rewrite<I: Ip>(
     if !load_ends::<I>(raw, own, &mut work.old) {
         return false;
     }
+    work.tuple.show(&work.old, &work.to);
     work.new = ends_of::<I::Address>(&work.to);
     let ([source, destination], [from, to]) = (halves_of(&work.old), halves_of(&work.new));
     let is_clients = if back {
@@ -62,7 +63,7 @@ pub(crate) fn rewrite<I: Ip>(
     let as_pseudo_header = u64::from(flags | BPF_F_PSEUDO_HDR);
     // SAFETY: a valid context.
     let covered = unsafe { bpf_l4_csum_replace(raw, checksum, 0, addresses, as_pseudo_header) };
-    covered == 0 && set_ports(raw, &work.to, transport, (checksum, flags))
+    covered == 0 && set_ports(raw, work, transport, (checksum, flags))
 }
 
 /// Gives an ICMP error whose header is at `icmp` the form that suits a packet
@@ -81,6 +82,7 @@ pub(crate) fn rewrite_error<I: Ip>(raw: *mut __sk_buff, work: &mut Question, icm
     {
         return false;
     }
+    work.tuple.show(&work.old, &work.to);
     work.new = ends_of::<I::Address>(&work.to);
     let [source, destination] = halves_of(&work.outside);
     let ([old_from, old_to], [from, to]) = (halves_of(&work.old), halves_of(&work.new));
@@ -110,7 +112,7 @@ pub(crate) fn rewrite_error<I: Ip>(raw: *mut __sk_buff, work: &mut Question, icm
             bpf_l4_csum_replace(raw, checksum, 0, inner, 0) == 0
                 && bpf_l4_csum_replace(raw, checksum, 0, outer, BPF_F_PSEUDO_HDR.into()) == 0
         };
-    covered && ports.is_none_or(|at| set_ports(raw, &work.to, at as u32, (checksum, 0)))
+    covered && ports.is_none_or(|at| set_ports(raw, work, at as u32, (checksum, 0)))
 }
 
 /// Bytes of an ICMP header.
@@ -193,12 +195,19 @@ fn set_ends<I: Ip>(
 /// Replaces the ports at an offset, which a checksum covers: where it is, and flags of
 /// `bpf_l4_csum_replace`.
 #[inline(always)]
-fn set_ports(raw: *mut __sk_buff, to: &Tuple, at: u32, (checksum, flags): (u32, u32)) -> bool {
+fn set_ports(
+    raw: *mut __sk_buff,
+    work: &mut Question,
+    at: u32,
+    (checksum, flags): (u32, u32),
+) -> bool {
     let mut old = 0u32;
     if !load_into(raw, at, &raw mut old) {
         return false;
     }
-    let ([a, b], [c, d]) = (to.source_port, to.destination_port);
+    let [a, b, c, d] = old.to_ne_bytes();
+    (work.tuple.source_port, work.tuple.destination_port) = ([a, b], [c, d]);
+    let ([a, b], [c, d]) = (work.to.source_port, work.to.destination_port);
     let new = u32::from_ne_bytes([a, b, c, d]);
     let bytes = size_of::<u32>() as u32;
     // SAFETY: a valid context, and as many readable bytes.

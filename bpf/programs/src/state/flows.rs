@@ -24,9 +24,7 @@ use veer_bpf_net::{
     ip::Ip,
 };
 
-use super::{
-    counters, flows_before, fragments::FragmentMap, maps::FLOW_TABLE, places, translations,
-};
+use super::{counters, flows_before, fragments::FragmentMap, maps::FLOW_TABLE, places};
 use crate::ctx::{clock::now, direct, skb::Skb};
 
 /// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
@@ -141,9 +139,6 @@ pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> Answer {
         Answer::No => FlowState::NoEntry,
         Answer::OfStack | Answer::Of(_) => FlowState::Reply,
     } as u16;
-    if matches!(found, Answer::Of(_)) {
-        translations::remember(flow);
-    }
     found
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_get_prandom_u32};
 use veer_bpf_common::{
     address::{Address, FAMILY_V4},
     outcome::{DropReason, FlowState, Observation},
-    tables::{Decision, End, FlowEntry, FlowKey, Question, Share, Tuple},
+    tables::{End, FlowEntry, FlowKey, Question, Share, Tuple},
 };
 use veer_bpf_net::{
     bytes::Bytes as _,
@@ -45,19 +45,10 @@ const NONE: u32 = u32::MAX;
 /// No place either: the packet cannot go on.
 const REFUSED: u32 = u32::MAX - 1;
 
-/// Remembers what a packet shows that is to be translated, for those who listen.
+/// What the last packet that was translated on this CPU showed before.
 #[inline(always)]
-pub(super) fn remember(flow: &Flow) {
-    if let Some(question) = question() {
-        question.tuple = flow.tuple;
-    }
-}
-
-/// What the packet of a decision showed before it was translated, if it was.
-#[inline(always)]
-pub(crate) fn before(decision: &Decision) -> Option<&'static Tuple> {
-    let question = (decision.translated != 0).then(question)??;
-    Some(&question.tuple)
+pub(crate) fn before() -> Option<&'static Tuple> {
+    Some(&question()?.tuple)
 }
 
 /// Asks what a packet that a pod sends is to become. `share`: the pod's. Whether there is
