@@ -19,6 +19,17 @@ impl Figures {
         self.series.entry(key).or_default().push(value);
     }
 
+    /// Adds the median and the 99th percentile of what one measurement saw, under these
+    /// names.
+    pub(crate) fn add_all(&mut self, subject: &str, names: [&str; 2], mut each: Vec<f64>) {
+        each.sort_by(f64::total_cmp);
+        for (quantity, percent) in names.into_iter().zip([50, 99]) {
+            if let Some(value) = share_of(&each, percent) {
+                self.add(subject, quantity, value);
+            }
+        }
+    }
+
     /// Subjects that have a series of this quantity.
     pub(crate) fn subjects(&self, quantity: &str) -> Vec<&str> {
         let of = self.series.keys().filter(|(_, q)| q == quantity);
@@ -35,10 +46,7 @@ impl Figures {
 
     /// The value that this share of a series lies below; `None` without values.
     pub(crate) fn percentile(&self, subject: &str, quantity: &str, percent: usize) -> Option<f64> {
-        let values = self.sorted(subject, quantity);
-        values
-            .get((values.len() * percent / 100).min(values.len().saturating_sub(1)))
-            .copied()
+        share_of(&self.sorted(subject, quantity), percent)
     }
 
     /// The median.
@@ -87,6 +95,14 @@ impl Figures {
     }
 }
 
+/// The value that this share of sorted values lies below; `None` without values.
+fn share_of(sorted: &[f64], percent: usize) -> Option<f64> {
+    let last = sorted.len().saturating_sub(1);
+    sorted
+        .get((sorted.len() * percent / 100).min(last))
+        .copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +120,18 @@ mod tests {
         assert_eq!(figures.median("a", "time"), Some(30.0));
         assert_eq!(figures.spread("a", "time"), Some((10.0, 100.0)));
         assert_eq!(figures.median("c", "time"), None);
+    }
+
+    #[test]
+    fn of_one_measurement_the_median_and_the_99th_percentile_stay() {
+        let mut figures = Figures::default();
+        let all = |count: u32| (0..count).rev().map(f64::from).collect();
+        figures.add_all("a", ["p50", "p99"], all(200));
+        assert_eq!(figures.median("a", "p50"), Some(100.0));
+        assert_eq!(figures.median("a", "p99"), Some(198.0));
+        figures.add_all("b", ["p50", "p99"], all(1));
+        assert_eq!(figures.median("b", "p99"), Some(0.0));
+        figures.add_all("c", ["p50", "p99"], all(0));
+        assert_eq!(figures.median("c", "p50"), None);
     }
 }

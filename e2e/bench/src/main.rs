@@ -17,14 +17,16 @@ mod measure;
 mod places;
 mod programs;
 mod report;
+mod services;
+mod traffic;
 mod wiring;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use figures::Figures;
-use veer_e2e_cluster::{Cluster, Config, Families, Progress, own_name};
+use veer_e2e_cluster::{Cluster, Config, Families, Progress, ProxyMode, own_name};
 use veer_e2e_tests::lab::{Lab, NAMESPACE};
 
 #[derive(Parser)]
@@ -54,9 +56,66 @@ struct Cli {
     /// Only round trips and streams
     #[arg(long, conflicts_with = "programs")]
     network: bool,
+    /// Only connections and round trips through one Service among so many others that nobody
+    /// talks to (10,1000), translated by kube-proxy and by veer, on a cluster of IPv4; and
+    /// what so many cost the agents
+    #[arg(
+        long,
+        value_name = "COUNTS",
+        value_delimiter = ',',
+        conflicts_with_all = ["programs", "network", "before", "pods"]
+    )]
+    services: Vec<usize>,
+    /// How kube-proxy translates, with --services
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = ProxyArg::Nftables,
+        requires = "services",
+        conflicts_with = "cluster"
+    )]
+    proxy_mode: ProxyArg,
     /// Where the JSON goes
     #[arg(long, default_value = "build/bench.json")]
     json: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ProxyArg {
+    Nftables,
+    Iptables,
+}
+
+impl Cli {
+    /// The cluster to make.
+    fn config(&self, name: &str) -> Config {
+        let proxy_mode = match self.proxy_mode {
+            ProxyArg::Nftables => ProxyMode::Nftables,
+            ProxyArg::Iptables => ProxyMode::Iptables,
+        };
+        // One family of Services says what there is to say of them.
+        let families = if self.services.is_empty() {
+            Families::V4V6
+        } else {
+            Families::V4
+        };
+        Config {
+            families,
+            proxy_mode,
+            ..Config::new(name)
+        }
+    }
+
+    /// What to measure of Services: more of them each time.
+    fn plan(&self) -> services::Plan {
+        let sizes: BTreeSet<usize> = self.services.iter().copied().collect();
+        services::Plan {
+            sizes: sizes.into_iter().collect(),
+            rounds: self.rounds,
+            seconds: self.seconds,
+            is_left_up: self.cluster.is_some(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -84,11 +143,7 @@ fn bench(cli: &Cli) -> Result<()> {
         Cluster::attach(name)?
     } else {
         Cluster::remove_abandoned(KIND)?;
-        let config = Config {
-            families: Families::V4V6,
-            ..Config::new(&own)
-        };
-        Cluster::up_with(config, Progress::start())?
+        Cluster::up_with(cli.config(&own), Progress::start())?
     };
     let lab = Lab::new(cluster);
     let measured = measure_all(cli, &lab);
@@ -96,11 +151,14 @@ fn bench(cli: &Cli) -> Result<()> {
         Cluster::down_by_name(&own)?;
     }
     let figures = measured?;
-    if cli.network {
-        println!("{}", report::networks(&figures));
+    let text = if !cli.services.is_empty() {
+        report::services(&figures, &cli.plan().sizes)
+    } else if cli.network {
+        report::networks(&figures)
     } else {
-        println!("{}", report::tables(&figures));
-    }
+        report::tables(&figures)
+    };
+    println!("{text}");
     if let Some(folder) = cli.json.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
@@ -115,8 +173,12 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
         lab.install(&[])?;
     }
     lab.await_installed()?;
-    let progress = Progress::start();
     let mut figures = Figures::default();
+    if !cli.services.is_empty() {
+        services::measure(lab, &cli.plan(), &mut figures)?;
+        return Ok(figures);
+    }
+    let progress = Progress::start();
     measure::network(lab, cli.rounds, cli.seconds, &progress, &mut figures)?;
     if cli.network {
         return Ok(figures);
@@ -132,4 +194,44 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     programs::measure(&mut figures, cli.before.as_deref())?;
     progress.done("nanoseconds per packet of each program");
     Ok(figures)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, FromArgMatches, builder::Resettable};
+
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Cli, clap::Error> {
+        // Whatever cluster the tests are run with.
+        let command = Cli::command().mut_arg("cluster", |arg| arg.env(Resettable::Reset));
+        let words = [&["veer-bench"], words].concat();
+        Cli::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
+
+    #[test]
+    fn sizes_are_measured_in_ascending_order_on_a_cluster_of_one_family() {
+        Cli::command().debug_assert();
+        let cli = parsed(&["--services", "1000,10,1000", "--proxy-mode", "iptables"]);
+        let cli = cli.expect("good words");
+        assert_eq!(cli.plan().sizes, [10, 1000]);
+        let config = cli.config("a");
+        let made = (config.families, config.proxy_mode);
+        assert_eq!(made, (Families::V4, ProxyMode::Iptables));
+        let plain = parsed(&[]).expect("no words").config("a");
+        let made = (plain.families, plain.proxy_mode);
+        assert_eq!(made, (Families::V4V6, ProxyMode::Nftables));
+    }
+
+    #[test]
+    fn what_cannot_be_measured_at_once_is_refused() {
+        for bad in [
+            &["--services", "10", "--network"][..],
+            &["--services", "10", "--programs"],
+            &["--services", "ten"],
+            &["--proxy-mode", "iptables"],
+        ] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use crate::{
         subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
     },
     programs::{NANOSECONDS, NANOSECONDS_V6, TO_BEFORE, TO_V4},
+    services,
     wiring::fact,
 };
 
@@ -240,6 +241,138 @@ pub(crate) fn programs(figures: &Figures) -> String {
             let digits = if quantity.starts_with("ns") { 0 } else { 2 };
             text(figures.median(name, quantity), digits)
         }));
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+/// Who brings the client's packets to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// Nobody: it sends to the backend's own address.
+    Direct,
+    /// The host's stack.
+    KubeProxy,
+    /// veer's programs.
+    Veer,
+}
+
+impl By {
+    /// All, in the order of the report.
+    pub(crate) const ALL: [Self; 3] = [Self::Direct, Self::KubeProxy, Self::Veer];
+
+    /// As the report calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::KubeProxy => "kube-proxy",
+            Self::Veer => "veer",
+        }
+    }
+
+    /// At the backends, and at their Services if it goes through one: where connections
+    /// are opened and closed, and where one stays.
+    pub(crate) fn ports(self) -> [u16; 2] {
+        match self {
+            Self::Direct => [7071, 7072],
+            Self::KubeProxy => [7073, 7074],
+            Self::Veer => [7075, 7076],
+        }
+    }
+}
+
+/// Names of the series about Services.
+pub(crate) mod service {
+    use super::By;
+
+    /// Connections opened, read from and closed, one after the other.
+    pub(crate) const CONNECTIONS: &str = "connections/s";
+    /// Median and 99th percentile of the time of one.
+    pub(crate) const CONNECTION: [&str; 2] = ["connection p50, us", "connection p99, us"];
+    /// Resident memory, the median of all nodes' agents.
+    pub(crate) const MEMORY: &str = "agent resident, MiB";
+    /// From the end of the last call that creates some.
+    pub(crate) const TAKEN_IN: &str = "last one created until all nodes' maps have all, s";
+    /// From the new process on.
+    pub(crate) const READY: &str = "agent's start to ready, ms";
+    /// From the new process on, the time of the answer itself included.
+    pub(crate) const LISTED: &str = "agent's start until it lists all, s";
+
+    /// The subject of a series.
+    pub(crate) fn subject(size: usize, path: &str, by: By) -> String {
+        format!("{}, {path}, {}", of(size), by.name())
+    }
+
+    /// The subject of what does not depend on path and translator.
+    pub(crate) fn of(size: usize) -> String {
+        format!("{size} Services")
+    }
+}
+
+/// Connections through one Service among so many, and what so many cost the agents.
+pub(crate) fn services(figures: &Figures, sizes: &[usize]) -> String {
+    [through(figures, sizes), many(figures, sizes)].join("\n\n")
+}
+
+/// By path and translator. Ratios are of each round to the same round.
+fn through(figures: &Figures, sizes: &[usize]) -> String {
+    use service::CONNECTIONS;
+    let [connection_p50, connection_p99] = service::CONNECTION;
+    let mut table = table(&[
+        "Services",
+        "path",
+        "by",
+        CONNECTIONS,
+        "× kube-proxy",
+        "× direct",
+        connection_p50,
+        connection_p99,
+        P50,
+        "× kube-proxy",
+        "× direct",
+        P99,
+    ]);
+    for size in sizes {
+        for (path, _) in services::PATHS {
+            for by in By::ALL {
+                let subject = |by| service::subject(*size, path, by);
+                let name = subject(by);
+                let median = |quantity| two(figures.median(&name, quantity));
+                let ratio = |to, quantity| two(figures.ratio(&name, &subject(to), quantity));
+                let in_a_second = figures.median(&name, CONNECTIONS);
+                table.add_row([
+                    size.to_string(),
+                    path.to_owned(),
+                    by.name().to_owned(),
+                    in_a_second.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}")),
+                    ratio(By::KubeProxy, CONNECTIONS),
+                    ratio(By::Direct, CONNECTIONS),
+                    median(connection_p50),
+                    median(connection_p99),
+                    median(P50),
+                    ratio(By::KubeProxy, P50),
+                    ratio(By::Direct, P50),
+                    median(P99),
+                ]);
+            }
+        }
+    }
+    table.to_string()
+}
+
+/// What does not depend on path and translator.
+fn many(figures: &Figures, sizes: &[usize]) -> String {
+    let quantities = [
+        service::MEMORY,
+        service::TAKEN_IN,
+        service::READY,
+        service::LISTED,
+    ];
+    let mut table = table(&[&["Services"][..], &quantities].concat());
+    for size in sizes {
+        let name = service::of(*size);
+        let values = quantities.map(|quantity| two(figures.median(&name, quantity)));
+        let row = [size.to_string()].into_iter().chain(values);
         table.add_row(row);
     }
     table.to_string()
