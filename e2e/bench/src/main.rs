@@ -13,6 +13,7 @@
 mod families;
 mod figures;
 mod gaps;
+mod listening;
 mod measure;
 mod places;
 mod programs;
@@ -56,6 +57,9 @@ struct Cli {
     /// Only round trips and streams
     #[arg(long, conflicts_with = "programs")]
     network: bool,
+    /// Only what it takes to listen to the programs' decisions
+    #[arg(long, conflicts_with_all = ["programs", "network", "before", "pods"])]
+    monitor: bool,
     /// Only connections and round trips through one Service among so many others that nobody
     /// talks to (10,1000), translated by kube-proxy and by veer, on a cluster of IPv4; and
     /// what so many cost the agents
@@ -63,7 +67,7 @@ struct Cli {
         long,
         value_name = "COUNTS",
         value_delimiter = ',',
-        conflicts_with_all = ["programs", "network", "before", "pods"]
+        conflicts_with_all = ["programs", "network", "monitor", "before", "pods"]
     )]
     services: Vec<usize>,
     /// How kube-proxy translates, with --services
@@ -153,6 +157,8 @@ fn bench(cli: &Cli) -> Result<()> {
     let figures = measured?;
     let text = if !cli.services.is_empty() {
         report::services(&figures, &cli.plan().sizes)
+    } else if cli.monitor {
+        report::monitor(&figures)
     } else if cli.network {
         report::networks(&figures)
     } else {
@@ -176,6 +182,10 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
     let mut figures = Figures::default();
     if !cli.services.is_empty() {
         services::measure(lab, &cli.plan(), &mut figures)?;
+        return Ok(figures);
+    }
+    if cli.monitor {
+        listening::measure(lab, (cli.rounds, cli.seconds), &mut figures)?;
         return Ok(figures);
     }
     let progress = Progress::start();

@@ -6,6 +6,7 @@ use crate::{
     families,
     figures::Figures,
     gaps::{self, GAP},
+    listening,
     measure::{
         P50, P99, STREAM,
         subject::{self, NATIVE, NODE, SAME, TUNNEL, VETH},
@@ -222,6 +223,18 @@ fn rest(figures: &Figures) -> String {
             String::new(),
             String::new(),
         ]);
+    }
+    table.to_string()
+}
+
+/// What it takes to listen.
+pub(crate) fn monitor(figures: &Figures) -> String {
+    use listening::{AGENT, COMMAND, LISTENERS, LOST, SENT};
+    let mut table = table(&["who listens", SENT, AGENT, COMMAND, LOST]);
+    for (name, _) in LISTENERS {
+        let mut row = vec![name.to_owned()];
+        row.extend([SENT, AGENT, COMMAND, LOST].map(|what| two(figures.median(name, what))));
+        table.add_row(row);
     }
     table.to_string()
 }

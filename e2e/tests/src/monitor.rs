@@ -21,6 +21,8 @@ use crate::{client, lab::Lab, pods::Pod, site::Site};
 pub const SOON: Duration = Duration::from_mins(1);
 /// File of what a command says on standard error.
 const SAID: &str = "said";
+/// The agent's, where it runs.
+const SOCKET: &str = "/run/veer/agent.sock";
 /// For the decisions on one packet.
 const ONE: Duration = Duration::from_secs(3);
 
@@ -57,6 +59,17 @@ impl<'a> Workstation<'a> {
             .env("PATH", format!("{programs}:/usr/bin:/bin"))
             .arg("--kubeconfig")
             .arg(self.lab.cluster.kubeconfig())
+            .arg("monitor")
+            .args(words);
+        command
+    }
+
+    /// The same on this machine, of the agent with this process id.
+    pub fn on_this_machine(&self, agent: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(self.path("veer"));
+        command
+            .arg("--socket")
+            .arg(format!("/proc/{agent}/root{SOCKET}"))
             .arg("monitor")
             .args(words);
         command
