@@ -18,8 +18,8 @@ use std::{
 use veer_bpf_common::{
     outcome::{FIRST_REASON, Program},
     tables::{
-        Backend, BackendKey, Backends, End, FORM_NATIVE, FlowEntry, FlowKey, Flows, Frontend,
-        Interface, Member, Members, Service, Services, Tuple,
+        Affinities, Backend, BackendKey, Backends, End, FORM_NATIVE, FlowEntry, FlowKey, Flows,
+        Frontend, Interface, Member, Members, Service, Services, Tuple,
     },
 };
 use veer_bpf_net::ip::{TCP, UDP};
@@ -90,6 +90,18 @@ impl Datapath {
         let backend = Backend::at(socket.into());
         let member = Member::new(id, backend.address, backend.port);
         Ok(self.hash::<Members>()?.remove(&member)?)
+    }
+
+    /// Makes all clients with affinity silent for so many more seconds.
+    pub fn age_affinities(&mut self, seconds: u32) -> Result<()> {
+        let mut clients = self.hash::<Affinities>()?;
+        let all = clients.iter().collect::<Result<Vec<_>, _>>()?;
+        for (client, mut last) in all {
+            // Before the clock's zero, too, as far as the programs see.
+            last.since = last.since.wrapping_sub(u64::from(seconds) * 1_000_000_000);
+            clients.insert(client, last, 0)?;
+        }
+        Ok(())
     }
 
     /// Whose packets `pod_egress` sees from now on: those of B, or else of A.

@@ -39,6 +39,7 @@ in_both_families! {
     a_flow_whose_other_entry_is_gone_begins_anew,
     a_new_connection_does_not_follow_the_entry_of_a_gone_service,
     a_client_with_affinity_keeps_its_backend_as_long_as_it_is_one,
+    a_client_is_forgotten_once_it_was_silent_for_as_long_as_its_affinity_lasts,
 }
 
 fn load() -> Result<Datapath> {
@@ -296,4 +297,27 @@ fn a_client_with_affinity_keeps_its_backend_as_long_as_it_is_one(family: Family)
     // Those that were there before follow.
     assert_eq!(all_of(&mut node, 2000..2100)?, second);
     node.check_partners()
+}
+
+fn a_client_is_forgotten_once_it_was_silent_for_as_long_as_its_affinity_lasts(
+    family: Family,
+) -> Result<()> {
+    const LASTS: u32 = 3600;
+    let mut node = load()?;
+    let backends = [B, C, NODE_1, WORLD].map(|b| socket(family, b));
+    node.set_service(frontend(family, UDP), UDP.into(), 1, &backends, LASTS)?;
+    let mut after = |silent: u32, ports: std::ops::Range<u16>| {
+        ports
+            .map(|port| {
+                let to = sent_to(&mut node, family, &udp_from(port))?;
+                node.age_affinities(silent)?;
+                Ok(to)
+            })
+            .collect::<Result<BTreeSet<Socket>>>()
+    };
+    let kept = after(LASTS - 5, 1000..1100)?;
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let forgotten = after(LASTS, 2000..2100)?;
+    assert_eq!(forgotten.len(), backends.len(), "{forgotten:?}");
+    Ok(())
 }
