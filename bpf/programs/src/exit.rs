@@ -132,6 +132,7 @@ fn end<H: Hook>(skb: Skb, outcome: Outcome) -> i32 {
     }
     // Read last: until then it would take a place on the stack. No program changes the
     // length of what it does not answer.
+    counters::talk(H::PROGRAM, skb.length(), outcome, skb.decision);
     end_tc(H::PROGRAM, skb.length(), outcome)
 }
 

@@ -21,6 +21,7 @@ mod places;
 mod remotes;
 mod samples;
 mod services;
+mod traffic;
 
 pub use config::{CONFIG_PAD, Config, Configuration};
 pub use counters::{Counter, Counters};
@@ -42,6 +43,7 @@ pub use services::{
     Affinities, Affinity, AffinityKey, Asked, Backend, BackendKey, Backends, Frontend, Member,
     Members, Question, Service, Services,
 };
+pub use traffic::{Talk, Traffic};
 
 /// A key of two addresses and eight bytes more, in memory words.
 #[repr(C)]
@@ -64,6 +66,8 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// `BPF_MAP_TYPE_LRU_HASH`.
     LruHash = 9,
+    /// `BPF_MAP_TYPE_LRU_PERCPU_HASH`.
+    LruPerCpuHash = 10,
     /// `BPF_MAP_TYPE_LPM_TRIE`.
     LpmTrie = 11,
     /// `BPF_MAP_TYPE_RINGBUF`, since 5.8.
@@ -79,7 +83,11 @@ impl MapKind {
     pub const fn flags(self) -> u32 {
         match self {
             Self::Hash | Self::LpmTrie => NO_PREALLOC,
-            Self::Array | Self::PerCpuArray | Self::LruHash | Self::RingBuf => 0,
+            Self::Array
+            | Self::PerCpuArray
+            | Self::LruHash
+            | Self::LruPerCpuHash
+            | Self::RingBuf => 0,
         }
     }
 }
@@ -141,7 +149,7 @@ pub struct MapSpec {
 }
 
 /// All maps but [`FlowsBefore`], which only an upgrade has.
-pub const ALL: [MapSpec; 20] = [
+pub const ALL: [MapSpec; 21] = [
     Configuration::SPEC,
     Endpoints::SPEC,
     Interfaces::SPEC,
@@ -162,6 +170,7 @@ pub const ALL: [MapSpec; 20] = [
     Members::SPEC,
     Affinities::SPEC,
     Asked::SPEC,
+    Traffic::SPEC,
 ];
 
 #[cfg(test)]

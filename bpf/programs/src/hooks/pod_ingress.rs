@@ -41,6 +41,9 @@ impl Hook for PodIngress {
         };
         let source = lookup::who(ip.source());
         skb.decision.source_identity = source.identity().get();
+        if let Some(pod) = lookup::interface(skb.ifindex()) {
+            skb.decision.destination_identity = pod.identity().get();
+        }
         if source.takes_redirects() {
             flows::record(skb, &ip)
         } else {

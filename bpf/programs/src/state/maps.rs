@@ -2,7 +2,9 @@
 //! with that.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
+    },
     macros::btf_map,
 };
 use veer_bpf_common::{
@@ -10,7 +12,7 @@ use veer_bpf_common::{
     tables::{
         Affinities, Asked, Backends, Configuration, Counters, Decisions, Endpoints, Events, Flows,
         FlowsBefore, Fragments, Heartbeat, Interfaces, Ipcache, Listening, Members, Nodes, Places,
-        Remotes, Samples, Services, Table,
+        Remotes, Samples, Services, Table, Traffic,
     },
 };
 
@@ -48,6 +50,7 @@ map!(ASKED: Asked as PerCpuArray<V<Asked>>);
 map!(FLOWS: FlowsBefore as LruHashMap<K<FlowsBefore>, V<FlowsBefore>>);
 map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);
 map!(COUNTERS: Counters as PerCpuArray<V<Counters>>);
+map!(TRAFFIC: Traffic as LruPerCpuHashMap<K<Traffic>, V<Traffic>>);
 map!(DECISIONS: Decisions as PerCpuArray<V<Decisions>>);
 map!(SAMPLES: Samples as PerCpuArray<V<Samples>>);
 map!(HEARTBEAT: Heartbeat as Array<V<Heartbeat>>);

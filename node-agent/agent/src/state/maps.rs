@@ -9,7 +9,7 @@ use veer_agent_kernel::{
 };
 use veer_bpf_common::{
     outcome::{DropReason, Program},
-    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes, Services},
+    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes, Services, Talk},
 };
 
 /// Packets and bytes of one outcome of a program, with the outcome's number and name.
@@ -53,6 +53,12 @@ impl Maps {
     /// Entries of flows that something translates.
     pub(crate) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
         self.0.lock().flows()
+    }
+
+    /// Who sends to whom. Read without the datapath's lock.
+    pub(crate) fn traffic(&self) -> Result<Vec<(Talk, Counter)>, Error> {
+        let talks = self.0.lock().talks()?;
+        talks.read()
     }
 
     /// Samples of drops.

@@ -12,6 +12,7 @@ mod maps;
 mod raw;
 mod ring;
 mod rows;
+mod talks;
 
 use std::{
     fs, io,
@@ -35,6 +36,7 @@ use crate::netlink::message::Socket;
 pub use attach::{Hook, XdpAttach, remove_clsact};
 pub use maps::Maps;
 pub use ring::{Reader, Ring};
+pub use talks::Talks;
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +186,11 @@ impl Datapath {
     /// The ring of events.
     pub fn ring(&self) -> Result<Ring, Error> {
         Ring::open(&self.pins)
+    }
+
+    /// Who sends to whom.
+    pub fn talks(&self) -> Result<Talks, Error> {
+        Talks::open(&self.pins)
     }
 
     /// All flow entries, in one call.

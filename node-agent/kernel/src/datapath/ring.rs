@@ -54,7 +54,7 @@ impl Ring {
 }
 
 /// A map that is pinned under its name, as a handle of its kind.
-fn pinned<T: Table, M>(pins: &Path, kind: fn(MapData) -> Map) -> Result<M, Error>
+pub(super) fn pinned<T: Table, M>(pins: &Path, kind: fn(MapData) -> Map) -> Result<M, Error>
 where
     M: TryFrom<Map, Error = MapError>,
 {
