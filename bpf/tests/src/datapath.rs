@@ -3,14 +3,17 @@
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+        lpm_trie,
+    },
     programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use veer_bpf_common::{
     address::{IP_KEY_TAG_BITS, IpKey},
     device::IfIndex,
@@ -21,7 +24,7 @@ use veer_bpf_common::{
         Config, Configuration, Counter, Counters, Decision, Decisions, Endpoint, Endpoints, Event,
         Events, FlowBefore, FlowEntry, Flows, FlowsBefore, Heartbeat, Interface, Interfaces,
         Ipcache, IpcacheEntry, Listen, Listening, Nodes, Places, Record, Remote, Remotes, Samples,
-        Table, Tuple,
+        Table, Talk, Traffic, Tuple,
     },
 };
 
@@ -82,6 +85,9 @@ pub struct Ran {
     /// `skb->mark` afterwards.
     pub mark: u32,
 }
+
+/// Identities of sender and receiver, the program's number, and the outcome's name.
+pub type TalkKey = (u32, u32, u16, &'static str);
 
 /// One set of maps with programs.
 pub struct Datapath {
@@ -298,6 +304,23 @@ impl Datapath {
             found.extend(values.iter().filter(|sample| sample.at != 0).copied());
         }
         Ok(found)
+    }
+
+    /// Who sent to whom: packets and bytes.
+    pub fn talks(&mut self) -> Result<BTreeMap<TalkKey, (u64, u64)>> {
+        let map = PerCpuHashMap::<_, Talk, Counter>::try_from(self.map::<Traffic>()?)?;
+        map.iter()
+            .map(|row| {
+                let (talk, counters) = row?;
+                let packets = counters.iter().map(|c| c.packets).sum();
+                let bytes = counters.iter().map(|c| c.bytes).sum();
+                let outcome = outcome_name(talk.outcome.into()).unwrap_or("?");
+                Ok((
+                    (talk.source, talk.destination, talk.program, outcome),
+                    (packets, bytes),
+                ))
+            })
+            .collect()
     }
 
     /// Says which decisions are wanted, and until when.

@@ -37,11 +37,11 @@ impl Talk {
     #[inline(always)]
     pub const fn counts(program: Program, outcome: Outcome) -> bool {
         match outcome {
-            Err(_) => true,
             // What passes by other devices is the host's own.
             Ok(Verdict::Pass) => matches!(program, Program::PodIngress),
             Ok(Verdict::Answer | Verdict::Ignore | Verdict::Beyond) => false,
-            Ok(
+            Err(_)
+            | Ok(
                 Verdict::PassNoted
                 | Verdict::ToStack
                 | Verdict::ToStackNoted
