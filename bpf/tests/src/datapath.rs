@@ -3,10 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{
-        Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
-        lpm_trie,
-    },
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie},
     programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode},
 };
 use nix::{
@@ -24,7 +21,7 @@ use veer_bpf_common::{
         Config, Configuration, Counter, Counters, Decision, Decisions, Endpoint, Endpoints, Event,
         Events, FlowBefore, FlowEntry, Flows, FlowsBefore, Heartbeat, Interface, Interfaces,
         Ipcache, IpcacheEntry, Listen, Listening, Nodes, Places, Record, Remote, Remotes, Samples,
-        Table, Talk, Traffic, Tuple,
+        Table, Talked, Traffic, Tuple,
     },
 };
 
@@ -308,19 +305,21 @@ impl Datapath {
 
     /// Who sent to whom: packets and bytes.
     pub fn talks(&mut self) -> Result<BTreeMap<TalkKey, (u64, u64)>> {
-        let map = PerCpuHashMap::<_, Talk, Counter>::try_from(self.map::<Traffic>()?)?;
-        map.iter()
-            .map(|row| {
-                let (talk, counters) = row?;
-                let packets = counters.iter().map(|c| c.packets).sum();
-                let bytes = counters.iter().map(|c| c.bytes).sum();
+        let map = self.per_cpu::<Traffic>()?;
+        let mut found: BTreeMap<TalkKey, (u64, u64)> = BTreeMap::new();
+        for values in map.iter() {
+            for Talked { talk, counter, .. } in values?.iter() {
+                if counter.packets == 0 {
+                    continue;
+                }
                 let outcome = outcome_name(talk.outcome.into()).unwrap_or("?");
-                Ok((
-                    (talk.source, talk.destination, talk.program, outcome),
-                    (packets, bytes),
-                ))
-            })
-            .collect()
+                let key = (talk.source, talk.destination, talk.program, outcome);
+                let (packets, bytes) = found.entry(key).or_default();
+                *packets += counter.packets;
+                *bytes += counter.bytes;
+            }
+        }
+        Ok(found)
     }
 
     /// Says which decisions are wanted, and until when.

@@ -28,7 +28,6 @@ fn every_map_is_as_common_lists_it() -> Result<()> {
             | aya::maps::Map::LruHashMap(d)
             | aya::maps::Map::LpmTrie(d)
             | aya::maps::Map::PerCpuArray(d)
-            | aya::maps::Map::PerCpuLruHashMap(d)
             | aya::maps::Map::RingBuf(d) => d,
             other => anyhow::bail!("{} is of a kind that is not listed: {other:?}", spec.name),
         };

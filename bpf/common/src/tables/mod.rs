@@ -43,7 +43,7 @@ pub use services::{
     Affinities, Affinity, AffinityKey, Asked, Backend, BackendKey, Backends, Frontend, Member,
     Members, Question, Service, Services,
 };
-pub use traffic::{Talk, Traffic};
+pub use traffic::{Talk, Talked, Traffic};
 
 /// A key of two addresses and eight bytes more, in memory words.
 #[repr(C)]
@@ -66,8 +66,6 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// `BPF_MAP_TYPE_LRU_HASH`.
     LruHash = 9,
-    /// `BPF_MAP_TYPE_LRU_PERCPU_HASH`.
-    LruPerCpuHash = 10,
     /// `BPF_MAP_TYPE_LPM_TRIE`.
     LpmTrie = 11,
     /// `BPF_MAP_TYPE_RINGBUF`, since 5.8.
@@ -83,11 +81,7 @@ impl MapKind {
     pub const fn flags(self) -> u32 {
         match self {
             Self::Hash | Self::LpmTrie => NO_PREALLOC,
-            Self::Array
-            | Self::PerCpuArray
-            | Self::LruHash
-            | Self::LruPerCpuHash
-            | Self::RingBuf => 0,
+            Self::Array | Self::PerCpuArray | Self::LruHash | Self::RingBuf => 0,
         }
     }
 }

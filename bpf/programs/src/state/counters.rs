@@ -2,13 +2,10 @@
 
 use veer_bpf_common::{
     outcome::{Observation, Outcome, Program},
-    tables::{Counter, Counters, Decision, Talk},
+    tables::{Counter, Counters, Decision, Talk, Traffic},
 };
 
-use super::{
-    flows::CREATE,
-    maps::{COUNTERS, TRAFFIC},
-};
+use super::maps::{COUNTERS, TRAFFIC};
 
 /// Counts something seen on the way that is not the outcome.
 #[inline(always)]
@@ -39,26 +36,57 @@ fn add(counter: *mut Counter, length: u32) {
 #[inline(always)]
 pub(crate) fn talk(program: Program, length: u32, outcome: Outcome, decision: &Decision) {
     if Talk::counts(program, outcome) {
-        count_talk(decision, program as u32, length);
+        let what = (program as u32) << 16 | decision.outcome;
+        count_talk(
+            decision.source_identity,
+            decision.destination_identity,
+            what,
+            length,
+        );
     }
 }
 
-/// A function of its own: its callers have no room for the key on their stack.
+/// A *global* function: the verifier walks it once, and its callers have no room for what
+/// it needs of the stack. `what`: the program's number, and below it the outcome's.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn count_talk(decision: &Decision, program: u32, length: u32) -> u32 {
+extern "C" fn count_talk(source: u32, destination: u32, what: u32, length: u32) -> u32 {
     let talk = Talk {
-        source: decision.source_identity,
-        destination: decision.destination_identity,
-        program: program as u16,
-        outcome: decision.outcome as u16,
+        source,
+        destination,
+        program: (what >> 16) as u16,
+        outcome: what as u16,
     };
-    if let Some(counter) = TRAFFIC.get_ptr_mut(&talk) {
-        add(counter, length);
-        return 1;
+    let mut fewest = u64::MAX;
+    let mut forgotten = Traffic::slot(&talk, 0);
+    let mut probe = 0;
+    while probe < Traffic::PROBES {
+        let slot = Traffic::slot(&talk, probe);
+        let Some(talked) = TRAFFIC.get_ptr_mut(slot) else {
+            return 0;
+        };
+        // SAFETY: as of `add`.
+        let talked = unsafe { &mut *talked };
+        let packets = talked.counter.packets;
+        if talked.talk == talk && packets != 0 {
+            add(&raw mut talked.counter, length);
+            return 1;
+        }
+        if packets < fewest {
+            (fewest, forgotten) = (packets, slot);
+        }
+        if packets == 0 {
+            break;
+        }
+        probe += 1;
     }
-    let first = Counter {
-        packets: 1,
-        bytes: length.into(),
+    let Some(talked) = TRAFFIC.get_ptr_mut(forgotten) else {
+        return 0;
     };
-    u32::from(TRAFFIC.insert(&talk, &first, CREATE).is_ok())
+    // SAFETY: as of `add`.
+    let talked = unsafe { &mut *talked };
+    talked.talk = talk;
+    talked.counter.packets = 1;
+    talked.counter.bytes = length.into();
+    1
 }

@@ -2,9 +2,7 @@
 //! with that.
 
 use aya_ebpf::{
-    btf_maps::{
-        Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf, lpm_trie::Key,
-    },
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
     macros::btf_map,
 };
 use veer_bpf_common::{
@@ -50,7 +48,7 @@ map!(ASKED: Asked as PerCpuArray<V<Asked>>);
 map!(FLOWS: FlowsBefore as LruHashMap<K<FlowsBefore>, V<FlowsBefore>>);
 map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);
 map!(COUNTERS: Counters as PerCpuArray<V<Counters>>);
-map!(TRAFFIC: Traffic as LruPerCpuHashMap<K<Traffic>, V<Traffic>>);
+map!(TRAFFIC: Traffic as PerCpuArray<V<Traffic>>);
 map!(DECISIONS: Decisions as PerCpuArray<V<Decisions>>);
 map!(SAMPLES: Samples as PerCpuArray<V<Samples>>);
 map!(HEARTBEAT: Heartbeat as Array<V<Heartbeat>>);

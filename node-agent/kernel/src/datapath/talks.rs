@@ -1,43 +1,32 @@
 //! Who sends to whom, as the programs count it.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use aya::maps::{Map, MapData, MapError, PerCpuHashMap};
-use veer_bpf_common::tables::{Counter, Talk, Traffic};
+use aya::maps::{Map, MapData, PerCpuArray};
+use veer_bpf_common::tables::{Counter, Table, Talk, Talked, Traffic};
 
 use super::{Error, maps::error, ring::pinned};
 
 /// A handle of its own: to read all of it takes thousands of calls, and nobody waits.
-pub struct Talks(PerCpuHashMap<MapData, Talk, Counter>);
+pub struct Talks(PerCpuArray<MapData, Talked>);
 
 impl Talks {
     /// The map that is pinned in a folder.
     pub(super) fn open(pins: &Path) -> Result<Self, Error> {
-        Ok(Self(pinned::<Traffic, _>(pins, Map::PerCpuLruHashMap)?))
+        Ok(Self(pinned::<Traffic, _>(pins, Map::PerCpuArray)?))
     }
 
-    /// All of them, on all CPUs together. One that the programs forget meanwhile is missing.
+    /// All of them, on all CPUs together, in the order of their keys.
     pub fn read(&self) -> Result<Vec<(Talk, Counter)>, Error> {
-        let mut found = Vec::new();
-        for talk in self.0.keys() {
-            let talk = talk.map_err(error::<Traffic>)?;
-            match self.0.get(&talk, 0) {
-                Ok(values) => {
-                    let counter = Counter {
-                        packets: values.iter().map(|c| c.packets).sum(),
-                        bytes: values.iter().map(|c| c.bytes).sum(),
-                    };
-                    found.push((talk, counter));
-                }
-                Err(MapError::KeyNotFound) => {}
-                Err(other) => return Err(error::<Traffic>(other)),
+        let mut found: BTreeMap<Talk, Counter> = BTreeMap::new();
+        for slot in 0..Traffic::SPEC.max_entries {
+            let values = self.0.get(&slot, 0).map_err(error::<Traffic>)?;
+            for talked in values.iter().filter(|talked| talked.counter.packets != 0) {
+                let counter = found.entry(talked.talk).or_default();
+                counter.packets += talked.counter.packets;
+                counter.bytes += talked.counter.bytes;
             }
         }
-        // A walk that met a forgotten key began again.
-        found.sort_unstable_by_key(|(talk, _)| {
-            (talk.source, talk.destination, talk.program, talk.outcome)
-        });
-        found.dedup_by_key(|(talk, _)| *talk);
-        Ok(found)
+        Ok(found.into_iter().collect())
     }
 }
