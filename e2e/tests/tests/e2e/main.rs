@@ -26,6 +26,7 @@ mod removal;
 mod security;
 mod service_translation;
 mod services;
+mod traffic;
 mod wiring;
 
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
     group("tunnel::wiring", tunnel, &wiring::TESTS);
     group("tunnel::paths", tunnel, &paths::IN_TUNNEL);
     group("tunnel::monitor", tunnel, &monitor::IN_TUNNEL);
+    group("tunnel::traffic", tunnel, &traffic::TESTS);
     group("tunnel::services", tunnel, &services::TESTS);
     group(
         "tunnel::services_by_kube_proxy",
@@ -74,6 +76,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
     group("native::wiring", native, &wiring::EITHER);
     group("native::paths", native, &paths::IN_NATIVE);
     group("native::monitor", native, &monitor::IN_NATIVE);
+    group("native::traffic", native, &traffic::TESTS);
     group("native::services", native, &services::TESTS);
     group(
         "native::services_by_kube_proxy_strict_rp_filter",
