@@ -15,7 +15,7 @@ use veer_e2e_cluster::{Progress, await_condition};
 use veer_e2e_tests::{
     lab::Lab,
     maps,
-    monitor::{SOON, Workstation},
+    monitor::{SOON, Workstation, agent_of},
     pods::Pod,
     workloads,
 };
@@ -121,8 +121,7 @@ fn one(
 ) -> Result<()> {
     let user = Workstation::new(lab)?;
     let node = lab.node(NODE)?;
-    let agent = node.exec(&["pgrep", "-x", "veer-agent"])?.stdout;
-    let agent = agent.trim().to_owned();
+    let agent = agent_of(&node)?;
     let said = user.path("said");
     let listener = match words {
         None => None,

@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
-use veer_e2e_cluster::await_condition;
+use anyhow::{Context, Result};
+use veer_e2e_cluster::{Machine, await_condition};
 
 use crate::{client, lab::Lab, pods::Pod, site::Site};
 
@@ -103,15 +103,34 @@ impl<'a> Workstation<'a> {
 
 /// The file system of a running agent, as this machine sees it.
 fn image_of_an_agent() -> Result<PathBuf> {
+    let process = agents()?.into_iter().next().context("no agent runs")?;
+    Ok(process.join("root"))
+}
+
+/// The number that the agent of a node has on this machine.
+pub fn agent_of(node: &Machine) -> Result<String> {
+    let network = |process: &Path| fs::read_link(process.join("ns/net")).ok();
+    let its = network(Path::new(&format!("/proc/{}", node.init()?)));
+    let process = agents()?
+        .into_iter()
+        .find(|process| network(process) == its);
+    let process = process.context("no agent runs on the node")?;
+    let number = process.file_name().context("a process without number")?;
+    Ok(number.to_string_lossy().into_owned())
+}
+
+/// Running agents as folders of `/proc`.
+fn agents() -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for process in fs::read_dir("/proc")? {
         let process = process?.path();
         // Others end meanwhile.
         let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
         if name.trim() == "veer-agent" {
-            return Ok(process.join("root"));
+            found.push(process);
         }
     }
-    bail!("no agent runs")
+    Ok(found)
 }
 
 /// A running `veer monitor`.

@@ -127,6 +127,8 @@ pub struct Scene {
     pub lab: Lab,
     /// The mode in force.
     pub mode: Mode,
+    /// Who translated what pods send to Services, when that was last seen to be in force.
+    services: Option<Translator>,
     /// The family that is looked at: addresses of pods and nodes are of it.
     pub family: Family,
     /// The `DaemonSet`'s pods, one per node.
@@ -223,6 +225,7 @@ fn start() -> Result<Scene> {
         family: lab.primary(),
         lab,
         mode,
+        services: None,
         demo,
         other,
         fixed,
@@ -242,7 +245,12 @@ impl Scene {
             // The one before may have failed in the midst of a change.
             self.lab.set_mode(needs.mode)?;
             self.mode = needs.mode;
-            translator::ensure(&self.lab, needs.services)?;
+            if self.services != Some(needs.services) || translator::of(&self.lab)? != needs.services
+            {
+                self.services = None;
+                translator::set(&self.lab, needs.services)?;
+                self.services = Some(needs.services);
+            }
         }
         Ok(())
     }

@@ -98,15 +98,14 @@ impl Drop for Translators<'_> {
     }
 }
 
+/// What `spec.services` says now.
+pub fn of(lab: &Lab) -> Result<Translator> {
+    Translator::of(&rollout::network(lab)?["spec"]["services"])
+}
+
 /// Sets `spec.services` and waits until it is in force on every node.
 pub fn set(lab: &Lab, by: Translator) -> Result<()> {
     set_to(lab, &by.name().into())
-}
-
-/// The same where `spec.services` is another.
-pub fn ensure(lab: &Lab, by: Translator) -> Result<()> {
-    let now = Translator::of(&rollout::network(lab)?["spec"]["services"])?;
-    if now == by { Ok(()) } else { set(lab, by) }
 }
 
 fn set_to(lab: &Lab, value: &Value) -> Result<()> {
@@ -262,12 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn a_network_without_the_field_is_translated_by_kube_proxy() {
+    fn a_network_without_the_field_is_translated_by_the_programs() {
         for by in [Translator::KubeProxy, Translator::Pods] {
             assert_eq!(Translator::of(&by.name().into()).expect("a value"), by);
         }
         let none = Translator::of(&Value::Null).expect("a value");
-        assert_eq!(none, Translator::KubeProxy);
+        assert_eq!(none, Translator::Pods);
         assert!(Translator::of(&"Nobody".into()).is_err());
     }
 }

@@ -274,7 +274,7 @@ pub struct NodeStatus {
 pub struct MonitorStart {
     /// The node.
     pub node: String,
-    /// Bytes of one event.
+    /// Bytes of one record of the stream.
     pub event_bytes: usize,
     /// Version of the layout of maps and events.
     pub layout: u32,

@@ -30,7 +30,7 @@ impl Traffic {
         let mut mixed = talk.source.wrapping_mul(0x9e37_79b1);
         mixed = (mixed ^ talk.destination).wrapping_mul(0x85eb_ca77);
         mixed = (mixed ^ what).wrapping_mul(0xc2b2_ae3d);
-        ((mixed >> 16) ^ mixed).wrapping_add(probe) % Self::CAPACITY as u32
+        ((mixed >> 16) ^ mixed).wrapping_add(probe) % Self::SPEC.max_entries
     }
 }
 

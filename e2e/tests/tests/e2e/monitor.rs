@@ -232,7 +232,12 @@ fn one_request(scene: &Scene) -> Result<()> {
         await_condition("a request to a Service is told", SOON, || {
             let text = |e: anyhow::Error| format!("{e:#}");
             client::udp_ask(&from.site, frontend, "hostname").map_err(text)?;
-            let lines = listening.lines(2, |line| line.contains("\"decision\""));
+            // What is left of an attempt before begins with an answer.
+            let begun = Cell::new(false);
+            let lines = listening.lines(2, |line| {
+                begun.set(begun.get() || line.contains("\"state\":\"New\""));
+                begun.get()
+            });
             let told: Result<Vec<String>> = lines
                 .iter()
                 .map(|line| translation(line, from.address))

@@ -66,6 +66,12 @@ impl Fault {
         }
     }
 
+    /// The same while the host's stack translates what pods send to Services.
+    pub(crate) fn by_kube_proxy(mut self) -> Self {
+        self.needs = self.needs.by_kube_proxy();
+        self
+    }
+
     /// The same as one of the short form's.
     pub(crate) fn short(self) -> Self {
         self.short_if(true)

@@ -177,8 +177,8 @@ impl Monitor {
                 more_lost = now.saturating_sub(lost);
                 lost = now;
             }
-            reader.take(BATCH, &mut batch);
-            if !batch.is_empty() || due {
+            more_lost += reader.take(BATCH, &mut batch);
+            if !batch.is_empty() || due || more_lost != 0 {
                 self.tell(&batch, &wanted, more_lost);
                 batch.clear();
             }

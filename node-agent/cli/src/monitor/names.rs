@@ -200,6 +200,12 @@ impl Names {
         String::new()
     }
 
+    /// Frontends that are to be asked for.
+    #[cfg(test)]
+    pub(crate) fn frontends(&self) -> &[Frontend] {
+        &self.frontends
+    }
+
     /// `namespace/name` of the pod behind a device.
     pub(crate) fn pod_behind(&mut self, index: u32) -> Option<String> {
         if let Some(local) = self.by_device.get(&index) {

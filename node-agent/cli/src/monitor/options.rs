@@ -183,6 +183,29 @@ mod tests {
     }
 
     #[test]
+    fn a_translated_packet_is_found_by_what_it_showed_before_too() {
+        let end = |address: &str, port| packet::End {
+            address: address.parse().ok(),
+            port: Some(port),
+            mac: None,
+        };
+        let before = [end("10.0.1.5", 4000), end("10.96.0.10", 443)];
+        for (words, wanted) in [
+            (&["--address", "10.96.0.10"][..], true),
+            (&["--port", "443"], true),
+            (&["--address", "fd00::7"], true),
+            (&["--address", "10.96.0.11"], false),
+        ] {
+            assert_eq!(
+                options(words).wants_packet(&packet(), Some(&before)),
+                wanted,
+                "{words:?}"
+            );
+        }
+        assert!(!options(&["--port", "443"]).wants_packet(&packet(), None));
+    }
+
+    #[test]
     fn each_filter_holds_for_either_end_and_all_must_hold() {
         for (words, wanted) in [
             (&[][..], true),

@@ -117,25 +117,16 @@ pub(crate) struct Before {
 }
 
 impl Before {
-    /// `now`: what the packet shows.
-    fn of(before: &Tuple, now: &Packet, names: &mut Names) -> Self {
+    /// `now`: what the packet shows; `is_answer`: it goes to who opened the flow.
+    fn of(before: &Tuple, now: &Packet, is_answer: bool, names: &mut Names) -> Self {
         let [source, destination] = ends_before(before);
-        // Of what the client sends, the frontend is what it was sent to; of an answer, what
-        // it comes from now.
-        let frontends = [destination, now.source];
-        let mut service = String::new();
-        for frontend in frontends
-            .into_iter()
-            .filter_map(|end| frontend(&end, before))
-        {
-            if service.is_empty() {
-                service = names.service(frontend);
-            }
-        }
+        let frontend = if is_answer { now.source } else { destination };
         Self {
             source: source.to_string(),
             destination: destination.to_string(),
-            service,
+            service: self::frontend(&frontend, before)
+                .map(|frontend| names.service(frontend))
+                .unwrap_or_default(),
         }
     }
 }
@@ -148,7 +139,8 @@ pub(crate) fn ends_before(before: &Tuple) -> [packet::End; 2] {
     ]
     .map(|(address, port)| packet::End {
         address: to_ip(before.family, address),
-        port: Some(u16::from_be_bytes(port)),
+        // Later fragments have none.
+        port: (port != [0; 2]).then(|| u16::from_be_bytes(port)),
         mac: None,
     })
 }
@@ -196,7 +188,10 @@ impl Decision {
     pub(crate) fn of(record: &Record, packet: Packet, time: String, names: &mut Names) -> Self {
         let event = &record.event;
         let decision = &event.decision;
-        let before = record.before().map(|it| Before::of(it, &packet, names));
+        let is_answer = decision.flow == FlowState::Reply as u16;
+        let before = record
+            .before()
+            .map(|it| Before::of(it, &packet, is_answer, names));
         let outcome = outcome_name(decision.outcome).map_or_else(
             || format!("outcome {}", decision.outcome),
             ToOwned::to_owned,
@@ -340,6 +335,61 @@ mod tests {
         for wrong in ["0", "0g", "é"] {
             let line = format!(r#"{{"type": "decision", "frame": "{wrong}"}}"#);
             assert!(read(&line).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_translated_packet_names_the_service_by_the_end_that_is_one() {
+        let client = ([10, 0, 1, 5], 4000_u16.to_be_bytes());
+        let (service, backend) = (([10, 96, 0, 10], [0, 80]), ([10, 0, 2, 6], [31, 144]));
+        let flow = |from: ([u8; 4], [u8; 2]), to: ([u8; 4], [u8; 2])| {
+            Tuple::new(from.0, to.0, from.1, to.1, 6)
+        };
+        let now = |text: &str, port| Packet {
+            source: packet::End {
+                address: text.parse().ok(),
+                port,
+                mac: None,
+            },
+            ..Packet::default()
+        };
+        let asked = "10.0.1.5:4000 > 10.96.0.10:80";
+        for (before, now, is_answer, shown, frontend) in [
+            (
+                flow(client, service),
+                now("10.0.1.5", Some(4000)),
+                false,
+                asked,
+                Some("10.96.0.10:80"),
+            ),
+            (
+                flow(backend, client),
+                now("10.96.0.10", Some(80)),
+                true,
+                "10.0.2.6:8080 > 10.0.1.5:4000",
+                Some("10.96.0.10:80"),
+            ),
+            // An ICMP error has no ports of its own, a later fragment none at all.
+            (
+                flow(client, backend),
+                now("10.96.0.10", None),
+                true,
+                "10.0.1.5:4000 > 10.0.2.6:8080",
+                None,
+            ),
+            (
+                flow((client.0, [0; 2]), (service.0, [0; 2])),
+                now("10.0.1.5", None),
+                false,
+                "10.0.1.5 > 10.96.0.10",
+                None,
+            ),
+        ] {
+            let mut names = Names::new("a".into());
+            let before = Before::of(&before, &now, is_answer, &mut names);
+            assert_eq!(format!("{} > {}", before.source, before.destination), shown);
+            let missed: Vec<String> = names.frontends().iter().map(|f| f.at.to_string()).collect();
+            assert_eq!(missed, frontend.into_iter().collect::<Vec<_>>(), "{shown}");
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! The new maps are filled from the old ones before the first program is replaced, so
 //! known pairs, pods and nodes stay known while the API server is down. Maps that
-//! traffic fills (flow entries, ports of fragments) are shared by both versions if both
+//! traffic fills (flow entries, ports of fragments, clients with affinity) are shared by both versions if both
 //! describe them alike. The old pins are removed with the last old program.
 //!
 //! A new layout may only append fields to a value. A map that changes otherwise gets a
@@ -179,20 +179,18 @@ impl Handover {
             return None;
         }
         let filled = from.is_none_or(|from| {
-            let is_there = |name: &&&str| from.join(name).exists();
-            let names = FILLED.iter().chain(FILLED_SINCE_5.iter().filter(is_there));
-            names.fold(true, |all, name| {
-                let result = fill(&from.join(name), own);
-                match &result {
-                    Ok(entries) => tracing::info!(map = name, entries, "taken over"),
-                    Err(error) => tracing::warn!(
-                        map = name,
-                        error = %veer_crds::condition::explain(error),
-                        "not taken over; waiting for the API server's lists"
-                    ),
-                }
-                all && result.is_ok()
-            })
+            let filled = FILLED.iter().fold(true, |all, name| {
+                let result = fill_as_told(from, name, own);
+                all && result
+            });
+            // Datagrams of a flow would leave a backend of a Service that is known in part,
+            // and programs that do not share the flows would not know those begun here.
+            if shares_flows(from, own) {
+                FILLED_SINCE_5
+                    .iter()
+                    .all(|name| fill_as_told(from, name, own));
+            }
+            filled
         });
         // Where a copy exists, so do programs that use the table.
         let copies_flows = from.is_some_and(|from| !from.join(Flows::NAME).exists());
@@ -239,6 +237,30 @@ impl Handover {
             }
         }
     }
+}
+
+/// Whether the flow table and its places are those of the other layout.
+fn shares_flows(from: &Path, own: &[(PathBuf, MapData)]) -> bool {
+    [Flows::NAME, Places::NAME].into_iter().all(|name| {
+        let own = own.iter().find(|(path, _)| path.ends_with(name));
+        let own = own.and_then(|(_, map)| map.info().ok());
+        let theirs = MapInfo::from_pin(from.join(name)).ok();
+        own.zip(theirs).is_some_and(|(a, b)| a.id() == b.id())
+    })
+}
+
+/// Fills a map, and says what came of it.
+fn fill_as_told(from: &Path, name: &str, own: &[(PathBuf, MapData)]) -> bool {
+    let result = fill(&from.join(name), own);
+    match &result {
+        Ok(entries) => tracing::info!(map = name, entries, "taken over"),
+        Err(error) => tracing::warn!(
+            map = name,
+            error = %veer_crds::condition::explain(error),
+            "not taken over; waiting for the API server's lists"
+        ),
+    }
+    result.is_ok()
 }
 
 fn fill(from: &Path, own: &[(PathBuf, MapData)]) -> Result<usize, TakeoverError> {

@@ -67,19 +67,21 @@ where
 pub struct Reader(RingBuf<MapData>);
 
 impl Reader {
-    /// Takes out what is there, at most `most` events, and appends it to `to` as
-    /// [`Record`]s one behind the other.
-    pub fn take(&mut self, most: usize, to: &mut Vec<u8>) {
-        let mut left = most;
-        while left > 0 {
-            let Some(event) = self.0.next() else {
+    /// Takes out at most `most` [`Record`]s and appends them to `to`, one behind the other.
+    /// Returns how many there were in another form, which programs of another version
+    /// write.
+    pub fn take(&mut self, most: usize, to: &mut Vec<u8>) -> u64 {
+        let mut others = 0;
+        for _ in 0..most {
+            let Some(record) = self.0.next() else {
                 break;
             };
-            // The programs of another version may tell in another form.
-            if event.len() == Record::SIZE {
-                to.extend_from_slice(&event);
-                left -= 1;
+            if record.len() == Record::SIZE {
+                to.extend_from_slice(&record);
+            } else {
+                others += 1;
             }
         }
+        others
     }
 }

@@ -43,12 +43,15 @@ pub(super) fn faults() -> Vec<Fault> {
         ),
     ];
     for (mode, name) in [(Mode::Tunnel, "tunnel"), (Mode::Native, "native")] {
-        all.push(Fault::new(
-            format!("translated::segment_outside_the_window_in_{name}"),
-            "a segment far outside conntrack's window from a service's pod to its client",
-            mode,
-            outside_the_window,
-        ));
+        all.push(
+            Fault::new(
+                format!("translated::segment_outside_the_window_in_{name}"),
+                "a segment far outside conntrack's window from a service's pod to its client",
+                mode,
+                outside_the_window,
+            )
+            .by_kube_proxy(),
+        );
         all.push(Fault::new(
             format!("translated::sctp_by_a_service_and_beside_it_in_{name}"),
             "SCTP associations from one pod to another by a service and by its address",
