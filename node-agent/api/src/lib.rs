@@ -13,6 +13,7 @@ pub mod host_port;
 pub mod packet;
 pub mod service;
 pub mod stream;
+mod traffic;
 
 use std::net::IpAddr;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use host_port::{HostAddress, HostPort};
 pub use service::{BackendRow, Frontend, FrontendName, ServiceRow};
+pub use traffic::TrafficRow;
 
 /// Path of the agent's socket.
 pub const SOCKET: &str = "/run/veer/agent.sock";
@@ -105,6 +107,8 @@ pub enum Request {
     Flows,
     /// Ports of Services.
     Services,
+    /// Who talks to whom.
+    Traffic,
     /// Samples of dropped packets.
     Drops,
     /// Decisions of the programs from now on, as [`stream`].

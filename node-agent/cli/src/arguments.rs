@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::command::{flow, service};
+use crate::command::{flow, service, traffic};
 use crate::monitor::Options;
 
 /// Shows what veer knows and does on a node.
@@ -108,6 +108,9 @@ pub(crate) enum Command {
     /// (-o json names them).
     #[command(subcommand, visible_alias = "services", alias = "svc")]
     Service(Service),
+    /// Who talks to whom: packets and bytes by identities.
+    #[command(subcommand)]
+    Traffic(Traffic),
     /// Every packet's decision as it is made: who, where to, why not.
     Monitor(Box<Options>),
     /// The BPF maps, by the names that other tools of this kind use.
@@ -150,6 +153,19 @@ pub(crate) enum Service {
     /// and ports may be of frontends or of backends.
     #[command(visible_alias = "ls")]
     List(service::Options),
+}
+
+/// See [`Command::Traffic`].
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Traffic {
+    /// All of it since the programs were first loaded, or what is as the options say.
+    ///
+    /// Packets between pods of two nodes are counted on both: as sent on the one, as
+    /// delivered on the other. A node has room for some thousand pairs of identities; beyond
+    /// that a pair with few packets makes way for another. Values of one option are
+    /// alternatives, and all options must hold together.
+    #[command(visible_alias = "ls")]
+    List(traffic::Options),
 }
 
 /// See [`Command::Bpf`].

@@ -11,6 +11,7 @@
 mod arguments;
 mod command;
 mod filter;
+mod labels;
 mod monitor;
 mod output;
 mod remote;

@@ -6,3 +6,4 @@ pub(crate) mod monitor;
 mod query;
 pub(crate) mod server;
 mod services;
+mod traffic;

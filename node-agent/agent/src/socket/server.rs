@@ -29,7 +29,7 @@ use crate::{
     socket::{
         drops, flows,
         monitor::{self, Monitor},
-        query, services,
+        query, services, traffic,
     },
 };
 use veer_agent_core::repair::Kind;
@@ -246,6 +246,7 @@ fn answer(Served { pods, sources, .. }: &Served, request: serde_json::Result<Req
         Request::Drops => encode(drops::drops(sources).map_err(|e| unreadable(&e))),
         Request::Flows => encode(flows::flows(sources).map_err(|e| unreadable(&e))),
         Request::Services => encode(services::services(sources).map_err(|e| unreadable(&e))),
+        Request::Traffic => encode(traffic::traffic(sources).map_err(|e| unreadable(&e))),
         // Its answer is the beginning of a stream, which `serve` gives.
         Request::Monitor { .. } => encode(Ok(monitor_start(sources))),
     }

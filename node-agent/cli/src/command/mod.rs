@@ -9,13 +9,14 @@ mod metrics;
 mod remote;
 pub(crate) mod service;
 mod status;
+pub(crate) mod traffic;
 mod tunnel;
 
 use anyhow::Context;
 use serde::de::DeserializeOwned;
 use veer_agent_api::Request;
 
-use crate::arguments::{Bpf, Command, Flow, Format, Service};
+use crate::arguments::{Bpf, Command, Flow, Format, Service, Traffic};
 use crate::output;
 
 /// Asks the agent and gives back its answer.
@@ -34,6 +35,7 @@ pub(crate) enum View<'a> {
     Drops,
     Flow(&'a flow::Options),
     Service(&'a service::Options),
+    Traffic(&'a traffic::Options),
 }
 
 impl<'a> View<'a> {
@@ -50,6 +52,7 @@ impl<'a> View<'a> {
             Command::Drops(_) => Some(Self::Drops),
             Command::Flow(Flow::List(options)) => Some(Self::Flow(options)),
             Command::Service(Service::List(options)) => Some(Self::Service(options)),
+            Command::Traffic(Traffic::List(options)) => Some(Self::Traffic(options)),
             Command::Monitor(_) | Command::Version | Command::Completion { .. } => None,
         }
     }
@@ -72,12 +75,16 @@ impl<'a> View<'a> {
             Self::Drops => &["drops", "list"],
             Self::Flow(_) => &["flow", "list"],
             Self::Service(_) => &["service", "list"],
+            Self::Traffic(_) => &["traffic", "list"],
         };
         let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         if let Self::Flow(options) = self {
             options.add_to(&mut words);
         }
         if let Self::Service(options) = self {
+            options.add_to(&mut words);
+        }
+        if let Self::Traffic(options) = self {
             options.add_to(&mut words);
         }
         words
@@ -121,6 +128,7 @@ pub(crate) fn show(view: View<'_>, format: Format, ask: Ask<'_>) -> anyhow::Resu
         }
         View::Flow(options) => flow::list(options, format, ask),
         View::Service(options) => service::list(options, format, ask),
+        View::Traffic(options) => traffic::list(options, format, ask),
     }
 }
 

@@ -14,6 +14,7 @@ use veer_bpf_common::{
 };
 
 use super::names::Names;
+use crate::labels;
 
 /// One line of `-o json`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -175,13 +176,9 @@ impl End {
     /// The namespace of the pod, by its name or its labels.
     pub(crate) fn namespace(&self) -> Option<&str> {
         let by_name = self.pod.split_once('/').map(|(namespace, _)| namespace);
-        let mut labels = self.labels.iter();
-        by_name.or_else(|| labels.find_map(|label| label.strip_prefix(NAMESPACE)))
+        by_name.or_else(|| labels::namespace(&self.labels))
     }
 }
-
-/// The label of an identity that says its namespace (`veer_crds::labels`).
-const NAMESPACE: &str = "io.kubernetes.pod.namespace=";
 
 impl Decision {
     /// What a record about a packet says, with the names of this node. `time` is RFC 3339.
