@@ -2,8 +2,8 @@
 
 /// The label of an identity that says its namespace (`veer_crds::labels`).
 const NAMESPACE: &str = "io.kubernetes.pod.namespace=";
-/// How labels begin that Kubernetes has for pods and namespaces.
-const OF_KUBERNETES: &str = "io.kubernetes.";
+/// How labels begin that are not the pod's own (`veer_crds::labels`).
+const NOT_OWN: [&str; 2] = ["io.kubernetes.", "io.veer.k8s."];
 /// How the names of reserved identities begin.
 const RESERVED: &str = "reserved:";
 /// Labels of a pod's own that are shown of an identity.
@@ -30,7 +30,7 @@ pub(crate) fn brief(identity: u32, labels: &[String]) -> String {
     let own: Vec<&str> = labels
         .iter()
         .map(String::as_str)
-        .filter(|label| !label.starts_with(OF_KUBERNETES))
+        .filter(|label| !NOT_OWN.iter().any(|start| label.starts_with(start)))
         .collect();
     let shown = own[..own.len().min(SHOWN)].join(", ");
     let more = if own.len() > SHOWN { ", …" } else { "" };
@@ -50,7 +50,7 @@ mod tests {
             let all = ["io.kubernetes.pod.namespace=shop"].iter().chain(own);
             all.map(ToString::to_string).collect::<Vec<_>>()
         };
-        let account = "io.kubernetes.serviceaccount.name=default";
+        let account = "io.veer.k8s.serviceaccount=default";
         for (identity, labels, expected) in [
             (0, vec![], "unknown"),
             (2, vec!["reserved:world".to_owned()], "2 world"),

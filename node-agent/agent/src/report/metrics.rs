@@ -1,6 +1,6 @@
-//! The agent's metrics. Nothing is counted here: a scrape reads the maps, the
-//! nftables table and the agent's state, all of it before the first line is
-//! written, so that no lock is held over the encoding.
+//! The agent's metrics. A scrape reads the maps, the nftables table and the agent's
+//! state, all of it before the first line is written, so that no lock is held over the
+//! encoding. Nothing is counted here but who talks to whom, since the map forgets that.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,44 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 use veer_agent_api::CounterRow;
+use veer_agent_kernel::lock::Lock;
+use veer_bpf_common::tables::Counter;
 
-use super::{counters::readable_counters, sources::Sources};
+use super::{
+    counters::readable_counters,
+    sources::Sources,
+    traffic::{Series, Totals, names},
+};
 
 /// Reads at each scrape.
-pub(crate) struct Scraped(Sources);
+pub(crate) struct Scraped {
+    sources: Sources,
+    traffic: Lock<Totals>,
+}
 
 impl Scraped {
     /// What this agent has.
     pub(crate) fn new(sources: Sources) -> Self {
-        Self(sources)
+        Self {
+            sources,
+            traffic: Lock::default(),
+        }
+    }
+
+    /// Who talks to whom, since the agent started. Where the map cannot be read, what was
+    /// counted before stays.
+    fn traffic(&self) -> BTreeMap<Series, Counter> {
+        // Held over the reading: what another scrape read earlier must not come later, as
+        // it would be taken for rows that began anew.
+        let mut totals = self.traffic.lock();
+        match self.sources.maps.traffic() {
+            Ok(rows) => {
+                let names = names(&rows, self.sources.index.read().identities.iter());
+                totals.take_in(rows, &names);
+            }
+            Err(error) => tracing::warn!(%error, "cannot read who talks to whom"),
+        }
+        totals.sums().clone()
     }
 }
 
@@ -34,7 +62,7 @@ impl Debug for Scraped {
 
 impl Collector for Scraped {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        Figures::read(&self.0).encode(encoder)
+        Figures::read(&self.sources, self.traffic()).encode(encoder)
     }
 }
 
@@ -43,6 +71,8 @@ impl Collector for Scraped {
 struct Figures {
     /// Packets and bytes by program and outcome, without those that are zero.
     counters: Vec<CounterRow>,
+    /// Packets and bytes by who sends them to whom.
+    traffic: BTreeMap<Series, Counter>,
     /// Writes and repairs, by kind.
     changes: BTreeMap<String, u64>,
     /// Whether ADD can be served.
@@ -54,7 +84,7 @@ struct Figures {
 }
 
 impl Figures {
-    fn read(sources: &Sources) -> Self {
+    fn read(sources: &Sources, traffic: BTreeMap<Series, Counter>) -> Self {
         // Each lock is released before the next one is taken.
         let counters = readable_counters(&sources.maps);
         let identities = sources.index.read().identities.len();
@@ -62,6 +92,7 @@ impl Figures {
         let endpoints = sources.store.read().len();
         Self {
             counters,
+            traffic,
             changes: sources.repairs.counts(),
             ready,
             endpoints,
@@ -89,6 +120,23 @@ impl Collector for Figures {
             "veer_bytes",
             "Bytes by program and outcome.",
             rows().map(|(labels, row)| (labels, row.bytes)),
+        )?;
+        let traffic = || {
+            self.traffic
+                .iter()
+                .map(|(series, sum)| (series.labels(), sum))
+        };
+        counters(
+            &mut to,
+            "veer_traffic_packets",
+            "Packets by namespaces and verdict.",
+            traffic().map(|(labels, sum)| (labels, sum.packets)),
+        )?;
+        counters(
+            &mut to,
+            "veer_traffic_bytes",
+            "Bytes by namespaces and verdict.",
+            traffic().map(|(labels, sum)| (labels, sum.bytes)),
         )?;
         let changes = self.changes.iter();
         counters(
@@ -129,7 +177,14 @@ fn counters<'a, const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use prometheus_client::{encoding::text, registry::Registry};
+    use veer_agent_kernel::datapath::CpuTalk;
+    use veer_bpf_common::{
+        outcome::{DropReason, Verdict},
+        tables::Talk,
+    };
 
     use super::*;
 
@@ -209,6 +264,7 @@ veer_identities 5
                 row("from_pod", "native", 7, 700),
                 row("nftables", "forged source", 2, 120),
             ],
+            traffic: BTreeMap::new(),
             changes: BTreeMap::from([("map entries".into(), 3)]),
             ready: true,
             endpoints: 4,
@@ -226,6 +282,8 @@ veer_identities 5
             [
                 "veer_packets counter",
                 "veer_bytes counter",
+                "veer_traffic_packets counter",
+                "veer_traffic_bytes counter",
                 "veer_changes counter",
                 "veer_ready gauge",
                 "veer_endpoints gauge",
@@ -235,9 +293,53 @@ veer_identities 5
     }
 
     #[test]
+    fn who_talks_to_whom_is_told_by_namespaces_and_verdict() {
+        let row = |outcome: u32, packets, bytes| {
+            let talk = Talk {
+                source: 40_000,
+                destination: 2,
+                program: 0,
+                outcome: u16::try_from(outcome).unwrap(),
+            };
+            (CpuTalk { cpu: 0, talk }, Counter { packets, bytes })
+        };
+        let names = [(40_000, "shop"), (2, "world")].map(|(n, name)| (n, name.to_owned()));
+        let rows = vec![
+            row(Verdict::ToStack as u32, 3, 300),
+            row(DropReason::SpoofedAddress as u32, 1, 60),
+        ];
+        let mut totals = Totals::default();
+        totals.take_in(rows, &HashMap::from(names));
+        let page = page(Figures {
+            traffic: totals.sums().clone(),
+            ..Figures::default()
+        });
+        let samples: Vec<_> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("veer_traffic_"))
+            .collect();
+        let ends = r#"source_namespace="shop",destination_namespace="world""#;
+        assert_eq!(
+            samples,
+            [
+                format!(r#"packets_total{{{ends},verdict="forward"}} 3"#),
+                format!(r#"packets_total{{{ends},verdict="drop"}} 1"#),
+                format!(r#"bytes_total{{{ends},verdict="forward"}} 300"#),
+                format!(r#"bytes_total{{{ends},verdict="drop"}} 60"#),
+            ]
+        );
+    }
+
+    #[test]
     fn agent_that_has_just_started_describes_all_families_and_counts_nothing() {
         let page = page(Figures::default());
-        for family in ["packets", "bytes", "changes"] {
+        for family in [
+            "packets",
+            "bytes",
+            "traffic_packets",
+            "traffic_bytes",
+            "changes",
+        ] {
             assert!(
                 page.contains(&format!("# TYPE veer_{family} counter\n")),
                 "{page}"

@@ -10,3 +10,4 @@ pub(crate) mod repairs;
 pub(crate) mod retry;
 pub(crate) mod sources;
 pub(crate) mod status;
+mod traffic;

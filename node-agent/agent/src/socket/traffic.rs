@@ -1,5 +1,7 @@
 //! Who talks to whom, as people read it.
 
+use std::collections::BTreeMap;
+
 use veer_agent_api::TrafficRow;
 use veer_bpf_common::{
     outcome::{FIRST_REASON, Program, outcome_name},
@@ -7,14 +9,25 @@ use veer_bpf_common::{
 };
 
 use crate::report::sources::Sources;
-use veer_agent_kernel::datapath::Error;
+use veer_agent_kernel::datapath::{CpuTalk, Error};
 
 /// Packets by who sends them to whom.
 pub(crate) fn traffic(sources: &Sources) -> Result<Vec<TrafficRow>, Error> {
-    Ok(sources.maps.traffic()?.iter().map(row).collect())
+    Ok(rows(&sources.maps.traffic()?))
 }
 
-fn row((talk, counter): &(Talk, Counter)) -> TrafficRow {
+/// Those of all CPUs together.
+fn rows(counted: &[(CpuTalk, Counter)]) -> Vec<TrafficRow> {
+    let mut sums: BTreeMap<Talk, Counter> = BTreeMap::new();
+    for (CpuTalk { talk, .. }, counter) in counted {
+        let sum = sums.entry(*talk).or_default();
+        sum.packets += counter.packets;
+        sum.bytes += counter.bytes;
+    }
+    sums.iter().map(row).collect()
+}
+
+fn row((talk, counter): (&Talk, &Counter)) -> TrafficRow {
     let program = Program::ALL.iter().find(|p| **p as u16 == talk.program);
     let outcome = u32::from(talk.outcome);
     TrafficRow {
@@ -47,10 +60,11 @@ mod tests {
                 program: Program::PodEgress as u16,
                 outcome: u16::try_from(outcome).unwrap(),
             };
-            let counter = Counter {
-                packets: 3,
-                bytes: 300,
+            let counter = |packets| Counter {
+                packets,
+                bytes: packets * 100,
             };
+            let on = |cpu, packets| (CpuTalk { cpu, talk }, counter(packets));
             let expected = TrafficRow {
                 source: 40_000,
                 destination: 2,
@@ -60,7 +74,7 @@ mod tests {
                 packets: 3,
                 bytes: 300,
             };
-            assert_eq!(row(&(talk, counter)), expected);
+            assert_eq!(rows(&[on(0, 1), on(3, 2)]), [expected]);
         }
     }
 }

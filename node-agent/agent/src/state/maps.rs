@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use veer_agent_core::tables::Entries;
 use veer_agent_kernel::{
-    datapath::{Datapath, Error},
+    datapath::{CpuTalk, Datapath, Error},
     lock::Lock,
 };
 use veer_bpf_common::{
     outcome::{DropReason, Program},
-    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes, Services, Talk},
+    tables::{Counter, Endpoints, Event, FlowEntry, FlowKey, Ipcache, Remotes, Services},
 };
 
 /// Packets and bytes of one outcome of a program, with the outcome's number and name.
@@ -55,8 +55,8 @@ impl Maps {
         self.0.lock().flows()
     }
 
-    /// Who sends to whom. Read without the datapath's lock.
-    pub(crate) fn traffic(&self) -> Result<Vec<(Talk, Counter)>, Error> {
+    /// Who sends to whom, as each CPU counted it. Read without the datapath's lock.
+    pub(crate) fn traffic(&self) -> Result<Vec<(CpuTalk, Counter)>, Error> {
         let talks = self.0.lock().talks()?;
         talks.read()
     }

@@ -36,7 +36,7 @@ use crate::netlink::message::Socket;
 pub use attach::{Hook, XdpAttach, remove_clsact};
 pub use maps::Maps;
 pub use ring::{Reader, Ring};
-pub use talks::Talks;
+pub use talks::{CpuTalk, Talks};
 
 /// What can go wrong with programs and maps.
 #[derive(Debug, thiserror::Error)]
