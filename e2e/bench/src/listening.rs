@@ -180,7 +180,10 @@ fn lost(said: &str) -> f64 {
             .rsplit(' ')
             .next()
     });
-    counts.filter_map(|count| count.parse::<f64>().ok()).sum()
+    // Not `sum`: that of nothing is -0.
+    counts
+        .filter_map(|count| count.parse::<f64>().ok())
+        .fold(0.0, |all, count| all + count)
 }
 
 #[cfg(test)]
