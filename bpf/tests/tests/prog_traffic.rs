@@ -1,5 +1,5 @@
-//! Who sends to whom, by `BPF_PROG_TEST_RUN`: every packet between ends that are known is
-//! counted once on its node, under what became of it.
+//! Who sends to whom, by `BPF_PROG_TEST_RUN`: a packet is counted by each program that
+//! decides on it, under what becomes of it.
 
 #![forbid(unsafe_code)]
 #![allow(

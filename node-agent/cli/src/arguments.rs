@@ -161,7 +161,8 @@ pub(crate) enum Traffic {
     /// All of it since the programs were first loaded, or what is as the options say.
     ///
     /// Packets between pods of two nodes are counted on both: as sent on the one, as
-    /// delivered on the other. A node has room for some thousand pairs of identities; beyond
+    /// delivered on the other. What goes through the host's stack is counted when it goes up
+    /// and when it comes down. A node has room for some thousand pairs of identities; beyond
     /// that a pair with few packets makes way for another. Values of one option are
     /// alternatives, and all options must hold together.
     #[command(visible_alias = "ls")]
