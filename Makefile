@@ -13,7 +13,7 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-matrix test-conformance-switching lint bench image image-arm64 image-next crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-matrix test-conformance-switching lint bench bench-services bench-monitor image image-arm64 image-next crds clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,12 @@ test-conformance-switching: image ## the same on a dual-stack cluster while the 
 
 bench: image ## round trips, streams, ns per packet, memory; as ratios (BEFORE=<git revision>: its programs too)
 	@$(E2E) veer-e2e-bench -- $(if $(BEFORE),--before $(BEFORE))
+
+bench-services: image ## Services by veer beside kube-proxy's, among others (COUNTS=10,1000)
+	@$(E2E) veer-e2e-bench -- --services $(or $(COUNTS),10,1000)
+
+bench-monitor: image ## what it takes to listen to the programs' decisions
+	@$(E2E) veer-e2e-bench -- --monitor
 
 crds: setup ## write crds/manifests and the chart's copy from the types
 	@$(CARGO) run --quiet -p veer-crds --bin crdgen
