@@ -83,8 +83,9 @@ test-conformance-switching: image ## the same on a dual-stack cluster while the 
 bench: image ## round trips, streams, ns per packet, memory; as ratios (BEFORE=<git revision>: its programs too)
 	@$(E2E) veer-e2e-bench -- $(if $(BEFORE),--before $(BEFORE))
 
+COUNTS ?= 10,1000
 bench-services: image ## Services by veer beside kube-proxy's, among others (COUNTS=10,1000)
-	@$(E2E) veer-e2e-bench -- --services $(or $(COUNTS),10,1000)
+	@$(E2E) veer-e2e-bench -- --services $(COUNTS)
 
 bench-monitor: image ## what it takes to listen to the programs' decisions
 	@$(E2E) veer-e2e-bench -- --monitor
