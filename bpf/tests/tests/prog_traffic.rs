@@ -116,7 +116,7 @@ fn what_passes_a_second_hook_is_not_counted_again(family: Family) -> Result<()> 
 fn a_pair_without_room_takes_that_of_one_with_fewer_packets(family: Family) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress])?;
     let frame = a_to(B).frame_of(family);
-    let mut send = |node: &mut Datapath, identity: u32| -> Result<()> {
+    let send = |node: &mut Datapath, identity: u32| -> Result<()> {
         node.set_interface(
             A_IFINDEX,
             veer_bpf_common::tables::Interface {
@@ -130,7 +130,7 @@ fn a_pair_without_room_takes_that_of_one_with_fewer_packets(family: Family) -> R
     for _ in 0..100 {
         send(&mut node, 1)?;
     }
-    let room = Traffic::CAPACITY as u32;
+    let room = Traffic::SPEC.max_entries;
     let last = 10_000 + 2 * room;
     for identity in 10_000..=last {
         send(&mut node, identity)?;
