@@ -296,11 +296,21 @@ fn drops(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// The protocol of pings. Nothing else is asked for: the kubelet's probes would be told
+/// between them.
+fn pings(scene: &Scene) -> &'static str {
+    match scene.family {
+        Family::V4 => "icmp",
+        Family::V6 => "icmpv6",
+    }
+}
+
 fn for_people(scene: &Scene) -> Result<()> {
     let (here, near) = (scene.demo_on("worker1")?, scene.other_on("worker1")?);
     let user = Workstation::new(&scene.lab)?;
     let address = near.address.to_string();
-    let listening = user.listen(&["--verbose", "--address", &address])?;
+    let protocol = pings(scene);
+    let listening = user.listen(&["--verbose", "--address", &address, "--protocol", protocol])?;
     let mut id = 1000;
     let lines = await_condition("a ping is told to people", SOON, || {
         id += 1;
@@ -331,10 +341,6 @@ fn for_people(scene: &Scene) -> Result<()> {
     let (a, b) = (here.address, near.address);
     let own = scene.identity(here)?;
     let name = |pod: &Pod| format!("{}/{}", pod.namespace, pod.name);
-    let protocol = match scene.family {
-        Family::V4 => "icmp",
-        Family::V6 => "icmpv6",
-    };
     let bytes = match scene.family {
         Family::V4 => 98,
         Family::V6 => 118,
@@ -376,6 +382,8 @@ fn capture(scene: &Scene) -> Result<()> {
             "--all-nodes",
             "--address",
             &address,
+            "--protocol",
+            pings(scene),
             "--count",
             "8",
             "--pcap",
