@@ -15,6 +15,11 @@ macro_rules! numbered {
             /// All of them.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
+            /// The one with a number, if any has it.
+            pub fn of(number: u32) -> Option<Self> {
+                Self::ALL.iter().copied().find(|one| *one as u32 == number)
+            }
+
             /// The name that tools and metrics print.
             pub const fn name(self) -> &'static str {
                 match self {

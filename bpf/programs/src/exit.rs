@@ -130,8 +130,8 @@ fn end<H: Hook>(skb: Skb, outcome: Outcome) -> i32 {
             skb.decision,
         );
     }
-    // Read last: until then it would take a place on the stack. No program changes the
-    // length of what it does not answer.
+    // The length is read last, and each time: it would take a place on the stack. No
+    // program changes that of what it does not answer.
     counters::talk(H::PROGRAM, skb.length(), outcome, skb.decision);
     end_tc(H::PROGRAM, skb.length(), outcome)
 }

@@ -47,11 +47,9 @@ impl Listen {
 
     /// The same of an outcome's number; one that this version does not know is wanted.
     pub fn wants_number(&self, outcome: u32) -> bool {
-        let verdict = Verdict::ALL.iter().find(|v| **v as u32 == outcome);
-        let reason = DropReason::ALL.iter().find(|r| **r as u32 == outcome);
-        match (verdict, reason) {
-            (Some(verdict), _) => self.wants(Ok(*verdict)),
-            (None, Some(reason)) => self.wants(Err(*reason)),
+        match (Verdict::of(outcome), DropReason::of(outcome)) {
+            (Some(verdict), _) => self.wants(Ok(verdict)),
+            (None, Some(reason)) => self.wants(Err(reason)),
             (None, None) => true,
         }
     }

@@ -80,10 +80,7 @@ impl Totals {
         for (row, counter) in &now {
             let growth = growth(self.last.get(row), counter);
             if growth != Counter::default() {
-                add(
-                    grown.entry(Series::of(&row.talk, names)).or_default(),
-                    &growth,
-                );
+                *grown.entry(Series::of(&row.talk, names)).or_default() += growth;
             }
         }
         let mut grown: Vec<_> = grown.into_iter().collect();
@@ -91,7 +88,7 @@ impl Totals {
         grown.sort_by_key(|(_, growth)| Reverse(growth.bytes));
         for (series, growth) in grown {
             let series = self.admitted(series);
-            add(self.sums.entry(series).or_default(), &growth);
+            *self.sums.entry(series).or_default() += growth;
         }
         self.last = now;
     }
@@ -121,11 +118,6 @@ fn growth(last: Option<&Counter>, now: &Counter) -> Counter {
         })
     });
     grown.unwrap_or(*now)
-}
-
-fn add(sum: &mut Counter, growth: &Counter) {
-    sum.packets += growth.packets;
-    sum.bytes += growth.bytes;
 }
 
 /// What the identities of rows are called: pods by their namespace, others by their
@@ -194,9 +186,7 @@ mod tests {
     }
 
     fn sum(totals: &Totals) -> Counter {
-        let mut sum = Counter::default();
-        totals.sums().values().for_each(|one| add(&mut sum, one));
-        sum
+        totals.sums().values().copied().sum()
     }
 
     #[test]
@@ -292,7 +282,7 @@ mod tests {
         let before = sum(&totals);
         rows.extend((1..=many).map(|n| dropped(1000 + n, 1000, 1_000_000)));
         let last = usize::try_from(many).unwrap() - 1;
-        add(&mut rows[last].1, &counter(5));
+        rows[last].1 += counter(5);
         take_in(&mut totals, rows);
         assert_eq!(totals.sums().len(), MOST_SERIES);
         assert_eq!(rest(&totals, false), Some(counter(left_out)));

@@ -20,15 +20,13 @@ pub(crate) fn traffic(sources: &Sources) -> Result<Vec<TrafficRow>, Error> {
 fn rows(counted: &[(CpuTalk, Counter)]) -> Vec<TrafficRow> {
     let mut sums: BTreeMap<Talk, Counter> = BTreeMap::new();
     for (CpuTalk { talk, .. }, counter) in counted {
-        let sum = sums.entry(*talk).or_default();
-        sum.packets += counter.packets;
-        sum.bytes += counter.bytes;
+        *sums.entry(*talk).or_default() += *counter;
     }
     sums.iter().map(row).collect()
 }
 
 fn row((talk, counter): (&Talk, &Counter)) -> TrafficRow {
-    let program = Program::ALL.iter().find(|p| **p as u16 == talk.program);
+    let program = Program::of(talk.program.into());
     let outcome = u32::from(talk.outcome);
     TrafficRow {
         source: talk.source,

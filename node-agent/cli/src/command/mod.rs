@@ -78,14 +78,18 @@ impl<'a> View<'a> {
             Self::Traffic(_) => &["traffic", "list"],
         };
         let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        if let Self::Flow(options) = self {
-            options.add_to(&mut words);
-        }
-        if let Self::Service(options) = self {
-            options.add_to(&mut words);
-        }
-        if let Self::Traffic(options) = self {
-            options.add_to(&mut words);
+        match self {
+            Self::Flow(options) => options.add_to(&mut words),
+            Self::Service(options) => options.add_to(&mut words),
+            Self::Traffic(options) => options.add_to(&mut words),
+            Self::Status
+            | Self::Endpoint
+            | Self::Identity
+            | Self::Ipcache
+            | Self::Tunnel
+            | Self::Remote
+            | Self::Metrics
+            | Self::Drops => {}
         }
         words
     }

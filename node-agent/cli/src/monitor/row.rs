@@ -185,27 +185,25 @@ impl Decision {
     pub(crate) fn of(record: &Record, packet: Packet, time: String, names: &mut Names) -> Self {
         let event = &record.event;
         let decision = &event.decision;
-        let is_answer = decision.flow == FlowState::Reply as u16;
-        let before = record
-            .before()
-            .map(|it| Before::of(it, &packet, is_answer, names));
         let outcome = outcome_name(decision.outcome).map_or_else(
             || format!("outcome {}", decision.outcome),
             ToOwned::to_owned,
         );
-        let program = Program::ALL.iter().find(|p| **p as u32 == event.program);
-        let flow = FlowState::ALL.iter().find(|f| **f as u16 == decision.flow);
-        let verdict = Verdict::ALL.iter().find(|v| **v as u32 == decision.outcome);
-        let reason = DropReason::ALL
-            .iter()
-            .find(|r| **r as u32 == decision.outcome);
+        let program = Program::of(event.program);
+        let flow = FlowState::of(decision.flow.into());
+        let is_answer = flow == Some(FlowState::Reply);
+        let before = record
+            .before()
+            .map(|it| Before::of(it, &packet, is_answer, names));
+        let verdict = Verdict::of(decision.outcome);
+        let reason = DropReason::of(decision.outcome);
         let translation = match verdict {
             Some(Verdict::ToStackNoted | Verdict::PassNoted) => "by the host's stack",
             _ if before.is_some() => "by veer",
             _ => "",
         };
         let mut source = End::of(&packet.source, decision.source_identity, names);
-        if program == Some(&Program::PodEgress) {
+        if program == Some(Program::PodEgress) {
             // Whatever address it gives itself.
             source.pod = names.pod_behind(event.ifindex).unwrap_or(source.pod);
         }
@@ -218,13 +216,13 @@ impl Decision {
             destination: End::of(&packet.destination, decision.destination_identity, names),
             protocol: packet.protocol,
             lookup: flow.map_or_else(|| decision.flow.to_string(), |f| f.name().into()),
-            state: state(flow.copied(), packet.stage).into(),
+            state: state(flow, packet.stage).into(),
             translation: translation.into(),
             before,
             dropped: reason.is_some(),
             delivery: verdict.map_or_else(
                 || format!("dropped: {outcome}"),
-                |verdict| delivery(*verdict, event, names),
+                |verdict| delivery(verdict, event, names),
             ),
             outcome,
             hops: packet.hops.unwrap_or_default(),

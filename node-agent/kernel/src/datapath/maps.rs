@@ -68,10 +68,7 @@ impl Maps {
     pub fn counter(&self, program: Program, outcome: u32) -> Result<Counter, Error> {
         let index = Counters::index(program, outcome);
         let values = self.counters.get(&index, 0).map_err(error::<Counters>)?;
-        Ok(Counter {
-            packets: values.iter().map(|c| c.packets).sum(),
-            bytes: values.iter().map(|c| c.bytes).sum(),
-        })
+        Ok(values.iter().copied().sum())
     }
 
     /// All counters that are not zero, by program and outcome.
