@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     net::{SocketAddr, UdpSocket},
-    process::{Child, Stdio},
+    process::Stdio,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -15,8 +15,9 @@ use veer_e2e_cluster::{Progress, await_condition};
 use veer_e2e_tests::{
     lab::Lab,
     maps,
-    monitor::{SOON, Workstation, agent_of},
-    pods::Pod,
+    monitor::{SOON, Workstation, process_of_agent},
+    pods,
+    processes::Started,
     workloads,
 };
 
@@ -53,11 +54,7 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let progress = Progress::start();
     let (demo, other) = workloads::start_demo(lab, NAMESPACE)?;
-    let on_node = |pods: &[Pod]| {
-        let found = pods.iter().find(|p| p.node == NODE).cloned();
-        found.with_context(|| format!("no pod on {NODE}"))
-    };
-    let (from, to) = (on_node(&demo)?, on_node(&other)?);
+    let (from, to) = (pods::on(&demo, NODE)?, pods::on(&other, NODE)?);
     let at = SocketAddr::from((to.address, PORT));
     // Bound, so that nobody answers; what is not read is dropped behind the programs.
     let _bound = to.site.within(|| Ok(UdpSocket::bind(at)?))?;
@@ -103,16 +100,6 @@ fn send(socket: &UdpSocket, sent: &AtomicU64, ended: &AtomicBool) {
     }
 }
 
-/// A running `veer monitor`, which is ended when dropped.
-struct Listener(Child);
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ended = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
 fn one(
     lab: &Lab,
     (name, words): (&str, Option<&[&str]>),
@@ -121,7 +108,7 @@ fn one(
 ) -> Result<()> {
     let user = Workstation::new(lab)?;
     let node = lab.node(NODE)?;
-    let agent = agent_of(&node)?;
+    let agent = process_of_agent(&node)?;
     let said = user.path("said");
     let listener = match words {
         None => None,
@@ -132,7 +119,7 @@ fn one(
                 .stderr(File::create(&said)?)
                 .spawn()
                 .context("start veer monitor")?;
-            Some(Listener(child))
+            Some(Started(child))
         }
     };
     let wanted = listener.is_some();
@@ -146,6 +133,7 @@ fn one(
         Ok((used(&agent)?, of_command, sent.load(Relaxed)))
     };
     let (start, before) = (Instant::now(), now()?);
+    // What is measured is what they take meanwhile: there is nothing to wait for.
     thread::sleep(time);
     let (after, passed) = (now()?, start.elapsed().as_secs_f64());
     drop(listener);

@@ -25,10 +25,10 @@ mod wiring;
 use std::{collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use figures::Figures;
-use veer_e2e_cluster::{Cluster, Config, Families, Progress, ProxyMode, own_name};
-use veer_e2e_tests::lab::{Lab, NAMESPACE};
+use veer_e2e_cluster::{Cluster, Config, Families, Progress, own_name};
+use veer_e2e_tests::lab::{Lab, NAMESPACE, ProxyArg};
 
 #[derive(Parser)]
 #[command(
@@ -84,19 +84,9 @@ struct Cli {
     json: PathBuf,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum ProxyArg {
-    Nftables,
-    Iptables,
-}
-
 impl Cli {
     /// The cluster to make.
     fn config(&self, name: &str) -> Config {
-        let proxy_mode = match self.proxy_mode {
-            ProxyArg::Nftables => ProxyMode::Nftables,
-            ProxyArg::Iptables => ProxyMode::Iptables,
-        };
         // One family of Services says what there is to say of them.
         let families = if self.services.is_empty() {
             Families::V4V6
@@ -105,7 +95,7 @@ impl Cli {
         };
         Config {
             families,
-            proxy_mode,
+            proxy_mode: self.proxy_mode.into(),
             ..Config::new(name)
         }
     }
@@ -209,6 +199,7 @@ fn measure_all(cli: &Cli, lab: &Lab) -> Result<Figures> {
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, FromArgMatches, builder::Resettable};
+    use veer_e2e_cluster::ProxyMode;
 
     use super::*;
 

@@ -1,17 +1,15 @@
 //! Round trips (sockperf) and streams (iperf3) between places, in interleaved
 //! rounds.
 
-use std::{
-    process::{Child, Stdio},
-    time::Duration,
-};
+use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use veer_e2e_cluster::{Progress, await_condition};
 use veer_e2e_tests::{
     lab::{Lab, Mode},
-    pods::Pod,
+    pods,
+    processes::Started,
     site::Site,
     workloads,
 };
@@ -56,7 +54,7 @@ const STREAM_PORT: &str = "5201";
 const NAMESPACE: &str = "veer-bench";
 
 /// Servers that end when dropped.
-struct Servers(Vec<Child>);
+struct Servers(Vec<Started>);
 
 impl Servers {
     fn start(sites: &[&Site]) -> Result<Self> {
@@ -74,7 +72,7 @@ impl Servers {
                     .stderr(Stdio::null())
                     .spawn()
                     .with_context(|| format!("start {} in {}", words[3], site.name))?;
-                servers.0.push(child);
+                servers.0.push(Started(child));
             }
             for port in [RR_PORT, STREAM_PORT, families::CONTROL_PORT] {
                 let what = format!("port {port} of {} is served", site.name);
@@ -90,15 +88,6 @@ impl Servers {
     }
 }
 
-impl Drop for Servers {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ended = child.kill();
-            let _reaped = child.wait();
-        }
-    }
-}
-
 /// All rounds.
 pub(crate) fn network(
     lab: &Lab,
@@ -108,14 +97,8 @@ pub(crate) fn network(
     figures: &mut Figures,
 ) -> Result<()> {
     let (demo, other) = workloads::start_demo(lab, NAMESPACE)?;
-    let on = |pods: &[Pod], node: &str| -> Result<Pod> {
-        pods.iter()
-            .find(|p| p.node == node)
-            .cloned()
-            .with_context(|| format!("no pod on {node}"))
-    };
-    let client = on(&demo, "worker1")?;
-    let (near, far) = (on(&other, "worker1")?, on(&other, "worker2")?);
+    let client = pods::on(&demo, "worker1")?;
+    let (near, far) = (pods::on(&other, "worker1")?, pods::on(&other, "worker2")?);
     let (own, peer) = (lab.node_site("worker1")?, lab.node_site("worker2")?);
     let bare = BarePair::new()?;
     let redirected = RedirectedPair::new()?;
@@ -178,8 +161,8 @@ pub(crate) fn network(
             path(from, to, seconds, name, figures).with_context(what)?;
             let server = match name {
                 subject::NODE => None,
-                subject::SAME => Some(&near),
-                subject::TUNNEL | subject::NATIVE => Some(&far),
+                subject::SAME => Some(near),
+                subject::TUNNEL | subject::NATIVE => Some(far),
                 _ => continue,
             };
             let address = |family| match server {

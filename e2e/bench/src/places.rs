@@ -6,11 +6,11 @@
 
 use std::{
     io::Write,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
-use veer_e2e_tests::{foreign::Program, lab::Lab, site::Site};
+use veer_e2e_tests::{foreign::Program, lab::Lab, processes::Started, site::Site};
 
 /// Where Debian has the plugins.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -22,7 +22,7 @@ const BRIDGE: &str = "bench0";
 /// A network namespace that lives as long as this.
 #[derive(Debug)]
 pub(crate) struct Empty {
-    child: Child,
+    process: Started,
     /// The network.
     pub(crate) site: Site,
 }
@@ -45,17 +45,20 @@ impl Empty {
         let out = child.stdout.as_mut().context("no output")?;
         std::io::Read::read_exact(out, &mut word).context("the namespace did not come up")?;
         let site = Site::of_process(name, child.id());
-        Ok(Self { child, site })
+        Ok(Self {
+            process: Started(child),
+            site,
+        })
     }
 
     fn path(&self) -> String {
-        format!("/proc/{}/ns/net", self.child.id())
+        format!("/proc/{}/ns/net", self.process.0.id())
     }
 
     /// Makes a veth from its `eth0` to `device` in another network, which has
     /// [`PEER_MAC`].
     fn veth(&self, to: &Self, device: &str) -> Result<()> {
-        let netns = to.child.id().to_string();
+        let netns = to.process.0.id().to_string();
         self.site.exec(&[
             "ip", "link", "add", "eth0", "type", "veth", "peer", "name", device, "address",
             PEER_MAC, "netns", &netns,
@@ -70,13 +73,6 @@ impl Empty {
             .exec(&["ip", "address", "add", &address, "dev", "eth0"])?;
         self.site.exec(&["ip", "link", "set", "eth0", "up"])?;
         Ok(())
-    }
-}
-
-impl Drop for Empty {
-    fn drop(&mut self) {
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
     }
 }
 

@@ -19,7 +19,7 @@ use veer_e2e_tests::{
     pods::{self, Pod},
     processes::{self, REPLACED, Signal},
     site::Site,
-    translator::{Translator, Translators},
+    translator::{self, MAPS, Translator, Translators},
     workloads,
 };
 
@@ -259,15 +259,11 @@ impl<'a> Bench<'a> {
         let ready = median(wiring::fact::RESTART, wiring::fact::READY)?;
         figures.add(&name, service::READY, ready);
         let node = self.lab.node(KILLED_NODE)?;
-        let agent = || -> Result<String> {
-            let found = node.exec_any(&["pgrep", "-x", "veer-agent"])?;
-            Ok(found.stdout.trim().to_owned())
-        };
-        let old = agent()?;
+        let old = wiring::agent_of(&node);
         processes::signal_agents(self.lab, &[KILLED_NODE], Signal::Kill)?;
         await_condition("another agent has started", REPLACED, || {
-            let new = agent().map_err(|e| format!("{e:#}"))?;
-            Ok((!new.is_empty() && new != old).then_some(()))
+            let new = wiring::agent_of(&node);
+            Ok((new.is_some() && new != old).then_some(()))
         })?;
         let started = Instant::now();
         self.until("Services listed by the new agent", frontends(size), || {
@@ -300,26 +296,22 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The maps that are empty while kube-proxy translates, in the order in which they are
-/// emptied.
-const MAPS: [&str; 3] = ["SERVICES", "MEMBERS", "BACKENDS"];
-
+/// How many of [`MAPS`] a node has empty.
 fn empty_maps(node: &Machine) -> Result<usize> {
-    for (count, map) in MAPS.into_iter().enumerate() {
-        if !maps::dump(node, map)?.is_empty() {
-            return Ok(count);
-        }
+    let mut empty = 0;
+    for map in MAPS {
+        empty += usize::from(maps::dump(node, map)?.is_empty());
     }
-    Ok(MAPS.len())
+    Ok(empty)
 }
 
 /// Frontends of ours that lead to a backend in a node's map.
 fn in_maps(node: &Machine) -> Result<usize> {
-    let rows = maps::dump(node, "SERVICES")?;
-    let is_ours = |(key, value): &&(Vec<u8>, Vec<u8>)| {
-        // Behind the address; behind the Service's number and version.
-        let (port, backends) = (key.get(16..18), value.get(8..12));
-        all_ports().any(|p| port == Some(&p.to_be_bytes()[..])) && backends != Some(&[0; 4])
+    let rows = translator::frontends(node)?;
+    let is_ours = |(key, backends): &(&Vec<u8>, &u32)| {
+        // Behind the address.
+        let port = key.get(16..18);
+        all_ports().any(|p| port == Some(&p.to_be_bytes()[..])) && **backends != 0
     };
     Ok(rows.iter().filter(is_ours).count())
 }

@@ -89,7 +89,8 @@ pub(crate) fn attach(lab: &Lab, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-fn agent_of(node: &Machine) -> Option<String> {
+/// The agent's process, by its number on the node.
+pub(crate) fn agent_of(node: &Machine) -> Option<String> {
     let out = node.exec_any(&["pgrep", "-x", "veer-agent"]).ok()?;
     out.stdout.split_whitespace().next().map(str::to_owned)
 }

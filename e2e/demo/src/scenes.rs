@@ -14,7 +14,7 @@ use veer_e2e_tests::{
     evidence::{Place, Plan, UPLINK, Walk, at, echo_filter},
     forge::own_source,
     lab::{Lab, Mode},
-    pods::Pod,
+    pods::{self, Pod},
     workloads,
 };
 
@@ -75,14 +75,8 @@ impl Cast {
 
     /// Pods on two nodes.
     pub(crate) fn pair(&self) -> Result<(&Pod, &Pod)> {
-        let source = Self::on(&self.demo, "worker1")?;
-        Ok((source, Self::on(&self.other, "worker2")?))
-    }
-
-    fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
-        pods.iter()
-            .find(|p| p.node == node)
-            .with_context(|| format!("no pod on {node}"))
+        let source = pods::on(&self.demo, "worker1")?;
+        Ok((source, pods::on(&self.other, "worker2")?))
     }
 }
 
@@ -137,8 +131,8 @@ fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
 }
 
 fn same_node(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
-    let source = Cast::on(&cast.demo, "worker1")?;
-    let target = Cast::on(&cast.other, "worker1")?;
+    let source = pods::on(&cast.demo, "worker1")?;
+    let target = pods::on(&cast.other, "worker1")?;
     let walk = Walk::ping(lab, source, target, PINGS)?;
     let wire = walk.echoes(at::SOURCE_UPLINK);
     let good = redirected(&walk) && walk.pings.ttl == Some(63) && wire.none();
@@ -190,8 +184,8 @@ fn veths(walk: &Walk) -> Vec<String> {
 }
 
 fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
-    let source = Cast::on(&cast.demo, "worker1")?;
-    let target = Cast::on(&cast.other, "worker2")?;
+    let source = pods::on(&cast.demo, "worker1")?;
+    let target = pods::on(&cast.other, "worker2")?;
     let walk = Walk::ping(lab, source, target, PINGS)?;
     let wire = walk.echoes(at::SOURCE_UPLINK);
     let hooks = walk.trace.hook_passes();
@@ -244,8 +238,8 @@ fn other_node(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
 
 fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     let node = lab.node_site("worker1")?;
-    let local = Cast::on(&cast.demo, "worker1")?;
-    let remote = Cast::on(&cast.demo, "worker2")?;
+    let local = pods::on(&cast.demo, "worker1")?;
+    let remote = pods::on(&cast.demo, "worker2")?;
     let (local_ip, remote_ip) = (local.address, remote.address);
     let node_ip = lab.address("worker1", cast.family)?;
     let filter = format!("({}) or udp port {VXLAN_PORT}", echo_filter(node_ip));
@@ -312,7 +306,7 @@ pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
             answered += 1;
         }
     }
-    let client_pod = Cast::on(&cast.other, "worker2")?;
+    let client_pod = pods::on(&cast.other, "worker2")?;
     let by_pod = client::http_get(&client_pod.site, to, "/hostname").is_ok();
     let trace = watch.stop()?;
     let nodes: BTreeSet<&str> = cast
@@ -342,7 +336,7 @@ pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
 }
 
 fn outside(lab: &Lab, cast: &Cast, _: Mode) -> Result<Scene> {
-    let pod = Cast::on(&cast.demo, "worker1")?;
+    let pod = pods::on(&cast.demo, "worker1")?;
     let to = cast.family.outside();
     let watch = Plan::new()
         .device("world", Place::Node("world", UPLINK), echo_filter(to))

@@ -11,9 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use veer_e2e_cluster::{
-    Cluster, Families, Family, Kubectl, Machine, Output, await_condition, paths,
+    Cluster, Families, Family, Kubectl, Machine, Output, ProxyMode, await_condition, paths,
 };
 
 use crate::site::Site;
@@ -31,6 +32,24 @@ pub const OPERATOR: &str = "deployment/veer-operator";
 /// How long an installation may take until all nodes are Ready. Seconds, in
 /// truth; a machine that builds beside it is slow.
 const INSTALL: Duration = Duration::from_mins(2);
+
+/// A kube-proxy to compare with, as the option of a command names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProxyArg {
+    /// By nftables
+    Nftables,
+    /// By iptables
+    Iptables,
+}
+
+impl From<ProxyArg> for ProxyMode {
+    fn from(arg: ProxyArg) -> Self {
+        match arg {
+            ProxyArg::Nftables => Self::Nftables,
+            ProxyArg::Iptables => Self::Iptables,
+        }
+    }
+}
 
 /// The routing modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 use veer_e2e_cluster::{Machine, await_condition};
 
-use crate::{client, lab::Lab, pods::Pod, site::Site};
+use crate::{client, lab::Lab, pods::Pod, processes::Started, site::Site};
 
 /// For a command on other nodes to start, and for decisions to arrive.
 pub const SOON: Duration = Duration::from_mins(1);
@@ -94,7 +94,7 @@ impl<'a> Workstation<'a> {
             }
         });
         Ok(Listening {
-            child,
+            process: Started(child),
             lines,
             said: self.path(SAID),
         })
@@ -108,7 +108,7 @@ fn image_of_an_agent() -> Result<PathBuf> {
 }
 
 /// The number that the agent of a node has on this machine.
-pub fn agent_of(node: &Machine) -> Result<String> {
+pub fn process_of_agent(node: &Machine) -> Result<String> {
     let network = |process: &Path| fs::read_link(process.join("ns/net")).ok();
     let its = network(Path::new(&format!("/proc/{}", node.init()?)));
     let process = agents()?
@@ -135,7 +135,7 @@ fn agents() -> Result<Vec<PathBuf>> {
 
 /// A running `veer monitor`.
 pub struct Listening {
-    child: Child,
+    process: Started,
     lines: Receiver<String>,
     said: PathBuf,
 }
@@ -143,8 +143,8 @@ pub struct Listening {
 impl Listening {
     /// Ends it by SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
+        self.process.0.kill()?;
+        self.process.0.wait()?;
         Ok(())
     }
 
@@ -166,13 +166,6 @@ impl Listening {
             }
         }
         found
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

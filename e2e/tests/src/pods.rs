@@ -165,6 +165,13 @@ pub fn running(lab: &Lab, namespace: &str, selector: &str) -> Result<Vec<Pod>> {
         .collect()
 }
 
+/// The first of these pods that is on a node.
+pub fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
+    let mut pods = pods.iter();
+    pods.find(|pod| pod.node == node)
+        .with_context(|| format!("no pod on {node}"))
+}
+
 /// The one pod of a selector on a node.
 pub fn on_node(lab: &Lab, namespace: &str, selector: &str, node: &str) -> Result<Pod> {
     let mut pods = running(lab, namespace, selector)?;

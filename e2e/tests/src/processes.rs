@@ -1,7 +1,7 @@
 //! The product's processes, to kill, freeze and thaw them. A node has process
 //! ids of its own, so only its processes are meant.
 
-use std::time::Duration;
+use std::{process::Child, time::Duration};
 
 use anyhow::{Context, Result};
 use veer_e2e_cluster::await_condition;
@@ -10,6 +10,18 @@ use crate::lab::{AGENT, Lab, NAMESPACE};
 
 /// How long agents may take to be there again.
 pub const REPLACED: Duration = Duration::from_mins(1);
+
+/// A process that a test or a benchmark has started, and that ends when this is dropped.
+#[derive(Debug)]
+pub struct Started(pub Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
 
 /// A signal, as pkill spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

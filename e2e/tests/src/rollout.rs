@@ -3,7 +3,7 @@
 
 use std::{
     io::BufReader,
-    process::{Child, Stdio},
+    process::Stdio,
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -14,7 +14,7 @@ use serde_json::{Deserializer, Value, json};
 
 use crate::{
     lab::{Lab, Mode},
-    processes::{Signal, signal_agents},
+    processes::{Signal, Started, signal_agents},
 };
 
 /// How long one phase may take. A second, in truth; pairs that failed are
@@ -58,7 +58,7 @@ pub type Version = (u64, Value);
 /// `kubectl get … -w`: every version of some objects, in order.
 #[derive(Debug)]
 pub struct Follow {
-    child: Child,
+    _kubectl: Started,
     versions: Receiver<Version>,
     /// Those that [`Follow::until`] has passed.
     pub seen: Vec<Version>,
@@ -94,7 +94,7 @@ impl Follow {
             }
         });
         Ok(Self {
-            child,
+            _kubectl: Started(child),
             versions,
             seen: Vec::new(),
         })
@@ -149,14 +149,6 @@ impl Follow {
         let mut seen = std::mem::take(&mut self.seen);
         seen.extend(self.versions.try_iter());
         seen
-    }
-}
-
-impl Drop for Follow {
-    fn drop(&mut self) {
-        // It may have ended by itself, with the API server.
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
     }
 }
 

@@ -266,26 +266,17 @@ impl Scene {
 
     /// The `DaemonSet`'s pod on a node.
     pub fn demo_on(&self, node: &str) -> Result<&Pod> {
-        self.demo
-            .iter()
-            .find(|p| p.node == node)
-            .with_context(|| format!("no demo on {node}"))
+        pods::on(&self.demo, node).context("demo")
     }
 
     /// The Deployment's pod on a node.
     pub fn other_on(&self, node: &str) -> Result<&Pod> {
-        self.other
-            .iter()
-            .find(|p| p.node == node)
-            .with_context(|| format!("no other on {node}"))
+        pods::on(&self.other, node).context("other")
     }
 
     /// The pod with a known place on a node.
     pub fn fixed_on(&self, node: &str) -> Result<&Pod> {
-        self.fixed
-            .iter()
-            .find(|p| p.node == node)
-            .with_context(|| format!("no fixed on {node}"))
+        pods::on(&self.fixed, node).context("fixed")
     }
 
     /// All pods that tests use.

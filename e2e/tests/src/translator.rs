@@ -17,7 +17,7 @@ use crate::{lab::Lab, maps, rollout};
 /// How long all nodes may take to follow.
 const CHANGED: Duration = Duration::from_secs(30);
 /// The maps that are empty while kube-proxy translates.
-const MAPS: [&str; 3] = ["SERVICES", "BACKENDS", "MEMBERS"];
+pub const MAPS: [&str; 3] = ["SERVICES", "BACKENDS", "MEMBERS"];
 /// Says that a Service is of another proxy than the cluster's.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -210,7 +210,7 @@ fn key(to: SocketAddr, protocol: u8) -> [u8; 24] {
 }
 
 /// The keys of a node's map SERVICES, each with its number of backends.
-fn frontends(node: &Machine) -> Result<HashMap<Vec<u8>, u32>> {
+pub fn frontends(node: &Machine) -> Result<HashMap<Vec<u8>, u32>> {
     let rows = maps::dump(node, "SERVICES")?.into_iter();
     rows.map(|(key, value)| {
         // Behind the number of the service and its version.

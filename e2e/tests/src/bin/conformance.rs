@@ -13,11 +13,11 @@ use std::{
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use comfy_table::{ContentArrangement, Table, presets::ASCII_MARKDOWN};
-use veer_e2e_cluster::{Cluster, Families, Progress, ProxyMode, own_name};
+use veer_e2e_cluster::{Cluster, Families, Progress, own_name};
 use veer_e2e_tests::{
     baseline,
     conformance::{self, Plan, Scope, Spec},
-    lab::{Lab, Mode},
+    lab::{Lab, Mode, ProxyArg},
 };
 
 /// Kind of the runs' own clusters.
@@ -94,12 +94,6 @@ enum ModeArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ProxyArg {
-    Nftables,
-    Iptables,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum ServicesArg {
     /// The host's stack
     KubeProxy,
@@ -170,10 +164,7 @@ fn judge_own(
 ) -> Result<()> {
     let own = own_name(KIND);
     let mut config = conformance::config(&own, plan.scope, families);
-    config.proxy_mode = match cli.proxy_mode {
-        ProxyArg::Nftables => ProxyMode::Nftables,
-        ProxyArg::Iptables => ProxyMode::Iptables,
-    };
+    config.proxy_mode = cli.proxy_mode.into();
     if cli.baseline {
         config.pod_devices = None;
     }

@@ -16,7 +16,6 @@ use veer_e2e_tests::{
     maps,
     monitor::{Listening, SOON, Workstation, ping},
     pods::Pod,
-    translator::{Translator, Translators},
     workloads,
 };
 
@@ -91,17 +90,23 @@ fn told(listening: &Listening, from: &Pod, to: IpAddr, expected: &[String]) -> R
         let mark = format!(", id {id}, ");
         let lines = listening.lines(expected.len(), |line| line.contains(&mark));
         let told: Result<Vec<String>> = lines.iter().map(|line| essence(line)).collect();
-        let told = told.map_err(text)?;
-        if told == expected {
-            Ok(Some(()))
-        } else {
-            Err(format!(
-                "{told:#?}\nwanted: {expected:#?}\n{}",
-                listening.said()
-            ))
-        }
+        as_expected(listening, &told.map_err(text)?, expected)
     })?;
     Ok(())
+}
+
+/// Whether just that was told; if not, what was.
+fn as_expected(
+    listening: &Listening,
+    told: &[String],
+    expected: &[String],
+) -> Result<Option<()>, String> {
+    if told == expected {
+        Ok(Some(()))
+    } else {
+        let said = listening.said();
+        Err(format!("{told:#?}\nwanted: {expected:#?}\n{said}"))
+    }
 }
 
 fn one_ping(scene: &Scene) -> Result<()> {
@@ -200,8 +205,6 @@ fn translation(line: &str, client: IpAddr) -> Result<String> {
 /// By the address of the Service, which only packets before their translation show on the
 /// way there, and only those after it on the way back.
 fn one_request(scene: &Scene) -> Result<()> {
-    let translators = Translators::hold(&scene.lab)?;
-    translators.set(Translator::Pods)?;
     let from = scene.demo_on("worker1")?;
     let user = Workstation::new(&scene.lab)?;
     for node in ["worker1", "worker2"] {
@@ -242,18 +245,10 @@ fn one_request(scene: &Scene) -> Result<()> {
                 .iter()
                 .map(|line| translation(line, from.address))
                 .collect();
-            let told = told.map_err(text)?;
-            if told == expected {
-                Ok(Some(()))
-            } else {
-                Err(format!(
-                    "{told:#?}\nwanted: {expected:#?}\n{}",
-                    listening.said()
-                ))
-            }
+            as_expected(&listening, &told.map_err(text)?, &expected)
         })?;
     }
-    translators.restored()
+    Ok(())
 }
 
 fn drops(scene: &Scene) -> Result<()> {
