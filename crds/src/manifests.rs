@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION_KEY: &str = "veer.dev/schema-version";
 
 /// Number of the schema, raised with every change of it. The operator replaces
 /// a CRD with a lower number and never one with a higher.
-pub const SCHEMA_VERSION: u32 = 10;
+pub const SCHEMA_VERSION: u32 = 11;
 
 /// All CRDs, in the order of their names.
 pub fn all() -> Vec<CustomResourceDefinition> {

@@ -85,7 +85,7 @@ pub mod program {
     pub const UPLINK_EGRESS: &str = "uplink_egress";
     /// XDP on an uplink.
     pub const UPLINK_XDP: &str = "uplink_xdp";
-    /// All of them, in the order of [`crate::outcome::Program`].
+    /// All that see packets, in the order of [`crate::outcome::Program`].
     pub const ALL: [&str; 7] = [
         POD_EGRESS,
         POD_INGRESS,
@@ -94,5 +94,18 @@ pub mod program {
         UPLINK_INGRESS,
         UPLINK_EGRESS,
         UPLINK_XDP,
+    ];
+
+    /// Those of the node's own sockets, one per hook of the cgroup.
+    pub const SOCKETS: [&str; 8] = [
+        // What reports has to be there before what translates.
+        "host_getpeername4",
+        "host_getpeername6",
+        "host_recvmsg4",
+        "host_recvmsg6",
+        "host_sendmsg4",
+        "host_sendmsg6",
+        "host_connect4",
+        "host_connect6",
     ];
 }

@@ -151,7 +151,7 @@ impl Datapath {
             .with_context(|| format!("no map {name}"))
     }
 
-    fn array<T: Table>(&mut self) -> Result<Array<&mut MapData, T::Value>> {
+    pub(crate) fn array<T: Table>(&mut self) -> Result<Array<&mut MapData, T::Value>> {
         Ok(Array::try_from(self.map::<T>()?)?)
     }
 

@@ -1,6 +1,7 @@
 //! What the tests of the BPF programs share: both families ([`family`]), packets
 //! ([`packet`]), the loaded
-//! object with typed maps and test runs ([`datapath`]), Services ([`services`]), pings ([`echo`]),
+//! object with typed maps and test runs ([`datapath`]), Services ([`services`]), the node's
+//! own sockets ([`host_sockets`]), pings ([`echo`]),
 //! random numbers ([`random`]), network namespaces and captures ([`netns`]), and nodes with pods made of these ([`lab`]).
 //!
 //! The tests need root and a kernel with tcx (6.6 or later); they never skip.
@@ -17,6 +18,7 @@ pub mod datapath;
 #[expect(unsafe_code, reason = "raw sockets")]
 pub mod echo;
 pub mod family;
+pub mod host_sockets;
 pub mod lab;
 #[expect(unsafe_code, reason = "raw sockets")]
 pub mod netns;

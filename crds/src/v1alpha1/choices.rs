@@ -18,7 +18,7 @@ pub enum XdpMode {
     Off,
 }
 
-/// Who translates what pods send to Services.
+/// Who translates what is sent to Services.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum ServiceTranslation {
     /// The host's stack, by kube-proxy's rules.
@@ -27,6 +27,19 @@ pub enum ServiceTranslation {
     /// beside them, for the nodes themselves and for what the programs leave to the stack.
     #[default]
     Pods,
+    /// The programs too for the nodes' own sockets, and veer refuses what nobody serves: no
+    /// kube-proxy is needed for addresses of Services.
+    Full,
+}
+
+impl ServiceTranslation {
+    /// Whether the programs translate what pods send.
+    pub fn by_programs(self) -> bool {
+        match self {
+            Self::KubeProxy => false,
+            Self::Pods | Self::Full => true,
+        }
+    }
 }
 
 /// When network policies are enforced. (Enforcement itself is not there yet.)

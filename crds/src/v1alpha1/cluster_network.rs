@@ -70,11 +70,13 @@ pub struct ClusterNetworkSpec {
     /// Whether and how an XDP program sits on the uplinks.
     #[serde(default)]
     pub xdp: XdpMode,
-    /// Who translates what pods send to Services: to a `ClusterIP`, an external IP or the
+    /// Who translates what is sent to Services: to a `ClusterIP`, an external IP or the
     /// address of a load balancer. `KubeProxy`: the host's stack, by kube-proxy's rules.
     /// `Pods`: the programs at the pods' veths, past the stack where the backend is a pod
     /// or another node; kube-proxy goes on for the nodes themselves, for `NodePorts`, and
-    /// for what the programs leave to it. It may be changed at any time: connections stay
+    /// for what the programs leave to it. `Full`: also what the nodes' own processes send;
+    /// addresses of Services then need no kube-proxy, `NodePorts` and clients from outside
+    /// still do. It may be changed at any time: connections stay
     /// with whoever translated them first; a datagram flow may get another backend.
     #[serde(default)]
     pub services: ServiceTranslation,

@@ -24,7 +24,7 @@ mod wiring;
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use figures::Figures;
 use veer_e2e_cluster::{Cluster, Config, Families, Progress, own_name};
@@ -132,6 +132,11 @@ fn bench(cli: &Cli) -> Result<()> {
         println!("{}", report::programs(&figures));
         return Ok(());
     }
+    // Before a cluster is made in vain.
+    ensure!(
+        cli.proxy_mode != ProxyArg::None,
+        "without kube-proxy there is nothing to compare with"
+    );
     let own = own_name(KIND);
     let cluster = if let Some(name) = &cli.cluster {
         Cluster::attach(name)?

@@ -191,7 +191,9 @@ impl<'a> Bench<'a> {
         let patch = json!({"spec": {"services": by.name()}});
         self.lab.patch_network(&patch.to_string())?;
         match by {
-            Translator::Pods => self.on_all("Services in veer's maps", frontends(size), in_maps),
+            Translator::Pods | Translator::Full => {
+                self.on_all("Services in veer's maps", frontends(size), in_maps)
+            }
             Translator::KubeProxy => self.on_all("empty maps of veer's", MAPS.len(), empty_maps),
         }
     }

@@ -3,15 +3,15 @@
 //! Every wait has an end, and an error says from where to where.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use veer_e2e_cluster::{Family, attempt, await_condition};
+use veer_e2e_cluster::{Family, attempt, await_condition, patience};
 
 use crate::site::Site;
 
@@ -86,18 +86,64 @@ fn ask(to: SocketAddr, text: &str, time: Duration) -> Result<String> {
 
 /// What happened to a datagram to a closed port: the error of the socket,
 /// `ConnectionRefused` if an ICMP error came back to it.
-pub fn udp_error(from: &Site, to: SocketAddr) -> Result<std::io::ErrorKind> {
+pub fn udp_error(from: &Site, to: SocketAddr) -> Result<ErrorKind> {
     let time = attempt();
     from.within(|| {
         let socket = udp_socket(to.ip())?;
-        socket.connect(to)?;
         socket.set_read_timeout(Some(time))?;
-        let sent = socket.send(b"hostname").map(|_| ());
-        match sent.and_then(|()| socket.recv(&mut [0; 64])) {
+        // A node's own socket may be refused before it has sent anything.
+        let connected = socket.connect(to);
+        let sent = connected.and_then(|()| socket.send(b"hostname"));
+        match sent.and_then(|_| socket.recv(&mut [0; 64])) {
             Ok(_) => bail!("somebody answered {to}; nobody was to listen there"),
             Err(error) => Ok(error.kind()),
         }
     })
+}
+
+/// Asks for the name of the pod that answers, by a port called `http` or `udp`.
+pub fn who_answers(from: &Site, to: SocketAddr, port: &str) -> Result<String> {
+    let answer = if port == "udp" {
+        udp_ask(from, to, "hostname")?
+    } else {
+        http_get(from, to, "/hostname")?
+    };
+    Ok(answer.trim().to_owned())
+}
+
+/// A TCP connection must be refused, and at once.
+pub fn refused_at_once(from: &Site, to: SocketAddr) -> Result<()> {
+    /// Linux tells an address once a second that a port is unreachable over IPv6
+    /// (`net.ipv6.icmp.ratelimit`), and the client asks again after a second.
+    const AT_ONCE: Duration = Duration::from_secs(3);
+    let time = attempt();
+    let start = Instant::now();
+    let outcome = from.within(|| {
+        let stream = TcpStream::connect_timeout(&to, time);
+        Ok(stream.map(drop).map_err(|e| e.kind()))
+    })?;
+    let took = start.elapsed();
+    ensure!(
+        outcome == Err(ErrorKind::ConnectionRefused) && took < AT_ONCE * patience(),
+        "{} → {to}, which nobody serves: {outcome:?} after {took:?}",
+        from.name
+    );
+    Ok(())
+}
+
+/// Asks the API server by its service, which is of the cluster's primary family.
+pub fn api_server(from: &Site, primary: Family) -> Result<()> {
+    let url = SocketAddr::from((primary.api_service(), 443));
+    let url = format!("https://{url}/version");
+    let out = from
+        .exec(&["curl", "-sk", "--max-time", "30", &url])?
+        .stdout;
+    ensure!(
+        out.contains("gitVersion"),
+        "the API server answered {} with {out:?}",
+        from.name
+    );
+    Ok(())
 }
 
 /// Asks the cluster's DNS, whose service is of its primary family, for the API server's
@@ -146,6 +192,11 @@ impl Conversation {
             stream,
             buffer: Vec::new(),
         })
+    }
+
+    /// Where its socket says that it leads.
+    pub fn peer(&self) -> Result<SocketAddr> {
+        Ok(self.stream.peer_addr()?)
     }
 
     /// One request on the open connection; returns the body.

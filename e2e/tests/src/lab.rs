@@ -4,7 +4,7 @@
 use std::{
     env,
     fmt::Write,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use veer_e2e_cluster::{
-    Cluster, Families, Family, Kubectl, Machine, Output, ProxyMode, await_condition, paths,
+    API_PORT, Cluster, Families, Family, Kubectl, Machine, Output, ProxyMode, await_condition,
+    paths,
 };
 
 use crate::site::Site;
@@ -33,13 +34,15 @@ pub const OPERATOR: &str = "deployment/veer-operator";
 /// truth; a machine that builds beside it is slow.
 const INSTALL: Duration = Duration::from_mins(2);
 
-/// A kube-proxy to compare with, as the option of a command names it.
+/// The kube-proxy of a cluster, as the option of a command names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ProxyArg {
     /// By nftables
     Nftables,
     /// By iptables
     Iptables,
+    /// There is none: veer translates for nodes, too
+    None,
 }
 
 impl From<ProxyArg> for ProxyMode {
@@ -47,6 +50,7 @@ impl From<ProxyArg> for ProxyMode {
         match arg {
             ProxyArg::Nftables => Self::Nftables,
             ProxyArg::Iptables => Self::Iptables,
+            ProxyArg::None => Self::None,
         }
     }
 }
@@ -83,6 +87,16 @@ fn blocks(families: Families) -> Option<String> {
         |family: &Family| json!({"cidr": family.pod_cidr(), "nodeMaskSize": family.node_mask()});
     let all: Vec<Value> = families.all().iter().map(block).collect();
     Some(format!("clusterNetwork.podCIDRs={}", Value::from(all)))
+}
+
+/// The chart's values for a cluster without kube-proxy, where nobody else translates: the
+/// product itself must find the API server by an address of its own.
+fn without_proxy(api: SocketAddr) -> [String; 3] {
+    [
+        format!("k8sServiceHost={}", api.ip()),
+        format!("k8sServicePort={}", api.port()),
+        "clusterNetwork.services=Full".to_owned(),
+    ]
 }
 
 /// A running cluster and what tests do with it.
@@ -204,13 +218,15 @@ impl Lab {
         Ok(())
     }
 
-    /// `helm install veer charts/veer`, with blocks of the cluster's families and
-    /// further values; returns at once.
+    /// `helm install veer charts/veer`, with blocks of the cluster's families, what a
+    /// cluster without kube-proxy needs, and further values; returns at once.
     pub fn helm_install(&self, values: &[&str]) -> Result<()> {
         let chart = repository().join("charts/veer");
         let chart = chart.to_string_lossy();
         let mut args = vec!["install", RELEASE, &*chart, "-n", NAMESPACE];
-        for value in values {
+        let own = self.own_values()?;
+        // The last one counts, so the caller's come behind.
+        for value in own.iter().map(String::as_str).chain(values.iter().copied()) {
             args.extend(["--set", value]);
         }
         let blocks = blocks(self.cluster.families());
@@ -223,6 +239,19 @@ impl Lab {
         }
         self.helm(&args)?;
         Ok(())
+    }
+
+    /// Values that the cluster itself asks for.
+    fn own_values(&self) -> Result<Vec<String>> {
+        match self.cluster.state().config.proxy_mode {
+            ProxyMode::Nftables | ProxyMode::Iptables => Ok(Vec::new()),
+            ProxyMode::None => {
+                let nodes = self.cluster.node_names();
+                let control = nodes.first().context("a cluster without nodes")?;
+                let api = self.address(control, self.primary())?;
+                Ok(without_proxy((api, API_PORT).into()).to_vec())
+            }
+        }
     }
 
     /// Waits until the product runs everywhere and the cluster with it: nodes
@@ -389,6 +418,17 @@ impl Lab {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_kube_proxy_the_chart_is_told_of_the_api_server() {
+        let api = "[fd76:6565:7200::ac1e:b]:6443".parse().expect("an address");
+        let wanted = [
+            "k8sServiceHost=fd76:6565:7200::ac1e:b",
+            "k8sServicePort=6443",
+            "clusterNetwork.services=Full",
+        ];
+        assert_eq!(without_proxy(api), wanted);
+    }
 
     #[test]
     fn a_cluster_of_both_families_gets_a_block_of_each_the_primary_ones_first() {

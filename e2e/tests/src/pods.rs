@@ -222,6 +222,30 @@ pub fn await_ready(
     running(lab, namespace, selector)
 }
 
+/// Waits until no `EndpointSlice` of a service has a pod as one that serves.
+pub fn await_no_endpoint(lab: &Lab, service: &str, pod: &Pod, deadline: Duration) -> Result<()> {
+    let selector = format!("kubernetes.io/service-name={service}");
+    let words = [
+        "-n",
+        &pod.namespace,
+        "get",
+        "endpointslices",
+        "-l",
+        &selector,
+    ];
+    let what = format!("no EndpointSlice has {} as serving", pod.name);
+    await_condition(&what, deadline, || {
+        let list = lab.kubectl().json(&words).map_err(|e| e.to_string())?;
+        let slices = list["items"].as_array().into_iter().flatten();
+        let mut endpoints = slices.flat_map(|s| s["endpoints"].as_array().into_iter().flatten());
+        let there = endpoints.any(|e| {
+            e["targetRef"]["uid"] == pod.uid.as_str() && e["conditions"]["serving"] != false
+        });
+        Ok((!there).then_some(()))
+    })?;
+    Ok(())
+}
+
 /// Removes the objects of the pods of a node that is gone. Kubernetes' own collector
 /// does so later, and what is compared next must not hold them.
 pub fn forget(lab: &Lab, node: &str) -> Result<()> {

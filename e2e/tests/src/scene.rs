@@ -127,7 +127,7 @@ pub struct Scene {
     pub lab: Lab,
     /// The mode in force.
     pub mode: Mode,
-    /// Who translated what pods send to Services, when that was last seen to be in force.
+    /// Who translated what is sent to Services, when that was last seen to be in force.
     services: Option<Translator>,
     /// The family that is looked at: addresses of pods and nodes are of it.
     pub family: Family,

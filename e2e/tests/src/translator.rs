@@ -1,6 +1,6 @@
-//! Who translates what pods send to Services: `spec.services` of the ClusterNetwork, set
-//! for a test and put back after it. That it is in force is seen in the maps of every
-//! node, since the resource says nothing of it.
+//! Who translates what pods and nodes send to Services: `spec.services` of the
+//! ClusterNetwork, set for a test and put back after it. That it is in force is seen in
+//! the maps of every node, since the resource says nothing of it.
 
 use std::{
     collections::HashMap,
@@ -33,6 +33,8 @@ pub enum Translator {
     KubeProxy,
     /// The programs on the pods' devices.
     Pods,
+    /// These, and hooks at the sockets of nodes.
+    Full,
 }
 
 impl Translator {
@@ -41,6 +43,7 @@ impl Translator {
         match self {
             Self::KubeProxy => "KubeProxy",
             Self::Pods => "Pods",
+            Self::Full => "Full",
         }
     }
 
@@ -49,6 +52,7 @@ impl Translator {
         match field.as_str() {
             Some("Pods") | None => Ok(Self::Pods),
             Some("KubeProxy") => Ok(Self::KubeProxy),
+            Some("Full") => Ok(Self::Full),
             Some(other) => bail!("the ClusterNetwork has {other} for services"),
         }
     }
@@ -131,11 +135,16 @@ fn await_in_force(lab: &Lab, by: Translator) -> Result<()> {
 fn differences(lab: &Lab, by: Translator) -> Result<Vec<String>> {
     let wanted = match by {
         Translator::KubeProxy => Vec::new(),
-        Translator::Pods => cluster_addresses(lab)?,
+        Translator::Pods | Translator::Full => cluster_addresses(lab)?,
     };
     let mut all = Vec::new();
     for name in lab.cluster.node_names() {
         let node = lab.node(&name)?;
+        let hooks = hooks_translate(&node)?;
+        if hooks != (by == Translator::Full) {
+            let does = if hooks { "translates" } else { "leaves" };
+            all.push(format!("{name} {does} what its own sockets send"));
+        }
         match by {
             Translator::KubeProxy => {
                 for map in MAPS {
@@ -145,7 +154,7 @@ fn differences(lab: &Lab, by: Translator) -> Result<Vec<String>> {
                     }
                 }
             }
-            Translator::Pods => {
+            Translator::Pods | Translator::Full => {
                 let rows = frontends(&node)?;
                 let lacks = |key: &[u8; 24]| !rows.contains_key(&key[..]);
                 let missing = wanted.iter().filter(|(_, key)| lacks(key));
@@ -155,6 +164,15 @@ fn differences(lab: &Lab, by: Translator) -> Result<Vec<String>> {
         }
     }
     Ok(all)
+}
+
+/// Whether the hooks at a node's own sockets translate new flows: entry 2 of the map
+/// `HOST_SOCKETS`.
+fn hooks_translate(node: &Machine) -> Result<bool> {
+    let rows = maps::dump(node, "HOST_SOCKETS")?;
+    let entry = rows.iter().find(|(key, _)| key[..] == 2_u32.to_ne_bytes());
+    let (_, value) = entry.context("HOST_SOCKETS has no third entry")?;
+    Ok(value.iter().any(|octet| *octet != 0))
 }
 
 /// All cluster addresses with their ports that the programs translate: a name for
@@ -221,8 +239,8 @@ pub fn frontends(node: &Machine) -> Result<HashMap<Vec<u8>, u32>> {
     .collect()
 }
 
-/// Waits until the programs of a node have so many backends for what pods send to `to`
-/// by a protocol.
+/// Waits until the programs of a node have so many backends for what is sent to `to` by
+/// a protocol.
 pub fn await_backends(
     lab: &Lab,
     node: &str,
@@ -262,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_network_without_the_field_is_translated_by_the_programs() {
-        for by in [Translator::KubeProxy, Translator::Pods] {
+        for by in [Translator::KubeProxy, Translator::Pods, Translator::Full] {
             assert_eq!(Translator::of(&by.name().into()).expect("a value"), by);
         }
         let none = Translator::of(&Value::Null).expect("a value");

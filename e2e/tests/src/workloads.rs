@@ -1,9 +1,14 @@
 //! What runs on the cluster to be talked to. All of it is the test image's
 //! netexec: HTTP on 8080, UDP on 8081.
 
-use std::{fmt::Write, net::IpAddr, time::Duration};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use veer_e2e_cluster::Family;
 
 use crate::{
@@ -131,6 +136,56 @@ pub fn single(namespace: &str, name: &str, node: &str, labels: &str) -> String {
     )
 }
 
+/// A `NodePort` service of the pods of an app, with one more field in its spec.
+pub fn of_app(
+    (namespace, name): (&str, &str),
+    app: &str,
+    ports: &Value,
+    (field, value): (&str, &str),
+) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "type": "NodePort", "ipFamilyPolicy": "PreferDualStack",
+            "selector": {"app": app}, "ports": ports,
+        },
+    });
+    service["spec"][field] = value.into();
+    service
+}
+
+/// A service, and the pods of its app: a bare one on each worker.
+pub fn pair((namespace, name): (&str, &str), ports: &Value) -> String {
+    let labels = format!("{{app: {name}}}");
+    let pod = |node: &str| single(namespace, &format!("{name}-{node}"), node, &labels);
+    let service = of_app((namespace, name), name, ports, ("sessionAffinity", "None"));
+    [pod("worker1"), pod("worker2"), service.to_string()].join("---\n")
+}
+
+/// Objects of a test, which go when this is dropped.
+#[derive(Debug)]
+pub struct Applied<'a> {
+    lab: &'a Lab,
+    manifests: String,
+}
+
+impl<'a> Applied<'a> {
+    /// Applies them.
+    pub fn new(lab: &'a Lab, manifests: String) -> Result<Self> {
+        let applied = Self { lab, manifests };
+        lab.kubectl().apply(&applied.manifests)?;
+        Ok(applied)
+    }
+}
+
+impl Drop for Applied<'_> {
+    fn drop(&mut self) {
+        // The test's own outcome says more than this one.
+        let _gone = self.lab.kubectl().delete(&self.manifests);
+    }
+}
+
 /// A Deployment that can be scaled, of pods that only exist.
 pub fn crowd(namespace: &str, replicas: u32) -> String {
     format!(
@@ -196,6 +251,12 @@ pub fn service(
         port: number("port")?,
         node_port: number("nodePort")?,
     })
+}
+
+/// A `NodePort` service's cluster address of a family with a port of that name.
+pub fn frontend(lab: &Lab, family: Family, name: (&str, &str), port: &str) -> Result<SocketAddr> {
+    let service = service(lab, family, name, port)?;
+    Ok((service.address, service.port).into())
 }
 
 /// Applies [`demo`] and waits for it; returns the `DaemonSet`'s pods and the

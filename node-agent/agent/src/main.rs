@@ -95,6 +95,9 @@ struct RunArgs {
     /// A writable /proc/sys/net; default: /host/proc/sys/net if that is there.
     #[arg(long)]
     proc_sys_net: Option<PathBuf>,
+    /// The node's cgroups, where the programs of its own sockets are attached.
+    #[arg(long, default_value = "/sys/fs/cgroup")]
+    cgroup_dir: PathBuf,
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env = "VEER_METRICS_ADDR", default_value = "127.0.0.1:9917")]
     metrics_addr: SocketAddr,
@@ -125,6 +128,7 @@ impl RunArgs {
             netns: self.netns_dir,
             state: self.state_dir,
             bpffs: self.bpffs,
+            cgroups: self.cgroup_dir,
             socket: self.socket,
             proc_sys_net,
         };

@@ -21,6 +21,7 @@ mod places;
 mod remotes;
 mod samples;
 mod services;
+mod sockets;
 mod traffic;
 
 pub use config::{CONFIG_PAD, Config, Configuration};
@@ -43,6 +44,7 @@ pub use services::{
     Affinities, Affinity, AffinityKey, Asked, Backend, BackendKey, Backends, Frontend, Member,
     Members, Question, Service, Services,
 };
+pub use sockets::{HostSockets, SocketKey, Sockets};
 pub use traffic::{Talk, Talked, Traffic};
 
 /// A key of two addresses and eight bytes more, in memory words.
@@ -143,7 +145,7 @@ pub struct MapSpec {
 }
 
 /// All maps but [`FlowsBefore`], which only an upgrade has.
-pub const ALL: [MapSpec; 21] = [
+pub const ALL: [MapSpec; 23] = [
     Configuration::SPEC,
     Endpoints::SPEC,
     Interfaces::SPEC,
@@ -164,6 +166,8 @@ pub const ALL: [MapSpec; 21] = [
     Members::SPEC,
     Affinities::SPEC,
     Asked::SPEC,
+    HostSockets::SPEC,
+    Sockets::SPEC,
     Traffic::SPEC,
 ];
 

@@ -1,6 +1,7 @@
 //! The entry points, one file per attach point. None uses another: shared code is in
 //! [`crate::path`] or below.
 
+mod host_sockets;
 mod overlay_egress;
 mod overlay_ingress;
 mod pod_egress;

@@ -9,8 +9,8 @@ use veer_bpf_common::{
     address::IpKey,
     tables::{
         Affinities, Asked, Backends, Configuration, Counters, Decisions, Endpoints, Events, Flows,
-        FlowsBefore, Fragments, Heartbeat, Interfaces, Ipcache, Listening, Members, Nodes, Places,
-        Remotes, Samples, Services, Table, Traffic,
+        FlowsBefore, Fragments, Heartbeat, HostSockets, Interfaces, Ipcache, Listening, Members,
+        Nodes, Places, Remotes, Samples, Services, Sockets, Table, Traffic,
     },
 };
 
@@ -44,6 +44,8 @@ map!(SERVICES: Services as HashMap<K<Services>, V<Services>>);
 map!(BACKENDS: Backends as HashMap<K<Backends>, V<Backends>>);
 map!(MEMBERS: Members as HashMap<K<Members>, V<Members>>);
 map!(AFFINITY: Affinities as LruHashMap<K<Affinities>, V<Affinities>>);
+map!(HOST_SOCKETS: HostSockets as Array<V<HostSockets>>);
+map!(SOCKETS: Sockets as LruHashMap<K<Sockets>, V<Sockets>>);
 map!(ASKED: Asked as PerCpuArray<V<Asked>>);
 map!(FLOWS: FlowsBefore as LruHashMap<K<FlowsBefore>, V<FlowsBefore>>);
 map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);

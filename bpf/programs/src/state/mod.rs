@@ -8,4 +8,5 @@ pub(crate) mod lookup;
 pub(crate) mod maps;
 mod places;
 mod services;
+pub(crate) mod sockets;
 pub(crate) mod translations;

@@ -5,7 +5,6 @@ use veer_bpf_common::{
     address::{FAMILY_V4, V6},
     tables::{
         Affinity, AffinityKey, Backend, BackendKey, Frontend, Member, Members, Question, Service,
-        Tuple,
     },
 };
 
@@ -21,7 +20,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// The Service that packets like this one are sent to.
 #[inline(always)]
-fn service(frontend: &Frontend) -> Option<Service> {
+pub(super) fn service(frontend: &Frontend) -> Option<Service> {
     // SAFETY: a copy of integers. A row that is used again meanwhile is another
     // Service's, which `backend` finds out.
     unsafe { SERVICES.get(frontend) }.copied()
@@ -38,8 +37,13 @@ fn has(id: u32, backend: &Backend) -> bool {
 /// Whether a flow to what packets like this one are sent to may stay with this backend, or,
 /// where it is `new`, go there; `None`: there is no such Service.
 #[inline(always)]
-pub(super) fn leads_to(tuple: &Tuple, address: [u8; 16], port: [u8; 2], new: bool) -> Option<bool> {
-    let service = service(&Frontend::of(tuple))?;
+pub(super) fn leads_to(
+    frontend: &Frontend,
+    address: [u8; 16],
+    port: [u8; 2],
+    new: bool,
+) -> Option<bool> {
+    let service = service(frontend)?;
     let member = Member::new(service.id, address, port);
     // SAFETY: as above.
     let found = unsafe { MEMBERS.get(member) }.copied();
@@ -56,7 +60,8 @@ pub(super) extern "C" fn choose_backend() -> u32 {
 
 #[inline(always)]
 fn choose(question: &mut Question) -> bool {
-    let Some(backend) = backend(&question.tuple) else {
+    let frontend = Frontend::of(&question.tuple);
+    let Some(backend) = backend(&frontend, question.tuple.source) else {
         return false;
     };
     let to = question.tuple.sent_to(&backend);
@@ -76,15 +81,15 @@ fn choose(question: &mut Question) -> bool {
     true
 }
 
+/// A backend for a new flow of a client, given by its address.
 #[inline(always)]
-fn backend(tuple: &Tuple) -> Option<Backend> {
-    let frontend = Frontend::of(tuple);
-    let found = service(&frontend)?;
+pub(super) fn backend(frontend: &Frontend, client: [u8; 16]) -> Option<Backend> {
+    let found = service(frontend)?;
     if found.backends == 0 {
         return None;
     }
     let key = AffinityKey {
-        client: tuple.source,
+        client,
         service: found.id,
     };
     let before = if found.affinity == 0 {
@@ -108,7 +113,7 @@ fn backend(tuple: &Tuple) -> Option<Backend> {
         let _ = AFFINITY.insert(key, last, 0);
     }
     // The rows of a Service that changed meanwhile may have become another's.
-    let is_same = service(&frontend).is_some_and(|again| again.id == found.id);
+    let is_same = service(frontend).is_some_and(|again| again.id == found.id);
     (is_same && has(found.id, &backend)).then_some(backend)
 }
 

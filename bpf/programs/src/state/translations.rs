@@ -9,7 +9,7 @@ use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_get_prandom_u32};
 use veer_bpf_common::{
     address::{Address, FAMILY_V4},
     outcome::{DropReason, FlowState, Observation},
-    tables::{End, FlowEntry, FlowKey, Question, Share, Tuple},
+    tables::{End, FlowEntry, FlowKey, Frontend, Question, Share, Tuple},
 };
 use veer_bpf_net::{
     bytes::Bytes as _,
@@ -243,7 +243,7 @@ fn is_backend(question: &Question, entry: &FlowEntry) -> Backend {
     let to = partner.tuple_from(entry.partner_opener());
     let new = l4::opens(question.tcp_flags);
     let (address, port) = (to.destination, to.destination_port);
-    match services::leads_to(&question.tuple, address, port, new) {
+    match services::leads_to(&Frontend::of(&question.tuple), address, port, new) {
         Some(true) => Backend::There,
         Some(false) => Backend::Gone,
         None if new => Backend::Gone,

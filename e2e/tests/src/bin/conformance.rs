@@ -68,9 +68,10 @@ struct Cli {
     /// How kube-proxy translates services
     #[arg(long, value_enum, default_value_t = ProxyArg::Nftables)]
     proxy_mode: ProxyArg,
-    /// Who translates what pods send to Services
-    #[arg(long, value_enum, default_value_t = ServicesArg::Pods)]
-    services: ServicesArg,
+    /// Who translates what is sent to Services; without it the chart decides, and of a
+    /// cluster without kube-proxy: full
+    #[arg(long, value_enum)]
+    services: Option<ServicesArg>,
     /// Judge the CNI project's bridge plugin instead: what the suite says of a
     /// network that is known
     #[arg(long)]
@@ -99,6 +100,34 @@ enum ServicesArg {
     KubeProxy,
     /// veer, at the pods' devices
     Pods,
+    /// veer, there and at the nodes' own sockets
+    Full,
+}
+
+impl Cli {
+    /// Values of the chart beside those that the cluster asks for.
+    fn values(&self) -> &'static [&'static str] {
+        match self.services {
+            None => &[],
+            Some(ServicesArg::KubeProxy) => &["clusterNetwork.services=KubeProxy"],
+            Some(ServicesArg::Pods) => &["clusterNetwork.services=Pods"],
+            Some(ServicesArg::Full) => &["clusterNetwork.services=Full"],
+        }
+    }
+
+    /// Refuses what cannot work, before a cluster is made in vain.
+    fn check(&self) -> Result<()> {
+        let has_proxy = self.proxy_mode != ProxyArg::None;
+        let by_veer = match self.services {
+            None | Some(ServicesArg::Full) => !self.baseline,
+            Some(ServicesArg::KubeProxy | ServicesArg::Pods) => false,
+        };
+        ensure!(
+            has_proxy || by_veer,
+            "without kube-proxy nobody but veer translates for nodes: --services full"
+        );
+        Ok(())
+    }
 }
 
 fn main() -> ExitCode {
@@ -115,6 +144,7 @@ fn main() -> ExitCode {
 type Columns = Vec<(String, Vec<Spec>)>;
 
 fn judge(cli: &Cli) -> Result<()> {
+    cli.check()?;
     let scope = match cli.scope {
         ScopeArg::Quick => Scope::Quick,
         ScopeArg::Full => Scope::Full,
@@ -194,11 +224,7 @@ fn judge_on(cli: &Cli, lab: &Lab, plan: &Plan, folder: &Path, columns: &mut Colu
         .helm(&["status", "veer", "-n", veer_e2e_tests::lab::NAMESPACE])
         .is_err()
     {
-        let values: &[&str] = match cli.services {
-            ServicesArg::KubeProxy => &["clusterNetwork.services=KubeProxy"],
-            ServicesArg::Pods => &[],
-        };
-        lab.install(values)?;
+        lab.install(cli.values())?;
     }
     lab.await_installed()?;
     if cli.switching {

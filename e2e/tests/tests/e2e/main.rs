@@ -16,6 +16,7 @@
 mod cases;
 mod forged;
 mod gitops;
+mod host_services;
 mod judge;
 mod lifecycle;
 mod light;
@@ -65,6 +66,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
         tunnel,
         &service_translation::IN_TUNNEL,
     );
+    group("tunnel::host_services", tunnel, &host_services::IN_TUNNEL);
     group("tunnel::security", tunnel, &security::TUNNEL);
     group("tunnel::neighbours", tunnel, &neighbours::TESTS);
     group("tunnel::forged", tunnel, &forged::TESTS);
@@ -88,6 +90,7 @@ fn tests() -> Vec<(String, Needs, Test)> {
         native,
         &service_translation::IN_NATIVE,
     );
+    group("native::host_services", native, &host_services::IN_NATIVE);
     group("native::security", native, &security::NATIVE);
     group("native::neighbours", native, &neighbours::TESTS);
     group("native::forged", native, &forged::TESTS);

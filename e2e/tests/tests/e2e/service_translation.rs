@@ -4,24 +4,23 @@
 
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
-use veer_e2e_cluster::{attempt, await_condition, patience};
+use serde_json::json;
+use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     client::{self, Conversation},
     evidence::{Plan, Trace},
-    lab::Lab,
     load::{Load, Path},
     numbered::{self, Flow, Sent, Servers},
     pods::{self, Pod},
+    site::Site,
     translator::{self, Translator, Translators},
-    workloads::{self, HTTP, STARTED},
+    workloads::{self, Applied, HTTP, STARTED, of_app},
 };
 
 use crate::scene::{DEMO, FIXED, Scene, Test};
@@ -46,55 +45,9 @@ pub(crate) const IN_TUNNEL: [(&str, Test); 4] = [
 /// Tests in native mode: what depends on the way to other nodes.
 pub(crate) const IN_NATIVE: [(&str, Test); 2] = [IN_TUNNEL[0], IN_TUNNEL[1]];
 
-/// Objects of a test, which go when this is dropped.
-struct Applied<'a> {
-    lab: &'a Lab,
-    manifests: String,
-}
-
-impl<'a> Applied<'a> {
-    fn new(lab: &'a Lab, manifests: String) -> Result<Self> {
-        let applied = Self { lab, manifests };
-        lab.kubectl().apply(&applied.manifests)?;
-        Ok(applied)
-    }
-}
-
-impl Drop for Applied<'_> {
-    fn drop(&mut self) {
-        // The test's own outcome says more than this one.
-        let _gone = self.lab.kubectl().delete(&self.manifests);
-    }
-}
-
-/// A Service of the pods of an app in [`DEMO`], with one more field in its spec.
-fn service(name: &str, app: &str, port: &Value, (field, value): (&str, &str)) -> Value {
-    let mut service = json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": name, "namespace": DEMO},
-        "spec": {
-            "type": "NodePort", "ipFamilyPolicy": "PreferDualStack",
-            "selector": {"app": app}, "ports": [port],
-        },
-    });
-    service["spec"][field] = value.into();
-    service
-}
-
-/// A Service's cluster address with a port, in the family that is looked at.
+/// The cluster address with a port of a Service, in the family that is looked at.
 fn frontend(scene: &Scene, service: (&str, &str), port: &str) -> Result<SocketAddr> {
-    let service = workloads::service(&scene.lab, scene.family, service, port)?;
-    Ok(SocketAddr::from((service.address, service.port)))
-}
-
-/// Asks for the name of the pod that answers, by a port called `http` or `udp`.
-fn asked(from: &Pod, to: SocketAddr, port: &str) -> Result<String> {
-    let answer = if port == "udp" {
-        client::udp_ask(&from.site, to, "hostname")?
-    } else {
-        client::http_get(&from.site, to, "/hostname")?
-    };
-    Ok(answer.trim().to_owned())
+    workloads::frontend(&scene.lab, scene.family, service, port)
 }
 
 /// Asks `backend` by its Service under watch of netfilter's hooks on the nodes of both.
@@ -107,7 +60,7 @@ fn watched(scene: &Scene, from: &Pod, backend: &Pod, port: &str) -> Result<Trace
         }
     }
     let watch = plan.start(&scene.lab)?;
-    let name = asked(from, to, port);
+    let name = client::who_answers(&from.site, to, port);
     let trace = watch.stop()?;
     let name = name?;
     ensure!(
@@ -149,13 +102,14 @@ const LOCAL: &str = "e2e-local";
 const NOBODY: &str = "e2e-nobody";
 
 fn either_mode(scene: &Scene) -> Result<()> {
-    let port = json!({"name": "http", "port": 80, "targetPort": HTTP, "protocol": "TCP"});
+    let ports = json!([{"name": "http", "port": 80, "targetPort": HTTP, "protocol": "TCP"}]);
+    let service = |name, app, field| of_app((DEMO, name), app, &ports, field);
     let services = json!({
         "apiVersion": "v1", "kind": "List",
         "items": [
-            service(STICKY, "demo", &port, ("sessionAffinity", "ClientIP")),
-            service(LOCAL, "demo", &port, ("internalTrafficPolicy", "Local")),
-            service(NOBODY, "e2e-nobody", &port, ("sessionAffinity", "None")),
+            service(STICKY, "demo", ("sessionAffinity", "ClientIP")),
+            service(LOCAL, "demo", ("internalTrafficPolicy", "Local")),
+            service(NOBODY, "e2e-nobody", ("sessionAffinity", "None")),
         ],
     });
     let _applied = Applied::new(&scene.lab, services.to_string())?;
@@ -182,13 +136,14 @@ fn all_answer(scene: &Scene) -> Result<()> {
     for backend in [own, other] {
         for port in ["http", "udp"] {
             let to = frontend(scene, (FIXED, &backend.name), port)?;
-            let name = asked(own, to, port)?;
+            let name = client::who_answers(&own.site, to, port)?;
             ensure!(name == backend.name, "{to}: {name} answered {}", own.name);
         }
     }
     sticky(scene)?;
     local(scene)?;
-    refused_at_once(scene)
+    let nobody = frontend(scene, (DEMO, NOBODY), "http")?;
+    client::refused_at_once(&scene.demo_on("worker1")?.site, nobody)
 }
 
 fn api_and_dns(scene: &Scene, from: &Pod) -> Result<()> {
@@ -197,21 +152,13 @@ fn api_and_dns(scene: &Scene, from: &Pod) -> Result<()> {
     for transport in ["+notcp", "+tcp"] {
         client::dns(&from.site, primary, &[transport]).with_context(|| transport.to_owned())?;
     }
-    let api = SocketAddr::from((primary.api_service(), 443));
-    let url = format!("https://{api}/version");
-    let words = ["curl", "-sk", "--max-time", "30", &url];
-    let out = from.site.exec(&words)?.stdout;
-    ensure!(
-        out.contains("gitVersion"),
-        "the API server answered {} with {out:?}",
-        from.name
-    );
-    Ok(())
+    client::api_server(&from.site, primary)
 }
 
 /// Who answers so many connections of a pod.
 fn names(from: &Pod, to: SocketAddr, count: u32) -> Result<BTreeSet<String>> {
-    (0..count).map(|_| asked(from, to, "http")).collect()
+    let name = |_| client::who_answers(&from.site, to, "http");
+    (0..count).map(name).collect()
 }
 
 fn sticky(scene: &Scene) -> Result<()> {
@@ -240,57 +187,47 @@ fn local(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn refused_at_once(scene: &Scene) -> Result<()> {
-    /// Linux tells an address once a second that a port is unreachable over IPv6
-    /// (`net.ipv6.icmp.ratelimit`), and the client asks again after a second.
-    const AT_ONCE: Duration = Duration::from_secs(3);
-    let to = frontend(scene, (DEMO, NOBODY), "http")?;
-    let from = &scene.demo_on("worker1")?.site;
-    let time = attempt();
-    let start = Instant::now();
-    let outcome = from.within(|| {
-        let stream = TcpStream::connect_timeout(&to, time);
-        Ok(stream.map(drop).map_err(|e| e.kind()))
-    })?;
-    let took = start.elapsed();
-    ensure!(
-        outcome == Err(ErrorKind::ConnectionRefused) && took < AT_ONCE * patience(),
-        "{} → {to}, which nobody serves: {outcome:?} after {took:?}",
-        from.name
-    );
-    Ok(())
-}
-
 fn changes(scene: &Scene) -> Result<()> {
     use Translator::{KubeProxy, Pods};
     let translators = Translators::hold(&scene.lab)?;
+    let from = &scene.demo_on("worker1")?.site;
     translators.set(KubeProxy)?;
-    survives(scene, &translators, &[Pods, KubeProxy, Pods, KubeProxy])?;
+    survives(
+        scene,
+        from,
+        &translators,
+        &[Pods, KubeProxy, Pods, KubeProxy],
+    )?;
     // Now with load that the programs translate from its first packet on.
     translators.set(Pods)?;
-    survives(scene, &translators, &[KubeProxy, Pods])?;
+    survives(scene, from, &translators, &[KubeProxy, Pods])?;
     translators.restored()
 }
 
-/// Load, and connections opened before each change: all of them go on through all changes.
-fn survives(scene: &Scene, translators: &Translators<'_>, to: &[Translator]) -> Result<()> {
+/// Load, and connections opened from a place before each change: all of them go on through
+/// all changes.
+pub(crate) fn survives(
+    scene: &Scene,
+    from: &Site,
+    translators: &Translators<'_>,
+    to: &[Translator],
+) -> Result<()> {
     /// How long load goes on after each change.
     const MOMENT: Duration = Duration::from_millis(300);
-    let from = scene.demo_on("worker1")?;
     let mut backends = Vec::new();
     for node in ["worker1", "worker2"] {
         let backend = scene.fixed_on(node)?;
         for family in scene.lab.cluster.families().all() {
             let service = (FIXED, backend.name.as_str());
-            let http = workloads::service(&scene.lab, *family, service, "http")?;
-            backends.push((SocketAddr::from((http.address, http.port)), backend));
+            let http = workloads::frontend(&scene.lab, *family, service, "http")?;
+            backends.push((http, backend));
         }
     }
     let mut open = Vec::new();
     let mut load = Load::start(&scene.lab, &Path::ALL)?;
     let changed = to.iter().try_for_each(|by| {
         for (to, backend) in &backends {
-            open.push((*to, *backend, Conversation::open(&from.site, *to)?));
+            open.push((*to, *backend, Conversation::open(from, *to)?));
         }
         go_on(&mut open).with_context(|| format!("before {}", by.name()))?;
         translators.set(*by)?;
@@ -322,7 +259,10 @@ fn leaving(scene: &Scene) -> Result<()> {
     const ANSWERS: usize = 100;
     let lab = &scene.lab;
     let families = lab.cluster.families().all();
-    let _applied = Applied::new(lab, leaving_manifests())?;
+    let ports = json!([
+        {"name": "udp", "port": 81, "targetPort": numbered::PORT, "protocol": "UDP"},
+    ]);
+    let _applied = Applied::new(lab, workloads::pair((DEMO, LEAVING), &ports))?;
     let pods = pods::await_ready(lab, DEMO, &format!("app={LEAVING}"), 2, STARTED)?;
     let gone = pods.iter().position(|p| p.node == "worker2");
     let gone = gone.context("no pod on worker2")?;
@@ -332,8 +272,7 @@ fn leaving(scene: &Scene) -> Result<()> {
     let _servers = Servers::start(&pods, families)?;
     let (mut flows, mut frontends) = (Vec::new(), Vec::new());
     for family in families {
-        let service = workloads::service(lab, *family, (DEMO, LEAVING), "udp")?;
-        let to = SocketAddr::from((service.address, service.port));
+        let to = workloads::frontend(lab, *family, (DEMO, LEAVING), "udp")?;
         translator::await_backends(lab, &from.node, (to, translator::UDP), 2)?;
         flows.extend(opened(from, to)?);
         frontends.push(to);
@@ -346,7 +285,7 @@ fn leaving(scene: &Scene) -> Result<()> {
         let name = &pods[gone].name;
         lab.kubectl()
             .run(&["-n", DEMO, "delete", "pod", name, "--wait=false"])?;
-        await_no_endpoint(lab, &pods[gone])?;
+        pods::await_no_endpoint(lab, LEAVING, &pods[gone], STARTED)?;
         for to in &frontends {
             translator::await_backends(lab, &from.node, (*to, translator::UDP), 1)?;
         }
@@ -366,16 +305,6 @@ fn leaving(scene: &Scene) -> Result<()> {
     translators.restored()
 }
 
-fn leaving_manifests() -> String {
-    let labels = format!("{{app: {LEAVING}}}");
-    let pod = |node: &str| workloads::single(DEMO, &format!("{LEAVING}-{node}"), node, &labels);
-    let port = json!({
-        "name": "udp", "port": 81, "targetPort": numbered::PORT, "protocol": "UDP",
-    });
-    let service = service(LEAVING, LEAVING, &port, ("sessionAffinity", "None"));
-    [pod("worker1"), pod("worker2"), service.to_string()].join("---\n")
-}
-
 /// As many flows as are wanted to each of the two pods: which one a flow gets is chance.
 fn opened(from: &Pod, to: SocketAddr) -> Result<Vec<Flow>> {
     const TRIES: usize = 64;
@@ -391,23 +320,6 @@ fn opened(from: &Pod, to: SocketAddr) -> Result<Vec<Flow>> {
     }
     let first: Vec<usize> = open.iter().map(|f| f.first).collect();
     bail!("{TRIES} flows to {to} are not enough: kept are those to pods {first:?}")
-}
-
-/// Waits until no `EndpointSlice` has a pod that serves.
-fn await_no_endpoint(lab: &Lab, pod: &Pod) -> Result<()> {
-    let selector = format!("kubernetes.io/service-name={LEAVING}");
-    let words = ["-n", DEMO, "get", "endpointslices", "-l", &selector];
-    let what = format!("no EndpointSlice has {} as serving", pod.name);
-    await_condition(&what, STARTED, || {
-        let list = lab.kubectl().json(&words).map_err(|e| e.to_string())?;
-        let slices = list["items"].as_array().into_iter().flatten();
-        let mut endpoints = slices.flat_map(|s| s["endpoints"].as_array().into_iter().flatten());
-        let there = endpoints.any(|e| {
-            e["targetRef"]["uid"] == pod.uid.as_str() && e["conditions"]["serving"] != false
-        });
-        Ok((!there).then_some(()))
-    })?;
-    Ok(())
 }
 
 /// Returns how many datagrams were lost while they could be: those of flows to the pod

@@ -209,23 +209,13 @@ fn host_port(scene: &Scene) -> Result<()> {
 fn dns_and_api(scene: &Scene) -> Result<()> {
     // The only one of the two services'.
     let primary = scene.lab.primary();
-    let url = SocketAddr::from((primary.api_service(), 443));
-    let url = format!("https://{url}/version");
     let mut failures = Failures::default();
     for pod in scene.pods() {
         for transport in ["+notcp", "+tcp"] {
             let outcome = client::dns(&pod.site, primary, &[transport]);
             failures.note(&format!("DNS {transport} from {}", pod.name), outcome)?;
         }
-        let words = ["curl", "-sk", "--max-time", "30", &url];
-        let outcome = pod.site.exec(&words).and_then(|out| {
-            ensure!(
-                out.stdout.contains("gitVersion"),
-                "answered {:?}",
-                out.stdout
-            );
-            Ok(())
-        });
+        let outcome = client::api_server(&pod.site, primary);
         failures.note(&format!("API server from {}", pod.name), outcome)?;
     }
     failures.verdict()

@@ -239,13 +239,13 @@ impl Converger {
         self.host
             .neighbours(done, &mut socket, &neighbours, &links, &pods);
         let sysctls = self.host.sysctls(done, &self.facts, &pods, &blocks);
-        let nft = self.nftables(index, done, &links);
         self.look_around(done, families, concerns);
         if attached.is_ok() {
             self.datapath.lock().all_attached();
             self.translation.all_attached();
         }
         self.services_round(index, done, full);
+        let nft = self.nftables(index, done, &links);
         ipv6.and(device.map(drop))
             .and(health)
             .and(attached)
@@ -279,14 +279,16 @@ impl Converger {
             blocks: &blocks,
             uplinks: &guarded,
             pods: &pods,
+            unserved: self.translation.unserved(index),
         };
         self.nft
             .converge(done, wanted)
             .map_err(netlink("write the nftables table"))
     }
 
-    /// Writes what changed of pods' hostPorts, between two rounds.
-    pub(super) fn host_ports(&mut self, index: &Index, done: &mut RoundLog) -> Result<(), Error> {
+    /// Writes what changed of the nftables table, between two rounds: pods' hostPorts, and
+    /// frontends that nobody serves.
+    pub(super) fn rules(&mut self, index: &Index, done: &mut RoundLog) -> Result<(), Error> {
         let mut socket = Socket::route().map_err(netlink("open a socket"))?;
         let links = link::list(&mut socket).map_err(netlink("list links"))?;
         Ok(self.nftables(index, done, &links)?)

@@ -14,7 +14,7 @@ impl Engine {
             return;
         }
         let mut done = RoundLog::default();
-        let outcome = self.converger.host_ports(&self.index.read(), &mut done);
+        let outcome = self.converger.rules(&self.index.read(), &mut done);
         self.repairs.take_in(done);
         let outcome = outcome.map_err(|error| chain(&error));
         if let Err(error) = &outcome {

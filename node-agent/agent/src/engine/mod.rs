@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod forgotten;
 mod host_ports;
+mod host_sockets;
 mod probing;
 mod reporting;
 mod services;

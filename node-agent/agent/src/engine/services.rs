@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use veer_api_client::chain;
 use veer_crds::v1alpha1::ServiceTranslation;
 
-use super::{Engine, ROWS_PER_ROUND, converge::Converger, error::Error};
+use super::{Engine, ROWS_PER_ROUND, converge::Converger, error::Error, host_sockets::full};
 use veer_agent_core::{
     index::{Index, ServicePort},
     repair::{Kind, RoundLog},
@@ -18,23 +18,35 @@ const UNKNOWN: usize = 15;
 
 /// Who translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+pub(super) enum By {
     /// The programs.
     Programs,
     /// The host's stack: the maps are empty.
     Stack,
 }
 
+impl By {
+    /// Whether it is the programs.
+    pub(super) fn programs(self) -> bool {
+        match self {
+            Self::Programs => true,
+            Self::Stack => false,
+        }
+    }
+}
+
 /// What the maps hold of Services.
 #[derive(Debug)]
 pub(super) struct Translation {
-    plan: Plan,
+    pub(super) plan: Plan,
     /// Every program was this version's once. Those of a version before would send replies of
     /// translated flows up the stack, where nobody knows them.
     attached: bool,
     /// What the maps were filled or emptied for; `None`: nothing yet, and what an earlier
     /// agent left stays.
-    by: Option<By>,
+    pub(super) by: Option<By>,
+    /// New flows of the node's own sockets are translated.
+    pub(super) serves_sockets: bool,
     /// Rounds since the maps were compared.
     rounds: usize,
     /// Rounds for which it was not known what the programs should translate.
@@ -51,6 +63,7 @@ impl Translation {
             plan: Plan::from_present(&services, &backends),
             attached: false,
             by: None,
+            serves_sockets: false,
             rounds: 0,
             unknown: 0,
             trouble: String::new(),
@@ -72,14 +85,16 @@ impl Translation {
         }
         match cluster.services {
             ServiceTranslation::KubeProxy => Some(By::Stack),
-            ServiceTranslation::Pods => self.attached.then_some(By::Programs),
+            ServiceTranslation::Pods | ServiceTranslation::Full => {
+                self.attached.then_some(By::Programs)
+            }
         }
     }
 
     /// Whether the programs should translate, and it is not known what for a while.
     fn waits(&mut self, index: &Index) -> bool {
         let cluster = index.cluster.as_ref();
-        let is_asked = cluster.is_some_and(|(_, c)| c.services == ServiceTranslation::Pods);
+        let is_asked = cluster.is_some_and(|(_, c)| c.services.by_programs());
         self.unknown = if is_asked && self.attached && self.wanted(index).is_none() {
             self.unknown.saturating_add(1)
         } else {
@@ -128,12 +143,13 @@ fn translated(mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
 /// IP protocol number of TCP.
 const TCP: u8 = 6;
 /// IP protocol number of UDP.
-const UDP: u8 = 17;
+pub(super) const UDP: u8 = 17;
 
 impl Converger {
     /// Writes what changed of these Services; of all, where somebody else is to translate
-    /// now.
-    pub(super) fn services(&mut self, index: &Index, touched: &HashSet<String>) {
+    /// now. Returns whether other frontends than before lead to no backend.
+    pub(super) fn services(&mut self, index: &Index, touched: &HashSet<String>) -> bool {
+        let mut unserved = false;
         for step in self.translation.steps(index, touched) {
             if step == Step::default() {
                 continue;
@@ -142,7 +158,10 @@ impl Converger {
             if let Err(error) = outcome {
                 self.failed(&Error::from(error));
             }
+            unserved |= step.unserved;
+            self.host_datagrams(&step);
         }
+        unserved
     }
 
     /// The part of a round. With `full` the maps are compared entry by entry, where they are
@@ -154,7 +173,7 @@ impl Converger {
             self.compare_services(done);
         }
         if self.translation.waits(index) {
-            let text = "spec.services is Pods, but Services, EndpointSlices or this Node cannot be \
+            let text = "spec.services has veer translate, but Services, EndpointSlices or this Node cannot be \
                         read: kube-proxy, or what an earlier agent wrote, decides meanwhile";
             self.concerns.push(("ServicesUnknown", text.to_owned()));
         }
@@ -162,6 +181,7 @@ impl Converger {
             let trouble = self.translation.trouble.clone();
             self.concerns.push(("ServicesIncomplete", trouble));
         }
+        self.host_sockets(index, done);
     }
 
     fn compare_services(&mut self, done: &mut RoundLog) {
@@ -200,6 +220,15 @@ impl Engine {
         if touched.is_empty() || self.converger.decommissioned || self.told_to_go() {
             return;
         }
-        self.converger.services(&self.index.read(), touched);
+        let index = self.index.read();
+        let unserved = self.converger.services(&index, touched);
+        if unserved && full(&index) {
+            let mut done = RoundLog::default();
+            if let Err(error) = self.converger.rules(&index, &mut done) {
+                tracing::error!(error = %chain(&error), "cannot refuse what nobody serves; the next round will");
+            }
+            drop(index);
+            self.repairs.take_in(done);
+        }
     }
 }

@@ -8,6 +8,7 @@ use veer_agent_api::{
     service::{backend_state, translator},
 };
 use veer_bpf_common::tables::Frontend;
+use veer_crds::v1alpha1::ServiceTranslation;
 
 use crate::report::sources::Sources;
 use veer_agent_core::index::{ChosenEndpoint, EndpointState, ServicePort};
@@ -19,8 +20,17 @@ pub(crate) fn services(sources: &Sources) -> Result<Vec<ServiceRow>, Error> {
     let present = sources.maps.services()?;
     let index = sources.index.read();
     let complete = index.complete.services && index.complete.slices;
-    // Where none can be chosen, the programs leave the packet to the stack.
-    let by_programs = |frontend: &Frontend| present.get(frontend).is_some_and(|s| s.backends != 0);
+    // Where none can be chosen, the programs leave the packet to the stack, in which it is
+    // kube-proxy's, or refused by veer.
+    let full = index
+        .cluster
+        .as_ref()
+        .is_some_and(|(_, c)| c.services == ServiceTranslation::Full);
+    let by_programs = |frontend: &Frontend| {
+        present
+            .get(frontend)
+            .is_some_and(|s| full || s.backends != 0)
+    };
     let mut found = Vec::new();
     for key in index.services.keys() {
         for port in index.services.ports_of(key, index.own()) {
@@ -128,8 +138,8 @@ fn unserved(endpoints: &[ChosenEndpoint]) -> String {
         "it has no endpoints of this family (kubectl get endpointslices): connections are refused"
             .to_owned()
     } else if endpoints.iter().any(serves) {
-        "no endpoint on this node serves, and internalTrafficPolicy is Local: kube-proxy drops \
-         what is sent there, so clients time out"
+        "no endpoint on this node serves, and internalTrafficPolicy is Local: what is sent there \
+         is dropped, so clients time out"
             .to_owned()
     } else {
         format!(
@@ -165,6 +175,7 @@ mod tests {
             frontends: vec![at("192.0.2.7"), at("192.0.2.8")],
             endpoints,
             affinity: 10_800,
+            local: false,
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) state: PathBuf,
     /// bpffs.
     pub(crate) bpffs: PathBuf,
+    /// The node's cgroups.
+    pub(crate) cgroups: PathBuf,
     /// Socket for veer-cni and the command.
     pub(crate) socket: PathBuf,
     /// A writable `/proc/sys/net` of the node.

@@ -9,6 +9,7 @@ mod numbers;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod unserved;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,6 +19,7 @@ use std::{
 use veer_bpf_common::tables::{Backend, BackendKey, Frontend, Service};
 
 pub use rows::{ServiceRows, Step};
+pub use unserved::{Refusal, Unserved};
 
 use crate::{family::Family, index::ServicePort};
 use left::{Left, left_keys};
@@ -63,6 +65,8 @@ struct Port {
     members: Held,
     affinity: u32,
     frontends: BTreeSet<Frontend>,
+    /// What becomes of packets while it has no backends.
+    refusal: Refusal,
 }
 
 impl Port {
@@ -106,6 +110,8 @@ pub struct Plan {
     claims: HashMap<Frontend, BTreeSet<Claim>>,
     /// The rows of frontends in the map.
     shown: HashMap<Frontend, Service>,
+    /// Those of them that lead to no backend.
+    unserved: Unserved,
     left: Left,
     numbers: Numbers,
 }
@@ -192,6 +198,7 @@ impl Plan {
         changes.former.extend(former);
         held.members = members(port);
         held.affinity = port.affinity;
+        held.refusal = Refusal::of(port);
         let touched = self.claim(key, (id, port.external), &held.frontends, &frontends);
         changes.touched.extend(touched);
         held.frontends = frontends;
@@ -260,6 +267,7 @@ impl Plan {
     /// No Service is to be translated: all rows go.
     pub fn clear(&mut self) -> Step {
         let rows = self.rows();
+        let unserved = !self.unserved.is_empty();
         let mut numbers = mem::take(&mut self.numbers);
         numbers.give_back_all();
         *self = Self {
@@ -270,8 +278,14 @@ impl Plan {
             gone_services: rows.services.into_keys().collect(),
             gone_members: rows.members.into_keys().collect(),
             gone_backends: rows.backends.into_keys().collect(),
+            unserved,
             ..Step::default()
         }
+    }
+
+    /// The frontends that lead to no backend now.
+    pub fn unserved(&self) -> &Unserved {
+        &self.unserved
     }
 
     /// All rows that the maps should hold; what an earlier agent left is among them until
@@ -331,7 +345,7 @@ impl Plan {
             members: all_chosen(&backends),
             backends,
             affinity: row.affinity,
-            frontends: BTreeSet::new(),
+            ..Port::default()
         };
         self.ports.insert(row.id, port);
         row.id
@@ -398,7 +412,16 @@ impl Plan {
     /// Brings the row of a frontend to what the first of its claims says.
     fn show(&mut self, frontend: Frontend, step: &mut Step) {
         let first = self.claims.get(&frontend).and_then(BTreeSet::first);
-        let row = first.and_then(|claim| Some(self.ports.get(&claim.id)?.row(claim.id)));
+        let port = first.and_then(|claim| Some((claim.id, self.ports.get(&claim.id)?)));
+        let refusal = port.and_then(|(_, port)| port.backends.is_empty().then_some(port.refusal));
+        let row = port.map(|(id, port)| port.row(id));
+        if self.unserved.get(&frontend).copied() != refusal {
+            step.unserved = true;
+            match refusal {
+                Some(refusal) => self.unserved.insert(frontend, refusal),
+                None => self.unserved.remove(&frontend),
+            };
+        }
         if self.shown.get(&frontend).copied() == row {
             return;
         }

@@ -24,6 +24,8 @@ pub struct Step {
     pub gone_members: Vec<Member>,
     /// Slots of former versions.
     pub gone_backends: Vec<BackendKey>,
+    /// Whether other frontends than before lead to no backend, [`super::Plan::unserved`].
+    pub unserved: bool,
 }
 
 /// All rows that the maps should hold.

@@ -27,6 +27,7 @@ fn port(service: &str, frontends: &[&str], backends: &[u8]) -> ServicePort {
         frontends: frontends.iter().map(|a| (a.parse().unwrap(), 80)).collect(),
         endpoints: backends.iter().map(endpoint).collect(),
         affinity: 0,
+        local: false,
     }
 }
 
@@ -132,9 +133,9 @@ fn a_changed_set_of_backends_is_a_next_version_and_the_former_goes_last() {
         backends: vec![(slot_key(1, 2, 0), two), (slot_key(1, 2, 1), three)],
         members: vec![(member(1, &three), Members::CHOSEN)],
         services: vec![(key(VIP), row(2, 2))],
-        gone_services: Vec::new(),
         gone_members: vec![member(1, &one)],
         gone_backends: vec![slot_key(1, 1, 0), slot_key(1, 1, 1)],
+        ..Step::default()
     };
     assert_eq!(second, expected);
 }
@@ -207,6 +208,33 @@ fn a_port_without_backends_keeps_its_row_and_leads_to_none() {
 }
 
 #[test]
+fn a_frontend_without_backends_is_refused_and_where_a_policy_keeps_flows_here_dropped() {
+    let mut plan = Plan::default();
+    let nobody = port("x/a", &[VIP], &[]);
+    let elsewhere = |state| ServicePort {
+        local: true,
+        ..beside(nobody.clone(), 1, state)
+    };
+    for (port, refusal) in [
+        (nobody.clone(), Some(Refusal::Refuse)),
+        (elsewhere(EndpointState::Ready), Some(Refusal::Drop)),
+        (elsewhere(EndpointState::NotReady), Some(Refusal::Refuse)),
+        (port("x/a", &[VIP], &[1]), None),
+        (nobody.clone(), Some(Refusal::Refuse)),
+    ] {
+        let step = plan.update("x/a", std::slice::from_ref(&port));
+        assert!(step.unserved, "{refusal:?}");
+        assert_eq!(plan.unserved().get(&key(VIP)).copied(), refusal);
+        let again = plan.update("x/a", &[port]);
+        assert_eq!(again, Step::default(), "nothing is to be done twice");
+    }
+    assert!(plan.update("x/a", &[]).unserved && plan.unserved().is_empty());
+    plan.update("x/a", &[nobody]);
+    assert!(plan.clear().unserved && plan.unserved().is_empty());
+    assert!(!plan.clear().unserved);
+}
+
+#[test]
 fn affinity_and_frontends_change_without_a_new_version() {
     let mut plan = Plan::default();
     plan.update("x/a", &[port("x/a", &[VIP], &[1])]);
@@ -265,7 +293,12 @@ fn a_restart_writes_nothing_where_nothing_changed() {
     assert_eq!(again.rows(), maps.0, "before anything is known");
     for (name, port) in services.iter().rev() {
         let step = again.update(name, std::slice::from_ref(port));
-        assert_eq!(step, Step::default(), "{name}");
+        // What nobody serves is told again: nothing of it is in the maps.
+        let expected = Step {
+            unserved: *name == "x/c",
+            ..Step::default()
+        };
+        assert_eq!(step, expected, "{name}");
     }
     assert_eq!(again.drop_left(), Step::default());
     assert_eq!(again.rows(), maps.0);

@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::SocketAddr};
 
 use veer_bpf_common::{
     address::{FAMILY_V4, FAMILY_V6, to_ip},
-    tables::{BackendKey, Frontend, Member, Service},
+    tables::{Backend, BackendKey, Frontend, Member, Service},
 };
 
 use super::{Error, Key, Tables};
@@ -90,6 +90,15 @@ impl Tables {
         Ok(numbers)
     }
 
+    /// Whether a flow to a frontend may stay with a backend.
+    pub fn leads_to(&self, frontend: &Frontend, backend: &Backend) -> Result<bool, Error> {
+        let Some(service) = self.services.known(frontend)? else {
+            return Ok(false);
+        };
+        let member = Member::new(service.id, backend.address, backend.port);
+        Ok(self.members.known(&member)?.is_some())
+    }
+
     /// Compares the maps of Services with all rows that they should hold, and writes what
     /// differs. `tell` is given each entry that somebody else changed. Only for when every
     /// Service and every slice is known: other rows go.
@@ -111,6 +120,7 @@ impl Tables {
             gone_services: services.remove,
             gone_members: members.remove,
             gone_backends: backends.remove,
+            unserved: false,
         };
         // What the first try removed may be the room that the second needs.
         self.apply_services(&step)

@@ -3,7 +3,8 @@
 //!
 //! The new maps are filled from the old ones before the first program is replaced, so
 //! known pairs, pods and nodes stay known while the API server is down. Maps that
-//! traffic fills (flow entries, ports of fragments, clients with affinity) are shared by both versions if both
+//! traffic fills (flow entries, ports of fragments, clients with affinity, what
+//! sockets asked for) are shared by both versions if both
 //! describe them alike. The old pins are removed with the last old program.
 //!
 //! A new layout may only append fields to a value. A map that changes otherwise gets a
@@ -22,14 +23,20 @@ use aya::{
 };
 use veer_bpf_common::tables::{
     self, Affinities, Backends, Configuration, Endpoints, Flows, FlowsBefore, Fragments,
-    Interfaces, Ipcache, MapSpec, Members, Nodes, Places, Remotes, Services, Table,
+    Interfaces, Ipcache, MapSpec, Members, Nodes, Places, Remotes, Services, Sockets, Table,
 };
 
 use super::{Error, attach, before, raw, same_layout};
 use crate::netlink::{VXLAN, message::Socket};
 
 /// Maps that the programs fill.
-const LEARNED: [&str; 4] = [Flows::NAME, Places::NAME, Fragments::NAME, Affinities::NAME];
+const LEARNED: [&str; 5] = [
+    Flows::NAME,
+    Places::NAME,
+    Fragments::NAME,
+    Affinities::NAME,
+    Sockets::NAME,
+];
 /// Maps that the agent fills, and from which programs decide.
 const FILLED: [&str; 6] = [
     Configuration::NAME,

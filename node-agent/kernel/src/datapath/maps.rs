@@ -8,14 +8,16 @@ use veer_agent_core::tables::Tables;
 use veer_bpf_common::{
     outcome::{DropReason, Program, outcomes},
     tables::{
-        Backends, Configuration, Counter, Counters, Endpoints, Event, Heartbeat, Interfaces,
-        Ipcache, Members, Nodes, Remotes, Samples, Services, Table,
+        Backend, Backends, Configuration, Counter, Counters, Endpoints, Event, Heartbeat,
+        HostSockets, Interfaces, Ipcache, Members, Nodes, Remotes, Samples, Services, SocketKey,
+        Sockets, Table,
     },
 };
 
 use super::{
     Error,
     rows::{ArrayRows, HashRows, TrieRows},
+    sockets,
 };
 
 /// All maps that the agent reads or writes.
@@ -25,6 +27,8 @@ pub struct Maps {
     counters: PerCpuArray<MapData, Counter>,
     samples: PerCpuArray<MapData, Event>,
     heartbeat: Array<MapData, u64>,
+    pub(super) host_sockets: sockets::Words,
+    pub(super) sockets: BpfHashMap<MapData, SocketKey, Backend>,
 }
 
 /// Takes the map of a [`Table`] out of an object, as the handle that is wanted.
@@ -61,6 +65,8 @@ impl Maps {
             counters: take::<Counters, _>(object)?,
             samples: take::<Samples, _>(object)?,
             heartbeat: take::<Heartbeat, _>(object)?,
+            host_sockets: take::<HostSockets, _>(object)?,
+            sockets: take::<Sockets, _>(object)?,
         })
     }
 
@@ -100,6 +106,16 @@ impl Maps {
             }
         }
         Ok(found)
+    }
+
+    /// What a socket of the node asked for, given by its cookie, when it was given this
+    /// backend; `None`: it asked for that itself, or is not the node's.
+    pub fn asked_by(&self, cookie: u64, backend: &Backend) -> Result<Option<Backend>, Error> {
+        match self.sockets.get(&SocketKey::given(cookie, backend), 0) {
+            Ok(asked) => Ok(Some(asked)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(error::<Sockets>(source)),
+        }
     }
 
     /// Tells the programs that the agent lives and has compared their maps with the

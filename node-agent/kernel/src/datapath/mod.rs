@@ -12,6 +12,7 @@ mod maps;
 mod raw;
 mod ring;
 mod rows;
+mod sockets;
 mod talks;
 
 use std::{
@@ -22,7 +23,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, MapInfo},
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use handover::Handover;
 use veer_agent_api::file;
@@ -36,6 +37,7 @@ use crate::netlink::message::Socket;
 pub use attach::{Hook, XdpAttach, remove_clsact};
 pub use maps::Maps;
 pub use ring::{Reader, Ring};
+pub use sockets::SocketsError;
 pub use talks::{CpuTalk, Talks};
 
 /// What can go wrong with programs and maps.
@@ -112,6 +114,8 @@ pub struct Datapath {
     pins: PathBuf,
     links: PathBuf,
     root: PathBuf,
+    /// New flows of the node's own sockets are translated, by this version's programs.
+    sockets_served: bool,
     /// To ask for clsact's filters; `None`: programs are attached by tcx links.
     clsact: Option<Socket>,
 }
@@ -179,6 +183,7 @@ impl Datapath {
             pins,
             links,
             root,
+            sockets_served: false,
             clsact,
         })
     }
@@ -282,8 +287,10 @@ fn load_program(object: &mut Ebpf, name: &'static str) -> Result<(), Error> {
         .program_mut(name)
         .ok_or(Error::MissingProgram(name))?;
     let mut load = || {
-        if let Program::Xdp(p) = &mut *program {
-            p.load()
+        if let Ok(program) = <&mut Xdp>::try_from(&mut *program) {
+            program.load()
+        } else if let Ok(program) = <&mut CgroupSockAddr>::try_from(&mut *program) {
+            program.load()
         } else {
             <&mut SchedClassifier>::try_from(&mut *program).and_then(SchedClassifier::load)
         }

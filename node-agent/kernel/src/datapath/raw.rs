@@ -2,8 +2,13 @@
 //! (`include/uapi/linux/bpf.h`).
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
 use aya::{Pod, maps::MapData};
@@ -13,7 +18,9 @@ use super::handover::TakeoverError;
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
+const BPF_OBJ_GET: i32 = 7;
 const BPF_MAP_LOOKUP_BATCH: i32 = 24;
+const BPF_LINK_UPDATE: i32 = 29;
 
 /// The part of `union bpf_attr` for one entry.
 #[repr(C, align(8))]
@@ -40,16 +47,57 @@ fn call(command: i32, map: BorrowedFd<'_>, key: u64, value: u64) -> io::Result<(
     };
     // SAFETY: the layout is that of these commands; the callers pass addresses of buffers
     // that live as long and are as large as the map's keys and values.
-    unsafe { bpf(command, &mut attr) }
+    unsafe { bpf(command, &mut attr) }.map(drop)
 }
 
-/// `bpf(2)`.
+/// What is pinned at a path of a bpffs.
+pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    /// The part of `union bpf_attr` for `BPF_OBJ_GET`.
+    #[repr(C, align(8))]
+    struct Attr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: the layout is that of the command, and the path outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives a link another program, in one step.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// The part of `union bpf_attr` for `BPF_LINK_UPDATE`.
+    #[repr(C, align(8))]
+    struct Attr {
+        link: u32,
+        program: u32,
+        flags: u32,
+        before: u32,
+    }
+    let mut attr = Attr {
+        link: link.as_raw_fd().cast_unsigned(),
+        program: program.as_raw_fd().cast_unsigned(),
+        flags: 0,
+        before: 0,
+    };
+    // SAFETY: the layout is that of the command.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// `bpf(2)`. Returns what it returns.
 ///
 /// # Safety
 ///
 /// `attr` has the layout of the kernel's union for this command, and what it points to
 /// outlives the call.
-unsafe fn bpf<A>(command: i32, attr: &mut A) -> io::Result<()> {
+unsafe fn bpf<A>(command: i32, attr: &mut A) -> io::Result<i32> {
     // SAFETY: as the caller says.
     let result = unsafe {
         nix::libc::syscall(
@@ -62,7 +110,7 @@ unsafe fn bpf<A>(command: i32, attr: &mut A) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    i32::try_from(result).map_err(io::Error::other)
 }
 
 /// Whether an error only says that there is no such entry.
@@ -160,7 +208,7 @@ pub(super) fn all<K: Pod, V: Pod>(map: &MapData) -> Result<Vec<(K, V)>, Takeover
     match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) } {
         // That there is no entry after the last.
         Err(error) if absent(&error) => {}
-        result => result?,
+        result => drop(result?),
     }
     let count = (batch.count as usize).min(room);
     // SAFETY: the kernel has written so many, and any bytes make them.

@@ -226,6 +226,11 @@ impl Socket {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
+    /// A socket for the sockets of the calling thread's network namespace.
+    pub fn sock_diag() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkSockDiag)
+    }
+
     /// A socket that receives notifications of these groups (`RTMGRP_*`) in the calling
     /// thread's network namespace. It has no timeout.
     pub fn listen(groups: u32) -> io::Result<OwnedFd> {

@@ -14,6 +14,7 @@ pub mod netns;
 pub mod notify;
 pub mod pod;
 pub mod route;
+pub mod sock_diag;
 pub mod sysctl;
 
 pub use veer_agent_core::link::{VXLAN, host_veth_digits, is_host_veth};

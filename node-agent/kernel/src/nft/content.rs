@@ -79,7 +79,7 @@ impl Chain {
     }
 }
 
-/// A port of the node.
+/// A port of the node, or of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     /// Of this address; `None`: of all.
@@ -104,6 +104,8 @@ pub(super) enum Elements {
     Targets(BTreeMap<Place, SocketAddr>),
     /// The same of those that are of a certain one.
     TargetsAt(BTreeMap<Place, SocketAddr>),
+    /// Ports that are of a certain address.
+    Places(BTreeSet<Place>),
 }
 
 /// An element as the kernel takes it.
@@ -149,6 +151,10 @@ impl Elements {
                 new.map(target).collect()
             }
             (Self::Targets(own) | Self::TargetsAt(own), _) => own.iter().map(target).collect(),
+            (Self::Places(own), Some(Self::Places(other))) => {
+                own.difference(other).map(place).collect()
+            }
+            (Self::Places(own), _) => own.iter().map(place).collect(),
             (Self::Blocks(own), _) => intervals(own),
         }
     }
@@ -162,6 +168,7 @@ impl Elements {
             Self::Twice(_) => (0, vec![address, address]),
             Self::Targets(_) => (MAP, vec![TYPE_PROTOCOL, TYPE_PORT]),
             Self::TargetsAt(_) => (MAP, vec![TYPE_PROTOCOL, address, TYPE_PORT]),
+            Self::Places(_) => (0, vec![TYPE_PROTOCOL, address, TYPE_PORT]),
         };
         // Of a concatenation every part takes whole registers of four bytes.
         let lengths = |types: &[u32]| types.iter().map(|t| length(*t, family)).sum();
@@ -209,16 +216,21 @@ fn twice(address: IpAddr) -> Element {
 }
 
 /// Every part of a concatenation takes whole registers of four bytes.
-fn target((place, to): (&Place, &SocketAddr)) -> Element {
-    let port = |port: u16| {
-        let [high, low] = port.to_be_bytes();
-        vec![high, low, 0, 0]
-    };
+fn padded_port(port: u16) -> Vec<u8> {
+    let [high, low] = port.to_be_bytes();
+    vec![high, low, 0, 0]
+}
+
+fn place(place: &Place) -> Element {
+    let protocol = vec![place.protocol, 0, 0, 0];
     let address = place.address.map(octets).unwrap_or_default();
+    key([protocol, address, padded_port(place.port)].concat())
+}
+
+fn target((from, to): (&Place, &SocketAddr)) -> Element {
     Element {
-        key: [vec![place.protocol, 0, 0, 0], address, port(place.port)].concat(),
-        end: false,
-        data: [octets(to.ip()), port(to.port())].concat(),
+        data: [octets(to.ip()), padded_port(to.port())].concat(),
+        ..place(from)
     }
 }
 
@@ -302,7 +314,8 @@ impl Ruleset {
                 Elements::Devices(_)
                 | Elements::Twice(_)
                 | Elements::Targets(_)
-                | Elements::TargetsAt(_) => false,
+                | Elements::TargetsAt(_)
+                | Elements::Places(_) => false,
             })
     }
 

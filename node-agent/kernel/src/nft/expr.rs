@@ -90,6 +90,8 @@ pub(super) enum Expr {
     Target(Names),
     /// A map has a target for its protocol, destination and destination port.
     TargetAt(Names),
+    /// Its protocol, destination and destination port are in a set.
+    PlaceIn(Names),
     /// It is UDP to this port.
     UdpTo(u16),
     /// It is TCP.
@@ -106,6 +108,10 @@ pub(super) enum Expr {
     Accept,
     /// Discard it.
     Drop,
+    /// Discard it, and answer what is TCP by a reset.
+    Reset,
+    /// Discard it, and answer by ICMP or `ICMPv6` that the port is unreachable.
+    PortUnreachable,
     /// Do not track its flow.
     NoTrack,
     /// Translate the source to the address of the device it leaves by.
@@ -149,6 +155,11 @@ const DESTINATION_NAT: u32 = 1;
 /// `NFT_CT_STATE` and `NF_CT_STATE_INVALID_BIT`.
 const CT_STATE: u32 = 0;
 const CT_INVALID: u32 = 1;
+/// `NFT_REJECT_TCP_RST` and `NFT_REJECT_ICMPX_UNREACH`.
+const REJECT_RESET: u32 = 1;
+const REJECT_UNREACHABLE: u32 = 2;
+/// `NFT_REJECT_ICMPX_PORT_UNREACH`.
+const REJECT_PORT: u8 = 1;
 /// `NFT_OBJECT_COUNTER`.
 pub(super) const COUNTER: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`. Ports that are chosen in order collide
@@ -210,9 +221,9 @@ fn lookup(m: &mut Message, set: &str) {
     });
 }
 
-/// Looks protocol, destination (with `address`) and destination port up in a map;
-/// what it has for them replaces them from [`REGISTER`] on.
-fn target(m: &mut Message, family: Family, address: bool, map: &str) {
+/// Reads protocol, destination (with `address`) and destination port into registers
+/// from [`REGISTER`] on, as a key that consists of them.
+fn place(m: &mut Message, family: Family, address: bool) {
     meta(m, META_L4PROTO);
     let mut port = REGISTERS + 1;
     if address {
@@ -221,6 +232,11 @@ fn target(m: &mut Message, family: Family, address: bool, map: &str) {
         port += family.registers();
     }
     payload_to(m, port, TRANSPORT_HEADER, 2, 2);
+}
+
+/// Looks a place up in a map; what it has for it replaces it from [`REGISTER`] on.
+fn target(m: &mut Message, family: Family, address: bool, map: &str) {
+    place(m, family, address);
     expr(m, "lookup", |m| {
         m.string(1, map).be32(2, REGISTER).be32(3, REGISTER);
     });
@@ -253,6 +269,16 @@ fn verdict(m: &mut Message, code: u32) {
                 m.be32(1, code);
             });
         });
+    });
+}
+
+/// `code` is of ICMP, for what is answered by that.
+fn reject(m: &mut Message, kind: u32, code: Option<u8>) {
+    expr(m, "reject", |m| {
+        m.be32(1, kind);
+        if let Some(code) = code {
+            m.attr(2, &[code]);
+        }
     });
 }
 
@@ -328,6 +354,10 @@ impl Expr {
             }
             Self::Target(map) => target(m, family, false, family.pick(*map)),
             Self::TargetAt(map) => target(m, family, true, family.pick(*map)),
+            Self::PlaceIn(set) => {
+                place(m, family, true);
+                lookup(m, family.pick(*set));
+            }
             Self::DestinationIn(set) => {
                 payload(m, NETWORK_HEADER, family.destination(), length);
                 lookup(m, family.pick(*set));
@@ -352,6 +382,8 @@ impl Expr {
             Self::Return => verdict(m, RETURN),
             Self::Accept => verdict(m, ACCEPT),
             Self::Drop => verdict(m, DROP),
+            Self::Reset => reject(m, REJECT_RESET, None),
+            Self::PortUnreachable => reject(m, REJECT_UNREACHABLE, Some(REJECT_PORT)),
             Self::NoTrack => expr(m, "notrack", |_| {}),
             Self::Masquerade => expr(m, "masq", |m| {
                 m.be32(1, FULLY_RANDOM);

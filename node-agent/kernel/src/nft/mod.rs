@@ -4,6 +4,7 @@
 //! Speaks netlink itself (`include/uapi/linux/netfilter/nf_tables.h`): the image
 //! has no nft program.
 
+mod abilities;
 mod content;
 mod expr;
 mod forward;
@@ -12,6 +13,7 @@ mod legacy;
 mod ruleset;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unserved;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,9 +35,11 @@ use veer_agent_core::{
     family::Family,
     index::Index,
     repair::{Kind, RoundLog},
+    services::Unserved,
     switch::RoutingStep,
 };
 
+use abilities::Abilities;
 pub use content::Count;
 use content::{Ruleset, Set};
 pub use forward::Forward;
@@ -120,14 +124,17 @@ pub struct TableInputs<'a> {
     pub uplinks: &'a BTreeSet<String>,
     /// Local pods, those whose ADD waits for its hostPorts included.
     pub pods: &'a [Arc<LocalEndpoint>],
+    /// Frontends that no backend serves: refused or dropped, if they reach the stack.
+    /// Where the kernel cannot answer in a rule (no `nft_reject_inet`), all are dropped.
+    pub unserved: &'a Unserved,
 }
 
 /// The table as last written.
 #[derive(Debug)]
 pub struct Table {
     written: Option<Written>,
-    /// The kernel can ask its routes in a rule.
-    fib: bool,
+    /// What rules can do in this kernel.
+    can: Abilities,
     /// Of what is written; none after a start.
     host_ports: HostPorts,
 }
@@ -144,7 +151,7 @@ impl Default for Table {
     fn default() -> Self {
         Self {
             written: None,
-            fib: true,
+            can: Abilities::ALL,
             host_ports: HostPorts::default(),
         }
     }
@@ -162,12 +169,14 @@ impl Table {
             blocks,
             uplinks,
             pods,
+            unserved,
         } = wanted;
         let host_ports = HostPorts::of(pods.iter().map(|pod| &**pod));
         let mut socket = Socket::netfilter()?;
         if self.written.is_none() && !index.complete.nodes && exists(&mut socket)? {
             return self.host_ports_alone(&mut socket, host_ports, facts);
         }
+        let mut can = self.can;
         loop {
             let wanted = ruleset::ruleset(RulesetInputs {
                 index,
@@ -175,13 +184,18 @@ impl Table {
                 step,
                 blocks,
                 uplinks,
-                fib: self.fib,
+                can,
                 host_ports: &host_ports,
+                unserved,
             });
             // What an incremental change misses the whole table has.
             let incremental = self.written.is_some();
             match self.write(&mut socket, &wanted) {
                 Ok(Wrote { restored, changed }) => {
+                    if can != self.can {
+                        can.tell();
+                        self.can = can;
+                    }
                     if let Some(parts) = changed {
                         let what = format!("table inet veer was changed or removed ({parts})");
                         done.repaired(Kind::Nftables, what);
@@ -199,11 +213,7 @@ impl Table {
                 }
                 Err(e) if e.raw_os_error() != Some(nix::libc::ENOENT) => return Err(e),
                 Err(_) if incremental => {}
-                Err(_) if self.fib => {
-                    tracing::warn!("the kernel has no nft_fib: nodes' addresses are not looked at");
-                    self.fib = false;
-                }
-                Err(e) => return Err(e),
+                Err(e) => can = can.fewer().ok_or(e)?,
             }
         }
     }

@@ -6,13 +6,16 @@ use ipnet::IpNet;
 use veer_bpf_common::mark;
 
 use super::{
+    abilities::Abilities,
     content::{Chain, Elements, HookPoint, Ruleset, Set},
     expr::{Expr, Names},
     host_ports::{self, HostPorts},
+    unserved,
 };
 use crate::netlink::{VXLAN, conntrack::Flow};
 use veer_agent_core::{
-    desired::tunnel_port, facts::Facts, family::Family, index::Index, switch::RoutingStep,
+    desired::tunnel_port, facts::Facts, family::Family, index::Index, services::Unserved,
+    switch::RoutingStep,
 };
 
 /// Addresses of nodes.
@@ -69,10 +72,12 @@ pub(super) struct RulesetInputs<'a> {
     pub(super) blocks: &'a [IpNet],
     /// Devices other than veer's own that have its programs.
     pub(super) uplinks: &'a BTreeSet<String>,
-    /// Whether the kernel can ask its routes in a rule.
-    pub(super) fib: bool,
+    /// What rules can do in this kernel.
+    pub(super) can: Abilities,
     /// Ports of the node that lead to pods.
     pub(super) host_ports: &'a HostPorts,
+    /// Frontends that no backend serves.
+    pub(super) unserved: &'a Unserved,
 }
 
 /// What the table is to hold.
@@ -82,9 +87,10 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
         facts,
         step,
         blocks,
-        fib,
+        can: Abilities { fib, reject },
         uplinks: _,
         host_ports: _,
+        unserved: _,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
@@ -110,6 +116,7 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
     // Pods' blocks lead into veer_vxlan, and the own block ends here: what leaves by an
     // uplink nobody has been given, and a router would send it back or on.
     let forward = |chain, family| {
+        let chain = unserved::answered(chain, family, reject);
         filtered(chain, family, port).rule(
             family,
             [
@@ -144,6 +151,8 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
             INVALID,
             POD_NOWHERE,
             TUNNEL_FROM_POD,
+            unserved::WITHOUT_ENDPOINTS,
+            unserved::WITHOUT_LOCAL_ENDPOINT,
         ],
         chains: vec![
             each(
@@ -159,6 +168,9 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
             each(filter("forward", HookPoint::Forward), &forward),
             each(filter("input", HookPoint::Input), &|chain, f| {
                 filtered(chain, f, port)
+            }),
+            each(filter("output", HookPoint::Output), &|chain, f| {
+                unserved::answered(chain, f, reject)
             }),
             each(prerouting, &|chain, f| host_ports::led(chain, f, fib)),
             each(output, &|chain, f| host_ports::led(chain, f, fib)),
@@ -206,6 +218,7 @@ fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
         all.push(set([UPLINKS; 2], Elements::Devices(inputs.uplinks.clone())));
     }
     all.extend(inputs.host_ports.sets(family, facts));
+    all.extend(unserved::sets(inputs.unserved, family));
     all
 }
 
@@ -343,8 +356,9 @@ mod tests {
             step,
             blocks: &["10.1.0.0/24".parse().unwrap()],
             uplinks: &BTreeSet::new(),
-            fib: true,
+            can: Abilities::ALL,
             host_ports: &HostPorts::default(),
+            unserved: &Unserved::new(),
         })
     }
 

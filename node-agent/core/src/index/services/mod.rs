@@ -111,6 +111,8 @@ pub struct ServicePort {
     pub endpoints: Vec<ChosenEndpoint>,
     /// Seconds for which a client keeps its endpoint; 0: each flow is on its own.
     pub affinity: u32,
+    /// Flows stay on the node (`internalTrafficPolicy`).
+    pub local: bool,
 }
 
 /// An endpoint as seen from this node.
@@ -233,12 +235,13 @@ impl Services {
                 let endpoints = self.endpoints(key, port, family);
                 for (is_external, frontends) in [(false, internal), (true, external)] {
                     if !frontends.is_empty() {
+                        // Of pods' traffic to external addresses no policy keeps
+                        // anything on the node: kube-proxy takes any endpoint too.
+                        let local = service.internal_local && !is_external;
                         let here = Here {
                             node: own_node,
                             zone: self.zone.as_deref(),
-                            // Of pods' traffic to external addresses no policy keeps
-                            // anything on the node: kube-proxy takes any endpoint too.
-                            only: service.internal_local && !is_external,
+                            only: local,
                         };
                         ports.push(ServicePort {
                             service: key.to_owned(),
@@ -249,6 +252,7 @@ impl Services {
                             frontends,
                             endpoints: chosen(&endpoints, here),
                             affinity: service.affinity,
+                            local,
                         });
                     }
                 }

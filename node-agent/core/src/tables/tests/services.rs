@@ -62,6 +62,7 @@ fn port(frontend: &str, backend: &str) -> ServicePort {
             node: None,
         }],
         affinity: 0,
+        local: false,
     }
 }
 

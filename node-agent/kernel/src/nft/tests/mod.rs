@@ -3,6 +3,7 @@
 pub(crate) mod host_ports;
 mod sources;
 mod table;
+mod unserved;
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -118,14 +119,24 @@ fn content(uplinks: &[&str]) -> Ruleset {
 }
 
 fn with_ports(uplinks: &[&str], endpoints: &[LocalEndpoint], fib: bool) -> Ruleset {
-    with_blocks(&blocks(), uplinks, endpoints, fib)
+    let can = Abilities {
+        fib,
+        ..Abilities::ALL
+    };
+    let none = Unserved::new();
+    with_all(&blocks(), uplinks, endpoints, can, &none)
 }
 
-fn with_blocks(
+fn with_blocks(blocks: &[IpNet], uplinks: &[&str]) -> Ruleset {
+    with_all(blocks, uplinks, &[], Abilities::ALL, &Unserved::new())
+}
+
+fn with_all(
     blocks: &[IpNet],
     uplinks: &[&str],
     endpoints: &[LocalEndpoint],
-    fib: bool,
+    can: Abilities,
+    unserved: &Unserved,
 ) -> Ruleset {
     let mut index = Index::new("a");
     let of_pods = [
@@ -156,8 +167,9 @@ fn with_blocks(
         step: &RoutingStep::default(),
         blocks,
         uplinks: &uplinks.iter().map(ToString::to_string).collect(),
-        fib,
+        can,
         host_ports: &HostPorts::of(endpoints.iter()),
+        unserved,
     })
 }
 

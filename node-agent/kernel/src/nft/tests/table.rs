@@ -10,7 +10,7 @@ use super::{
 #[test]
 fn a_node_without_ipv6_has_nothing_of_it_in_the_table() {
     let node = lab::namespace();
-    let content = with_blocks(&blocks()[..1], &["far0"], &[], true);
+    let content = with_blocks(&blocks()[..1], &["far0"]);
     node.run(|| {
         let mut socket = Socket::netfilter().unwrap();
         Table::default().write(&mut socket, &content).unwrap();

@@ -1,0 +1,95 @@
+//! What the node's own sockets ask for, and whom they are given.
+
+use veer_bpf_common::tables::{Backend, Frontend, HostSockets, SocketKey};
+
+use super::{
+    maps::{HOST_SOCKETS, SOCKETS},
+    services,
+};
+
+/// The client of all sockets of the node, where a Service keeps clients at their backends: a
+/// socket may have no address yet.
+const HOST: [u8; 16] = [0; 16];
+
+#[inline(always)]
+fn word(index: u32) -> u64 {
+    HOST_SOCKETS.get(index).copied().unwrap_or(0)
+}
+
+/// Whether a socket is the node's, by the cookie of its network namespace.
+#[inline(always)]
+pub(crate) fn are_of_host(namespace: u64) -> bool {
+    namespace != 0 && word(HostSockets::COOKIE) == namespace
+}
+
+/// Whether a connect is the one by which the agent learns its namespace's cookie, which is
+/// then known. It came from nobody else: nobody else knows where it goes.
+#[inline(always)]
+pub(crate) fn learns(nonce: u64, namespace: u64) -> bool {
+    if word(HostSockets::NONCE) != nonce || nonce == 0 {
+        return false;
+    }
+    if let Some(cookie) = HOST_SOCKETS.get_ptr_mut(HostSockets::COOKIE) {
+        // SAFETY: an element of an array, and a whole word.
+        unsafe { *cookie = namespace };
+    }
+    true
+}
+
+/// Whom a socket that connects to a frontend is given; `None`: what it asked for. What
+/// nobody serves is among that: the stack refuses it.
+#[inline(always)]
+pub(crate) fn connects(cookie: u64, frontend: &Frontend) -> Option<Backend> {
+    if word(HostSockets::TRANSLATES) == 0 {
+        return None;
+    }
+    let backend = services::backend(frontend, HOST)?;
+    give(cookie, frontend, &backend);
+    Some(backend)
+}
+
+/// The same of a datagram of a socket that is not connected. The next one goes to the same
+/// backend while that serves, as with a flow.
+#[inline(always)]
+pub(crate) fn sends(cookie: u64, frontend: &Frontend) -> Option<Backend> {
+    // The most are to no Service.
+    services::service(frontend)?;
+    let key = SocketKey::asked(cookie, frontend);
+    // SAFETY: a copy of integers; what another socket got meanwhile is judged as if it were
+    // this one's: a backend of the same Service, or none.
+    if let Some(last) = unsafe { SOCKETS.get(key) }.copied() {
+        if services::leads_to(frontend, last.address, last.port, false) == Some(true) {
+            // Answers have to be told from others for as long.
+            give(cookie, frontend, &last);
+            return Some(last);
+        }
+    }
+    let backend = connects(cookie, frontend)?;
+    let _ = SOCKETS.insert(key, backend, 0);
+    Some(backend)
+}
+
+/// Remembers what a socket asked for. Where that fails, the process is told its peer's own
+/// address.
+#[inline(always)]
+fn give(cookie: u64, frontend: &Frontend, backend: &Backend) {
+    let key = SocketKey::given(cookie, backend);
+    let asked = Backend {
+        address: frontend.address,
+        port: frontend.port,
+        family: frontend.family,
+        pad: [0; 5],
+    };
+    // SAFETY: a copy of integers.
+    if unsafe { SOCKETS.get(key) }.copied() != Some(asked) {
+        let _ = SOCKETS.insert(key, asked, 0);
+    }
+}
+
+/// What a socket asked for by whom it was given; `None`: nobody was given to it.
+#[inline(always)]
+pub(crate) fn asked(cookie: u64, backend: &Backend) -> Option<Backend> {
+    // SAFETY: a copy of integers. An element that is used again meanwhile is another
+    // socket's, whose number would have to be the same: see `SocketKey`.
+    unsafe { SOCKETS.get(SocketKey::given(cookie, backend)) }.copied()
+}

@@ -1,0 +1,89 @@
+//! The programs of the node's own sockets, at the root of the machine's cgroups: they see
+//! the sockets of every process, and those of other tests' objects see those of this one.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use rustix::{
+    fs::{Mode, OFlags, openat},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
+};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd as _, OwnedFd},
+};
+use veer_bpf_common::{program, tables::HostSockets};
+
+use crate::{datapath::Datapath, netns::Namespace};
+
+/// Where a connect tells whose sockets are the node's, in these tests.
+const TELLING: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 77), 4711);
+
+/// The root of the hierarchy, mounted nowhere.
+fn cgroup() -> Result<OwnedFd> {
+    let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let mount = fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(&mount, ".", flags, Mode::empty())?)
+}
+
+impl Datapath {
+    /// Attaches the programs, until this is dropped, and has them translate what the sockets
+    /// of a namespace send.
+    pub fn serve_sockets(&mut self, of: &Namespace) -> Result<()> {
+        let cgroup = cgroup().context("mount the cgroups")?;
+        for name in program::SOCKETS {
+            let program = self.ebpf().program_mut(name);
+            let program = program.with_context(|| format!("no program {name}"))?;
+            let program: &mut CgroupSockAddr = program.try_into()?;
+            let is_loaded = program.fd().is_ok();
+            if !is_loaded {
+                program
+                    .load()
+                    .with_context(|| format!("the verifier on {name}"))?;
+            }
+            program.attach(&cgroup, CgroupAttachMode::Single)?;
+        }
+        self.learn_sockets(of)?;
+        self.set_translates(true)
+    }
+
+    /// Has the programs learn whose sockets are the node's.
+    pub fn learn_sockets(&mut self, of: &Namespace) -> Result<()> {
+        let nonce = HostSockets::nonce(TELLING.0.octets(), TELLING.1.to_be_bytes());
+        self.set_host_word(HostSockets::NONCE, nonce)?;
+        ensure!(
+            telling(of)? == Some(io::ErrorKind::PermissionDenied),
+            "the programs took no notice of the connect"
+        );
+        self.set_host_word(HostSockets::NONCE, 0)
+    }
+
+    /// Says whether new flows are translated.
+    pub fn set_translates(&mut self, translates: bool) -> Result<()> {
+        self.set_host_word(HostSockets::TRANSLATES, translates.into())
+    }
+
+    fn set_host_word(&mut self, index: u32, value: u64) -> Result<()> {
+        Ok(self.array::<HostSockets>()?.set(index, value, 0)?)
+    }
+
+    /// The cookie of the namespace whose sockets are the node's; 0: none is known.
+    pub fn host_cookie(&mut self) -> Result<u64> {
+        Ok(self.array::<HostSockets>()?.get(&HostSockets::COOKIE, 0)?)
+    }
+}
+
+/// Connects to where the programs are told from; with which error.
+pub fn telling(of: &Namespace) -> Result<Option<io::ErrorKind>> {
+    of.run(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let outcome = socket.connect(SocketAddr::from(TELLING));
+        Ok(outcome.err().map(|error| error.kind()))
+    })
+}
