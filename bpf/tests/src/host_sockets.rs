@@ -3,11 +3,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use rustix::{
     fs::{Mode, OFlags, openat},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 use std::{
+    fs::File,
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd as _, OwnedFd},
@@ -19,8 +21,14 @@ use crate::{datapath::Datapath, netns::Namespace};
 /// Where a connect tells whose sockets are the node's, in these tests.
 const TELLING: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 77), 4711);
 
-/// The root of the hierarchy, mounted nowhere.
+/// The root of the hierarchy: where it is mounted, else mounted nowhere. (To mount it once
+/// more could change its options for all.)
 fn cgroup() -> Result<OwnedFd> {
+    for path in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        if statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+            return Ok(File::open(path)?.into());
+        }
+    }
     let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;
     let mount = fsmount(
@@ -61,7 +69,9 @@ impl Datapath {
             telling(of)? == Some(io::ErrorKind::PermissionDenied),
             "the programs took no notice of the connect"
         );
-        self.set_host_word(HostSockets::NONCE, 0)
+        let left = self.array::<HostSockets>()?.get(&HostSockets::NONCE, 0)?;
+        ensure!(left == 0, "another connect would be taken for it");
+        Ok(())
     }
 
     /// Says whether new flows are translated.

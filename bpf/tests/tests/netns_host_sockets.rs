@@ -8,6 +8,7 @@ use std::{
     io::{self, ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
 };
+use veer_bpf_common::{identity::Identity, node::NodeId};
 use veer_bpf_net::ip::{TCP, UDP};
 use veer_bpf_tests::{
     datapath::Datapath,
@@ -15,6 +16,7 @@ use veer_bpf_tests::{
     host_sockets::telling,
     in_both_families,
     netns::{DEADLINE, Namespace},
+    world::{B_IDENTITY, ID_2},
 };
 
 in_both_families! {
@@ -25,6 +27,7 @@ in_both_families! {
     a_client_with_affinity_keeps_its_backend,
     what_nobody_serves_goes_as_it_is,
     once_others_translate_only_flows_that_were_go_on,
+    what_a_node_or_a_pod_has_is_theirs_whoever_names_it,
 }
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -257,7 +260,11 @@ fn a_client_with_affinity_keeps_its_backend(family: Family) -> Result<()> {
 
 fn what_nobody_serves_goes_as_it_is(family: Family) -> Result<()> {
     let mut node = Node::new(family)?;
-    node.serve(1, &[], 0)?;
+    let [backend, _] = node.backends();
+    node.serve(1, &[backend], 0)?;
+    let _listener = node.namespace.run(|| Ok(TcpListener::bind(backend)?))?;
+    node.connect()?.context("while it is served")?;
+    node.serve(2, &[], 0)?;
     // The kernel has no route.
     let error = node.connect()?.err().context("it went somewhere")?;
     ensure!(error.kind() == ErrorKind::NetworkUnreachable, "{error}");
@@ -281,6 +288,34 @@ fn once_others_translate_only_flows_that_were_go_on(family: Family) -> Result<()
     let error = node.client()?.send_to(b"there", vip).err();
     let error = error.context("a new datagram went there")?;
     ensure!(error.kind() == ErrorKind::NetworkUnreachable, "{error}");
+    Ok(())
+}
+
+fn what_a_node_or_a_pod_has_is_theirs_whoever_names_it(family: Family) -> Result<()> {
+    let mut node = Node::new(family)?;
+    let [backend, _] = node.backends();
+    node.serve(1, &[backend], 0)?;
+    let server = node.datagrams(backend)?;
+    let _listener = node.namespace.run(|| Ok(TcpListener::bind(backend)?))?;
+    let (vip, open) = (node.vip(), node.client()?);
+    ensure!(ask(&open, Some(vip), &server)? == vip);
+    node.connect()?.context("while nobody has it")?;
+    for (identity, id) in [
+        (Identity::HOST, NodeId::LOCAL),
+        (Identity::REMOTE_NODE, ID_2),
+        (B_IDENTITY, NodeId::LOCAL),
+        (B_IDENTITY, ID_2),
+    ] {
+        let address = (vip.ip(), family.bits());
+        node.datapath.set_prefix(address, identity, id)?;
+        let error = node.connect()?.err().context("a stream went elsewhere")?;
+        ensure!(error.kind() == ErrorKind::NetworkUnreachable, "{error}");
+        for client in [&open, &node.client()?] {
+            let error = client.send_to(b"there", vip).err();
+            let error = error.context("a datagram went elsewhere")?;
+            ensure!(error.kind() == ErrorKind::NetworkUnreachable, "{error}");
+        }
+    }
     Ok(())
 }
 

@@ -40,6 +40,14 @@ impl ServiceTranslation {
             Self::Pods | Self::Full => true,
         }
     }
+
+    /// Whether the programs translate what the nodes' own sockets send, too.
+    pub fn is_full(self) -> bool {
+        match self {
+            Self::KubeProxy | Self::Pods => false,
+            Self::Full => true,
+        }
+    }
 }
 
 /// When network policies are enforced. (Enforcement itself is not there yet.)

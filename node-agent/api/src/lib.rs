@@ -246,6 +246,9 @@ pub struct NodeStatus {
     pub epoch: i64,
     /// `BPF`: pod traffic does not pass the host's stack.
     pub host_routing: String,
+    /// Who translates what is sent to Services: `kube-proxy`, or `veer` and for whom.
+    #[serde(default)]
+    pub services: String,
     /// Blocks of pod addresses.
     pub pod_cidrs: Vec<String>,
     /// Gateways of the pods.

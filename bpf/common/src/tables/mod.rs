@@ -44,7 +44,7 @@ pub use services::{
     Affinities, Affinity, AffinityKey, Asked, Backend, BackendKey, Backends, Frontend, Member,
     Members, Question, Service, Services,
 };
-pub use sockets::{HostSockets, SocketKey, Sockets};
+pub use sockets::{HostSockets, SocketKey, Sockets, Streams};
 pub use traffic::{Talk, Talked, Traffic};
 
 /// A key of two addresses and eight bytes more, in memory words.
@@ -145,7 +145,7 @@ pub struct MapSpec {
 }
 
 /// All maps but [`FlowsBefore`], which only an upgrade has.
-pub const ALL: [MapSpec; 23] = [
+pub const ALL: [MapSpec; 24] = [
     Configuration::SPEC,
     Endpoints::SPEC,
     Interfaces::SPEC,
@@ -168,6 +168,7 @@ pub const ALL: [MapSpec; 23] = [
     Asked::SPEC,
     HostSockets::SPEC,
     Sockets::SPEC,
+    Streams::SPEC,
     Traffic::SPEC,
 ];
 

@@ -1,7 +1,7 @@
-//! `HOST_SOCKETS` and `SOCKETS`: how the node's own sockets reach Services.
+//! `HOST_SOCKETS`, `SOCKETS` and `STREAMS`: how the node's own sockets reach Services.
 //!
 //! A socket of the node connects to the backend itself, so nothing of its packets has to
-//! be translated. What the process is told of its peer is: `SOCKETS` says what it asked for.
+//! be translated. What the process is told of its peer is: `SOCKETS` and `STREAMS` say what it asked for.
 
 use super::{Backend, Frontend, MapKind, Table};
 
@@ -14,7 +14,7 @@ impl HostSockets {
     /// it (5.7); 0: not known, and no socket is the node's.
     pub const COOKIE: u32 = 0;
     /// Index of what [`HostSockets::nonce`] makes of the address and port whose connect
-    /// tells the cookie; 0: none does.
+    /// tells the cookie, after which the program writes 0; 0: none does.
     pub const NONCE: u32 = 1;
     /// Index of whether new flows are translated: 1. Where they are not any more, those
     /// that were go on.
@@ -35,9 +35,10 @@ impl Table for HostSockets {
     const CAPACITY: usize = 3;
 }
 
-/// Of translated sockets: what they asked for by whom they got, and the other way round.
-/// The kernel may forget the oldest: a process is then told its peer's own address, and
-/// datagrams of a socket without a peer may get another backend.
+/// Of translated datagram sockets: what they asked for by whom they got, and the other way
+/// round. The kernel may forget those not used for longest: a process is then told its
+/// peer's own address, datagrams of a socket without a peer may get another backend, and
+/// one with a peer is not ended when that is gone.
 #[derive(Debug)]
 pub enum Sockets {}
 
@@ -45,6 +46,19 @@ impl Table for Sockets {
     type Key = SocketKey;
     type Value = Backend;
     const NAME: &'static str = "SOCKETS";
+    const KIND: MapKind = MapKind::LruHash;
+    const CAPACITY: usize = 16_384;
+}
+
+/// The same of TCP's sockets, of which a node opens many more. One that is forgotten names
+/// the backend as its peer.
+#[derive(Debug)]
+pub enum Streams {}
+
+impl Table for Streams {
+    type Key = SocketKey;
+    type Value = Backend;
+    const NAME: &'static str = "STREAMS";
     const KIND: MapKind = MapKind::LruHash;
     const CAPACITY: usize = 16_384;
 }

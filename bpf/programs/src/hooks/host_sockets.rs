@@ -259,7 +259,10 @@ impl<E: Ends> Socket<E> {
     /// Tells it what it asked for. These hooks cannot refuse.
     #[inline(always)]
     fn tell(&self) -> i32 {
-        if self.protocol().is_none() || !sockets::are_of_host(self.namespace()) {
+        let Some(protocol) = self.protocol() else {
+            return ALLOW;
+        };
+        if !sockets::are_of_host(self.namespace()) {
             return ALLOW;
         }
         let (address, family) = E::read(self.ctx);
@@ -269,7 +272,7 @@ impl<E: Ends> Socket<E> {
             family,
             pad: [0; 5],
         };
-        if let Some(asked) = sockets::asked(self.cookie(), &backend) {
+        if let Some(asked) = sockets::asked(self.cookie(), &backend, protocol) {
             self.set(&asked);
         }
         ALLOW

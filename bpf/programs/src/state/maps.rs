@@ -10,7 +10,7 @@ use veer_bpf_common::{
     tables::{
         Affinities, Asked, Backends, Configuration, Counters, Decisions, Endpoints, Events, Flows,
         FlowsBefore, Fragments, Heartbeat, HostSockets, Interfaces, Ipcache, Listening, Members,
-        Nodes, Places, Remotes, Samples, Services, Sockets, Table, Traffic,
+        Nodes, Places, Remotes, Samples, Services, Sockets, Streams, Table, Traffic,
     },
 };
 
@@ -46,6 +46,7 @@ map!(MEMBERS: Members as HashMap<K<Members>, V<Members>>);
 map!(AFFINITY: Affinities as LruHashMap<K<Affinities>, V<Affinities>>);
 map!(HOST_SOCKETS: HostSockets as Array<V<HostSockets>>);
 map!(SOCKETS: Sockets as LruHashMap<K<Sockets>, V<Sockets>>);
+map!(STREAMS: Streams as LruHashMap<K<Streams>, V<Streams>>);
 map!(ASKED: Asked as PerCpuArray<V<Asked>>);
 map!(FLOWS: FlowsBefore as LruHashMap<K<FlowsBefore>, V<FlowsBefore>>);
 map!(FRAGMENTS: Fragments as LruHashMap<K<Fragments>, V<Fragments>>);

@@ -1,11 +1,17 @@
 //! What the node's own sockets ask for, and whom they are given.
 
-use veer_bpf_common::tables::{Backend, Frontend, HostSockets, SocketKey};
+use veer_bpf_common::{
+    address::{FAMILY_V4, V6},
+    tables::{Backend, Frontend, HostSockets, SocketKey, Who},
+};
+use veer_bpf_net::ip::TCP;
 
 use super::{
-    maps::{HOST_SOCKETS, SOCKETS},
+    lookup,
+    maps::{HOST_SOCKETS, SOCKETS, STREAMS},
     services,
 };
+use crate::ctx::direct;
 
 /// The client of all sockets of the node, where a Service keeps clients at their backends: a
 /// socket may have no address yet.
@@ -29,18 +35,33 @@ pub(crate) fn learns(nonce: u64, namespace: u64) -> bool {
     if word(HostSockets::NONCE) != nonce || nonce == 0 {
         return false;
     }
-    if let Some(cookie) = HOST_SOCKETS.get_ptr_mut(HostSockets::COOKIE) {
-        // SAFETY: an element of an array, and a whole word.
-        unsafe { *cookie = namespace };
+    for (index, value) in [(HostSockets::COOKIE, namespace), (HostSockets::NONCE, 0)] {
+        if let Some(word) = HOST_SOCKETS.get_ptr_mut(index) {
+            // SAFETY: an element of an array, and a whole word.
+            unsafe { *word = value };
+        }
     }
     true
+}
+
+/// Whether an address is a Service's alone. What a pod or a node has is theirs, whoever
+/// names it as an external IP (CVE-2020-8554), and so is what a device of this node has.
+#[inline(always)]
+fn is_nobodys(frontend: &Frontend) -> bool {
+    let who = if frontend.family == FAMILY_V4 {
+        let [a, b, c, d, ..] = frontend.address;
+        lookup::who([a, b, c, d])
+    } else {
+        lookup::who(direct::address::<V6>(&frontend.address))
+    };
+    matches!(who, Who::World)
 }
 
 /// Whom a socket that connects to a frontend is given; `None`: what it asked for. What
 /// nobody serves is among that: the stack refuses it.
 #[inline(always)]
 pub(crate) fn connects(cookie: u64, frontend: &Frontend) -> Option<Backend> {
-    if word(HostSockets::TRANSLATES) == 0 {
+    if word(HostSockets::TRANSLATES) == 0 || !is_nobodys(frontend) {
         return None;
     }
     let backend = services::backend(frontend, HOST)?;
@@ -57,7 +78,8 @@ pub(crate) fn sends(cookie: u64, frontend: &Frontend) -> Option<Backend> {
     let key = SocketKey::asked(cookie, frontend);
     // SAFETY: a copy of integers; what another socket got meanwhile is judged as if it were
     // this one's: a backend of the same Service, or none.
-    if let Some(last) = unsafe { SOCKETS.get(key) }.copied() {
+    let last = unsafe { SOCKETS.get(key) }.copied();
+    if let Some(last) = last.filter(|_| is_nobodys(frontend)) {
         if services::leads_to(frontend, last.address, last.port, false) == Some(true) {
             // Answers have to be told from others for as long.
             give(cookie, frontend, &last);
@@ -69,7 +91,7 @@ pub(crate) fn sends(cookie: u64, frontend: &Frontend) -> Option<Backend> {
     Some(backend)
 }
 
-/// Remembers what a socket asked for. Where that fails, the process is told its peer's own
+/// Remembers what a socket asked for, for as long as the kernel keeps it. Where that fails, the process is told its peer's own
 /// address.
 #[inline(always)]
 fn give(cookie: u64, frontend: &Frontend, backend: &Backend) {
@@ -80,16 +102,31 @@ fn give(cookie: u64, frontend: &Frontend, backend: &Backend) {
         family: frontend.family,
         pad: [0; 5],
     };
-    // SAFETY: a copy of integers.
-    if unsafe { SOCKETS.get(key) }.copied() != Some(asked) {
-        let _ = SOCKETS.insert(key, asked, 0);
+    if given(key, frontend.protocol) == Some(asked) {
+        return;
+    }
+    let _ = if frontend.protocol == TCP {
+        STREAMS.insert(key, asked, 0)
+    } else {
+        SOCKETS.insert(key, asked, 0)
+    };
+}
+
+#[inline(always)]
+fn given(key: SocketKey, protocol: u8) -> Option<Backend> {
+    // SAFETY: a copy of integers. An element that is used again meanwhile is another
+    // socket's: its process is told of that once.
+    unsafe {
+        if protocol == TCP {
+            STREAMS.get(key).copied()
+        } else {
+            SOCKETS.get(key).copied()
+        }
     }
 }
 
 /// What a socket asked for by whom it was given; `None`: nobody was given to it.
 #[inline(always)]
-pub(crate) fn asked(cookie: u64, backend: &Backend) -> Option<Backend> {
-    // SAFETY: a copy of integers. An element that is used again meanwhile is another
-    // socket's, whose number would have to be the same: see `SocketKey`.
-    unsafe { SOCKETS.get(SocketKey::given(cookie, backend)) }.copied()
+pub(crate) fn asked(cookie: u64, backend: &Backend, protocol: u8) -> Option<Backend> {
+    given(SocketKey::given(cookie, backend), protocol)
 }

@@ -217,7 +217,10 @@ fn refused_udp(from: &Site, to: SocketAddr) -> Result<()> {
     let kind = client::udp_error(from, to)?;
     // The host's own `send` is told at once of what its output hook refuses.
     ensure!(
-        matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied),
+        matches!(
+            kind,
+            ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied
+        ),
         "{} → udp {to}, which nobody serves: {kind:?}",
         from.name
     );

@@ -14,6 +14,7 @@ use serde_json::json;
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     client::{self, Conversation},
+    datagrams::{Kind, Socket},
     evidence::{Plan, Trace},
     load::{Load, Path},
     numbered::{self, Flow, Sent, Servers},
@@ -219,20 +220,24 @@ pub(crate) fn survives(
         let backend = scene.fixed_on(node)?;
         for family in scene.lab.cluster.families().all() {
             let service = (FIXED, backend.name.as_str());
-            let http = workloads::frontend(&scene.lab, *family, service, "http")?;
-            backends.push((http, backend));
+            let of = |port| workloads::frontend(&scene.lab, *family, service, port);
+            backends.push(([of("http")?, of("udp")?], backend));
         }
     }
-    let mut open = Vec::new();
+    let (mut open, mut sockets) = (Vec::new(), Vec::new());
     let mut load = Load::start(&scene.lab, &Path::ALL)?;
     let changed = to.iter().try_for_each(|by| {
-        for (to, backend) in &backends {
-            open.push((*to, *backend, Conversation::open(from, *to)?));
+        for ([http, udp], backend) in &backends {
+            open.push((*http, *backend, Conversation::open(from, *http)?));
+            for kind in Kind::ALL {
+                sockets.push((*backend, Socket::open(from, *udp, kind)?));
+            }
         }
-        go_on(&mut open).with_context(|| format!("before {}", by.name()))?;
+        let all_go_on = |open: &mut [_]| go_on(open).and_then(|()| all_answer_to(&sockets));
+        all_go_on(&mut open).with_context(|| format!("before {}", by.name()))?;
         translators.set(*by)?;
         load.goes_on(MOMENT)?;
-        go_on(&mut open).with_context(|| format!("after {}", by.name()))
+        all_go_on(&mut open).with_context(|| format!("after {}", by.name()))
     });
     let report = load.stop()?;
     changed.with_context(|| report.losses())?;
@@ -245,6 +250,14 @@ fn go_on(open: &mut [(SocketAddr, &Pod, Conversation)]) -> Result<()> {
             .ask("/hostname")
             .with_context(|| format!("connection {number}, to {to}"))?;
         ensure!(name == backend.name, "{to}: {name} answered");
+    }
+    Ok(())
+}
+
+fn all_answer_to(sockets: &[(&Pod, Socket)]) -> Result<()> {
+    for (backend, socket) in sockets {
+        let name = socket.ask()?;
+        ensure!(name == backend.name, "a datagram: {name} answered");
     }
     Ok(())
 }

@@ -4,11 +4,10 @@ use std::collections::HashSet;
 
 use veer_api_client::chain;
 use veer_bpf_common::tables::{Backend, Frontend};
-use veer_crds::v1alpha1::ServiceTranslation;
 
 use super::{
     converge::Converger,
-    services::{Translation, UDP},
+    services::{By, Translation, UDP},
 };
 use veer_agent_core::{
     index::Index,
@@ -23,16 +22,16 @@ use veer_agent_kernel::{
 /// Nobody is refused.
 static NONE: Unserved = Unserved::new();
 
-/// Whether no kube-proxy is needed.
-pub(super) fn full(index: &Index) -> bool {
+/// Whether the node's own sockets are to be translated, too.
+pub(super) fn is_full(index: &Index) -> bool {
     let cluster = index.cluster.as_ref();
-    cluster.is_some_and(|(_, c)| c.services == ServiceTranslation::Full)
+    cluster.is_some_and(|(_, c)| c.services.is_full())
 }
 
 impl Translation {
     /// The frontends whose clients veer refuses. Beside kube-proxy it refuses none.
     pub(super) fn unserved(&self, index: &Index) -> &Unserved {
-        if full(index) {
+        if is_full(index) {
             self.plan.unserved()
         } else {
             &NONE
@@ -41,63 +40,73 @@ impl Translation {
 }
 
 impl Converger {
-    /// Has the node's own sockets translated, or not any more.
-    pub(super) fn host_sockets(&mut self, index: &Index, done: &mut RoundLog) {
+    /// Has the node's own sockets translated, or not any more. With `full` those whose
+    /// backend is gone are looked for: nobody may have noticed when it went.
+    pub(super) fn host_sockets(&mut self, index: &Index, done: &mut RoundLog, full: bool) {
         let Some(by) = self.translation.by else {
             // What an earlier agent did stays.
             return;
         };
+        let cgroups = &self.options.cgroups;
         let mut datapath = self.datapath.lock();
-        if !(by.programs() && full(index)) {
+        if !(by.programs() && is_full(index)) {
             self.translation.serves_sockets = false;
-            if let Err(error) = datapath.leave_sockets() {
+            if let Err(error) = datapath.leave_sockets(cgroups) {
                 let text = format!(
-                    "the node's own sockets are translated still: {}",
+                    "the node's own sockets may be translated still: {}",
                     chain(&error)
                 );
                 self.concerns.push(("HostSockets", text));
             }
-            return;
-        }
-        if datapath.serves_sockets() {
-            return;
-        }
-        match datapath.serve_sockets(&self.options.cgroups) {
-            Ok(()) if self.translation.serves_sockets => {
-                let what = "a program of the node's own sockets was detached".to_owned();
-                done.repaired(Kind::Program, what);
+        } else if !datapath.serves_sockets() {
+            match datapath.serve_sockets(cgroups) {
+                Ok(()) if self.translation.serves_sockets => {
+                    let what = "a program of the node's own sockets was unpinned".to_owned();
+                    done.repaired(Kind::Program, what);
+                }
+                Ok(()) => {
+                    tracing::info!("the node's own sockets are translated");
+                    self.translation.serves_sockets = true;
+                }
+                Err(error) => {
+                    self.translation.serves_sockets = false;
+                    let text = format!(
+                        "spec.services is Full, but the node's own processes reach Services by \
+                         kube-proxy alone: {}",
+                        chain(&error)
+                    );
+                    self.concerns.push(("HostSockets", text));
+                }
             }
-            Ok(()) => tracing::info!("the node's own sockets are translated"),
-            Err(error) => {
-                let text = format!(
-                    "spec.services is Full, but the node's own processes reach Services by \
-                     kube-proxy alone: {}",
-                    chain(&error)
-                );
-                self.concerns.push(("HostSockets", text));
-                return;
-            }
         }
-        self.translation.serves_sockets = true;
+        drop(datapath);
+        if full {
+            self.end_astray(None);
+        }
     }
 
-    /// Ends the node's datagram sockets that are connected to a backend which is gone: only
-    /// by an error their processes learn of it, and connect again.
+    /// Ends sockets whose backend this step took away.
     pub(super) fn host_datagrams(&self, step: &Step) {
-        if step.gone_members.is_empty() || !self.translation.serves_sockets {
+        if step.gone_datagrams {
+            let gone = step.gone_members.iter();
+            let gone: HashSet<_> = gone.map(|m| (m.address, m.port)).collect();
+            self.end_astray(Some(&gone));
+        }
+    }
+
+    /// Ends the node's datagram sockets that are connected to a backend which is gone, one of
+    /// `gone`: only by an error their processes learn of it, and connect again. Where the
+    /// stack translates, nobody says any more what is gone.
+    fn end_astray(&self, gone: Option<&HashSet<([u8; 16], [u8; 2])>>) {
+        let by_programs = self.translation.by.is_some_and(By::programs);
+        if !by_programs || !self.datapath.lock().served_sockets() {
             return;
         }
-        let gone: HashSet<_> = step
-            .gone_members
-            .iter()
-            .map(|m| (m.address, m.port))
-            .collect();
-        let datapath = self.datapath.lock();
         let ended = sock_diag::end_datagrams(|socket| {
             let peer = Backend::at(socket.peer);
-            gone.contains(&(peer.address, peer.port)) && is_astray(&datapath, socket, &peer)
+            gone.is_none_or(|gone| gone.contains(&(peer.address, peer.port)))
+                && is_astray(&self.datapath.lock(), socket, &peer)
         });
-        drop(datapath);
         match ended {
             Ok(0) => {}
             Ok(sockets) => tracing::info!(sockets, "ended: their backend is gone"),

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use veer_api_client::chain;
 use veer_crds::v1alpha1::ServiceTranslation;
 
-use super::{Engine, ROWS_PER_ROUND, converge::Converger, error::Error, host_sockets::full};
+use super::{Engine, ROWS_PER_ROUND, converge::Converger, error::Error, host_sockets::is_full};
 use veer_agent_core::{
     index::{Index, ServicePort},
     repair::{Kind, RoundLog},
@@ -181,7 +181,7 @@ impl Converger {
             let trouble = self.translation.trouble.clone();
             self.concerns.push(("ServicesIncomplete", trouble));
         }
-        self.host_sockets(index, done);
+        self.host_sockets(index, done, full);
     }
 
     fn compare_services(&mut self, done: &mut RoundLog) {
@@ -222,7 +222,7 @@ impl Engine {
         }
         let index = self.index.read();
         let unserved = self.converger.services(&index, touched);
-        if unserved && full(&index) {
+        if unserved && is_full(&index) {
             let mut done = RoundLog::default();
             if let Err(error) = self.converger.rules(&index, &mut done) {
                 tracing::error!(error = %chain(&error), "cannot refuse what nobody serves; the next round will");

@@ -40,6 +40,7 @@ pub(crate) fn node_status(sources: &Sources) -> NodeStatus {
         phase: format!("{:?}", plan.step.phase()),
         epoch: plan.step.epoch.as_ref().map_or(0, |e| e.number),
         host_routing: "BPF".into(),
+        services: translators(sources).into(),
         pod_cidrs: store.blocks().map(|block| block.to_string()).collect(),
         gateways: store.health_addresses().collect(),
         addresses: plan.facts.addresses.clone(),
@@ -52,6 +53,15 @@ pub(crate) fn node_status(sources: &Sources) -> NodeStatus {
         remotes: plan.peers.by_name.len(),
         identities: index.identities.len(),
         repairs: sources.repairs.counts().into_iter().collect(),
+    }
+}
+
+/// Who translates what is sent to Services, by what the programs do.
+fn translators(sources: &Sources) -> &'static str {
+    match sources.maps.translates() {
+        (false, _) => "kube-proxy",
+        (true, false) => "veer for pods, kube-proxy for the node's own processes",
+        (true, true) => "veer, for pods and the node's own processes",
     }
 }
 

@@ -8,7 +8,6 @@ use veer_agent_api::{
     service::{backend_state, translator},
 };
 use veer_bpf_common::tables::Frontend;
-use veer_crds::v1alpha1::ServiceTranslation;
 
 use crate::report::sources::Sources;
 use veer_agent_core::index::{ChosenEndpoint, EndpointState, ServicePort};
@@ -22,10 +21,8 @@ pub(crate) fn services(sources: &Sources) -> Result<Vec<ServiceRow>, Error> {
     let complete = index.complete.services && index.complete.slices;
     // Where none can be chosen, the programs leave the packet to the stack, in which it is
     // kube-proxy's, or refused by veer.
-    let full = index
-        .cluster
-        .as_ref()
-        .is_some_and(|(_, c)| c.services == ServiceTranslation::Full);
+    let cluster = index.cluster.as_ref();
+    let full = cluster.is_some_and(|(_, c)| c.services.is_full());
     let by_programs = |frontend: &Frontend| {
         present
             .get(frontend)

@@ -50,6 +50,13 @@ impl Maps {
         Ok(self.0.lock().maps.tables.services.read()?)
     }
 
+    /// Whether the programs translate what pods send, and what the node's own sockets do.
+    pub(crate) fn translates(&self) -> (bool, bool) {
+        let datapath = self.0.lock();
+        let pods = !datapath.maps.tables.services.is_empty();
+        (pods, pods && datapath.serves_sockets())
+    }
+
     /// Entries of flows that something translates.
     pub(crate) fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>, Error> {
         self.0.lock().flows()

@@ -31,6 +31,7 @@ pub(super) fn table(status: &NodeStatus) -> String {
             format!("{} (epoch {}, {})", status.mode, status.epoch, status.phase),
         ),
         ("Host Routing", status.host_routing.clone()),
+        ("Services", status.services.clone()),
         ("Attached by", status.attach.clone()),
         ("Pod CIDRs", listed(&status.pod_cidrs)),
         ("Gateways", listed(&status.gateways)),

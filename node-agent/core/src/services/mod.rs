@@ -26,6 +26,9 @@ use left::{Left, left_keys};
 use numbers::Numbers;
 use rows::{Held, all_chosen, backends, changed, frontends, gone, member, members, slot_key};
 
+/// IP protocol number of UDP.
+const UDP: u8 = 17;
+
 /// What a port of a Service is known by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Name {
@@ -88,8 +91,8 @@ struct Changes {
     /// Frontends whose rows may differ.
     touched: BTreeSet<Frontend>,
     former: Vec<Former>,
-    /// The members that numbers had.
-    members: Vec<(u32, Held)>,
+    /// The members that numbers had, and of which protocol their ports are.
+    members: Vec<(u32, Held, u8)>,
     /// Numbers of ports that are gone.
     gone: Vec<u32>,
 }
@@ -136,6 +139,11 @@ impl Plan {
         let numbers = left.frontends.keys().chain(left.slots.keys());
         Self {
             numbers: numbers.copied().collect(),
+            unserved: services
+                .iter()
+                .filter(|(_, service)| service.backends == 0)
+                .map(|(frontend, _)| (*frontend, Refusal::default()))
+                .collect(),
             shown: services.clone(),
             left,
             ..Self::default()
@@ -176,7 +184,7 @@ impl Plan {
         }
         for (key, ids) in before {
             for (name, id) in ids {
-                self.withdraw(key, name.external, id, &mut changes);
+                self.withdraw(key, &name, id, &mut changes);
             }
         }
         self.finish(changes)
@@ -192,7 +200,7 @@ impl Plan {
     ) -> u32 {
         let frontends = frontends(port);
         let id = id.unwrap_or_else(|| self.take_up(&frontends));
-        changes.members.push((id, self.members(id)));
+        changes.members.push((id, self.members(id), port.protocol));
         let mut held = self.ports.remove(&id).unwrap_or_default();
         let former = self.change(id, &mut held, backends(port), &mut changes.step);
         changes.former.extend(former);
@@ -207,10 +215,10 @@ impl Plan {
     }
 
     /// A port is gone.
-    fn withdraw(&mut self, key: &str, external: bool, id: u32, changes: &mut Changes) {
-        changes.members.push((id, self.members(id)));
+    fn withdraw(&mut self, key: &str, name: &Name, id: u32, changes: &mut Changes) {
+        changes.members.push((id, self.members(id), name.protocol));
         let held = self.ports.remove(&id).unwrap_or_default();
-        let touched = self.claim(key, (id, external), &held.frontends, &BTreeSet::new());
+        let touched = self.claim(key, (id, name.external), &held.frontends, &BTreeSet::new());
         changes.touched.extend(touched);
         changes.former.push(Former {
             id,
@@ -229,10 +237,12 @@ impl Plan {
         for former in &changes.former {
             self.retire(former, &mut step);
         }
-        for (id, before) in &changes.members {
+        for (id, before, protocol) in &changes.members {
             let now = self.members(*id);
             step.members.extend(changed(*id, before, &now));
-            step.gone_members.extend(gone(*id, before, &now));
+            let gone = gone(*id, before, &now);
+            step.gone_datagrams |= *protocol == UDP && !gone.is_empty();
+            step.gone_members.extend(gone);
         }
         for id in changes.gone {
             if !self.left.has(id) {
@@ -249,10 +259,13 @@ impl Plan {
         let mut step = Step::default();
         for frontend in left.frontends.values().flatten() {
             self.shown.remove(frontend);
+            step.unserved |= self.unserved.remove(frontend).is_some();
             step.gone_services.push(*frontend);
         }
         for (id, slots) in &left.slots {
             let others = gone(*id, &left.members(*id), &self.members(*id));
+            // Of which protocol is not known.
+            step.gone_datagrams |= !others.is_empty();
             step.gone_members.extend(others);
             step.gone_backends.extend(left_keys(*id, slots));
         }

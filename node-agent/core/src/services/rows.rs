@@ -22,6 +22,8 @@ pub struct Step {
     pub gone_services: Vec<Frontend>,
     /// Backends that are none any more.
     pub gone_members: Vec<Member>,
+    /// Whether datagrams may have gone to one of those.
+    pub gone_datagrams: bool,
     /// Slots of former versions.
     pub gone_backends: Vec<BackendKey>,
     /// Whether other frontends than before lead to no backend, [`super::Plan::unserved`].

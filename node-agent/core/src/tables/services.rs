@@ -119,6 +119,7 @@ impl Tables {
             services: services.write,
             gone_services: services.remove,
             gone_members: members.remove,
+            gone_datagrams: false,
             gone_backends: backends.remove,
             unserved: false,
         };

@@ -23,19 +23,21 @@ use aya::{
 };
 use veer_bpf_common::tables::{
     self, Affinities, Backends, Configuration, Endpoints, Flows, FlowsBefore, Fragments,
-    Interfaces, Ipcache, MapSpec, Members, Nodes, Places, Remotes, Services, Sockets, Table,
+    Interfaces, Ipcache, MapSpec, Members, Nodes, Places, Remotes, Services, Sockets, Streams,
+    Table,
 };
 
 use super::{Error, attach, before, raw, same_layout};
 use crate::netlink::{VXLAN, message::Socket};
 
 /// Maps that the programs fill.
-const LEARNED: [&str; 5] = [
+const LEARNED: [&str; 6] = [
     Flows::NAME,
     Places::NAME,
     Fragments::NAME,
     Affinities::NAME,
     Sockets::NAME,
+    Streams::NAME,
 ];
 /// Maps that the agent fills, and from which programs decide.
 const FILLED: [&str; 6] = [

@@ -114,8 +114,7 @@ pub struct Datapath {
     pins: PathBuf,
     links: PathBuf,
     root: PathBuf,
-    /// New flows of the node's own sockets are translated, by this version's programs.
-    sockets_served: bool,
+    sockets: sockets::Sockets,
     /// To ask for clsact's filters; `None`: programs are attached by tcx links.
     clsact: Option<Socket>,
 }
@@ -183,7 +182,7 @@ impl Datapath {
             pins,
             links,
             root,
-            sockets_served: false,
+            sockets: sockets::Sockets::default(),
             clsact,
         })
     }

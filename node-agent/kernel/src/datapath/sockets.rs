@@ -70,11 +70,17 @@ pub enum SocketsError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The hooks do not see the agent's own sockets.
+    /// The cgroup is that of the agent alone.
     #[error(
-        "the hooks of the cgroup do not see the agent's own sockets: its container has a \
-         cgroup namespace of its own, and the node's /sys/fs/cgroup is not mounted there"
+        "{path} is the agent's own cgroup: mount the node's /sys/fs/cgroup into its container, \
+         and name the place by --cgroup-dir"
     )]
+    OwnCgroup {
+        /// What was found.
+        path: PathBuf,
+    },
+    /// The hooks do not see the agent's own sockets.
+    #[error("the agent is in no cgroup below the one whose hooks are used: see --cgroup-dir")]
     NotBelow,
     /// The agent's own socket could not be used.
     #[error("cannot learn which network namespace is the node's")]
@@ -92,6 +98,18 @@ pub enum SocketsError {
     Map(#[from] Box<super::Error>),
 }
 
+/// What this process has done with the programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sockets {
+    /// Nothing: those of an earlier agent may be there.
+    #[default]
+    Untouched,
+    /// New flows are translated by this version's.
+    Served,
+    /// New flows are not translated.
+    Left,
+}
+
 /// The map that says whose sockets are translated.
 pub(super) type Words = Array<MapData, u64>;
 
@@ -99,19 +117,51 @@ impl Datapath {
     /// Whether the node's own sockets are translated: by this version's programs, which are
     /// pinned.
     pub fn serves_sockets(&self) -> bool {
+        self.sockets == Sockets::Served && self.sockets_pinned()
+    }
+
+    /// Whether programs of some version may have translated sockets that are there still.
+    pub fn served_sockets(&self) -> bool {
+        self.sockets != Sockets::Untouched || self.sockets_pinned()
+    }
+
+    fn sockets_pinned(&self) -> bool {
         let folder = self.root.join(FOLDER);
-        self.sockets_served
-            && program::SOCKETS
-                .iter()
-                .all(|name| folder.join(name).exists())
+        program::SOCKETS
+            .iter()
+            .all(|name| folder.join(name).exists())
     }
 
     /// Has new flows of the node's own sockets translated. `cgroups`: where the node's
     /// cgroups are mounted. Of an earlier agent's programs each is replaced in one step,
     /// when this version's maps say what they said.
     pub fn serve_sockets(&mut self, cgroups: &Path) -> Result<(), SocketsError> {
+        let outcome = self.take_sockets(cgroups, true);
+        match outcome {
+            Ok(()) => self.sockets = Sockets::Served,
+            // In part they would be told of by nobody.
+            Err(_) => self.set_word(HostSockets::TRANSLATES, 0)?,
+        }
+        outcome
+    }
+
+    /// Leaves new flows of the node's own sockets to the host's stack; those that are
+    /// translated go on. Programs of another version, whose maps nobody fills any more, are
+    /// replaced for that.
+    pub fn leave_sockets(&mut self, cgroups: &Path) -> Result<(), SocketsError> {
+        self.set_word(HostSockets::TRANSLATES, 0)?;
+        if self.sockets == Sockets::Untouched && self.root.join(FOLDER).exists() {
+            self.take_sockets(cgroups, false)?;
+        }
+        self.sockets = Sockets::Left;
+        Ok(())
+    }
+
+    fn take_sockets(&mut self, cgroups: &Path, translates: bool) -> Result<(), SocketsError> {
         for name in program::SOCKETS {
-            let is_loaded = self.sockets(name).is_ok_and(|program| program.fd().is_ok());
+            let is_loaded = self
+                .sockets_program(name)
+                .is_ok_and(|program| program.fd().is_ok());
             if !is_loaded {
                 load_program(&mut self.object, name).map_err(|source| SocketsError::Program {
                     name,
@@ -121,26 +171,18 @@ impl Datapath {
         }
         let cgroup = cgroup(cgroups)?;
         self.learn(&cgroup)?;
-        self.set_word(HostSockets::TRANSLATES, 1)?;
+        self.set_word(HostSockets::TRANSLATES, translates.into())?;
         let folder = self.root.join(FOLDER);
         fs::create_dir_all(&folder).map_err(|source| SocketsError::Pins {
             path: folder.clone(),
             source,
         })?;
         for name in program::SOCKETS {
-            let program = self.sockets(name)?;
+            let program = self.sockets_program(name)?;
             attach(program, &cgroup, &folder.join(name))
                 .map_err(|source| SocketsError::Attach { name, source })?;
         }
-        self.sockets_served = true;
         Ok(())
-    }
-
-    /// Leaves new flows of the node's own sockets to the host's stack; those that are
-    /// translated go on.
-    pub fn leave_sockets(&mut self) -> Result<(), SocketsError> {
-        self.sockets_served = false;
-        self.set_word(HostSockets::TRANSLATES, 0)
     }
 
     fn set_word(&mut self, index: u32, value: u64) -> Result<(), SocketsError> {
@@ -148,7 +190,7 @@ impl Datapath {
         set.map_err(|e| Box::new(maps::error::<HostSockets>(e)).into())
     }
 
-    fn sockets(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, SocketsError> {
+    fn sockets_program(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, SocketsError> {
         let missing = || SocketsError::Program {
             name,
             source: Box::new(super::Error::MissingProgram(name)),
@@ -165,50 +207,60 @@ impl Datapath {
         // Neither "this host" nor port 0, which are connected to as something else.
         let (address, port) = ([a | 1, b, c, d], [high | 1, low]);
         self.set_word(HostSockets::NONCE, HostSockets::nonce(address, port))?;
-        let outcome = self.connect_refused(
-            cgroup,
-            SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes(port)),
-        );
+        let to = SocketAddrV4::new(Ipv4Addr::from(address), u16::from_be_bytes(port));
+        let asked = self.connect(cgroup, to);
+        let left = self.maps.host_sockets.get(&HostSockets::NONCE, 0);
+        let left = left.map_err(|e| Box::new(maps::error::<HostSockets>(e)))?;
         self.set_word(HostSockets::NONCE, 0)?;
-        outcome
+        asked?;
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(SocketsError::NotBelow)
+        }
     }
 
-    fn connect_refused(&mut self, cgroup: &OwnedFd, to: SocketAddrV4) -> Result<(), SocketsError> {
-        let program = self.sockets(LEARNING)?;
+    /// Connects a socket with one more program beside the pinned one, which may be of a
+    /// version with other maps.
+    fn connect(&mut self, cgroup: &OwnedFd, to: SocketAddrV4) -> Result<(), SocketsError> {
+        let program = self.sockets_program(LEARNING)?;
         let failed = |e: ProgramError| SocketsError::Attach {
             name: LEARNING,
             source: e.into(),
         };
-        // One more beside the pinned one, which may be of a version with other maps.
         let id = program
             .attach(cgroup, CgroupAttachMode::Single)
             .map_err(failed)?;
         let _link = program.take_link(id).map_err(failed)?;
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(SocketsError::Socket)?;
-        match socket.connect(to) {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            // The hooks come before the look for a route, so that is none of theirs either.
-            Ok(()) | Err(_) => Err(SocketsError::NotBelow),
-        }
+        // Refused by the program, which is seen by what it wrote.
+        let _ = socket.connect(to);
+        Ok(())
     }
 }
 
-/// The root of the node's cgroups of version 2: what is mounted at `path`, or where that is
-/// of version 1, another mount that nobody else sees.
+/// The root of the node's cgroups of version 2: what is mounted at `path`, or beside those of
+/// version 1 at `unified` in it (as systemd has it), or where nothing is, mounted for this
+/// alone. (Mounted once more it could change its options for all.)
 fn cgroup(path: &Path) -> Result<OwnedFd, SocketsError> {
-    if statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
-        let open = File::open(path);
-        return open
-            .map(OwnedFd::from)
-            .map_err(|source| SocketsError::NoCgroup {
-                path: path.to_owned(),
-                source,
-            });
-    }
-    mounted().map_err(|e| SocketsError::NoCgroup {
+    let failed = |source: io::Error| SocketsError::NoCgroup {
         path: path.to_owned(),
-        source: e.into(),
-    })
+        source,
+    };
+    let mut places = [path.to_owned(), path.join("unified")].into_iter();
+    let is_it =
+        |place: &PathBuf| statfs(place).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let Some(place) = places.find(is_it) else {
+        return mounted().map_err(|e| failed(e.into()));
+    };
+    // A root has no type. In a cgroup namespace of a container's own, that container's
+    // cgroup looks like one, and has its processes.
+    let own = std::process::id().to_string();
+    let members = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
+    if place.join("cgroup.type").exists() && members.lines().any(|pid| pid == own) {
+        return Err(SocketsError::OwnCgroup { path: place });
+    }
+    File::open(&place).map(OwnedFd::from).map_err(failed)
 }
 
 /// Mounts the hierarchy nowhere (Linux 5.2).

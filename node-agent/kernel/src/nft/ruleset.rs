@@ -194,10 +194,12 @@ fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
     let RulesetInputs { index, facts, .. } = inputs;
     let pods = joined(family, pods.iter().copied());
     let of_nodes = index.nodes.iter().flat_map(|n| n.addresses.iter().copied());
-    let nodes = of_nodes
+    let nodes: BTreeSet<IpAddr> = of_nodes
         .chain(facts.addresses.iter().copied())
         .filter(|a| family.has(*a) && !pods.iter().any(|p| p.contains(a)))
         .collect();
+    let is_taken = |a| nodes.contains(&a) || pods.iter().any(|p| p.contains(&a));
+    let unserved = unserved::sets(inputs.unserved, family, is_taken);
     // What the underlay routes to pods answers them, too.
     let excluded = index.cluster.iter().flat_map(|(_, c)| {
         let routed = c.routing.native.cidr;
@@ -218,7 +220,7 @@ fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
         all.push(set([UPLINKS; 2], Elements::Devices(inputs.uplinks.clone())));
     }
     all.extend(inputs.host_ports.sets(family, facts));
-    all.extend(unserved::sets(inputs.unserved, family));
+    all.extend(unserved);
     all
 }
 

@@ -2,6 +2,8 @@
 //! the stack: rules that never change, and sets of which one Service's change is some
 //! elements.
 
+use std::net::IpAddr;
+
 use veer_agent_core::{
     family::Family,
     services::{Refusal, Unserved},
@@ -23,13 +25,17 @@ pub(super) const WITHOUT_ENDPOINTS: &str = "service-without-endpoints";
 /// What counts the packets to [`DROPPED`].
 pub(super) const WITHOUT_LOCAL_ENDPOINT: &str = "service-without-local-endpoint";
 
-/// The sets of a family.
-pub(super) fn sets(unserved: &Unserved, family: Family) -> [Set; 2] {
+/// The sets of a family. What somebody has (`is_taken`) is his, whatever Service names it.
+pub(super) fn sets(
+    unserved: &Unserved,
+    family: Family,
+    is_taken: impl Fn(IpAddr) -> bool,
+) -> [Set; 2] {
     let set = |names, of| {
         let frontends = unserved.iter().filter(|(_, refusal)| **refusal == of);
         let places = frontends.filter_map(|(frontend, _)| {
             let address = to_ip(frontend.family, frontend.address)?;
-            family.has(address).then_some(Place {
+            (family.has(address) && !is_taken(address)).then_some(Place {
                 address: Some(address),
                 protocol: frontend.protocol,
                 port: u16::from_be_bytes(frontend.port),

@@ -14,6 +14,7 @@ use veer_agent_core::services::Refusal;
 use veer_bpf_common::tables::Frontend;
 
 use super::*;
+use crate::nft::content::Elements;
 
 /// The pod's device.
 const DEVICE: &str = "veer0123456789";
@@ -171,6 +172,29 @@ fn a_packet_to_a_frontend_without_backends_is_refused_at_once() {
         refused(&pod, service(NAMES));
     }
     assert_eq!(lab.counts()[DROPPED], 0);
+}
+
+#[test]
+fn what_a_node_or_a_pod_has_is_refused_by_nobody() {
+    for (family, taken) in Family::ALL.into_iter().zip(&ENDS) {
+        let taken = parsed(taken.service);
+        for refusal in [Refusal::Refuse, Refusal::Drop] {
+            let all = Unserved::from([(Frontend::new(taken, EMPTY, TCP), refusal)]);
+            let count = |is_taken| {
+                let sets = crate::nft::unserved::sets(&all, family, |address| {
+                    is_taken && address == taken
+                });
+                let places = sets.into_iter().map(|set| {
+                    let Elements::Places(places) = set.elements else {
+                        panic!("{} holds no places", set.name);
+                    };
+                    places.len()
+                });
+                places.sum::<usize>()
+            };
+            assert_eq!([count(false), count(true)], [1, 0], "{family:?}");
+        }
+    }
 }
 
 #[test]
