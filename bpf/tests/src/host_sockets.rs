@@ -41,20 +41,30 @@ fn cgroup() -> Result<OwnedFd> {
 }
 
 impl Datapath {
+    /// Loads the programs.
+    pub fn load_sockets(&mut self) -> Result<()> {
+        for name in program::SOCKETS {
+            self.sockets_program(name)?
+                .load()
+                .with_context(|| format!("the verifier on {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn sockets_program(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
+        let program = self.ebpf().program_mut(name);
+        Ok(program
+            .with_context(|| format!("no program {name}"))?
+            .try_into()?)
+    }
+
     /// Attaches the programs, until this is dropped, and has them translate what the sockets
     /// of a namespace send.
     pub fn serve_sockets(&mut self, of: &Namespace) -> Result<()> {
+        self.load_sockets()?;
         let cgroup = cgroup().context("mount the cgroups")?;
         for name in program::SOCKETS {
-            let program = self.ebpf().program_mut(name);
-            let program = program.with_context(|| format!("no program {name}"))?;
-            let program: &mut CgroupSockAddr = program.try_into()?;
-            let is_loaded = program.fd().is_ok();
-            if !is_loaded {
-                program
-                    .load()
-                    .with_context(|| format!("the verifier on {name}"))?;
-            }
+            let program = self.sockets_program(name)?;
             program.attach(&cgroup, CgroupAttachMode::Single)?;
         }
         self.learn_sockets(of)?;

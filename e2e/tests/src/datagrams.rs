@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use veer_e2e_cluster::attempt;
 
-use crate::{client, site::Site};
+use crate::{client, pods::Pod, site::Site};
 
 /// Longer than the name of any pod here.
 const LONGEST: usize = 256;
@@ -92,5 +92,37 @@ impl Socket {
 
     fn what(&self) -> String {
         format!("{} → udp {} ({:?})", self.from, self.to, self.kind)
+    }
+}
+
+/// Sockets of both kinds to a Service of one pod.
+#[derive(Debug)]
+pub struct ToOne {
+    backend: String,
+    sockets: Vec<Socket>,
+}
+
+impl ToOne {
+    /// Opens them.
+    pub fn open(from: &Site, to: SocketAddr, backend: &Pod) -> Result<Self> {
+        let open = |kind| Socket::open(from, to, kind);
+        Ok(Self {
+            backend: backend.name.clone(),
+            sockets: Kind::ALL.into_iter().map(open).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The pod must answer each of them.
+    pub fn answered(&self) -> Result<()> {
+        for socket in &self.sockets {
+            let name = socket.ask()?;
+            ensure!(
+                name == self.backend,
+                "{}: answered by {name}, not by {}",
+                socket.what(),
+                self.backend
+            );
+        }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     client::{self, Conversation},
-    datagrams::{Kind, Socket},
+    datagrams::ToOne,
     evidence::{Plan, Trace},
     load::{Load, Path},
     numbered::{self, Flow, Sent, Servers},
@@ -229,11 +229,12 @@ pub(crate) fn survives(
     let changed = to.iter().try_for_each(|by| {
         for ([http, udp], backend) in &backends {
             open.push((*http, *backend, Conversation::open(from, *http)?));
-            for kind in Kind::ALL {
-                sockets.push((*backend, Socket::open(from, *udp, kind)?));
-            }
+            sockets.push(ToOne::open(from, *udp, backend)?);
         }
-        let all_go_on = |open: &mut [_]| go_on(open).and_then(|()| all_answer_to(&sockets));
+        let all_go_on = |open: &mut [_]| {
+            go_on(open)?;
+            sockets.iter().try_for_each(ToOne::answered)
+        };
         all_go_on(&mut open).with_context(|| format!("before {}", by.name()))?;
         translators.set(*by)?;
         load.goes_on(MOMENT)?;
@@ -250,14 +251,6 @@ fn go_on(open: &mut [(SocketAddr, &Pod, Conversation)]) -> Result<()> {
             .ask("/hostname")
             .with_context(|| format!("connection {number}, to {to}"))?;
         ensure!(name == backend.name, "{to}: {name} answered");
-    }
-    Ok(())
-}
-
-fn all_answer_to(sockets: &[(&Pod, Socket)]) -> Result<()> {
-    for (backend, socket) in sockets {
-        let name = socket.ask()?;
-        ensure!(name == backend.name, "a datagram: {name} answered");
     }
     Ok(())
 }

@@ -5,12 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use veer_e2e_cluster::await_condition;
 use veer_e2e_tests::{
     agents::{self, Back},
+    datagrams::ToOne,
     lab::{AGENT, Lab, Mode, NAMESPACE, RELEASE, repository},
-    scene::Scene,
+    scene::{FIXED, Scene},
+    translator::{Translator, Translators},
+    workloads,
 };
 
 use crate::{
@@ -240,15 +243,25 @@ fn other_layout(scene: &Scene) -> Result<Held> {
         })
     };
     let before = layouts(&scene.lab)?;
-    rolled_out(
+    // With all that there is to hand over.
+    let translators = Translators::hold(&scene.lab)?;
+    translators.set(Translator::Full)?;
+    let sockets = of_node(scene)?;
+    let answered = || {
+        let all = sockets.iter().try_for_each(ToOne::answered);
+        all.context("a node's sockets to a Service")
+    };
+    let held = rolled_out(
         scene,
         |lab| {
+            answered()?;
             upgrade(lab, &tag)?;
             pinned(lab, "maps-v6")?;
+            answered()?;
             lab.helm(&["rollback", RELEASE, "-n", NAMESPACE])?;
             lab.cluster.await_rollout(NAMESPACE, AGENT, ROLLOUT)?;
             pinned(lab, "maps-v5")?;
-            Ok(())
+            answered()
         },
         |time| {
             format!(
@@ -256,5 +269,24 @@ fn other_layout(scene: &Scene) -> Result<Held> {
                 seconds(time)
             )
         },
-    )
+    )?;
+    translators.restored()?;
+    Ok(held)
+}
+
+/// Datagram sockets of a node to a Service with a backend there, and to one with a backend
+/// elsewhere, in all families.
+fn of_node(scene: &Scene) -> Result<Vec<ToOne>> {
+    const NODE: &str = "worker1";
+    let lab = &scene.lab;
+    let site = lab.node_site(NODE)?;
+    let mut all = Vec::new();
+    for node in [NODE, "worker2"] {
+        let backend = scene.fixed_on(node)?;
+        for family in lab.cluster.families().all() {
+            let to = workloads::frontend(lab, *family, (FIXED, &backend.name), "udp")?;
+            all.push(ToOne::open(&site, to, backend)?);
+        }
+    }
+    Ok(all)
 }
