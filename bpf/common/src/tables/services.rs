@@ -98,6 +98,28 @@ impl Frontend {
         }
     }
 
+    /// The address of frontends that are a `NodePort` of this node, at all its addresses: the
+    /// unspecified one. With the bytes of IPv4 alone it is that of IPv4.
+    pub const OWN_NODE: [u8; 16] = [0; 16];
+    /// The same at the addresses of other nodes, where that leads to the same: `0.0.0.1`,
+    /// `0:1::`, which nobody has.
+    pub const OTHER_NODES: [u8; 16] = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    /// Whether it is a `NodePort`'s.
+    pub fn is_node_port(&self) -> bool {
+        [Self::OWN_NODE, Self::OTHER_NODES].contains(&self.address)
+    }
+
+    /// The same port at the addresses of nodes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn at_node(self, of_other: bool) -> Self {
+        // Not one constant or the other: each would be a map of the programs'.
+        let mut address = Self::OWN_NODE;
+        address[3] = of_other as u8;
+        Self { address, ..self }
+    }
+
     /// What packets of a flow are sent to.
     #[inline(always)]
     pub const fn of(tuple: &Tuple) -> Self {
@@ -253,8 +275,28 @@ pub struct Question {
     pub way: u16,
     /// Whether a live entry lost its place to the flow.
     pub replaced: u8,
+    /// Whose address the packet is sent to: a Service's alone (0), this node's
+    /// ([`Question::OWN_NODE`]) or another one's ([`Question::OTHER_NODE`]).
+    pub whose: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
+}
+
+impl Question {
+    /// See [`Question::whose`].
+    pub const OWN_NODE: u8 = 1;
+    /// See [`Question::whose`].
+    pub const OTHER_NODE: u8 = 2;
+
+    /// The frontend that the packet is for, if it is for one.
+    #[inline(always)]
+    pub const fn frontend(&self) -> Frontend {
+        let frontend = Frontend::of(&self.tuple);
+        match self.whose {
+            0 => frontend,
+            whose => frontend.at_node(whose == Self::OTHER_NODE),
+        }
+    }
 }
 
 plain!(Question, 192);

@@ -162,11 +162,18 @@ fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
     if !matches!(destination, Who::RemotePod(..)) {
         not_the_tunnel(&flow.tuple)?;
     }
+    let share = Share::of_pod(interface.endpoint_id);
     let Some(node) = NodeId::remote(to_node) else {
-        return to_host(skb, ip, &flow);
+        return to_host(skb, ip, &flow, share);
     };
     match flows::answers(skb, &flow) {
         Answer::OfStack => Ok(stack::answer(skb)),
+        Answer::No
+            if matches!(destination, Who::RemoteNode(_))
+                && translations::ask_node(&flow, share, true) =>
+        {
+            Ok(Verdict::Beyond)
+        }
         Answer::No | Answer::Of(_) => remote::from_pod(skb, ip, node, interface.identity()),
     }
 }
@@ -178,12 +185,21 @@ fn to_node(destination: Who) -> u32 {
     destination.remote_node().map_or(0, NodeId::get)
 }
 
-/// To the node's own stack. A pod that is its own backend answers the gateway.
+/// To the node's own stack, or one of its `NodePorts`. A pod that is its own backend answers
+/// the gateway.
 #[inline(always)]
-fn to_host<I: Ip>(skb: &mut Skb, ip: &I, flow: &Flow) -> Outcome {
-    if lookup::is_gateway(ip.destination())
-        && let Answer::Of(translation) = flows::answers(skb, flow)
-    {
+fn to_host<I: Ip>(skb: &mut Skb, ip: &I, flow: &Flow, share: Share) -> Outcome {
+    if !lookup::is_gateway(ip.destination()) {
+        // What the stack translated is an answer, whatever its port.
+        let asks = translations::ask_node(flow, share, false)
+            && matches!(flows::answers(skb, flow), Answer::No);
+        return Ok(if asks {
+            Verdict::Beyond
+        } else {
+            Verdict::ToStack
+        });
+    }
+    if let Answer::Of(translation) = flows::answers(skb, flow) {
         translations::apply(skb, ip, translation)?;
         let ip = skb.ip::<I>()?;
         return local::to_pod(skb, &ip, lookup::endpoint(ip.destination()));
@@ -205,14 +221,17 @@ fn beyond<I: Ip>(skb: &Skb, interface: &Interface, ip: &I) -> Outcome {
 }
 
 /// To the backend of the Service that the packet is for. What is for none, or is not to be
-/// translated here, is the stack's.
+/// translated here, is the stack's, or the other node's that it is sent to.
 #[inline(always)]
 fn to_backend<I: Ip>(skb: &mut Skb) -> Outcome {
-    let Some(translation) = translations::answered(skb)? else {
-        return Ok(Verdict::ToStack);
-    };
-    let ip = skb.ip::<I>()?;
-    translations::apply(skb, &ip, translation)?;
+    match translations::answered(skb)? {
+        Some(translation) => {
+            let ip = skb.ip::<I>()?;
+            translations::apply(skb, &ip, translation)?;
+        }
+        None if translations::is_to_node() => {}
+        None => return Ok(Verdict::ToStack),
+    }
     let ip = skb.ip::<I>()?;
     if let Some(pod) = lookup::endpoint(ip.destination()) {
         skb.decision.destination_identity = pod.identity().get();

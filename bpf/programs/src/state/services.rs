@@ -26,6 +26,12 @@ pub(super) fn service(frontend: &Frontend) -> Option<Service> {
     unsafe { SERVICES.get(frontend) }.copied()
 }
 
+/// Whether a packet to a node is for a `NodePort` that leads somewhere.
+#[inline(always)]
+pub(super) fn is_node_port(frontend: &Frontend) -> bool {
+    service(frontend).is_some_and(|service| service.backends != 0)
+}
+
 /// Whether new flows to a Service may go to this backend.
 #[inline(always)]
 fn has(id: u32, backend: &Backend) -> bool {
@@ -60,7 +66,7 @@ pub(super) extern "C" fn choose_backend() -> u32 {
 
 #[inline(always)]
 fn choose(question: &mut Question) -> bool {
-    let frontend = Frontend::of(&question.tuple);
+    let frontend = question.frontend();
     let Some(backend) = backend(&frontend, question.tuple.source) else {
         return false;
     };

@@ -44,49 +44,74 @@ pub(crate) fn learns(nonce: u64, namespace: u64) -> bool {
     true
 }
 
-/// Whether an address is a Service's alone. What a pod or a node has is theirs, whoever
-/// names it as an external IP (CVE-2020-8554), and so is what a device of this node has.
+/// `::1`.
+const LOOPBACK_V6: V6 = V6([0, 1_u64.to_be()]);
+
+/// The frontend that a socket asks for: an address that is a Service's alone, or a `NodePort`.
+/// What a pod or a node has is theirs, whoever names it as an external IP (CVE-2020-8554),
+/// and so is what a device of this node has.
 #[inline(always)]
-fn is_nobodys(frontend: &Frontend) -> bool {
-    let who = if frontend.family == FAMILY_V4 {
-        let [a, b, c, d, ..] = frontend.address;
+fn meant(asked: &Frontend) -> Option<Frontend> {
+    let who = if asked.family == FAMILY_V4 {
+        let [a, b, c, d, ..] = asked.address;
+        if a == 127 {
+            return Some(asked.at_node(false));
+        }
         lookup::who([a, b, c, d])
     } else {
-        lookup::who(direct::address::<V6>(&frontend.address))
+        let address = direct::address::<V6>(&asked.address);
+        if address == LOOPBACK_V6 {
+            return Some(asked.at_node(false));
+        }
+        lookup::who(address)
     };
-    matches!(who, Who::World)
+    if matches!(who, Who::World) {
+        Some(*asked)
+    } else if matches!(who, Who::Host) {
+        Some(asked.at_node(false))
+    } else if matches!(who, Who::RemoteNode(_)) {
+        Some(asked.at_node(true))
+    } else {
+        None
+    }
 }
 
 /// Whom a socket that connects to a frontend is given; `None`: what it asked for. What
 /// nobody serves is among that: the stack refuses it.
 #[inline(always)]
-pub(crate) fn connects(cookie: u64, frontend: &Frontend) -> Option<Backend> {
-    if word(HostSockets::TRANSLATES) == 0 || !is_nobodys(frontend) {
+pub(crate) fn connects(cookie: u64, asked: &Frontend) -> Option<Backend> {
+    let frontend = meant(asked)?;
+    begins(cookie, asked, &frontend)
+}
+
+#[inline(always)]
+fn begins(cookie: u64, asked: &Frontend, frontend: &Frontend) -> Option<Backend> {
+    if word(HostSockets::TRANSLATES) == 0 {
         return None;
     }
     let backend = services::backend(frontend, HOST)?;
-    give(cookie, frontend, &backend);
+    give(cookie, asked, &backend);
     Some(backend)
 }
 
 /// The same of a datagram of a socket that is not connected. The next one goes to the same
 /// backend while that serves, as with a flow.
 #[inline(always)]
-pub(crate) fn sends(cookie: u64, frontend: &Frontend) -> Option<Backend> {
+pub(crate) fn sends(cookie: u64, asked: &Frontend) -> Option<Backend> {
+    let frontend = meant(asked)?;
     // The most are to no Service.
-    services::service(frontend)?;
-    let key = SocketKey::asked(cookie, frontend);
+    services::service(&frontend)?;
+    let key = SocketKey::asked(cookie, asked);
     // SAFETY: a copy of integers; what another socket got meanwhile is judged as if it were
     // this one's: a backend of the same Service, or none.
-    let last = unsafe { SOCKETS.get(key) }.copied();
-    if let Some(last) = last.filter(|_| is_nobodys(frontend)) {
-        if services::leads_to(frontend, last.address, last.port, false) == Some(true) {
+    if let Some(last) = unsafe { SOCKETS.get(key) }.copied() {
+        if services::leads_to(&frontend, last.address, last.port, false) == Some(true) {
             // Answers have to be told from others for as long.
-            give(cookie, frontend, &last);
+            give(cookie, asked, &last);
             return Some(last);
         }
     }
-    let backend = connects(cookie, frontend)?;
+    let backend = begins(cookie, asked, &frontend)?;
     let _ = SOCKETS.insert(key, backend, 0);
     Some(backend)
 }

@@ -64,7 +64,32 @@ pub(crate) fn ask(flow: &Flow, share: Share) -> bool {
     question.tuple = flow.tuple;
     question.tcp_flags = flow.tcp_flags;
     question.share = share.number();
+    question.whose = 0;
     true
+}
+
+/// The same of a packet to a node, `other` or this one, which is asked about where it is for
+/// a `NodePort`.
+#[inline(always)]
+pub(crate) fn ask_node(flow: &Flow, share: Share, other: bool) -> bool {
+    let is_port = services::is_node_port(&Frontend::of(&flow.tuple).at_node(other));
+    if !is_port || !ask(flow, share) {
+        return false;
+    }
+    if let Some(question) = question() {
+        question.whose = if other {
+            Question::OTHER_NODE
+        } else {
+            Question::OWN_NODE
+        };
+    }
+    true
+}
+
+/// Whether the packet that was asked about is sent to a node.
+#[inline(always)]
+pub(crate) fn is_to_node() -> bool {
+    question().is_some_and(|question| question.whose != 0)
 }
 
 /// What was answered; `None`: the packet goes on as it is. [`DropReason::NoPlaceForFlow`]
@@ -243,7 +268,7 @@ fn is_backend(question: &Question, entry: &FlowEntry) -> Backend {
     let to = partner.tuple_from(entry.partner_opener());
     let new = l4::opens(question.tcp_flags);
     let (address, port) = (to.destination, to.destination_port);
-    match services::leads_to(&Frontend::of(&question.tuple), address, port, new) {
+    match services::leads_to(&question.frontend(), address, port, new) {
         Some(true) => Backend::There,
         Some(false) => Backend::Gone,
         None if new => Backend::Gone,

@@ -131,6 +131,10 @@ fn is_astray(datapath: &Datapath, socket: Datagrams, peer: &Backend) -> bool {
         family: asked.family,
         pad: [0; 4],
     };
-    let leads = datapath.maps.tables.leads_to(&frontend, peer);
-    leads.is_ok_and(|leads| !leads)
+    // It may have asked for a NodePort. What cannot be read is not ended.
+    let mut meant = [frontend, frontend.at_node(false), frontend.at_node(true)].into_iter();
+    meant.all(|frontend| {
+        let leads = datapath.maps.tables.leads_to(&frontend, peer);
+        leads.is_ok_and(|leads| !leads)
+    })
 }

@@ -19,8 +19,11 @@ const UNKNOWN: usize = 15;
 /// Who translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
-    /// The programs.
-    Programs,
+    /// The programs; `NodePorts` too.
+    Programs {
+        /// Whether that is so.
+        node_ports: bool,
+    },
     /// The host's stack: the maps are empty.
     Stack,
 }
@@ -29,7 +32,7 @@ impl By {
     /// Whether it is the programs.
     pub(super) fn programs(self) -> bool {
         match self {
-            Self::Programs => true,
+            Self::Programs { .. } => true,
             Self::Stack => false,
         }
     }
@@ -86,7 +89,8 @@ impl Translation {
         match cluster.services {
             ServiceTranslation::KubeProxy => Some(By::Stack),
             ServiceTranslation::Pods | ServiceTranslation::Full => {
-                self.attached.then_some(By::Programs)
+                let node_ports = cluster.services.is_full();
+                self.attached.then_some(By::Programs { node_ports })
             }
         }
     }
@@ -105,8 +109,14 @@ impl Translation {
 
     /// What is to be written so that these Services are as they should be.
     fn update<'a>(&mut self, index: &Index, keys: impl Iterator<Item = &'a str>) -> Step {
+        let full = is_full(index);
         let all: Vec<(&str, Vec<ServicePort>)> = keys
-            .map(|key| (key, translated(index.services.ports_of(key, index.own()))))
+            .map(|key| {
+                (
+                    key,
+                    translated(index.services.ports_of(key, index.own(), full)),
+                )
+            })
             .collect();
         let ports = all.iter().map(|(key, ports)| (*key, ports.as_slice()));
         self.plan.update_all(ports)
@@ -122,13 +132,13 @@ impl Translation {
         match by {
             By::Stack if is_new => vec![self.plan.clear()],
             By::Stack => Vec::new(),
-            By::Programs if is_new => {
+            By::Programs { .. } if is_new => {
                 let mut keys: BTreeSet<String> = self.plan.keys().into_iter().collect();
                 keys.extend(index.services.keys().map(str::to_owned));
                 let all = self.update(index, keys.iter().map(String::as_str));
                 vec![all, self.plan.drop_left()]
             }
-            By::Programs => vec![self.update(index, touched.iter().map(String::as_str))],
+            By::Programs { .. } => vec![self.update(index, touched.iter().map(String::as_str))],
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn services(sources: &Sources) -> Result<Vec<ServiceRow>, Error> {
     };
     let mut found = Vec::new();
     for key in index.services.keys() {
-        for port in index.services.ports_of(key, index.own()) {
+        for port in index.services.ports_of(key, index.own(), full) {
             found.extend(rows(&port, complete, by_programs));
         }
     }
@@ -69,10 +69,16 @@ fn rows(
     by_programs: impl Fn(&Frontend) -> bool,
 ) -> Vec<ServiceRow> {
     let key = |(address, number): &(IpAddr, u16)| Frontend::new(*address, *number, port.protocol);
+    // A NodePort is shown once, as `0.0.0.0` or `[::]`: at all addresses.
+    let is_shown = |end: &(IpAddr, u16)| {
+        let frontend = key(end);
+        !frontend.is_node_port() || frontend.address == Frontend::OWN_NODE
+    };
     let (programs, stack): (Vec<_>, Vec<_>) = port
         .frontends
         .iter()
         .copied()
+        .filter(is_shown)
         .partition(|end| by_programs(&key(end)));
     let by = |mode: &str, frontends: Vec<(IpAddr, u16)>| {
         (!frontends.is_empty()).then(|| row(port, complete, mode, frontends))

@@ -123,6 +123,7 @@ fn ports(all: Vec<SlimPort>) -> Vec<PortRecord> {
         Some(PortRecord {
             protocol: protocol(&port.protocol)?,
             port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
+            node_port: u16::try_from(port.node_port).unwrap_or_default(),
             name: port.name,
         })
     };
@@ -155,6 +156,7 @@ fn service_record(service: SlimService) -> Option<ServiceRecord> {
             0
         },
         internal_local: spec.internal_traffic_policy == "Local",
+        external_local: spec.external_traffic_policy == "Local",
         ports: ports(service.spec.ports),
     })
 }
@@ -302,6 +304,17 @@ mod tests {
         assert_eq!(affine(Value::Null), AFFINITY);
         let local = service(|o| o["spec"]["internalTrafficPolicy"] = json!("Local"));
         assert!(local.unwrap().internal_local);
+    }
+
+    #[test]
+    fn node_ports_and_the_external_policy_are_read() {
+        let record = service(|o| {
+            o["spec"]["ports"][0]["nodePort"] = json!(30_080);
+            o["spec"]["externalTrafficPolicy"] = json!("Local");
+        });
+        let record = record.unwrap();
+        let numbers: Vec<_> = record.ports.iter().map(|port| port.node_port).collect();
+        assert_eq!((numbers, record.external_local), (vec![30_080, 0], true));
     }
 
     fn slice(change: impl FnOnce(&mut Value)) -> Option<SliceRecord> {

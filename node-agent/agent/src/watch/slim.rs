@@ -109,6 +109,9 @@ pub(crate) struct SlimServiceSpec {
     /// `Local` or `Cluster`.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) internal_traffic_policy: String,
+    /// `Local` or `Cluster`; empty: no client is outside.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) external_traffic_policy: String,
 }
 
 /// A port of a [`SlimService`] or of a [`SlimEndpointSlice`].
@@ -123,6 +126,9 @@ pub(crate) struct SlimPort {
     /// Its number; 0: none.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) port: i32,
+    /// Its `NodePort`, of a Service; 0: none.
+    #[serde(default, rename = "nodePort", deserialize_with = "or_default")]
+    pub(crate) node_port: i32,
 }
 
 /// See [`SlimServiceSpec`].

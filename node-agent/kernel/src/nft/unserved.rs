@@ -32,7 +32,10 @@ pub(super) fn sets(
     is_taken: impl Fn(IpAddr) -> bool,
 ) -> [Set; 2] {
     let set = |names, of| {
-        let frontends = unserved.iter().filter(|(_, refusal)| **refusal == of);
+        // At its NodePorts a node refuses by itself: nobody listens there.
+        let frontends = unserved
+            .iter()
+            .filter(|(frontend, refusal)| **refusal == of && !frontend.is_node_port());
         let places = frontends.filter_map(|(frontend, _)| {
             let address = to_ip(frontend.family, frontend.address)?;
             (family.has(address) && !is_taken(address)).then_some(Place {

@@ -9,6 +9,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use veer_bpf_common::tables::Frontend;
+
 use super::Change;
 use crate::family::Family;
 use choose::{Here, choose};
@@ -32,6 +34,8 @@ pub struct ServiceRecord {
     pub affinity: u32,
     /// `spec.internalTrafficPolicy` is `Local`.
     pub internal_local: bool,
+    /// `spec.externalTrafficPolicy` is `Local`.
+    pub external_local: bool,
 }
 
 /// A port of a Service, or of its endpoints.
@@ -43,6 +47,8 @@ pub struct PortRecord {
     pub protocol: u8,
     /// The port, of endpoints the target port.
     pub port: u16,
+    /// Its `NodePort`; 0: it has none.
+    pub node_port: u16,
 }
 
 /// What counts of an `EndpointSlice`.
@@ -103,7 +109,8 @@ pub struct ServicePort {
     pub protocol: u8,
     /// Family of frontends and endpoints.
     pub family: Family,
-    /// Frontends are external addresses and those of load balancers, not cluster IPs.
+    /// Frontends are external addresses, those of load balancers and `NodePorts`
+    /// ([`Frontend::is_node_port`]), not cluster IPs.
     pub external: bool,
     /// What clients send to.
     pub frontends: Vec<(IpAddr, u16)>,
@@ -214,7 +221,8 @@ impl Services {
     }
 
     /// The ports of a Service as seen from this node; none: there is no such Service.
-    pub fn ports_of(&self, key: &str, own_node: &str) -> Vec<ServicePort> {
+    /// `NodePorts` are among their frontends with `node_ports`.
+    pub fn ports_of(&self, key: &str, own_node: &str, node_ports: bool) -> Vec<ServicePort> {
         let Some(service) = self.by_key.get(key) else {
             return Vec::new();
         };
@@ -228,7 +236,10 @@ impl Services {
         for port in &service.ports {
             for family in Family::ALL {
                 let internal = frontends(&service.cluster_ips, family, port.port);
-                let external = frontends(external(), family, port.port);
+                let mut external = frontends(external(), family, port.port);
+                if node_ports {
+                    external.extend(service.at_nodes(port, family));
+                }
                 if internal.is_empty() && external.is_empty() {
                     continue;
                 }
@@ -292,8 +303,8 @@ impl Services {
     /// The Service with a frontend, by its key and the name of the port. Where several have
     /// it, one whose own address it is comes first, as in the datapath.
     pub fn by_frontend(&self, at: SocketAddr, protocol: u8) -> Option<(&str, &str)> {
-        let is_it = |port: &&PortRecord| (port.port, port.protocol) == (at.port(), protocol);
-        let with = |has: fn(&ServiceRecord, &IpAddr) -> bool| {
+        let with = |number: fn(&PortRecord) -> u16, has: fn(&ServiceRecord, &IpAddr) -> bool| {
+            let is_it = |port: &&PortRecord| (number(port), port.protocol) == (at.port(), protocol);
             let mut services = self
                 .by_key
                 .values()
@@ -303,17 +314,46 @@ impl Services {
                 Some((service.key.as_str(), port.name.as_str()))
             })
         };
-        with(|service, address| service.cluster_ips.contains(address)).or_else(|| {
-            with(|service, address| {
+        let own = |port: &PortRecord| port.port;
+        with(own, |service, address| {
+            service.cluster_ips.contains(address)
+        })
+        .or_else(|| {
+            with(own, |service, address| {
                 service.external_ips.contains(address)
                     || service.load_balancer_ips.contains(address)
             })
         })
+        // At an address that is no Service's.
+        .or_else(|| with(|port| port.node_port, |_, _| true))
     }
 
     /// The keys of all Services, in their order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.by_key.keys().map(String::as_str)
+    }
+}
+
+impl ServiceRecord {
+    /// The frontends of a port's `NodePort`. Other nodes keep flows from outside at their own
+    /// endpoints where the policy says so, so nobody else chooses for them.
+    fn at_nodes(&self, port: &PortRecord, family: Family) -> Vec<(IpAddr, u16)> {
+        let has_family = self.cluster_ips.iter().any(|address| family.has(*address));
+        if port.node_port == 0 || !has_family {
+            return Vec::new();
+        }
+        let node = |bytes: [u8; 16]| {
+            let [a, b, c, d, ..] = bytes;
+            match family {
+                Family::V4 => IpAddr::from([a, b, c, d]),
+                Family::V6 => IpAddr::from(bytes),
+            }
+        };
+        let mut all = vec![(node(Frontend::OWN_NODE), port.node_port)];
+        if !self.external_local {
+            all.push((node(Frontend::OTHER_NODES), port.node_port));
+        }
+        all
     }
 }
 

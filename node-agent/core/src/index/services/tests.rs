@@ -9,6 +9,7 @@ fn port(name: &str, protocol: u8, port: u16) -> PortRecord {
         name: name.into(),
         protocol,
         port,
+        node_port: 0,
     }
 }
 
@@ -25,6 +26,7 @@ fn service(key: &str) -> ServiceRecord {
         ports: vec![port("http", TCP, 80)],
         affinity: 0,
         internal_local: false,
+        external_local: false,
     }
 }
 
@@ -94,7 +96,7 @@ fn with_endpoints(service: ServiceRecord, endpoints: Vec<EndpointRecord>) -> Ser
 
 /// The last numbers of the addresses that pods of node `a` may be sent to.
 fn chosen_by(services: &Services) -> Vec<String> {
-    let ports = services.ports_of(WEB, "a");
+    let ports = services.ports_of(WEB, "a", false);
     assert_eq!(ports.len(), 1, "{ports:?}");
     let endpoints = ports[0].endpoints.iter().filter(|e| e.chosen);
     let last = |at: SocketAddr| at.ip().to_string().rsplit('.').next().unwrap().to_owned();
@@ -125,7 +127,7 @@ fn ready_endpoints_are_chosen_and_those_that_leave_only_if_none_is_ready() {
     };
     let services = with_endpoints(service(WEB), vec![dead]);
     assert!(chosen_by(&services).is_empty());
-    let ports = services.ports_of(WEB, "a");
+    let ports = services.ports_of(WEB, "a", false);
     assert_eq!(ports[0].endpoints[0].state, EndpointState::NotReady);
 }
 
@@ -156,7 +158,7 @@ fn a_service_that_stays_on_the_node_takes_only_endpoints_of_this_node() {
         external_ips: ips(&["192.0.2.80"]),
         ..local
     };
-    let ports = with_endpoints(external, vec![here, there]).ports_of(WEB, "a");
+    let ports = with_endpoints(external, vec![here, there]).ports_of(WEB, "a", false);
     let chosen = |port: &ServicePort| port.endpoints.iter().filter(|e| e.chosen).count();
     let counts: Vec<_> = ports.iter().map(|p| (p.external, chosen(p))).collect();
     assert_eq!(counts, [(false, 1), (true, 2)]);
@@ -247,7 +249,7 @@ fn ports_are_found_by_name_and_protocol_in_several_slices() {
     second.ports = vec![port("dns", 17, 5354), port("dns-tcp", 17, 5355)];
     let services = with(dns, vec![first, second]);
     let found: Vec<_> = services
-        .ports_of(WEB, "a")
+        .ports_of(WEB, "a", false)
         .into_iter()
         .map(|port| {
             let at = port.endpoints.iter().map(|e| e.address.to_string());
@@ -272,7 +274,7 @@ fn an_endpoint_in_two_slices_is_one_and_the_better_report_counts() {
             .into_iter()
             .zip(order)
             .map(|(key, at)| slice(key, Family::V4, reports[at].clone()));
-        let ports = with(service(WEB), slices.collect()).ports_of(WEB, "a");
+        let ports = with(service(WEB), slices.collect()).ports_of(WEB, "a", false);
         assert_eq!(ports[0].endpoints.len(), 1);
         assert_eq!(ports[0].endpoints[0].state, EndpointState::Ready);
     }
@@ -298,7 +300,7 @@ fn families_and_external_addresses_are_ports_of_their_own() {
                 .to_vec(),
         ),
     ];
-    let ports = with(both, slices).ports_of(WEB, "a");
+    let ports = with(both, slices).ports_of(WEB, "a", false);
     let seen: Vec<_> = ports
         .iter()
         .map(|p| (p.family, p.external, p.frontends.len(), p.endpoints.len()))
@@ -317,11 +319,40 @@ fn families_and_external_addresses_are_ports_of_their_own() {
 }
 
 #[test]
+fn node_ports_are_frontends_of_this_node_and_of_others_unless_a_policy_keeps_flows_there() {
+    let at_nodes = |external_local, node_ports| {
+        let service = ServiceRecord {
+            cluster_ips: ips(&["10.96.0.10", "fd00:96::10"]),
+            ports: vec![PortRecord {
+                node_port: 30_080,
+                ..port("http", TCP, 80)
+            }],
+            external_local,
+            ..service(WEB)
+        };
+        let services = with(service, Vec::new());
+        let ports = services.ports_of(WEB, "a", node_ports);
+        let external = ports.into_iter().filter(|port| port.external);
+        let frontends: Vec<_> = external.flat_map(|port| port.frontends).collect();
+        let all_are = frontends.iter().all(|(address, number)| {
+            Frontend::new(*address, *number, TCP).is_node_port() && *number == 30_080
+        });
+        assert!(all_are, "{frontends:?}");
+        frontends.into_iter().map(|(address, _)| address).collect()
+    };
+    let none: Vec<IpAddr> = at_nodes(false, false);
+    assert!(none.is_empty());
+    assert_eq!(at_nodes(true, true), ips(&["0.0.0.0", "::"]));
+    let all = ips(&["0.0.0.0", "0.0.0.1", "::", "0:1::"]);
+    assert_eq!(at_nodes(false, true), all);
+}
+
+#[test]
 fn a_service_without_slices_has_ports_without_endpoints() {
-    let ports = with(service(WEB), Vec::new()).ports_of(WEB, "a");
+    let ports = with(service(WEB), Vec::new()).ports_of(WEB, "a", false);
     assert_eq!(ports.len(), 1);
     assert!(ports[0].endpoints.is_empty());
-    assert!(Services::default().ports_of(WEB, "a").is_empty());
+    assert!(Services::default().ports_of(WEB, "a", false).is_empty());
 }
 
 #[test]
