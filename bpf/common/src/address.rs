@@ -102,6 +102,13 @@ impl V6 {
         Self(unsafe { core::mem::transmute::<[u8; 16], [u64; 2]>(octets) })
     }
 
+    /// See [`Self::from_octets`].
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        // SAFETY: as many bytes, and any of them are bytes.
+        unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>(self.0) }
+    }
+
     /// The address in memory words of 32 bits.
     #[inline(always)]
     pub const fn quarters(self) -> [u32; 4] {

@@ -11,15 +11,22 @@ use rustix::{
 use std::{
     fs::File,
     io,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::{AtomicU16, Ordering},
 };
 use veer_bpf_common::{program, tables::HostSockets};
 
 use crate::{datapath::Datapath, netns::Namespace};
 
-/// Where a connect tells whose sockets are the node's, in these tests.
-const TELLING: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 77), 4711);
+/// Where a connect tells whose sockets are the node's, each time another place: the programs
+/// of other tests see it, too.
+fn telling() -> SocketAddrV4 {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let [a, b, c, d] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(a | 1, b, c, d);
+    SocketAddrV4::new(address, NEXT.fetch_add(1, Ordering::Relaxed))
+}
 
 /// The root of the hierarchy: where it is mounted, else mounted nowhere. (To mount it once
 /// more could change its options for all.)
@@ -71,17 +78,18 @@ impl Datapath {
         self.set_translates(true)
     }
 
-    /// Has the programs learn whose sockets are the node's.
-    pub fn learn_sockets(&mut self, of: &Namespace) -> Result<()> {
-        let nonce = HostSockets::nonce(TELLING.0.octets(), TELLING.1.to_be_bytes());
+    /// Has the programs learn whose sockets are the node's; by a connect to where.
+    pub fn learn_sockets(&mut self, of: &Namespace) -> Result<SocketAddrV4> {
+        let to = telling();
+        let nonce = HostSockets::nonce(to.ip().octets(), to.port().to_be_bytes());
         self.set_host_word(HostSockets::NONCE, nonce)?;
         ensure!(
-            telling(of)? == Some(io::ErrorKind::PermissionDenied),
+            connected(of, to)? == Some(io::ErrorKind::PermissionDenied),
             "the programs took no notice of the connect"
         );
         let left = self.array::<HostSockets>()?.get(&HostSockets::NONCE, 0)?;
         ensure!(left == 0, "another connect would be taken for it");
-        Ok(())
+        Ok(to)
     }
 
     /// Says whether new flows are translated.
@@ -99,11 +107,10 @@ impl Datapath {
     }
 }
 
-/// Connects to where the programs are told from; with which error.
-pub fn telling(of: &Namespace) -> Result<Option<io::ErrorKind>> {
-    of.run(|| {
+/// Connects a socket for datagrams; with which error.
+pub fn connected(from: &Namespace, to: SocketAddrV4) -> Result<Option<io::ErrorKind>> {
+    from.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        let outcome = socket.connect(SocketAddr::from(TELLING));
-        Ok(outcome.err().map(|error| error.kind()))
+        Ok(socket.connect(to).err().map(|error| error.kind()))
     })
 }

@@ -9,7 +9,7 @@
 use core::net::{IpAddr, SocketAddr};
 
 use super::{MapKind, Table, Tuple};
-use crate::address::IpKey;
+use crate::address::{IpKey, V6};
 
 /// Frontends: what clients send to.
 #[derive(Debug)]
@@ -114,10 +114,12 @@ impl Frontend {
     #[inline(always)]
     #[must_use]
     pub const fn at_node(self, of_other: bool) -> Self {
-        // Not one constant or the other: each would be a map of the programs'.
-        let mut address = Self::OWN_NODE;
-        address[3] = of_other as u8;
-        Self { address, ..self }
+        // In words: a constant of 16 bytes would be a map of the programs'.
+        let first = u64::from_ne_bytes([0, 0, 0, of_other as u8, 0, 0, 0, 0]);
+        Self {
+            address: V6([first, 0]).octets(),
+            ..self
+        }
     }
 
     /// What packets of a flow are sent to.

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use veer_bpf_common::{
-    address::{FAMILY_V4, FAMILY_V6},
+    address::{self, FAMILY_V4, FAMILY_V6},
     tables::{Backend, Frontend, HostSockets},
 };
 use veer_bpf_net::ip::{TCP, UDP};
@@ -143,15 +143,18 @@ impl Ends for V6 {
     fn read(ctx: *mut bpf_sock_addr) -> ([u8; 16], u8) {
         let words = Self::words(ctx);
         if words[0] | words[1] == 0 && words[2] == Self::MAPPED {
-            (join([words[3], 0, 0, 0]), FAMILY_V4)
+            (
+                address::V6::from_quarters([words[3], 0, 0, 0]).octets(),
+                FAMILY_V4,
+            )
         } else {
-            (join(words), FAMILY_V6)
+            (address::V6::from_quarters(words).octets(), FAMILY_V6)
         }
     }
 
     #[inline(always)]
     fn write(ctx: *mut bpf_sock_addr, address: [u8; 16], family: u8) {
-        let words = split(address);
+        let words = address::V6::from_octets(address).quarters();
         let words = if family == FAMILY_V4 {
             [0, 0, Self::MAPPED, words[0]]
         } else {
@@ -165,18 +168,6 @@ impl Ends for V6 {
             (&raw mut (*ctx).user_ip6[3]).write_volatile(words[3]);
         }
     }
-}
-
-#[inline(always)]
-fn join(words: [u32; 4]) -> [u8; 16] {
-    // SAFETY: the same bytes.
-    unsafe { core::mem::transmute(words) }
-}
-
-#[inline(always)]
-fn split(address: [u8; 16]) -> [u32; 4] {
-    // SAFETY: the same bytes.
-    unsafe { core::mem::transmute(address) }
 }
 
 /// A socket at one of the hooks.
