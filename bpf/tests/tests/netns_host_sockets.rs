@@ -47,12 +47,19 @@ struct Node {
     family: Family,
 }
 
+/// Gives a namespace's loopback an address, which is there at once.
+fn add_address(namespace: &Namespace, family: Family, address: IpAddr) -> Result<()> {
+    let address = format!("{address}/{}", family.bits());
+    let mut add = vec!["addr", "add", &address, "dev", "lo"];
+    add.extend(family.pick(None, Some("nodad")));
+    namespace.ip(&add)
+}
+
 impl Node {
     fn new(family: Family) -> Result<Self> {
         let namespace = Namespace::new("host")?;
         for (address, _) in BACKENDS {
-            let address = format!("{}/{}", family.of(address), family.bits());
-            namespace.ip(&["addr", "add", &address, "dev", "lo"])?;
+            add_address(&namespace, family, family.of(address))?;
         }
         let mut datapath = Datapath::load(&[])?;
         datapath.serve_sockets(&namespace)?;
@@ -197,8 +204,7 @@ fn sockets_of_another_namespace_are_left_alone(family: Family) -> Result<()> {
     node.serve(1, &[backend], 0)?;
     let pod = Namespace::new("pod")?;
     // The frontend is an address there: who is left alone reaches it.
-    let address = format!("{}/{}", node.vip().ip(), family.bits());
-    pod.ip(&["addr", "add", &address, "dev", "lo"])?;
+    add_address(&pod, family, node.vip().ip())?;
     let vip = node.vip();
     let listener = pod.run(|| Ok(TcpListener::bind(vip)?))?;
     let stream = pod.run(|| Ok(TcpStream::connect_timeout(&vip, DEADLINE)?))?;

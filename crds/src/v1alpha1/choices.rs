@@ -27,8 +27,8 @@ pub enum ServiceTranslation {
     /// beside them, for the nodes themselves and for what the programs leave to the stack.
     #[default]
     Pods,
-    /// The programs too for the nodes' own sockets, and veer refuses what nobody serves: no
-    /// kube-proxy is needed for addresses of Services.
+    /// The programs too for the nodes' own sockets and for `NodePorts`, and veer refuses what
+    /// nobody serves: inside the cluster no kube-proxy is needed.
     Full,
 }
 

@@ -74,9 +74,9 @@ pub struct ClusterNetworkSpec {
     /// address of a load balancer. `KubeProxy`: the host's stack, by kube-proxy's rules.
     /// `Pods`: the programs at the pods' veths, past the stack where the backend is a pod
     /// or another node; kube-proxy goes on for the nodes themselves, for `NodePorts`, and
-    /// for what the programs leave to it. `Full`: also what the nodes' own processes send;
-    /// addresses of Services then need no kube-proxy, `NodePorts` and clients from outside
-    /// still do. It may be changed at any time: connections stay
+    /// for what the programs leave to it. `Full`: also what the nodes' own processes send,
+    /// and what pods and those send to `NodePorts`: only clients outside the cluster, and
+    /// SCTP, still need kube-proxy. It may be changed at any time: connections stay
     /// with whoever translated them first; a datagram flow may get another backend.
     #[serde(default)]
     pub services: ServiceTranslation,

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     io::ErrorKind,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Instant,
 };
 
@@ -358,6 +358,12 @@ fn without_proxy(scene: &Scene) -> Result<()> {
     for from in [&scene.demo_on(NODE)?.site, &lab.node_site(NODE)?] {
         cluster_works(scene, from).context("without kube-proxy")?;
     }
+    let loopback: IpAddr = match primary {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    };
+    let own = SocketAddr::from((loopback, service.node_port));
+    client::http_get(&lab.node_site(NODE)?, own, "/hostname").context("without kube-proxy")?;
     for family in lab.cluster.families().all() {
         nobody_answers(scene, *family).context("without kube-proxy")?;
     }
@@ -367,6 +373,23 @@ fn without_proxy(scene: &Scene) -> Result<()> {
         answer.map(Some).map_err(|e| format!("{e:#}"))
     })?;
     translators.restored()
+}
+
+/// A port's `NodePort`, at the addresses of its own node and of another one.
+fn node_ports(
+    scene: &Scene,
+    from: &Site,
+    family: Family,
+    (backend, port): (&Pod, &str),
+) -> Result<()> {
+    let service = (FIXED, backend.name.as_str());
+    let number = workloads::service(&scene.lab, family, service, port)?.node_port;
+    for node in [NODE, OTHER] {
+        let to = SocketAddr::from((scene.lab.address(node, family)?, number));
+        let name = client::who_answers(from, to, port)?;
+        ensure!(name == backend.name, "{to}: {name} answered {}", from.name);
+    }
+    Ok(())
 }
 
 /// The API server, the DNS, and Services with a backend on this node and on another one.
@@ -384,6 +407,7 @@ fn cluster_works(scene: &Scene, from: &Site) -> Result<()> {
                 let to = workloads::frontend(&scene.lab, *family, service, port)?;
                 let name = client::who_answers(from, to, port)?;
                 ensure!(name == backend.name, "{to}: {name} answered {}", from.name);
+                node_ports(scene, from, *family, (backend, port))?;
             }
         }
     }
