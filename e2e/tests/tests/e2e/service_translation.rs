@@ -197,11 +197,11 @@ fn changes(scene: &Scene) -> Result<()> {
         scene,
         from,
         &translators,
-        &[Pods, KubeProxy, Pods, KubeProxy],
+        (&[Pods, KubeProxy, Pods, KubeProxy], &Path::ALL),
     )?;
     // Now with load that the programs translate from its first packet on.
     translators.set(Pods)?;
-    survives(scene, from, &translators, &[KubeProxy, Pods])?;
+    survives(scene, from, &translators, (&[KubeProxy, Pods], &Path::ALL))?;
     translators.restored()
 }
 
@@ -211,7 +211,7 @@ pub(crate) fn survives(
     scene: &Scene,
     from: &Site,
     translators: &Translators<'_>,
-    to: &[Translator],
+    (to, paths): (&[Translator], &[Path]),
 ) -> Result<()> {
     /// How long load goes on after each change.
     const MOMENT: Duration = Duration::from_millis(300);
@@ -225,7 +225,7 @@ pub(crate) fn survives(
         }
     }
     let (mut open, mut sockets) = (Vec::new(), Vec::new());
-    let mut load = Load::start(&scene.lab, &Path::ALL)?;
+    let mut load = Load::start(&scene.lab, paths)?;
     let changed = to.iter().try_for_each(|by| {
         for ([http, udp], backend) in &backends {
             open.push((*http, *backend, Conversation::open(from, *http)?));
