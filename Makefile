@@ -13,10 +13,10 @@ CARGO := $(ENV) && cargo
 E2E   := $(CARGO) run --quiet -p
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-matrix test-conformance-switching lint bench bench-services bench-monitor image image-arm64 image-next crds clean
+.PHONY: help setup demo demo-down test test-unit test-kernel test-api test-e2e test-faults-short test-kernels demo-emulated test-faults switch-picture test-iptables test-conformance test-conformance-wide test-conformance-matrix test-conformance-switching test-conformance-without-kube-proxy lint bench bench-services bench-monitor image image-arm64 image-next crds clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-36s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this machine (Debian 12, root)
 	@e2e/setup/setup
@@ -79,6 +79,9 @@ test-conformance-matrix: image ## Kubernetes' own network suite on a cluster of 
 
 test-conformance-switching: image ## the same on a dual-stack cluster while the mode changes to and fro, once a minute
 	@$(E2E) veer-e2e-tests --bin veer-conformance -- --family dual --switching
+
+test-conformance-without-kube-proxy: image ## the same on a dual-stack cluster that never had kube-proxy (services: Full)
+	@$(E2E) veer-e2e-tests --bin veer-conformance -- --family dual --proxy-mode none
 
 bench: image ## round trips, streams, ns per packet, memory; as ratios (BEFORE=<git revision>: its programs too)
 	@$(E2E) veer-e2e-bench -- $(if $(BEFORE),--before $(BEFORE))

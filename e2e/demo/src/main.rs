@@ -151,6 +151,7 @@ fn act(steps: &Steps, lab: &Lab, cast: &Cast, mode: Mode) -> Result<usize> {
                 .collect::<Result<_>>()
         })?;
         for cast in &casts {
+            scenes.push(scenes::cluster_ip(lab, cast)?);
             scenes.push(scenes::node_port(lab, cast)?);
         }
         Ok(scenes)

@@ -290,6 +290,47 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     })
 }
 
+/// A pod's requests to a Service, of which each node's netfilter must see nothing. Not beside
+/// others: the backend may be one of the pods they watch.
+pub(crate) fn cluster_ip(lab: &Lab, cast: &Cast) -> Result<Scene> {
+    const REQUESTS: usize = 12;
+    let client_pod = pods::on(&cast.other, "worker1")?;
+    let service = (client_pod.namespace.as_str(), "demo");
+    let to = workloads::frontend(lab, cast.family, service, "http")?;
+    let mut plan = Plan::new();
+    for node in lab.cluster.node_names() {
+        let backends = cast.demo.iter().map(|pod| pod.address);
+        for other in backends.chain([to.ip()]) {
+            plan = plan.hooks(&node, client_pod.address, other);
+        }
+    }
+    let watch = plan.start(lab)?;
+    let answers: Vec<String> = (0..REQUESTS)
+        .filter_map(|_| client::http_get(&client_pod.site, to, "/hostname").ok())
+        .collect();
+    let trace = watch.stop()?;
+    let of_answers = |pod: &&Pod| answers.contains(&pod.name);
+    let nodes: BTreeSet<&str> = cast
+        .demo
+        .iter()
+        .filter(of_answers)
+        .map(|pod| pod.node.as_str())
+        .collect();
+    let hooks = trace.hook_passes();
+    Ok(Scene {
+        what: "pod → ClusterIP",
+        family: cast.family,
+        good: answers.len() == REQUESTS && hooks == 0,
+        result: format!("{}/{REQUESTS}", answers.len()),
+        ttl: "-".to_owned(),
+        path: "translated at the pod's veth, then as pod to pod".to_owned(),
+        evidence: vec![
+            format!("{to} answered by pods on {}", list(nodes)),
+            format!("netfilter hooks of all nodes: {hooks} packets"),
+        ],
+    })
+}
+
 /// Not beside others: the backend that kube-proxy chooses may be one of the pods
 /// they watch.
 pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {

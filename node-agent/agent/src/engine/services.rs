@@ -110,14 +110,8 @@ impl Translation {
     /// What is to be written so that these Services are as they should be.
     fn update<'a>(&mut self, index: &Index, keys: impl Iterator<Item = &'a str>) -> Step {
         let full = is_full(index);
-        let all: Vec<(&str, Vec<ServicePort>)> = keys
-            .map(|key| {
-                (
-                    key,
-                    translated(index.services.ports_of(key, index.own(), full)),
-                )
-            })
-            .collect();
+        let ports = |key: &str| translated(index.services.ports_of(key, index.own(), full));
+        let all: Vec<(&str, Vec<ServicePort>)> = keys.map(|key| (key, ports(key))).collect();
         let ports = all.iter().map(|(key, ports)| (*key, ports.as_slice()));
         self.plan.update_all(ports)
     }
@@ -183,8 +177,9 @@ impl Converger {
             self.compare_services(done);
         }
         if self.translation.waits(index) {
-            let text = "spec.services has veer translate, but Services, EndpointSlices or this Node cannot be \
-                        read: kube-proxy, or what an earlier agent wrote, decides meanwhile";
+            let text = "spec.services has veer translate, but Services, EndpointSlices or this \
+                        Node cannot be read: kube-proxy, or what an earlier agent wrote, decides \
+                        meanwhile";
             self.concerns.push(("ServicesUnknown", text.to_owned()));
         }
         if !self.translation.trouble.is_empty() {
