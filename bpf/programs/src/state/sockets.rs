@@ -104,12 +104,13 @@ pub(crate) fn sends(cookie: u64, asked: &Frontend) -> Option<Backend> {
     let key = SocketKey::asked(cookie, asked);
     // SAFETY: a copy of integers; what another socket got meanwhile is judged as if it were
     // this one's: a backend of the same Service, or none.
-    if let Some(last) = unsafe { SOCKETS.get(key) }.copied() {
-        if services::leads_to(&frontend, last.address, last.port, false) == Some(true) {
-            // Answers have to be told from others for as long.
-            give(cookie, asked, &last);
-            return Some(last);
-        }
+    let last = unsafe { SOCKETS.get(key) }.copied();
+    if let Some(last) = last
+        && services::leads_to(&frontend, last.address, last.port, false) == Some(true)
+    {
+        // Answers have to be told from others for as long.
+        give(cookie, asked, &last);
+        return Some(last);
     }
     let backend = begins(cookie, asked, &frontend)?;
     let _ = SOCKETS.insert(key, backend, 0);
