@@ -10,6 +10,8 @@
 use anyhow::{Context as _, Result};
 use std::net::{IpAddr, Ipv4Addr};
 use veer_bpf_common::{
+    identity::Identity,
+    node::NodeId,
     outcome::{FlowState, Program, Verdict},
     tables::{FORM_NATIVE, Frontend},
 };
@@ -30,6 +32,8 @@ in_both_families! {
     what_is_no_node_ports_goes_where_it_was_sent,
     what_the_stack_translated_is_answered_through_it_whatever_its_port,
     a_node_port_that_other_nodes_keep_for_themselves_is_asked_of_them,
+    what_goes_through_a_node_port_goes_on_when_that_is_none_any_more,
+    health_addresses_of_nodes_have_no_node_ports,
 }
 
 const PORT: u16 = 30_080;
@@ -144,17 +148,14 @@ fn what_the_stack_translated_is_answered_through_it_whatever_its_port(
     family: Family,
 ) -> Result<()> {
     let mut node = world::load(&[Program::PodEgress, Program::PodIngress])?;
-    for (of, of_other) in NODES {
-        node.set_remote(ID_2, remote(FORM_NATIVE))?;
-        serve(&mut node, family, of_other, B)?;
-        let asked = Packet::udp((of, PORT), (A, CLIENT_PORT)).frame_of(family);
-        node.run(Program::PodIngress, &asked, Context::default())?;
-        let ran = egress(&mut node, family, &to_port(UDP, of, 0))?;
-        let outcome = ran.decision.outcome;
-        assert_eq!(name(outcome), name(Verdict::ToStack as u32), "{of}");
-        assert_eq!(ends(&ran.packet)[1], (family.of(of), PORT));
-        assert_ne!(ends(&ran.packet)[1].1, BACKEND_PORT);
-    }
+    node.set_remote(ID_2, remote(FORM_NATIVE))?;
+    serve(&mut node, family, true, B)?;
+    let asked = Packet::udp((NODE_2, PORT), (A, CLIENT_PORT)).frame_of(family);
+    node.run(Program::PodIngress, &asked, Context::default())?;
+    let ran = egress(&mut node, family, &to_port(UDP, NODE_2, 0))?;
+    let outcome = ran.decision.outcome;
+    assert_eq!(name(outcome), name(Verdict::ToStackNoted as u32));
+    assert_eq!(ends(&ran.packet)[1], (family.of(NODE_2), PORT));
     Ok(())
 }
 
@@ -169,6 +170,49 @@ fn a_node_port_that_other_nodes_keep_for_themselves_is_asked_of_them(family: Fam
         let outcome = ran.decision.outcome;
         assert_eq!(name(outcome), name(verdict as u32), "{of}");
         assert_eq!(ends(&ran.packet)[1].1, port, "{of}");
+    }
+    Ok(())
+}
+
+/// Who translated a connection goes on with it: by no row, and by one without backends.
+fn what_goes_through_a_node_port_goes_on_when_that_is_none_any_more(family: Family) -> Result<()> {
+    let mut node = load()?;
+    for (of, of_other) in NODES {
+        for backends in [None, Some(&[][..])] {
+            for (protocol, flags) in [(TCP, [SYN, ACK]), (UDP, [0, 0])] {
+                node.clear_flows()?;
+                serve(&mut node, family, of_other, C)?;
+                egress(&mut node, family, &to_port(protocol, of, flags[0]))?;
+                let frontend = (at_node(family, of_other), PORT, protocol);
+                match backends {
+                    None => node.remove_service(frontend)?,
+                    Some(none) => node.set_service(frontend, protocol.into(), 2, none, 0)?,
+                }
+                let ran = egress(&mut node, family, &to_port(protocol, of, flags[1]))?;
+                let what = format!("{of}, protocol {protocol}, {backends:?}");
+                let outcome = ran.decision.outcome;
+                assert_eq!(name(outcome), name(Verdict::Native as u32), "{what}");
+                assert_eq!(ends(&ran.packet)[1], socket(family, C), "{what}");
+                // And no new one begins.
+                let client = (A, CLIENT_PORT + 1);
+                let other = from_a(packet(protocol, client, (of, PORT), flags[0]));
+                let ran = egress(&mut node, family, &other)?;
+                assert_eq!(ends(&ran.packet)[1], (family.of(of), PORT), "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// They are what nodes' stacks send from; the own one is the gateway of pods.
+fn health_addresses_of_nodes_have_no_node_ports(family: Family) -> Result<()> {
+    let mut node = load()?;
+    for (of, of_other, id) in [(GATEWAY, false, NodeId::LOCAL), (NODE_2, true, ID_2)] {
+        serve(&mut node, family, of_other, B)?;
+        let address = (family.of(of), family.bits());
+        node.set_prefix(address, Identity::HEALTH, id)?;
+        let ran = egress(&mut node, family, &to_port(UDP, of, 0))?;
+        assert_eq!(ends(&ran.packet)[1], (family.of(of), PORT), "{of}");
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use veer_bpf_net::{
     arp::Arp,
     ethernet,
     flow::Flow,
-    ip::{Ip, UDP, v4::Ipv4, v6::Ipv6},
+    ip::{Ip, TCP, UDP, v4::Ipv4, v6::Ipv6},
     nd,
 };
 
@@ -149,7 +149,8 @@ fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
         skb.decision.destination_identity = pod.identity().get();
         return local::by_flow(skb, ip, Some(pod));
     }
-    let destination = lookup::who(ip.destination());
+    let row = lookup::row(ip.destination());
+    let destination = row.map_or(Who::World, |row| Who::of(*row));
     skb.decision.destination_identity = destination.identity().get();
     if matches!(destination, Who::World) {
         return beyond(skb, interface, ip);
@@ -166,16 +167,15 @@ fn ip<I: Ip>(skb: &mut Skb, interface: &Interface, ip: &I) -> Outcome {
     let Some(node) = NodeId::remote(to_node) else {
         return to_host(skb, ip, &flow, share);
     };
-    match flows::answers(skb, &flow) {
-        Answer::OfStack => Ok(stack::answer(skb)),
-        Answer::No
-            if matches!(destination, Who::RemoteNode(_))
-                && translations::ask_node(&flow, share, true) =>
-        {
-            Ok(Verdict::Beyond)
-        }
-        Answer::No | Answer::Of(_) => remote::from_pod(skb, ip, node, interface.identity()),
+    let answer = flows::answers(skb, &flow);
+    if matches!(answer, Answer::OfStack) {
+        return Ok(stack::answer(skb));
     }
+    let is_node = matches!(destination, Who::RemoteNode(_)) && !lookup::is_health(row);
+    if is_node && translations::ask_node(&flow, &answer, share, true) {
+        return Ok(Verdict::Beyond);
+    }
+    remote::from_pod(skb, ip, node, interface.identity())
 }
 
 /// The other node that a destination is on, as an integer that is always there: Linux 5.10
@@ -190,10 +190,11 @@ fn to_node(destination: Who) -> u32 {
 #[inline(always)]
 fn to_host<I: Ip>(skb: &mut Skb, ip: &I, flow: &Flow, share: Share) -> Outcome {
     if !lookup::is_gateway(ip.destination()) {
-        // What the stack translated is an answer, whatever its port.
-        let asks = translations::ask_node(flow, share, false)
-            && matches!(flows::answers(skb, flow), Answer::No);
-        return Ok(if asks {
+        if !matches!(flow.tuple.protocol, TCP | UDP) {
+            return Ok(Verdict::ToStack);
+        }
+        let answer = flows::answers(skb, flow);
+        return Ok(if translations::ask_node(flow, &answer, share, false) {
             Verdict::Beyond
         } else {
             Verdict::ToStack

@@ -21,7 +21,7 @@ use crate::{
 pub(crate) fn by_flow<I: Ip>(skb: &mut Skb, ip: &I, pod: Option<&Endpoint>) -> Outcome {
     let flow = flows::of(skb, ip)?;
     match flows::answers(skb, &flow) {
-        Answer::No => to_pod(skb, ip, pod),
+        Answer::No | Answer::Asks => to_pod(skb, ip, pod),
         Answer::OfStack => Ok(stack::answer(skb)),
         Answer::Of(translation) => {
             translations::apply(skb, ip, translation)?;

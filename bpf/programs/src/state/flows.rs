@@ -37,6 +37,8 @@ const REPLACE: u64 = 2;
 pub(crate) enum Answer {
     /// No answer: it goes where its destination is.
     No,
+    /// No answer, but the client's in a flow that the programs translate.
+    Asks,
     /// One to a flow that the stack translated.
     OfStack,
     /// One to a flow that the programs translate.
@@ -136,7 +138,7 @@ pub(crate) fn is_recorded(tuple: &Tuple) -> bool {
 pub(crate) fn answers(skb: &mut Skb, flow: &Flow) -> Answer {
     let found = answer(flow);
     skb.decision.flow = match found {
-        Answer::No => FlowState::NoEntry,
+        Answer::No | Answer::Asks => FlowState::NoEntry,
         Answer::OfStack | Answer::Of(_) => FlowState::Reply,
     } as u16;
     found
@@ -160,7 +162,11 @@ fn answer(flow: &Flow) -> Answer {
     if entry.is_front() {
         // The client's packets alone go by it: what comes from a Service's own address, or
         // is about a packet to it, is the stack's.
-        return Answer::No;
+        return if !flow.is_error && entry.opener() == from {
+            Answer::Asks
+        } else {
+            Answer::No
+        };
     }
     if flow.is_error {
         // The packet that it is about went the way of the opener's.

@@ -4,6 +4,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use veer_bpf_common::{
     address::{Address, IP_KEY_TAG_BITS, IpKey, PrefixKey},
     device::IfIndex,
+    identity::Identity,
     node::NodeId,
     tables::{Config, Endpoint, Heartbeat, Interface, IpcacheEntry, Nodes, Remote, Who},
 };
@@ -58,6 +59,12 @@ pub(crate) fn arrived<A: Address>(address: A) -> (Who, Option<&'static Endpoint>
         Some(pod) => (Who::LocalPod(pod.identity()), Some(pod)),
         None => (who(address), None),
     }
+}
+
+/// Whether a row is of a health address. Nobody but nodes' stacks use those.
+#[inline(always)]
+pub(crate) fn is_health(row: Option<&IpcacheEntry>) -> bool {
+    row.is_some_and(|row| row.identity() == Identity::HEALTH)
 }
 
 /// The longest prefix of the ipcache with an address.

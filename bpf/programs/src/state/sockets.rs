@@ -52,19 +52,23 @@ const LOOPBACK_V6: V6 = V6([0, 1_u64.to_be()]);
 /// and so is what a device of this node has.
 #[inline(always)]
 fn meant(asked: &Frontend) -> Option<Frontend> {
-    let who = if asked.family == FAMILY_V4 {
+    let row = if asked.family == FAMILY_V4 {
         let [a, b, c, d, ..] = asked.address;
         if a == 127 {
             return Some(asked.at_node(false));
         }
-        lookup::who([a, b, c, d])
+        lookup::row([a, b, c, d])
     } else {
         let address = direct::address::<V6>(&asked.address);
         if address == LOOPBACK_V6 {
             return Some(asked.at_node(false));
         }
-        lookup::who(address)
+        lookup::row(address)
     };
+    if lookup::is_health(row) {
+        return None;
+    }
+    let who = row.map_or(Who::World, |row| Who::of(*row));
     if matches!(who, Who::World) {
         Some(*asked)
     } else if matches!(who, Who::Host) {

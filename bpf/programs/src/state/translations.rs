@@ -22,7 +22,7 @@ use veer_bpf_net::{
 
 use super::{
     counters,
-    flows::{self, CREATE, Kind, Translation},
+    flows::{self, Answer, CREATE, Kind, Translation},
     maps::{ASKED, FLOW_TABLE},
     places, services,
 };
@@ -68,12 +68,16 @@ pub(crate) fn ask(flow: &Flow, share: Share) -> bool {
     true
 }
 
-/// The same of a packet to a node, `other` or this one, which is asked about where it is for
-/// a `NodePort`.
+/// The same of a packet to a node, `other` or this one. What is in no flow of the programs'
+/// is asked about where it is for a `NodePort`.
 #[inline(always)]
-pub(crate) fn ask_node(flow: &Flow, share: Share, other: bool) -> bool {
-    let is_port = services::is_node_port(&Frontend::of(&flow.tuple).at_node(other));
-    if !is_port || !ask(flow, share) {
+pub(crate) fn ask_node(flow: &Flow, answer: &Answer, share: Share, other: bool) -> bool {
+    let asks = match answer {
+        Answer::Asks => true,
+        Answer::No => services::is_node_port(&Frontend::of(&flow.tuple).at_node(other)),
+        Answer::OfStack | Answer::Of(_) => false,
+    };
+    if !asks || !ask(flow, share) {
         return false;
     }
     if let Some(question) = question() {
@@ -99,7 +103,9 @@ pub(crate) fn answered(skb: &mut Skb) -> Result<Option<Translation>, DropReason>
     let Some(question) = question() else {
         return Ok(None);
     };
-    skb.decision.flow = question.flow.into();
+    if question.flow != FlowState::NotAsked as u8 {
+        skb.decision.flow = question.flow.into();
+    }
     if question.flow == FlowState::New as u8 && question.replaced != 0 {
         counters::observe(skb.program, skb.length(), Observation::FlowReplaced);
     }

@@ -19,9 +19,6 @@ use veer_agent_kernel::{
     netlink::sock_diag::{self, Datagrams},
 };
 
-/// Nobody is refused.
-static NONE: Unserved = Unserved::new();
-
 /// Whether the node's own sockets are to be translated, too.
 pub(super) fn is_full(index: &Index) -> bool {
     let cluster = index.cluster.as_ref();
@@ -29,13 +26,9 @@ pub(super) fn is_full(index: &Index) -> bool {
 }
 
 impl Translation {
-    /// The frontends whose clients veer refuses. Beside kube-proxy it refuses none.
-    pub(super) fn unserved(&self, index: &Index) -> &Unserved {
-        if is_full(index) {
-            self.plan.unserved()
-        } else {
-            &NONE
-        }
+    /// The frontends whose clients veer refuses; `None`: kube-proxy does.
+    pub(super) fn unserved(&self, index: &Index) -> Option<&Unserved> {
+        is_full(index).then(|| self.plan.unserved())
     }
 }
 
@@ -131,10 +124,10 @@ fn is_astray(datapath: &Datapath, socket: Datagrams, peer: &Backend) -> bool {
         family: asked.family,
         pad: [0; 4],
     };
-    // It may have asked for a NodePort. What cannot be read is not ended.
-    let mut meant = [frontend, frontend.at_node(false), frontend.at_node(true)].into_iter();
-    meant.all(|frontend| {
-        let leads = datapath.maps.tables.leads_to(&frontend, peer);
-        leads.is_ok_and(|leads| !leads)
-    })
+    // It may have asked for a NodePort. Where nobody says any more what is gone, as of pods'
+    // flows, the socket stays.
+    let tables = &datapath.maps.tables;
+    let meant = [frontend, frontend.at_node(false), frontend.at_node(true)];
+    let leads: Result<Vec<_>, _> = meant.iter().map(|f| tables.leads_to(f, peer)).collect();
+    leads.is_ok_and(|leads| leads.contains(&Some(false)) && !leads.contains(&Some(true)))
 }

@@ -90,13 +90,14 @@ impl Tables {
         Ok(numbers)
     }
 
-    /// Whether a flow to a frontend may stay with a backend.
-    pub fn leads_to(&self, frontend: &Frontend, backend: &Backend) -> Result<bool, Error> {
+    /// Whether a flow to a frontend may stay with a backend; `None`: there is no such
+    /// frontend.
+    pub fn leads_to(&self, frontend: &Frontend, backend: &Backend) -> Result<Option<bool>, Error> {
         let Some(service) = self.services.known(frontend)? else {
-            return Ok(false);
+            return Ok(None);
         };
         let member = Member::new(service.id, backend.address, backend.port);
-        Ok(self.members.known(&member)?.is_some())
+        Ok(Some(self.members.known(&member)?.is_some()))
     }
 
     /// Compares the maps of Services with all rows that they should hold, and writes what

@@ -122,7 +122,10 @@ impl Datapath {
 
     /// Whether programs of some version may have translated sockets that are there still.
     pub fn served_sockets(&self) -> bool {
-        self.sockets != Sockets::Untouched || self.sockets_pinned()
+        let folder = self.root.join(FOLDER);
+        program::SOCKETS
+            .iter()
+            .any(|name| folder.join(name).exists())
     }
 
     fn sockets_pinned(&self) -> bool {
@@ -139,8 +142,8 @@ impl Datapath {
         let outcome = self.take_sockets(cgroups, true);
         match outcome {
             Ok(()) => self.sockets = Sockets::Served,
-            // In part they would be told of by nobody.
-            Err(_) => self.set_word(HostSockets::TRANSLATES, 0)?,
+            // In part they would be told of by nobody. The first error says more.
+            Err(_) => drop(self.set_word(HostSockets::TRANSLATES, 0)),
         }
         outcome
     }
@@ -149,8 +152,11 @@ impl Datapath {
     /// translated go on. Programs of another version, whose maps nobody fills any more, are
     /// replaced for that.
     pub fn leave_sockets(&mut self, cgroups: &Path) -> Result<(), SocketsError> {
+        if !self.served_sockets() {
+            return Ok(());
+        }
         self.set_word(HostSockets::TRANSLATES, 0)?;
-        if self.sockets == Sockets::Untouched && self.root.join(FOLDER).exists() {
+        if self.sockets == Sockets::Untouched {
             self.take_sockets(cgroups, false)?;
         }
         self.sockets = Sockets::Left;
@@ -171,7 +177,10 @@ impl Datapath {
         }
         let cgroup = cgroup(cgroups)?;
         self.learn(&cgroup)?;
-        self.set_word(HostSockets::TRANSLATES, translates.into())?;
+        // What an earlier agent's programs do those of this version do from the first on.
+        if translates && self.sockets_pinned() {
+            self.set_word(HostSockets::TRANSLATES, 1)?;
+        }
         let folder = self.root.join(FOLDER);
         fs::create_dir_all(&folder).map_err(|source| SocketsError::Pins {
             path: folder.clone(),
@@ -182,7 +191,7 @@ impl Datapath {
             attach(program, &cgroup, &folder.join(name))
                 .map_err(|source| SocketsError::Attach { name, source })?;
         }
-        Ok(())
+        self.set_word(HostSockets::TRANSLATES, translates.into())
     }
 
     fn set_word(&mut self, index: u32, value: u64) -> Result<(), SocketsError> {

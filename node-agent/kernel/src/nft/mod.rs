@@ -126,7 +126,7 @@ pub struct TableInputs<'a> {
     pub pods: &'a [Arc<LocalEndpoint>],
     /// Frontends that no backend serves: refused or dropped, if they reach the stack.
     /// Where the kernel cannot answer in a rule (no `nft_reject_inet`), all are dropped.
-    pub unserved: &'a Unserved,
+    pub unserved: Option<&'a Unserved>,
 }
 
 /// The table as last written.

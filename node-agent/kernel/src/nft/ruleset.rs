@@ -77,7 +77,7 @@ pub(super) struct RulesetInputs<'a> {
     /// Ports of the node that lead to pods.
     pub(super) host_ports: &'a HostPorts,
     /// Frontends that no backend serves.
-    pub(super) unserved: &'a Unserved,
+    pub(super) unserved: Option<&'a Unserved>,
 }
 
 /// What the table is to hold.
@@ -90,7 +90,7 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
         can: Abilities { fib, reject },
         uplinks: _,
         host_ports: _,
-        unserved: _,
+        unserved: refused,
     } = inputs;
     let cluster = index.cluster.as_ref().map(|(_, c)| c);
     let port = tunnel_port(cluster);
@@ -113,11 +113,14 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
         })
     };
     let filter = |name, hook| Chain::new(name, "filter", hook, FILTER);
+    let answered = |chain, family| match refused {
+        Some(_) => unserved::answered(chain, family, reject),
+        None => chain,
+    };
     // Pods' blocks lead into veer_vxlan, and the own block ends here: what leaves by an
     // uplink nobody has been given, and a router would send it back or on.
     let forward = |chain, family| {
-        let chain = unserved::answered(chain, family, reject);
-        filtered(chain, family, port).rule(
+        filtered(answered(chain, family), family, port).rule(
             family,
             [
                 Expr::OutDeviceOf(UPLINKS),
@@ -143,6 +146,28 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
         HookPoint::Postrouting,
         BEFORE_SOURCE_NAT,
     );
+    let mut chains = vec![
+        each(
+            Chain::new("sources", "filter", HookPoint::Prerouting, FIRST),
+            &|chain, f| sources(chain, f, fib),
+        ),
+        outer(
+            "raw_prerouting",
+            HookPoint::Prerouting,
+            Expr::SourceIn(NODES),
+        ),
+        outer("raw_output", HookPoint::Output, Expr::DestinationIn(NODES)),
+        each(filter("forward", HookPoint::Forward), &forward),
+        each(filter("input", HookPoint::Input), &|chain, f| {
+            filtered(chain, f, port)
+        }),
+        each(prerouting, &|chain, f| host_ports::led(chain, f, fib)),
+        each(output, &|chain, f| host_ports::led(chain, f, fib)),
+        each(before_source_nat, &postrouting),
+    ];
+    if refused.is_some() {
+        chains.insert(0, each(filter("output", HookPoint::Output), &answered));
+    }
     Ruleset {
         sets: of_families.flatten().collect(),
         counters: vec![
@@ -154,28 +179,7 @@ pub(super) fn ruleset(inputs: RulesetInputs<'_>) -> Ruleset {
             unserved::WITHOUT_ENDPOINTS,
             unserved::WITHOUT_LOCAL_ENDPOINT,
         ],
-        chains: vec![
-            each(
-                Chain::new("sources", "filter", HookPoint::Prerouting, FIRST),
-                &|chain, f| sources(chain, f, fib),
-            ),
-            outer(
-                "raw_prerouting",
-                HookPoint::Prerouting,
-                Expr::SourceIn(NODES),
-            ),
-            outer("raw_output", HookPoint::Output, Expr::DestinationIn(NODES)),
-            each(filter("forward", HookPoint::Forward), &forward),
-            each(filter("input", HookPoint::Input), &|chain, f| {
-                filtered(chain, f, port)
-            }),
-            each(filter("output", HookPoint::Output), &|chain, f| {
-                unserved::answered(chain, f, reject)
-            }),
-            each(prerouting, &|chain, f| host_ports::led(chain, f, fib)),
-            each(output, &|chain, f| host_ports::led(chain, f, fib)),
-            each(before_source_nat, &postrouting),
-        ],
+        chains,
     }
 }
 
@@ -199,7 +203,8 @@ fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
         .filter(|a| family.has(*a) && !pods.iter().any(|p| p.contains(a)))
         .collect();
     let is_taken = |a| nodes.contains(&a) || pods.iter().any(|p| p.contains(&a));
-    let unserved = unserved::sets(inputs.unserved, family, is_taken);
+    let unserved = inputs.unserved;
+    let unserved = unserved.map(|all| unserved::sets(all, family, is_taken));
     // What the underlay routes to pods answers them, too.
     let excluded = index.cluster.iter().flat_map(|(_, c)| {
         let routed = c.routing.native.cidr;
@@ -220,7 +225,7 @@ fn sets(inputs: RulesetInputs<'_>, pods: &[IpNet], family: Family) -> Vec<Set> {
         all.push(set([UPLINKS; 2], Elements::Devices(inputs.uplinks.clone())));
     }
     all.extend(inputs.host_ports.sets(family, facts));
-    all.extend(unserved);
+    all.extend(unserved.into_iter().flatten());
     all
 }
 
@@ -360,7 +365,7 @@ mod tests {
             uplinks: &BTreeSet::new(),
             can: Abilities::ALL,
             host_ports: &HostPorts::default(),
-            unserved: &Unserved::new(),
+            unserved: None,
         })
     }
 

@@ -169,7 +169,7 @@ fn with_all(
         uplinks: &uplinks.iter().map(ToString::to_string).collect(),
         can,
         host_ports: &HostPorts::of(endpoints.iter()),
-        unserved,
+        unserved: Some(unserved),
     })
 }
 
