@@ -186,7 +186,7 @@ fn what_goes_through_a_node_port_goes_on_when_that_is_none_any_more(family: Fami
                 let frontend = (at_node(family, of_other), PORT, protocol);
                 match backends {
                     None => node.remove_service(frontend)?,
-                    Some(none) => node.set_service(frontend, protocol.into(), 2, none, 0)?,
+                    Some(left) => node.set_service(frontend, protocol.into(), 2, left, 0)?,
                 }
                 let ran = egress(&mut node, family, &to_port(protocol, of, flags[1]))?;
                 let what = format!("{of}, protocol {protocol}, {backends:?}");
