@@ -121,8 +121,8 @@ pub(crate) fn sends(cookie: u64, asked: &Frontend) -> Option<Backend> {
     Some(backend)
 }
 
-/// Remembers what a socket asked for, for as long as the kernel keeps it. Where that fails, the process is told its peer's own
-/// address.
+/// Remembers what a socket asked for. Where the kernel cannot, or forgets it, the process is
+/// told its peer's own address.
 #[inline(always)]
 fn give(cookie: u64, frontend: &Frontend, backend: &Backend) {
     let key = SocketKey::given(cookie, backend);
