@@ -59,6 +59,15 @@ fn serve(lab: &mut TwoNodes, family: Family, version: u32, backend: IpAddr) -> R
     Ok(())
 }
 
+/// No flow stays with this backend: a client's port may be that of an earlier flow.
+fn leave(lab: &mut TwoNodes, backend: IpAddr) -> Result<()> {
+    for protocol in [UDP, TCP] {
+        let data = &mut lab.one.datapath;
+        data.remove_member(protocol.into(), (backend, BACKEND))?;
+    }
+    Ok(())
+}
+
 /// Takes one connection, reads all that it carries, and sends it back; who the client was.
 fn echo(listener: &TcpListener) -> Result<SocketAddr> {
     let (mut stream, from) = listener.accept()?;
@@ -153,6 +162,7 @@ fn datagrams_and_streams_come_back_from_the_frontend(family: Family, outer: Fami
             let from = stream(&lab.a, &listener, to).with_context(|| what.clone())?;
             assert_eq!(from.ip(), client, "{what}");
         }
+        leave(&mut lab, backend)?;
     }
     Ok(())
 }
