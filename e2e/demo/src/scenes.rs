@@ -15,9 +15,12 @@ use veer_e2e_tests::{
     forge::own_source,
     lab::{Lab, Mode},
     pods::{self, Pod},
+    site::Site,
     workloads,
 };
 
+/// Requests to a Service in a scene.
+const REQUESTS: usize = 12;
 /// Pings per scene.
 const PINGS: u32 = 3;
 /// The identity that a node's own stack has on other nodes.
@@ -77,6 +80,12 @@ impl Cast {
     pub(crate) fn pair(&self) -> Result<(&Pod, &Pod)> {
         let source = pods::on(&self.demo, "worker1")?;
         Ok((source, pods::on(&self.other, "worker2")?))
+    }
+
+    /// The nodes of the `DaemonSet`'s pods that have these names.
+    fn nodes_of(&self, names: &BTreeSet<String>) -> BTreeSet<&str> {
+        let those = self.demo.iter().filter(|pod| names.contains(&pod.name));
+        those.map(|pod| pod.node.as_str()).collect()
     }
 }
 
@@ -290,10 +299,16 @@ fn host_and_pod(lab: &Lab, cast: &Cast, mode: Mode) -> Result<Scene> {
     })
 }
 
+/// Requests to a Service: how many were answered, and by which pods.
+fn requests(from: &Site, to: SocketAddr) -> (usize, BTreeSet<String>) {
+    let asked = (0..REQUESTS).map(|_| client::http_get(from, to, "/hostname"));
+    let answers: Vec<String> = asked.filter_map(Result::ok).collect();
+    (answers.len(), answers.into_iter().collect())
+}
+
 /// A pod's requests to a Service, of which each node's netfilter must see nothing. Not beside
 /// others: the backend may be one of the pods they watch.
 pub(crate) fn cluster_ip(lab: &Lab, cast: &Cast) -> Result<Scene> {
-    const REQUESTS: usize = 12;
     let client_pod = pods::on(&cast.other, "worker1")?;
     let service = (client_pod.namespace.as_str(), "demo");
     let to = workloads::frontend(lab, cast.family, service, "http")?;
@@ -305,23 +320,15 @@ pub(crate) fn cluster_ip(lab: &Lab, cast: &Cast) -> Result<Scene> {
         }
     }
     let watch = plan.start(lab)?;
-    let answers: Vec<String> = (0..REQUESTS)
-        .filter_map(|_| client::http_get(&client_pod.site, to, "/hostname").ok())
-        .collect();
+    let (answered, backends) = requests(&client_pod.site, to);
     let trace = watch.stop()?;
-    let of_answers = |pod: &&Pod| answers.contains(&pod.name);
-    let nodes: BTreeSet<&str> = cast
-        .demo
-        .iter()
-        .filter(of_answers)
-        .map(|pod| pod.node.as_str())
-        .collect();
+    let nodes = cast.nodes_of(&backends);
     let hooks = trace.hook_passes();
     Ok(Scene {
         what: "pod → ClusterIP",
         family: cast.family,
-        good: answers.len() == REQUESTS && hooks == 0,
-        result: format!("{}/{REQUESTS}", answers.len()),
+        good: answered == REQUESTS && hooks == 0,
+        result: format!("{answered}/{REQUESTS}"),
         ttl: "-".to_owned(),
         path: "translated at the pod's veth, then as pod to pod".to_owned(),
         evidence: vec![
@@ -339,29 +346,17 @@ pub(crate) fn node_port(lab: &Lab, cast: &Cast) -> Result<Scene> {
     let to = SocketAddr::from((node, cast.node_port));
     let source = own_source(&world, node)?;
     let watch = Plan::new().hooks("worker1", source, node).start(lab)?;
-    let mut backends = BTreeSet::new();
-    let mut answered = 0;
-    for _ in 0..12 {
-        if let Ok(name) = client::http_get(&world, to, "/hostname") {
-            backends.insert(name);
-            answered += 1;
-        }
-    }
+    let (answered, backends) = requests(&world, to);
     let client_pod = pods::on(&cast.other, "worker2")?;
     let by_pod = client::http_get(&client_pod.site, to, "/hostname").is_ok();
     let trace = watch.stop()?;
-    let nodes: BTreeSet<&str> = cast
-        .demo
-        .iter()
-        .filter(|p| backends.contains(&p.name))
-        .map(|p| p.node.as_str())
-        .collect();
+    let nodes = cast.nodes_of(&backends);
     Ok(Scene {
         what: "world → NodePort",
         family: cast.family,
-        good: answered == 12 && by_pod && !nodes.is_empty(),
+        good: answered == REQUESTS && by_pod && !nodes.is_empty(),
         result: format!(
-            "{answered}/12, from a pod {}",
+            "{answered}/{REQUESTS}, from a pod {}",
             if by_pod { "1/1" } else { "0/1" }
         ),
         ttl: "-".to_owned(),

@@ -1,7 +1,8 @@
 //! `HOST_SOCKETS`, `SOCKETS` and `STREAMS`: how the node's own sockets reach Services.
 //!
 //! A socket of the node connects to the backend itself, so nothing of its packets has to
-//! be translated. What the process is told of its peer is: `SOCKETS` and `STREAMS` say what it asked for.
+//! be translated. What the process is told of its peer is: `SOCKETS` and `STREAMS` say what
+//! it asked for.
 
 use super::{Backend, Frontend, MapKind, Table};
 

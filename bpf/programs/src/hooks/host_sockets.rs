@@ -85,6 +85,13 @@ fn first(address: [u8; 16]) -> [u8; 4] {
     [address[0], address[1], address[2], address[3]]
 }
 
+/// An IPv4 address in a memory word, and its family.
+#[inline(always)]
+fn of_v4(word: u32) -> ([u8; 16], u8) {
+    let address = address::V6::from_quarters([word, 0, 0, 0]);
+    (address.octets(), FAMILY_V4)
+}
+
 /// The address in a hook's context.
 trait Ends {
     /// It, and its family.
@@ -100,13 +107,8 @@ impl Ends for V4 {
     #[inline(always)]
     fn read(ctx: *mut bpf_sock_addr) -> ([u8; 16], u8) {
         // SAFETY: the kernel's context, read in words (`sock_addr_is_valid_access`).
-        let word = unsafe { (&raw const (*ctx).user_ip4).read_volatile() }.to_ne_bytes();
-        let mut address = [0; 16];
-        address[0] = word[0];
-        address[1] = word[1];
-        address[2] = word[2];
-        address[3] = word[3];
-        (address, FAMILY_V4)
+        let word = unsafe { (&raw const (*ctx).user_ip4).read_volatile() };
+        of_v4(word)
     }
 
     #[inline(always)]
@@ -143,10 +145,7 @@ impl Ends for V6 {
     fn read(ctx: *mut bpf_sock_addr) -> ([u8; 16], u8) {
         let words = Self::words(ctx);
         if words[0] | words[1] == 0 && words[2] == Self::MAPPED {
-            (
-                address::V6::from_quarters([words[3], 0, 0, 0]).octets(),
-                FAMILY_V4,
-            )
+            of_v4(words[3])
         } else {
             (address::V6::from_quarters(words).octets(), FAMILY_V6)
         }

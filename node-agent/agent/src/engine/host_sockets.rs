@@ -7,12 +7,12 @@ use veer_bpf_common::tables::{Backend, Frontend};
 
 use super::{
     converge::Converger,
-    services::{By, Translation, UDP},
+    services::{By, Translation},
 };
 use veer_agent_core::{
     index::Index,
     repair::{Kind, RoundLog},
-    services::{Step, Unserved},
+    services::{Step, UDP, Unserved},
 };
 use veer_agent_kernel::{
     datapath::Datapath,
@@ -35,15 +35,14 @@ impl Translation {
 impl Converger {
     /// Has the node's own sockets translated, or not any more. With `full` those whose
     /// backend is gone are looked for: nobody may have noticed when it went.
-    pub(super) fn host_sockets(&mut self, index: &Index, done: &mut RoundLog, full: bool) {
+    pub(super) fn host_sockets(&mut self, done: &mut RoundLog, full: bool) {
         let Some(by) = self.translation.by else {
             // What an earlier agent did stays.
             return;
         };
         let cgroups = &self.options.cgroups;
         let mut datapath = self.datapath.lock();
-        if !(by.programs() && is_full(index)) {
-            self.translation.serves_sockets = false;
+        if by != (By::Programs { full: true }) {
             if let Err(error) = datapath.leave_sockets(cgroups) {
                 let text = format!(
                     "the node's own sockets may be translated still: {}",
@@ -53,16 +52,12 @@ impl Converger {
             }
         } else if !datapath.serves_sockets() {
             match datapath.serve_sockets(cgroups) {
-                Ok(()) if self.translation.serves_sockets => {
+                Ok(true) => {
                     let what = "a program of the node's own sockets was unpinned".to_owned();
                     done.repaired(Kind::Program, what);
                 }
-                Ok(()) => {
-                    tracing::info!("the node's own sockets are translated");
-                    self.translation.serves_sockets = true;
-                }
+                Ok(false) => tracing::info!("the node's own sockets are translated"),
                 Err(error) => {
-                    self.translation.serves_sockets = false;
                     let text = format!(
                         "spec.services is Full, but the node's own processes reach Services by \
                          kube-proxy alone: {}",

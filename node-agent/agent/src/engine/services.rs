@@ -9,7 +9,7 @@ use super::{Engine, ROWS_PER_ROUND, converge::Converger, error::Error, host_sock
 use veer_agent_core::{
     index::{Index, ServicePort},
     repair::{Kind, RoundLog},
-    services::{Plan, Step},
+    services::{Plan, Step, UDP},
     tables::Tables,
 };
 
@@ -19,10 +19,10 @@ const UNKNOWN: usize = 15;
 /// Who translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
-    /// The programs; `NodePorts` too.
+    /// The programs.
     Programs {
-        /// Whether that is so.
-        node_ports: bool,
+        /// For the node's own sockets and at `NodePorts`, too.
+        full: bool,
     },
     /// The host's stack: the maps are empty.
     Stack,
@@ -31,10 +31,7 @@ pub(super) enum By {
 impl By {
     /// Whether it is the programs.
     pub(super) fn programs(self) -> bool {
-        match self {
-            Self::Programs { .. } => true,
-            Self::Stack => false,
-        }
+        matches!(self, Self::Programs { .. })
     }
 }
 
@@ -48,8 +45,6 @@ pub(super) struct Translation {
     /// What the maps were filled or emptied for; `None`: nothing yet, and what an earlier
     /// agent left stays.
     pub(super) by: Option<By>,
-    /// New flows of the node's own sockets are translated.
-    pub(super) serves_sockets: bool,
     /// Rounds since the maps were compared.
     rounds: usize,
     /// Rounds for which it was not known what the programs should translate.
@@ -66,7 +61,6 @@ impl Translation {
             plan: Plan::from_present(&services, &backends),
             attached: false,
             by: None,
-            serves_sockets: false,
             rounds: 0,
             unknown: 0,
             trouble: String::new(),
@@ -89,8 +83,8 @@ impl Translation {
         match cluster.services {
             ServiceTranslation::KubeProxy => Some(By::Stack),
             ServiceTranslation::Pods | ServiceTranslation::Full => {
-                let node_ports = cluster.services.is_full();
-                self.attached.then_some(By::Programs { node_ports })
+                let full = cluster.services.is_full();
+                self.attached.then_some(By::Programs { full })
             }
         }
     }
@@ -108,8 +102,12 @@ impl Translation {
     }
 
     /// What is to be written so that these Services are as they should be.
-    fn update<'a>(&mut self, index: &Index, keys: impl Iterator<Item = &'a str>) -> Step {
-        let full = is_full(index);
+    fn update<'a>(
+        &mut self,
+        index: &Index,
+        full: bool,
+        keys: impl Iterator<Item = &'a str>,
+    ) -> Step {
         let ports = |key: &str| translated(index.services.ports_of(key, index.own(), full));
         let all: Vec<(&str, Vec<ServicePort>)> = keys.map(|key| (key, ports(key))).collect();
         let ports = all.iter().map(|(key, ports)| (*key, ports.as_slice()));
@@ -126,13 +124,15 @@ impl Translation {
         match by {
             By::Stack if is_new => vec![self.plan.clear()],
             By::Stack => Vec::new(),
-            By::Programs { .. } if is_new => {
+            By::Programs { full } if is_new => {
                 let mut keys: BTreeSet<String> = self.plan.keys().into_iter().collect();
                 keys.extend(index.services.keys().map(str::to_owned));
-                let all = self.update(index, keys.iter().map(String::as_str));
+                let all = self.update(index, full, keys.iter().map(String::as_str));
                 vec![all, self.plan.drop_left()]
             }
-            By::Programs { .. } => vec![self.update(index, touched.iter().map(String::as_str))],
+            By::Programs { full } => {
+                vec![self.update(index, full, touched.iter().map(String::as_str))]
+            }
         }
     }
 }
@@ -146,8 +146,6 @@ fn translated(mut ports: Vec<ServicePort>) -> Vec<ServicePort> {
 
 /// IP protocol number of TCP.
 const TCP: u8 = 6;
-/// IP protocol number of UDP.
-pub(super) const UDP: u8 = 17;
 
 impl Converger {
     /// Writes what changed of these Services; of all, where somebody else is to translate
@@ -186,7 +184,7 @@ impl Converger {
             let trouble = self.translation.trouble.clone();
             self.concerns.push(("ServicesIncomplete", trouble));
         }
-        self.host_sockets(index, done, full);
+        self.host_sockets(done, full);
     }
 
     fn compare_services(&mut self, done: &mut RoundLog) {

@@ -131,16 +131,12 @@ fn backend(endpoint: &ChosenEndpoint) -> BackendRow {
 
 /// Why a port with these endpoints serves no new connections; empty: it does.
 fn unserved(endpoints: &[ChosenEndpoint]) -> String {
-    let serves = |endpoint: &ChosenEndpoint| match endpoint.state {
-        EndpointState::Ready | EndpointState::Terminating => true,
-        EndpointState::NotReady => false,
-    };
     if endpoints.iter().any(|endpoint| endpoint.chosen) {
         String::new()
     } else if endpoints.is_empty() {
         "it has no endpoints of this family (kubectl get endpointslices): connections are refused"
             .to_owned()
-    } else if endpoints.iter().any(serves) {
+    } else if endpoints.iter().any(|endpoint| endpoint.state.serves()) {
         "no endpoint on this node serves, and internalTrafficPolicy is Local: what is sent there \
          is dropped, so clients time out"
             .to_owned()

@@ -27,7 +27,7 @@ use numbers::Numbers;
 use rows::{Held, all_chosen, backends, changed, frontends, gone, member, members, slot_key};
 
 /// IP protocol number of UDP.
-const UDP: u8 = 17;
+pub const UDP: u8 = 17;
 
 /// What a port of a Service is known by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::{
 
 use veer_bpf_common::tables::{Backend, BackendKey, Frontend, Member, Members, Service};
 
-use crate::index::{EndpointState, ServicePort};
+use crate::index::ServicePort;
 
 /// Rows to write and to remove, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(super) fn all_chosen<'a>(backends: impl IntoIterator<Item = &'a Backend>) ->
 /// The endpoints that flows may be with, and whether new ones may go there.
 pub(super) fn members(port: &ServicePort) -> Held {
     let all = port.endpoints.iter();
-    let serving = all.filter(|endpoint| endpoint.state != EndpointState::NotReady);
+    let serving = all.filter(|endpoint| endpoint.state.serves());
     let mut held: Held = serving
         .map(|endpoint| (Backend::at(endpoint.address), Members::SERVING))
         .collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use veer_bpf_common::tables::Frontend;
 
-use crate::index::{ChosenEndpoint, EndpointState, ServicePort};
+use crate::index::ServicePort;
 
 /// What becomes of packets to a frontend that no backend serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,11 +20,12 @@ impl Refusal {
     /// What becomes of packets to a port while no backend serves it here, as with
     /// kube-proxy.
     pub(super) fn of(port: &ServicePort) -> Self {
-        let serves = |endpoint: &ChosenEndpoint| match endpoint.state {
-            EndpointState::Ready | EndpointState::Terminating => true,
-            EndpointState::NotReady => false,
-        };
-        if port.local && port.endpoints.iter().any(serves) {
+        if port.local
+            && port
+                .endpoints
+                .iter()
+                .any(|endpoint| endpoint.state.serves())
+        {
             Self::Drop
         } else {
             Self::Refuse

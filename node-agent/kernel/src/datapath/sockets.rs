@@ -137,15 +137,19 @@ impl Datapath {
 
     /// Has new flows of the node's own sockets translated. `cgroups`: where the node's
     /// cgroups are mounted. Of an earlier agent's programs each is replaced in one step,
-    /// when this version's maps say what they said.
-    pub fn serve_sockets(&mut self, cgroups: &Path) -> Result<(), SocketsError> {
+    /// when this version's maps say what they said. Returns whether this process had done so
+    /// before.
+    pub fn serve_sockets(&mut self, cgroups: &Path) -> Result<bool, SocketsError> {
+        let had = self.sockets == Sockets::Served;
         let outcome = self.take_sockets(cgroups, true);
-        match outcome {
-            Ok(()) => self.sockets = Sockets::Served,
+        self.sockets = if outcome.is_ok() {
+            Sockets::Served
+        } else {
             // In part they would be told of by nobody. The first error says more.
-            Err(_) => drop(self.set_word(HostSockets::TRANSLATES, 0)),
-        }
-        outcome
+            drop(self.set_word(HostSockets::TRANSLATES, 0));
+            Sockets::Untouched
+        };
+        outcome.map(|()| had)
     }
 
     /// Leaves new flows of the node's own sockets to the host's stack; those that are

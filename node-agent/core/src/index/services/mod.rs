@@ -146,6 +146,16 @@ pub enum EndpointState {
     NotReady,
 }
 
+impl EndpointState {
+    /// Whether it answers.
+    pub fn serves(self) -> bool {
+        match self {
+            Self::Ready | Self::Terminating => true,
+            Self::NotReady => false,
+        }
+    }
+}
+
 /// All Services with their endpoints.
 #[derive(Debug, Default)]
 pub struct Services {

@@ -31,15 +31,8 @@ pub(crate) fn pod_with_port(last: u8, protocol: &str, ip: &str, port: u16) -> Lo
 
 /// A lab with a pod that tells everybody by whom it was asked.
 fn with_pod() -> (Lab, Netns) {
-    let lab = Lab::new();
-    let pod = lab::namespace();
-    lab::pair(&lab.node, &pod, DEVICE);
+    let (lab, pod) = with_pod_at(DEVICE);
     for e in &ENDS {
-        let bits = e.single.split_once('/').unwrap().1;
-        lab.node.device(DEVICE, e.gateway, e.single);
-        pod.device(DEVICE, e.pod, &format!("{}/{bits}", e.gateway));
-        let (family, gateway) = (e.family, e.gateway);
-        pod.command("ip", &format!("{family} route add default via {gateway}"));
         let socket = pod.run(|| bound(e.any, TO));
         answer(socket);
     }

@@ -118,6 +118,21 @@ fn content(uplinks: &[&str]) -> Ruleset {
     with_ports(uplinks, &[], true)
 }
 
+/// A lab whose node has a pod behind a device of this name.
+fn with_pod_at(device: &str) -> (Lab, Netns) {
+    let lab = Lab::new();
+    let pod = lab::namespace();
+    lab::pair(&lab.node, &pod, device);
+    for e in &ENDS {
+        let bits = e.single.split_once('/').unwrap().1;
+        lab.node.device(device, e.gateway, e.single);
+        pod.device(device, e.pod, &format!("{}/{bits}", e.gateway));
+        let (family, gateway) = (e.family, e.gateway);
+        pod.command("ip", &format!("{family} route add default via {gateway}"));
+    }
+    (lab, pod)
+}
+
 fn with_ports(uplinks: &[&str], endpoints: &[LocalEndpoint], fib: bool) -> Ruleset {
     let can = Abilities {
         fib,

@@ -54,17 +54,10 @@ fn unserved() -> Unserved {
 /// A lab whose node has a pod, and routes what it does not know to the other node, which
 /// has the service's address.
 fn with_pod() -> (Lab, Netns) {
-    let lab = Lab::new();
-    let pod = lab::namespace();
-    lab::pair(&lab.node, &pod, DEVICE);
+    let (lab, pod) = with_pod_at(DEVICE);
     for e in &ENDS {
-        let bits = e.single.split_once('/').unwrap().1;
-        lab.node.device(DEVICE, e.gateway, e.single);
-        pod.device(DEVICE, e.pod, &format!("{}/{bits}", e.gateway));
-        for (at, by) in [(&pod, e.gateway), (&lab.node, e.other)] {
-            let family = e.family;
-            at.command("ip", &format!("{family} route add default via {by}"));
-        }
+        let by = format!("{} route add default via {}", e.family, e.other);
+        lab.node.command("ip", &by);
         own(&lab.outside, e.service);
         // The kernel sends what a device loses that has just come up again.
         let closed = SocketAddr::new(parsed(e.node), OTHER);
